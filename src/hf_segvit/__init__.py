@@ -1,0 +1,1 @@
+"""Image segmentation with plain Vision Transformers for the Hugging Face ecosystem."""

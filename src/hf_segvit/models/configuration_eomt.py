@@ -1,0 +1,120 @@
+"""Configuration of EoMT, the encoder-only mask transformer (Kerssies et al., CVPR 2025, arXiv 2503.19108).
+
+The fields of the plain ViT, plus queries, heads and loss. A folder that Transformers wrote for its own `eomt` or
+`eomt_dinov3` is read too: `transformers_eomt.py` translates its fields, so that nothing else needs to know of it.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_plain_vit import PlainViTConfig
+from .transformers_eomt import is_transformers_eomt, translate_config
+
+LOSS_NORMALIZATIONS = ("global", "per_rank")
+
+
+@strict
+class EoMTConfig(PlainViTConfig):
+    """Configuration of `EoMTModel` and `EoMTForUniversalSegmentation`; all fields of `PlainViTConfig`, and these.
+
+    Args:
+        num_queries: number Q of queries, the most segments that a picture can have.
+        num_query_layers: blocks at the end that see the queries (the paper's L2).
+        num_upscale_blocks: steps of twofold upscaling before the mask product; `None` takes
+            max(1, floor(log2(patch_size)) - 2), which puts the mask logits on a quarter of the picture's resolution.
+        masked_attention: `False` means never: no attention masks and no predictions between the query layers, in
+            training either (the paper's "w/o masking").
+        masked_attention_probabilities: per query layer, the probability that a query is confined to its own mask.
+            1 is masked attention, 0 mask-free; `None` is 1 everywhere. Training draws by it; inference masks a layer
+            where it is at least 0.5. Use `set_masked_attention_probabilities` of the model to change it.
+        no_object_weight: weight of the no-object class in the class loss.
+        class_weight: weight of the class loss in the total.
+        mask_weight: weight of the binary cross-entropy in the total.
+        dice_weight: weight of the dice loss in the total.
+        train_num_points: points that matching and loss sample from a mask.
+        oversample_ratio: candidates drawn per point that the loss samples.
+        importance_sample_ratio: share of the points taken where the prediction is least certain.
+        loss_normalization: `"global"` divides by counts over all processes, so that N processes train as one does;
+            `"per_rank"` reproduces the official code.
+    """
+
+    model_type = "segvit_eomt"
+    keys_to_ignore_at_inference = (
+        "last_hidden_state",
+        "hidden_states",
+        "attentions",
+        "content_sizes",
+        "patch_offsets",
+    )
+
+    num_queries: int = 200
+    num_query_layers: int = 4
+    num_upscale_blocks: int | None = None
+    masked_attention: bool = True
+    masked_attention_probabilities: list[float] | list[int] | list[float | int] | None = None
+    no_object_weight: float | int = 0.1
+    class_weight: float | int = 2.0
+    mask_weight: float | int = 5.0
+    dice_weight: float | int = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float | int = 3.0
+    importance_sample_ratio: float | int = 0.75
+    loss_normalization: str = "global"
+
+    def __post_init__(self, **kwargs: Any):
+        if self.num_upscale_blocks is None:
+            self.num_upscale_blocks = max(1, self.patch_size.bit_length() - 3)
+        if self.masked_attention_probabilities is None:
+            self.masked_attention_probabilities = [1.0] * max(self.num_query_layers, 0)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        """The fields of a saved configuration; those of a Transformers `eomt` folder arrive translated."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if is_transformers_eomt(config_dict):
+            config_dict = translate_config(config_dict)
+        return config_dict, kwargs
+
+    @property
+    def upscale_factor(self) -> int:
+        """Cells of the mask logits per patch along each axis, s."""
+        return 2 ** (self.num_upscale_blocks or 0)
+
+    def check(self) -> None:
+        """Refuse values that contradict each other.
+
+        Raises:
+            ValueError: naming the field, its value and the remedy.
+        """
+        super().check()
+        if not 1 <= self.num_query_layers <= self.num_hidden_layers:
+            raise ValueError(
+                f"num_query_layers={self.num_query_layers} must be between 1 and num_hidden_layers="
+                f"{self.num_hidden_layers}: the queries join the last of the blocks"
+            )
+        if self.num_queries < 1:
+            raise ValueError(f"num_queries={self.num_queries} must be at least 1")
+        if self.num_upscale_blocks is None or self.num_upscale_blocks < 0:
+            raise ValueError(f"num_upscale_blocks={self.num_upscale_blocks} must not be negative")
+        if self.loss_normalization not in LOSS_NORMALIZATIONS:
+            raise ValueError(f"loss_normalization={self.loss_normalization!r} is not one of {LOSS_NORMALIZATIONS}")
+        check_probabilities(self.masked_attention_probabilities, self.num_query_layers)
+
+
+def check_probabilities(probabilities: Any, num_query_layers: int) -> None:
+    """Refuse masked-attention probabilities that are not one number in [0, 1] per query layer.
+
+    Raises:
+        ValueError: naming the values and the number of query layers.
+    """
+    if (
+        probabilities is None
+        or len(probabilities) != num_query_layers
+        or not all(0.0 <= p <= 1.0 for p in probabilities)
+    ):
+        raise ValueError(
+            f"masked_attention_probabilities={probabilities} must hold one number in [0, 1] for each of the "
+            f"{num_query_layers} query layers"
+        )

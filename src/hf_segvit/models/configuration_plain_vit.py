@@ -1,0 +1,146 @@
+"""Configuration of the plain Vision Transformer that EoMT and ViT-P stand on.
+
+One flat set of fields describes every supported family: a family is a choice of values, never a subclass.
+`PlainViTConfig.check` is the single place where impossible combinations are refused.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+POSITION_EMBEDDING_TYPES = ("learned", "rope")
+MLP_TYPES = ("mlp", "swiglu")
+
+
+@strict
+class PlainViTConfig(PreTrainedConfig):
+    """Configuration of a `PlainViTModel`.
+
+    The defaults are those of DINOv2 ViT-L with registers at patch 16 and 640 pixels.
+
+    Args:
+        hidden_size: width D of a token.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: heads of every block; must divide `hidden_size`.
+        intermediate_size: width inside the MLP (of each half, for `mlp_type="swiglu"`).
+        patch_size: side of a patch in pixels.
+        image_size: height and width in pixels, an int or `[height, width]`, of the picture the model was made for.
+            It fixes the table of learned position embeddings; other inputs are served by resampling that table.
+        num_channels: channels of `pixel_values`.
+        num_register_tokens: register tokens between the CLS token and the patches.
+        position_embedding_type: `"learned"` (a table added to the patches, DINOv2) or `"rope"` (rotary, on the
+            patches of every block, DINOv3).
+        rope_theta: base of the rotary frequencies, used with `"rope"`.
+        hidden_act: activation of the MLP and of EoMT's heads.
+        mlp_type: `"mlp"` (two linear layers) or `"swiglu"` (gated, DINOv2 giant).
+        gate_act: activation of the gate with `mlp_type="swiglu"`.
+        key_bias: whether the key projection has a bias (DINOv3 has none; under RoPE it would change the function).
+        layer_norm_eps: epsilon of every LayerNorm of the blocks.
+        layer_scale_init_value: initial LayerScale, or `None` for blocks without LayerScale.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first one.
+        attention_dropout: dropout of the attention weights.
+        initializer_range: standard deviation of the initial weights of the blocks.
+
+    Raises:
+        ValueError: the values contradict each other; the message names them and the remedy.
+    """
+
+    model_type = "segvit_plain_vit"
+    keys_to_ignore_at_inference = ("last_hidden_state", "hidden_states", "attentions")
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    patch_size: int = 16
+    image_size: int | list[int] | tuple[int, ...] = 640
+    num_channels: int = 3
+    num_register_tokens: int = 4
+    position_embedding_type: str = "learned"
+    rope_theta: float | int = 100.0
+    hidden_act: str = "gelu"
+    mlp_type: str = "mlp"
+    gate_act: str = "silu"
+    key_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    layer_scale_init_value: float | int | None = 1.0
+    drop_path_rate: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any):
+        if isinstance(self.image_size, tuple):
+            self.image_size = list(self.image_size)
+        num_labels = kwargs.get("num_labels")
+        if self.id2label is not None and num_labels is not None and len(self.id2label) != num_labels:
+            raise ValueError(
+                f"num_labels={num_labels} disagrees with id2label, which names {len(self.id2label)} classes; "
+                "give one of the two, or make them equal"
+            )
+        super().__post_init__(**kwargs)
+        self.check()
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """Height and width in pixels that `image_size` stands for."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return self.image_size[0], self.image_size[1]
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches (rows, columns) of a picture of `image_size`."""
+        height, width = self.image_height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: CLS and registers."""
+        return 1 + self.num_register_tokens
+
+    def check(self) -> None:
+        """Refuse values that contradict each other.
+
+        Raises:
+            ValueError: naming the field, its value and the remedy.
+        """
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "patch_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.num_register_tokens < 0:
+            raise ValueError(f"num_register_tokens={self.num_register_tokens} must not be negative")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}; "
+                "published plain ViTs use heads of 64 channels"
+            )
+        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
+            raise ValueError(f"image_size={self.image_size} must be an int or [height, width]")
+        height, width = self.image_height_width
+        if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}; the nearest that is: "
+                f"[{_nearest_multiple(height, self.patch_size)}, {_nearest_multiple(width, self.patch_size)}]"
+            )
+        if self.position_embedding_type not in POSITION_EMBEDDING_TYPES:
+            raise ValueError(
+                f"position_embedding_type={self.position_embedding_type!r} is not one of {POSITION_EMBEDDING_TYPES}"
+            )
+        if self.position_embedding_type == "rope" and (self.hidden_size // self.num_attention_heads) % 4:
+            raise ValueError(
+                f"rotary embeddings need heads of a multiple of 4 channels, not "
+                f"{self.hidden_size // self.num_attention_heads}; change num_attention_heads or hidden_size"
+            )
+        if self.mlp_type not in MLP_TYPES:
+            raise ValueError(f"mlp_type={self.mlp_type!r} is not one of {MLP_TYPES}")
+
+
+def _nearest_multiple(length: int, step: int) -> int:
+    return max(step, round(length / step) * step)

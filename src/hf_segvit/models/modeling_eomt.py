@@ -1,0 +1,366 @@
+"""EoMT, the encoder-only mask transformer (Kerssies et al., CVPR 2025, arXiv 2503.19108).
+
+In here, in this order: the model with class head and loss, the model up to mask logits, their outputs. Queries join
+the tokens of a plain ViT in its last `num_query_layers` blocks; there is no decoder. While it learns, a query may be
+confined to the mask it predicts (masked attention); the probabilities of that are annealed to 0 in training, after
+which inference is a plain ViT without predictions between the blocks, data-dependent control flow or device syncs.
+
+Shapes: B batch, Q queries, C classes without no-object, D hidden size, H W pixels, h w patch grid,
+s = 2 ** num_upscale_blocks. Tokens are ordered queries, CLS, registers, patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_eomt import EoMTConfig, check_probabilities
+from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
+from .mask_head import EoMTMaskHead, EoMTScaleBlock, EoMTScaleLayer, attention_mask_from, mask_logits
+from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel
+from .transformers_eomt_loading import transformers_eomt_arguments
+
+
+@dataclass
+class EoMTModelOutput(ModelOutput):
+    """What `EoMTModel` returns.
+
+    Args:
+        last_hidden_state: (B, Q + prefix + h * w, D) after the final norm.
+        masks_queries_logits: (B, Q, s * h, s * w) of the last layer.
+        hidden_states: on request, the input and the output of every block; queries are there from their first block on.
+        attentions: on request, the attention weights of every block.
+        query_hidden_states: normed queries (B, Q, D) of every prediction made, the last one final. In training there
+            is one before each query layer; else only before layers that are masked.
+        mask_queries: mask embeddings (B, Q, D) of the same predictions.
+        mask_features: upscaled patches (B, s * h, s * w, D) of the same predictions.
+        auxiliary_masks_queries_logits: mask logits of all predictions but the last, without gradient.
+    """
+
+    last_hidden_state: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    query_hidden_states: tuple[Tensor, ...] = ()
+    mask_queries: tuple[Tensor, ...] = ()
+    mask_features: tuple[Tensor, ...] = ()
+    auxiliary_masks_queries_logits: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class EoMTForUniversalSegmentationOutput(ModelOutput):
+    """What `EoMTForUniversalSegmentation` returns; any Mask2Former-style post-processor understands it.
+
+    Args:
+        loss: total loss, where labels were given.
+        loss_dict: its unweighted terms by layer, without gradient.
+        class_queries_logits: (B, Q, C + 1), no-object last.
+        masks_queries_logits: (B, Q, s * h, s * w), before the sigmoid.
+        last_hidden_state: (B, Q + prefix + h * w, D) after the final norm.
+        hidden_states: on request, as in `EoMTModelOutput`.
+        attentions: on request, as in `EoMTModelOutput`.
+        content_sizes: passed through from the image processor for its post-processing.
+        patch_offsets: passed through from the image processor for its post-processing.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    content_sizes: Tensor | None = None
+    patch_offsets: Tensor | None = None
+
+
+class EoMTPreTrainedModel(PlainViTPreTrainedModel):
+    """What both EoMT models share: initial weights of the heads, and the masked-attention probabilities."""
+
+    config: EoMTConfig
+    base_model_prefix = "eomt"
+    _no_split_modules = ["PlainViTEmbeddings", "PlainViTLayer", "EoMTScaleLayer"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint of this package, or of Transformers' own `eomt` or `eomt_dinov3`.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub id.
+            args: as for every Transformers model.
+            kwargs: as for every Transformers model. With a new label set (`id2label=..., ignore_mismatched_sizes=True`)
+                only the class head is reset.
+
+        Raises:
+            ValueError: a weight has another size and `ignore_mismatched_sizes` was not given, or a field of the
+                checkpoint cannot be expressed.
+        """
+        translated = transformers_eomt_arguments(cls, pretrained_model_name_or_path, kwargs)
+        try:
+            if translated is not None:
+                return super().from_pretrained(None, *args, **translated)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"the weights of {pretrained_model_name_or_path} do not fit the configuration (see the report above); for "
+                "a new label set pass id2label=... together with ignore_mismatched_sizes=True, which resets the class "
+                "head only"
+            ) from error
+
+    def set_masked_attention_probabilities(self, probabilities: float | Sequence[float]) -> None:
+        """Set the probability that a query is confined to its own mask, in the config and so in every checkpoint.
+
+        Args:
+            probabilities: one number in [0, 1] for all query layers, or one for each. 0 everywhere makes inference
+                a plain ViT.
+
+        Raises:
+            ValueError: a number outside [0, 1], or not one per query layer.
+        """
+        if isinstance(probabilities, int | float):
+            probabilities = [probabilities] * self.config.num_query_layers
+        values = [float(p) for p in probabilities]
+        check_probabilities(values, self.config.num_query_layers)
+        self.config.masked_attention_probabilities = values
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EoMTModel):
+            init.normal_(module.query.weight)
+        elif isinstance(module, EoMTMaskHead):
+            for layer in (module.fc1, module.fc2, module.fc3):
+                _default_init(layer)
+        elif isinstance(module, EoMTScaleLayer):
+            _default_init(module.conv1)
+            _default_init(module.conv2)
+        elif isinstance(module, EoMTForUniversalSegmentation):
+            _default_init(module.class_predictor)
+
+
+def _default_init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """PyTorch's own initial weights, which the heads keep (as in the official code): uniform in +-1/sqrt(fan in)."""
+    fan_in = layer.weight[0].numel()
+    bound = fan_in**-0.5
+    init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        init.uniform_(layer.bias, -bound, bound)
+
+
+class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
+    """EoMT with class head and loss: semantic, instance and panoptic segmentation.
+
+    `from_pretrained` also reads checkpoints of Transformers' own `eomt` and `eomt_dinov3` directly.
+    """
+
+    def __init__(self, config: EoMTConfig):
+        super().__init__(config)
+        self.eomt = EoMTModel(config)
+        self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
+        self.criterion = MaskCriterion(
+            num_labels=config.num_labels,
+            class_weight=config.class_weight,
+            mask_weight=config.mask_weight,
+            dice_weight=config.dice_weight,
+            no_object_weight=config.no_object_weight,
+            num_points=config.train_num_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_sample_ratio=config.importance_sample_ratio,
+            loss_normalization=config.loss_normalization,
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that turns pixels into tokens."""
+        return self.eomt.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        loss_mask: Tensor | None = None,
+        loss_normalizers: Tensor | None = None,
+        content_sizes: Tensor | None = None,
+        patch_offsets: Tensor | None = None,
+        **kwargs: Any,
+    ) -> EoMTForUniversalSegmentationOutput:
+        """Segment pictures, and compare with the truth where labels are given.
+
+        Args:
+            pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
+            mask_labels: per picture, (n, H, W) masks of its segments; n may be 0 or exceed Q.
+            class_labels: per picture, (n,) int64 classes in [0, C).
+            loss_mask: (B, H, W) bool, True where pixels count in matching and loss; `None` counts all.
+            loss_normalizers: (2,) counts that the losses are divided by, as `MaskCriterion.count_normalizers` returns;
+                for accumulation over several batches. `None` counts this batch.
+            content_sizes: (B, 2), returned as given.
+            patch_offsets: (B, 3), returned as given.
+            kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
+
+        Returns:
+            Class and mask logits; the loss sums over every prediction made: one for each query layer and the final one
+            in training, those of masked layers and the final one in evaluation.
+
+        Raises:
+            ValueError: a picture's shape or a label does not fit; the message names it.
+        """
+        if (mask_labels is None) != (class_labels is None):
+            given, missing = ("mask", "class") if class_labels is None else ("class", "mask")
+            raise ValueError(f"{given}_labels came without {missing}_labels; the loss needs both")
+        if mask_labels is not None and class_labels is not None:
+            validate_targets(mask_labels, class_labels, self.config.num_labels, pixel_values.shape[0], loss_mask)
+
+        outputs = self.eomt(pixel_values, **kwargs)
+        class_logits = [self.class_predictor(queries) for queries in outputs.query_hidden_states]
+        loss = loss_dict = None
+        if mask_labels is not None and class_labels is not None:
+            loss, loss_dict = self.criterion(
+                self._predictions(outputs, class_logits, class_labels),
+                mask_labels,
+                class_labels,
+                loss_mask=loss_mask,
+                normalizers=loss_normalizers,
+            )
+        return EoMTForUniversalSegmentationOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            class_queries_logits=class_logits[-1],
+            masks_queries_logits=outputs.masks_queries_logits,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            content_sizes=content_sizes,
+            patch_offsets=patch_offsets,
+        )
+
+    def _predictions(
+        self, outputs: EoMTModelOutput, class_logits: list[Tensor], class_labels: list[Tensor]
+    ) -> list[MaskPrediction]:
+        counts = [min(len(labels), self.config.num_queries) for labels in class_labels]
+        all_mask_logits = (*outputs.auxiliary_masks_queries_logits, outputs.masks_queries_logits)
+        return [
+            MaskPrediction(
+                class_logits=classes,
+                mask_logits=masks.detach(),
+                matched_mask_logits=_MatchedMaskLogits(queries, features, counts),
+            )
+            for classes, masks, queries, features in zip(
+                class_logits, all_mask_logits, outputs.mask_queries, outputs.mask_features, strict=True
+            )
+        ]
+
+
+@dataclass
+class _MatchedMaskLogits:
+    """Mask logits of the matched queries only, with gradient: a tenth of the masks carry all of the loss."""
+
+    mask_queries: Tensor  # (B, Q, D)
+    mask_features: Tensor  # (B, height, width, D)
+    counts: list[int]  # matches of each picture
+
+    def __call__(self, image_index: Tensor, query_index: Tensor) -> Tensor:
+        """Logits (n, height, width) of the pairs (n,), (n,), which come ordered by picture."""
+        chosen = self.mask_queries[image_index, query_index].split(self.counts)
+        return torch.cat(
+            [
+                mask_logits(queries[None], features[None])[0]
+                for queries, features in zip(chosen, self.mask_features, strict=True)
+            ]
+        )
+
+
+class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
+    """The plain ViT with queries, up to mask logits; without class head and loss."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^class_predictor\."]  # noqa: RUF012
+
+    def __init__(self, config: EoMTConfig):
+        super().__init__(config)
+        self.query = nn.Embedding(config.num_queries, config.hidden_size)
+        self.mask_head = EoMTMaskHead(config.hidden_size, config.hidden_act)
+        self.upscale_block = EoMTScaleBlock(config.hidden_size, config.hidden_act, config.num_upscale_blocks or 0)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> EoMTModelOutput:
+        """Encode pictures and predict masks.
+
+        Args:
+            pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
+            kwargs: `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
+
+        Raises:
+            ValueError: the picture's shape does not fit; see `PatchEmbeddings.forward`.
+        """
+        config = self.config
+        first_query_layer = config.num_hidden_layers - config.num_query_layers
+        probabilities = config.masked_attention_probabilities or []
+        grid_size = (pixel_values.shape[-2] // config.patch_size, pixel_values.shape[-1] // config.patch_size)
+        hidden_states = self.embeddings(pixel_values)
+        position_embeddings = self.position_embeddings_for(pixel_values, config.num_prefix_tokens)
+        predictions: list[_Prediction] = []
+        for index, layer in enumerate(self.layers):
+            leading_mask = None
+            if index == first_query_layer:
+                queries = self.query.weight.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
+                hidden_states = torch.cat((queries, hidden_states), dim=1)
+                position_embeddings = self.position_embeddings_for(
+                    pixel_values, config.num_queries + config.num_prefix_tokens
+                )
+            if index >= first_query_layer and config.masked_attention:
+                probability = probabilities[index - first_query_layer]
+                masked = probability > 0 if self.training else probability >= 0.5
+                if self.training or masked:
+                    predictions.append(self._predict(self.layernorm(hidden_states), grid_size, final=False))
+                if masked:
+                    keep = None
+                    if self.training and probability < 1:
+                        shape = (hidden_states.shape[0], config.num_queries)
+                        keep = torch.rand(shape, device=hidden_states.device) <= probability
+                    leading_mask = attention_mask_from(
+                        predictions[-1].mask_logits, grid_size, config.num_prefix_tokens, keep
+                    )
+            hidden_states = layer(hidden_states, position_embeddings, leading_mask)
+
+        last_hidden_state = self.layernorm(hidden_states)
+        predictions.append(self._predict(last_hidden_state, grid_size, final=True))
+        return EoMTModelOutput(
+            last_hidden_state=last_hidden_state,
+            masks_queries_logits=predictions[-1].mask_logits,
+            query_hidden_states=tuple(p.queries for p in predictions),
+            mask_queries=tuple(p.mask_queries for p in predictions),
+            mask_features=tuple(p.mask_features for p in predictions),
+            auxiliary_masks_queries_logits=tuple(p.mask_logits for p in predictions[:-1]),
+        )
+
+    def _predict(self, normed_states: Tensor, grid_size: tuple[int, int], final: bool) -> "_Prediction":
+        num_queries = self.config.num_queries
+        queries = normed_states[:, :num_queries]
+        patches = normed_states[:, num_queries + self.config.num_prefix_tokens :]
+        mask_queries = self.mask_head(queries)
+        mask_features = self.upscale_block(patches.unflatten(1, grid_size))
+        if final:
+            logits = mask_logits(mask_queries, mask_features)
+        else:
+            # Matching and attention masks carry no gradient; the loss asks for its few masks again.
+            with torch.no_grad():
+                logits = mask_logits(mask_queries, mask_features)
+        return _Prediction(queries, mask_queries, mask_features, logits)
+
+
+@dataclass
+class _Prediction:
+    queries: Tensor  # (B, Q, D), normed
+    mask_queries: Tensor  # (B, Q, D)
+    mask_features: Tensor  # (B, s * h, s * w, D)
+    mask_logits: Tensor  # (B, Q, s * h, s * w)
