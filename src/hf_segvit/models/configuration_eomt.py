@@ -94,6 +94,11 @@ class EoMTConfig(PlainViTConfig):
                 f"num_query_layers={self.num_query_layers} must be between 1 and num_hidden_layers="
                 f"{self.num_hidden_layers}: the queries join the last of the blocks"
             )
+        if self.id2label is not None and sorted(self.id2label) != list(range(len(self.id2label))):
+            raise ValueError(
+                f"id2label has the ids {sorted(self.id2label)}, not 0 to {len(self.id2label) - 1}: the class head has "
+                "one output per id; renumber the labels"
+            )
         if self.num_queries < 1:
             raise ValueError(f"num_queries={self.num_queries} must be at least 1")
         if self.num_upscale_blocks is None or self.num_upscale_blocks < 0:

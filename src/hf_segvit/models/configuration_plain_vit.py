@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-POSITION_EMBEDDING_TYPES = ("learned", "rope")
+POSITION_EMBEDDING_TYPES = ("learned", "rope", "learned_rope")
 MLP_TYPES = ("mlp", "swiglu")
 
 
@@ -28,15 +28,24 @@ class PlainViTConfig(PreTrainedConfig):
         image_size: height and width in pixels, an int or `[height, width]`, of the picture the model was made for.
             It fixes the table of learned position embeddings; other inputs are served by resampling that table.
         num_channels: channels of `pixel_values`.
+        use_cls_token: whether a CLS token comes first (SigLIP has none).
         num_register_tokens: register tokens between the CLS token and the patches.
-        position_embedding_type: `"learned"` (a table added to the patches, DINOv2) or `"rope"` (rotary, on the
-            patches of every block, DINOv3).
-        rope_theta: base of the rotary frequencies, used with `"rope"`.
+        position_embedding_type: `"learned"` (a table added to the patches, DINOv2), `"rope"` (rotary, on the
+            patches of every block, DINOv3) or `"learned_rope"` (both, EVA-02).
+        rope_theta: base of the rotary frequencies.
+        rope_reference_grid: unit of the rotary coordinates. `None` maps patch centres to [-1, 1] (DINOv3); a number
+            counts patches of a square grid of that many rows, onto which every picture is stretched (EVA-02).
+        rope_offset: rotary coordinate of the first patch, in patches; only with `rope_reference_grid` (1 in Perception
+            Encoder; it matters for what other tokens see of the patches).
+        embedding_norm: whether the tokens are normalised before the first block (Perception Encoder).
+        attention_norm: whether the heads' output is normalised before its projection (EVA-02-CLIP).
         hidden_act: activation of the MLP and of EoMT's heads.
         mlp_type: `"mlp"` (two linear layers) or `"swiglu"` (gated, DINOv2 giant).
         gate_act: activation of the gate with `mlp_type="swiglu"`.
+        mlp_norm: whether the gated product is normalised before its projection, with `mlp_type="swiglu"` (EVA-02 B, L).
         key_bias: whether the key projection has a bias (DINOv3 has none; under RoPE it would change the function).
-        layer_norm_eps: epsilon of every LayerNorm of the blocks.
+        final_norm: whether the tokens are normalised after the last block (not in Perception Encoder spatial).
+        layer_norm_eps: epsilon of every LayerNorm of the ViT.
         layer_scale_init_value: initial LayerScale, or `None` for blocks without LayerScale.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first one.
         attention_dropout: dropout of the attention weights.
@@ -56,13 +65,20 @@ class PlainViTConfig(PreTrainedConfig):
     patch_size: int = 16
     image_size: int | list[int] | tuple[int, ...] = 640
     num_channels: int = 3
+    use_cls_token: bool = True
     num_register_tokens: int = 4
     position_embedding_type: str = "learned"
     rope_theta: float | int = 100.0
+    rope_reference_grid: int | None = None
+    rope_offset: float | int = 0
+    embedding_norm: bool = False
+    attention_norm: bool = False
     hidden_act: str = "gelu"
     mlp_type: str = "mlp"
     gate_act: str = "silu"
+    mlp_norm: bool = False
     key_bias: bool = True
+    final_norm: bool = True
     layer_norm_eps: float = 1e-6
     layer_scale_init_value: float | int | None = 1.0
     drop_path_rate: float | int = 0.0
@@ -97,7 +113,17 @@ class PlainViTConfig(PreTrainedConfig):
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: CLS and registers."""
-        return 1 + self.num_register_tokens
+        return int(self.use_cls_token) + self.num_register_tokens
+
+    @property
+    def has_learned_positions(self) -> bool:
+        """Whether a table of position embeddings is added to the patches."""
+        return self.position_embedding_type in ("learned", "learned_rope")
+
+    @property
+    def has_rotary_positions(self) -> bool:
+        """Whether queries and keys are rotated by the place of their patch."""
+        return self.position_embedding_type in ("rope", "learned_rope")
 
     def check(self) -> None:
         """Refuse values that contradict each other.
@@ -133,13 +159,19 @@ class PlainViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"position_embedding_type={self.position_embedding_type!r} is not one of {POSITION_EMBEDDING_TYPES}"
             )
-        if self.position_embedding_type == "rope" and (self.hidden_size // self.num_attention_heads) % 4:
+        if self.has_rotary_positions and (self.hidden_size // self.num_attention_heads) % 4:
             raise ValueError(
                 f"rotary embeddings need heads of a multiple of 4 channels, not "
                 f"{self.hidden_size // self.num_attention_heads}; change num_attention_heads or hidden_size"
             )
+        if self.rope_reference_grid is not None and self.rope_reference_grid < 1:
+            raise ValueError(f"rope_reference_grid={self.rope_reference_grid} must be at least 1, or None")
+        if self.rope_offset and self.rope_reference_grid is None:
+            raise ValueError(f"rope_offset={self.rope_offset} needs rope_reference_grid, whose patches it counts")
         if self.mlp_type not in MLP_TYPES:
             raise ValueError(f"mlp_type={self.mlp_type!r} is not one of {MLP_TYPES}")
+        if self.mlp_norm and self.mlp_type != "swiglu":
+            raise ValueError(f"mlp_norm=True needs mlp_type='swiglu', not {self.mlp_type!r}")
 
 
 def _nearest_multiple(length: int, step: int) -> int:

@@ -15,13 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_eomt import EoMTConfig, check_probabilities
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
-from .mask_head import EoMTMaskHead, EoMTScaleBlock, EoMTScaleLayer, attention_mask_from, mask_logits
+from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, mask_logits
 from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel
 from .transformers_eomt_loading import transformers_eomt_arguments
 
@@ -46,10 +47,10 @@ class EoMTModelOutput(ModelOutput):
     masks_queries_logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
-    query_hidden_states: tuple[Tensor, ...] = ()
-    mask_queries: tuple[Tensor, ...] = ()
-    mask_features: tuple[Tensor, ...] = ()
-    auxiliary_masks_queries_logits: tuple[Tensor, ...] = ()
+    query_hidden_states: tuple[Tensor, ...] | None = None
+    mask_queries: tuple[Tensor, ...] | None = None
+    mask_features: tuple[Tensor, ...] | None = None
+    auxiliary_masks_queries_logits: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -93,8 +94,8 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
         Args:
             pretrained_model_name_or_path: a folder or a Hub id.
             args: as for every Transformers model.
-            kwargs: as for every Transformers model. With a new label set (`id2label=..., ignore_mismatched_sizes=True`)
-                only the class head is reset.
+            kwargs: as for every Transformers model. With a new label set (`id2label=...,
+                ignore_mismatched_sizes=True`) only the class head is reset.
 
         Raises:
             ValueError: a weight has another size and `ignore_mismatched_sizes` was not given, or a field of the
@@ -109,9 +110,9 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
             if "ignore_mismatched_sizes" not in str(error):
                 raise
             raise ValueError(
-                f"the weights of {pretrained_model_name_or_path} do not fit the configuration (see the report above); for "
-                "a new label set pass id2label=... together with ignore_mismatched_sizes=True, which resets the class "
-                "head only"
+                f"the weights of {pretrained_model_name_or_path} do not fit the configuration (see the report above); "
+                "for a new label set pass id2label=... together with ignore_mismatched_sizes=True, which resets the "
+                "class head only"
             ) from error
 
     def set_masked_attention_probabilities(self, probabilities: float | Sequence[float]) -> None:
@@ -124,31 +125,17 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
         Raises:
             ValueError: a number outside [0, 1], or not one per query layer.
         """
+        num_query_layers = self.config.num_query_layers
         if isinstance(probabilities, int | float):
-            probabilities = [probabilities] * self.config.num_query_layers
+            probabilities = [probabilities] * num_query_layers
         values = [float(p) for p in probabilities]
-        check_probabilities(values, self.config.num_query_layers)
+        check_probabilities(values, num_query_layers)
         self.config.masked_attention_probabilities = values
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, EoMTModel):
-            init.normal_(module.query.weight)
-        elif isinstance(module, EoMTMaskHead):
-            for layer in (module.fc1, module.fc2, module.fc3):
-                _default_init(layer)
-        elif isinstance(module, EoMTScaleLayer):
-            _default_init(module.conv1)
-            _default_init(module.conv2)
-        elif isinstance(module, EoMTForUniversalSegmentation):
-            _default_init(module.class_predictor)
 
 
 def _default_init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
     """PyTorch's own initial weights, which the heads keep (as in the official code): uniform in +-1/sqrt(fan in)."""
-    fan_in = layer.weight[0].numel()
-    bound = fan_in**-0.5
+    bound = layer.weight[0].numel() ** -0.5
     init.uniform_(layer.weight, -bound, bound)
     if layer.bias is not None:
         init.uniform_(layer.bias, -bound, bound)
@@ -162,10 +149,12 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
 
     def __init__(self, config: EoMTConfig):
         super().__init__(config)
+        assert config.num_labels is not None  # id2label always names the classes
+        self.num_labels = config.num_labels
         self.eomt = EoMTModel(config)
-        self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
+        self.class_predictor = nn.Linear(config.hidden_size, self.num_labels + 1)
         self.criterion = MaskCriterion(
-            num_labels=config.num_labels,
+            num_labels=self.num_labels,
             class_weight=config.class_weight,
             mask_weight=config.mask_weight,
             dice_weight=config.dice_weight,
@@ -176,6 +165,11 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             loss_normalization=config.loss_normalization,
         )
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.class_predictor:
+            _default_init(self.class_predictor)
 
     def get_input_embeddings(self) -> nn.Module:
         """The module that turns pixels into tokens."""
@@ -217,7 +211,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             given, missing = ("mask", "class") if class_labels is None else ("class", "mask")
             raise ValueError(f"{given}_labels came without {missing}_labels; the loss needs both")
         if mask_labels is not None and class_labels is not None:
-            validate_targets(mask_labels, class_labels, self.config.num_labels, pixel_values.shape[0], loss_mask)
+            validate_targets(mask_labels, class_labels, self.num_labels, pixel_values.shape[0], loss_mask)
 
         outputs = self.eomt(pixel_values, **kwargs)
         class_logits = [self.class_predictor(queries) for queries in outputs.query_hidden_states]
@@ -246,16 +240,18 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         self, outputs: EoMTModelOutput, class_logits: list[Tensor], class_labels: list[Tensor]
     ) -> list[MaskPrediction]:
         counts = [min(len(labels), self.config.num_queries) for labels in class_labels]
-        all_mask_logits = (*outputs.auxiliary_masks_queries_logits, outputs.masks_queries_logits)
+        final_mask_logits = outputs.masks_queries_logits
+        assert final_mask_logits is not None  # always made; optional only as a field of an output
+        layers = zip(
+            class_logits,
+            (*(outputs.auxiliary_masks_queries_logits or ()), final_mask_logits),
+            outputs.mask_queries or (),
+            outputs.mask_features or (),
+            strict=True,
+        )
         return [
-            MaskPrediction(
-                class_logits=classes,
-                mask_logits=masks.detach(),
-                matched_mask_logits=_MatchedMaskLogits(queries, features, counts),
-            )
-            for classes, masks, queries, features in zip(
-                class_logits, all_mask_logits, outputs.mask_queries, outputs.mask_features, strict=True
-            )
+            MaskPrediction(classes, masks.detach(), _MatchedMaskLogits(queries, features, counts))
+            for classes, masks, queries, features in layers
         ]
 
 
@@ -289,6 +285,17 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
         self.mask_head = EoMTMaskHead(config.hidden_size, config.hidden_act)
         self.upscale_block = EoMTScaleBlock(config.hidden_size, config.hidden_act, config.num_upscale_blocks or 0)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.query:
+            init.normal_(module.weight)
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and any(
+            module is layer for head in (self.mask_head, self.upscale_block) for layer in head.modules()
+        ):
+            _default_init(module)
+        else:
+            super()._init_weights(module)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -348,13 +355,21 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
         queries = normed_states[:, :num_queries]
         patches = normed_states[:, num_queries + self.config.num_prefix_tokens :]
         mask_queries = self.mask_head(queries)
-        mask_features = self.upscale_block(patches.unflatten(1, grid_size))
+        patches = patches.unflatten(1, grid_size)
         if final:
+            mask_features = self.upscale_block(patches)
             logits = mask_logits(mask_queries, mask_features)
         else:
-            # Matching and attention masks carry no gradient; the loss asks for its few masks again.
+            if self.training and torch.is_grad_enabled():
+                # Recomputed in the backward pass: the inner activations of upscaling are the largest of the model.
+                # The final prediction keeps its own, since it comes first there and the peak is the same either way.
+                mask_features = checkpoint(self.upscale_block, patches, use_reentrant=False)
+            else:
+                mask_features = self.upscale_block(patches)
+            # Matching and attention masks carry no gradient; the loss asks for its few masks again. Matching reads all
+            # queries of a cell at once, so memory holds them side by side.
             with torch.no_grad():
-                logits = mask_logits(mask_queries, mask_features)
+                logits = (mask_features @ mask_queries.transpose(1, 2)[:, None]).permute(0, 3, 1, 2)
         return _Prediction(queries, mask_queries, mask_features, logits)
 
 

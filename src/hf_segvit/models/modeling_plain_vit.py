@@ -1,22 +1,22 @@
 """The plain Vision Transformer that EoMT and ViT-P stand on.
 
-In here, in this order: the model and its base class, the embeddings, one block, attention with optional masks for the
-leading tokens, the MLPs. Every family is the same code under another `PlainViTConfig`: DINOv2 (Oquab et al., arXiv
-2304.07193; registers, SwiGLU for giant) and DINOv3 (Simeoni et al., arXiv 2508.10104; rotary embeddings). Any input whose sides are multiples
-of the patch size is served, square or not.
+In here, in this order: the embeddings, attention with optional masks for the leading tokens, one block, the base class
+and the model. Every family is the same code under another `PlainViTConfig`: DINOv2 (Oquab et al., arXiv 2304.07193;
+registers, SwiGLU for giant), DINOv3 (Simeoni et al., arXiv 2508.10104; rotary embeddings), EVA-02 (Fang et al., arXiv
+2303.11331; both kinds of positions, norms inside the branches), DeiT-III, MAE, SigLIP and others. Any input whose sides
+are multiples of the patch size is served, square or not.
 
 Shapes: B batch, T tokens, D hidden size, H W pixels, h w patch grid, E channels of one head.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -24,13 +24,16 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_plain_vit import PlainViTConfig
+from .plain_vit_mlp import PlainMLP, SwiGLU
+from .rotary_embeddings import rotary_embeddings, rotate
 
 
 class LayerScale(nn.Module):
     """A learned factor per channel on the output of a branch (Touvron et al., arXiv 2103.17239)."""
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, init_value: float):
         super().__init__()
+        self.init_value = init_value
         self.lambda1 = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -96,28 +99,24 @@ class PlainViTEmbeddings(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.grid_size = config.grid_size
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.cls_token = nn.Parameter(torch.empty(1, int(config.use_cls_token), config.hidden_size))
         self.register_tokens = nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))
         self.patch_embeddings = PatchEmbeddings(config)
         self.position_embeddings: nn.Embedding | None = None
-        if config.position_embedding_type == "learned":
+        if config.has_learned_positions:
             self.position_embeddings = nn.Embedding(math.prod(config.grid_size), config.hidden_size)
+        normed = config.embedding_norm
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Tokens (B, 1 + registers + h * w, D) of `pixel_values` (B, channels, H, W)."""
+        """Tokens (B, prefix + h * w, D) of `pixel_values` (B, channels, H, W)."""
         patches = self.patch_embeddings(pixel_values)
         if self.position_embeddings is not None:
             grid_size = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
             patches = patches + resample_position_embeddings(self.position_embeddings.weight, self.grid_size, grid_size)
         batch_size = patches.shape[0]
-        return torch.cat(
-            (
-                self.cls_token.expand(batch_size, -1, -1),
-                self.register_tokens.expand(batch_size, -1, -1),
-                patches,
-            ),
-            dim=1,
-        )
+        prefix = (self.cls_token.expand(batch_size, -1, -1), self.register_tokens.expand(batch_size, -1, -1))
+        return self.layernorm(torch.cat((*prefix, patches), dim=1))
 
 
 def resample_position_embeddings(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -136,41 +135,6 @@ def resample_position_embeddings(table: Tensor, old_grid: tuple[int, int], new_g
     grid = table.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new_grid, mode="bicubic", antialias=True)
     return grid.flatten(2)[0].transpose(0, 1).to(table.dtype)
-
-
-def rotary_embeddings(
-    grid_size: tuple[int, int], head_size: int, theta: float, num_prefix_tokens: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines that rotate the queries and keys of the patches by their place in the picture (DINOv3).
-
-    Patch centres are mapped to [-1, 1] along each axis; a quarter of the channels turns with the row, a quarter with
-    the column, and both are used twice, for the halves that `rotate` pairs. Tokens before the patches keep angle 0.
-
-    Args:
-        grid_size: patch rows and columns.
-        head_size: E, channels of a head; a multiple of 4.
-        theta: base of the frequencies.
-        num_prefix_tokens: tokens before the patches.
-        device: where to make them.
-
-    Returns:
-        Two fp32 tensors (num_prefix_tokens + h * w, E).
-    """
-    # Angles are always worked out in fp32: in bf16 neighbouring patches would share one.
-    rows, columns = ((2.0 * torch.arange(n, device=device, dtype=torch.float32) + 1.0) / n - 1.0 for n in grid_size)
-    exponents = torch.arange(head_size // 4, device=device, dtype=torch.float32) * (4.0 / head_size)
-    frequencies = 2.0 * math.pi * theta**-exponents
-    row_angles = (rows[:, None] * frequencies)[:, None, :].expand(-1, grid_size[1], -1)
-    column_angles = (columns[:, None] * frequencies)[None, :, :].expand(grid_size[0], -1, -1)
-    angles = torch.cat((row_angles, column_angles), dim=-1).flatten(0, 1).repeat(1, 2)
-    angles = F.pad(angles, (0, 0, num_prefix_tokens, 0))
-    return angles.cos(), angles.sin()
-
-
-def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate channel i with channel i + E/2 of (B, heads, T, E) by the angles of each token."""
-    first, second = states.chunk(2, dim=-1)
-    return states * cosines.to(states.dtype) + torch.cat((-second, first), dim=-1) * sines.to(states.dtype)
 
 
 def eager_attention_forward(
@@ -220,6 +184,8 @@ class PlainViTAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        normed = config.attention_norm
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
@@ -246,7 +212,7 @@ class PlainViTAttention(nn.Module):
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
 
-        back_end = self.config._attn_implementation
+        back_end = self.config._attn_implementation or "eager"
         if leading_mask is None:
             context, weights = self._attend(back_end, query, key, value, None)
         else:
@@ -259,10 +225,10 @@ class PlainViTAttention(nn.Module):
             weights = None
             if led_weights is not None and rest_weights is not None:
                 weights = torch.cat((led_weights, rest_weights), dim=2)
-        return self.out_proj(context.flatten(2)), weights
+        return self.out_proj(self.norm(context.flatten(2))), weights
 
     def _attend(
-        self, back_end: str | None, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+        self, back_end: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(back_end, eager_attention_forward)
         return attend(
@@ -277,35 +243,6 @@ class PlainViTAttention(nn.Module):
         )
 
 
-class PlainMLP(nn.Module):
-    """Two linear layers with an activation between them."""
-
-    def __init__(self, config: PlainViTConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Transform (..., D)."""
-        return self.fc2(self.activation(self.fc1(hidden_states)))
-
-
-class SwiGLU(nn.Module):
-    """A linear layer gated by the activation (SiLU) of another (Shazeer, arXiv 2002.05202)."""
-
-    def __init__(self, config: PlainViTConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.activation = ACT2FN[config.gate_act]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Transform (..., D)."""
-        return self.down_proj(self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
-
-
 class PlainViTLayer(GradientCheckpointingLayer):
     """One pre-norm block: attention and MLP, each with LayerScale and stochastic depth."""
 
@@ -315,9 +252,9 @@ class PlainViTLayer(GradientCheckpointingLayer):
         self.attention = PlainViTAttention(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SwiGLU(config) if config.mlp_type == "swiglu" else PlainMLP(config)
-        scaled = config.layer_scale_init_value is not None
-        self.layer_scale1 = LayerScale(config.hidden_size) if scaled else nn.Identity()
-        self.layer_scale2 = LayerScale(config.hidden_size) if scaled else nn.Identity()
+        scale = config.layer_scale_init_value
+        self.layer_scale1 = nn.Identity() if scale is None else LayerScale(config.hidden_size, scale)
+        self.layer_scale2 = nn.Identity() if scale is None else LayerScale(config.hidden_size, scale)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(
@@ -338,7 +275,7 @@ class PlainViTPreTrainedModel(PreTrainedModel):
     config: PlainViTConfig
     base_model_prefix = "plain_vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["PlainViTEmbeddings", "PlainViTLayer"]  # noqa: RUF012
     _supports_sdpa = True
@@ -353,6 +290,38 @@ class PlainViTPreTrainedModel(PreTrainedModel):
         config.check()
         super().__init__(config, *args, **kwargs)
 
+    @classmethod
+    def from_backbone(
+        cls,
+        source: Any,
+        image_size: int | Sequence[int] | None = None,
+        patch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Start from the weights of a backbone of another library; whatever the backbone lacks is newly initialised.
+
+        Args:
+            source: `"timm/<name>"`, a Hub id or folder of a Transformers or `PlainViTModel` checkpoint, or such a model
+                in memory. Families: `hf_segvit.conversion.backbones`.
+            image_size: pixels, an int or `[height, width]`; the position embeddings are resampled to its grid. `None`
+                keeps the grid of the source.
+            patch_size: the patch kernel is resampled to it; `None` keeps it.
+            kwargs: fields of the configuration, and arguments of `from_pretrained` such as `dtype` or `device_map`.
+
+        Returns:
+            The model, in evaluation mode and fp32 unless asked otherwise.
+
+        Raises:
+            ValueError: the source is unknown, cannot be expressed, or its weights do not fill the ViT one to one.
+        """
+        try:
+            from hf_segvit.conversion.backbones import model_from_backbone
+        except ImportError as error:
+            raise ImportError(
+                f"{cls.__name__}.from_backbone needs the package hf-segvit and timm, not this checkpoint's code alone"
+            ) from error
+        return model_from_backbone(cls, source, image_size, patch_size, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -364,7 +333,7 @@ class PlainViTPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, LayerScale):
-            init.constant_(module.lambda1, self.config.layer_scale_init_value)
+            init.constant_(module.lambda1, module.init_value)
         elif isinstance(module, PlainViTEmbeddings):
             init.trunc_normal_(module.cls_token, std=std)
             init.trunc_normal_(module.register_tokens, std=std)
@@ -382,7 +351,8 @@ class PlainViTModel(PlainViTPreTrainedModel):
         self.layers = nn.ModuleList(
             PlainViTLayer(config, config.drop_path_rate * index / max(depth - 1, 1)) for index in range(depth)
         )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        normed = config.final_norm
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
         if type(self) is PlainViTModel:  # a model that adds modules finishes when it has them all
             self.post_init()
 
@@ -391,13 +361,21 @@ class PlainViTModel(PlainViTPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     def position_embeddings_for(self, pixel_values: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor] | None:
-        """Rotary embeddings for a batch of pictures (B, channels, H, W), or `None` where positions are learned."""
+        """Rotary embeddings for a batch of pictures (B, channels, H, W), or `None` where positions are only learned."""
         config = self.config
-        if config.position_embedding_type != "rope":
+        if not config.has_rotary_positions:
             return None
         grid_size = (pixel_values.shape[-2] // config.patch_size, pixel_values.shape[-1] // config.patch_size)
         head_size = config.hidden_size // config.num_attention_heads
-        return rotary_embeddings(grid_size, head_size, config.rope_theta, num_prefix_tokens, pixel_values.device)
+        return rotary_embeddings(
+            grid_size,
+            head_size,
+            config.rope_theta,
+            num_prefix_tokens,
+            pixel_values.device,
+            config.rope_reference_grid,
+            config.rope_offset,
+        )
 
     @merge_with_config_defaults
     @capture_outputs
@@ -409,7 +387,7 @@ class PlainViTModel(PlainViTPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
 
         Returns:
-            `last_hidden_state` (B, 1 + registers + h * w, D) after the final norm, and what was asked for.
+            `last_hidden_state` (B, prefix + h * w, D) after the final norm, and what was asked for.
 
         Raises:
             ValueError: the picture's shape does not fit; see `PatchEmbeddings.forward`.

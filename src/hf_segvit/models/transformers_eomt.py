@@ -1,8 +1,8 @@
 """What Transformers calls things in its own `eomt` and `eomt_dinov3`, in our words.
 
-Config fields, parameter names and the published label sets, so that a folder of either type loads directly. Giant
-checkpoints come with two generations of SwiGLU names: `weights_in` (gate and value in one matrix) and `weights_out`
-were renamed to `gate_proj`, `up_proj` and `down_proj`; both are understood.
+Config fields and parameter names, so that a folder of either type loads directly. Giant checkpoints come with two
+generations of SwiGLU names: `weights_in` (gate and value in one matrix) and `weights_out` were renamed to `gate_proj`,
+`up_proj` and `down_proj`; both are understood.
 """
 
 import re

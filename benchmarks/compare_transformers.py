@@ -1,0 +1,225 @@
+"""EoMT here beside EoMT in Transformers: same weights, same machine, one run, a ratio for each thing people wait for.
+
+    python benchmarks/compare_transformers.py [forward] [post] [pipeline] [train] [compile] [gpu]
+
+Without arguments everything but `compile` and `gpu` runs. The outputs are compared before anything is timed. Model: ViT-S at 640 pixels, 200
+queries, 133 classes, random weights whose class head is tuned so that about 30 queries are confident, as on a
+photograph.
+"""
+
+import sys
+import tempfile
+
+import torch
+from measuring import PeakResidentMemory, machine, peak_memory, report, time_pair, verdict
+from PIL import Image
+from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessor
+
+from hf_segvit import EoMTForUniversalSegmentation, EoMTImageProcessor
+
+SIZES = {
+    "S": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "num_blocks": 3},
+    "B": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_blocks": 3},
+    "L": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "num_blocks": 4},
+    "g": {
+        "hidden_size": 1536,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 24,
+        "num_blocks": 5,
+        "use_swiglu_ffn": True,
+    },
+}
+PAPER_FPS = {("S", 640): 330, ("B", 640): 261, ("L", 640): 128, ("g", 640): 55, ("L", 1280): 30}  # Table 3, H100
+
+
+def make_pair(size: str = "S", image_size: int = 640, probability: float = 0.0, dtype: torch.dtype = torch.float32):
+    """Our model and Transformers' with the same random weights."""
+    torch.manual_seed(0)
+    theirs = EomtForUniversalSegmentation(EomtConfig(**SIZES[size], image_size=image_size, num_labels=133))
+    theirs.attn_mask_probs.fill_(probability)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = EoMTForUniversalSegmentation.from_pretrained(folder)
+    return ours.to(dtype).eval(), theirs.to(dtype).eval()
+
+
+def make_targets(num_segments: int = 12, batch_size: int = 2, size: int = 640, device: str = "cpu"):
+    generator = torch.Generator().manual_seed(0)
+    owners = torch.randint(0, num_segments, (batch_size, 20, 20), generator=generator)
+    owners = owners.repeat_interleave(size // 20, 1).repeat_interleave(size // 20, 2)
+    masks = [torch.stack([owner == i for i in range(num_segments)]) for owner in owners]
+    classes = [torch.randint(0, 133, (num_segments,), generator=generator) for _ in range(batch_size)]
+    return [m.to(device) for m in masks], [c.to(device) for c in classes]
+
+
+def check_agreement(ours, theirs, pixels: torch.Tensor) -> None:
+    with torch.inference_mode():
+        answer, reference = ours(pixels), theirs(pixels)
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        error = (answer[name] - reference[name]).abs().max() / reference[name].abs().max()
+        print(f"agreement of {name}: {error:.1e} of the largest value")
+        if error > 1e-4:
+            raise SystemExit(f"{name} differ: the timings would compare different things")
+
+
+@torch.inference_mode()
+def compare_forward() -> None:
+    ours, theirs = make_pair()
+    pixels = torch.randn(1, 3, 640, 640)
+    check_agreement(ours, theirs, pixels)
+    report("forward, annealed, fp32", *time_pair(lambda: ours(pixels), lambda: theirs(pixels)), budget=1.0)
+    half = ours.to(torch.bfloat16)
+    half_pixels = pixels.bfloat16()
+    report(
+        "forward, bf16 beside theirs in fp32",
+        *time_pair(lambda: half(half_pixels), lambda: theirs(pixels)),
+        budget=0.65,
+    )
+
+
+@torch.inference_mode()
+def compare_compiled() -> None:
+    ours, theirs = make_pair()
+    pixels = torch.randn(1, 3, 640, 640)
+    ours = torch.compile(ours, fullgraph=True)
+    theirs = torch.compile(theirs)
+    check_agreement(ours, theirs, pixels)
+    report("forward, annealed, fp32, both compiled", *time_pair(lambda: ours(pixels), lambda: theirs(pixels)))
+
+
+class Photograph:
+    """Logits as a trained model gives them for a photograph: 30 confident queries with blobs, the others no-object."""
+
+    def __init__(self, num_confident: int = 30):
+        generator = torch.Generator().manual_seed(0)
+        self.class_queries_logits = torch.randn(1, 200, 134, generator=generator)
+        self.class_queries_logits[..., -1] += 10
+        rows, columns = torch.meshgrid(torch.arange(160.0), torch.arange(160.0), indexing="ij")
+        masks = torch.full((1, 200, 160, 160), -8.0) + torch.randn(1, 200, 160, 160, generator=generator)
+        for query in range(num_confident):
+            self.class_queries_logits[0, query, query % 133] += 24
+            y, x = 120 * torch.rand(2, generator=generator)
+            radius = 8 + 30 * torch.rand((), generator=generator)
+            masks[0, query] = (radius - ((rows - y) ** 2 + (columns - x) ** 2).sqrt()).clamp(-10, 10)
+        self.masks_queries_logits = masks
+        self.patch_offsets = []
+
+
+@torch.inference_mode()
+def compare_post_processing() -> None:
+    outputs = Photograph()
+    ours = EoMTImageProcessor(task="panoptic", size={"height": 640, "width": 640}, stuff_classes=[])
+    theirs = EomtImageProcessor(size={"shortest_edge": 640, "longest_edge": 640}, do_pad=True)
+    for target, panoptic, instance in (((480, 640), 0.1, 0.05), ((1080, 1920), 0.2, 1 / 12)):
+        answer = ours.post_process_panoptic_segmentation(outputs, target_sizes=[target])[0]
+        reference = theirs.post_process_panoptic_segmentation(outputs, target_sizes=[target])[0]
+        same = (answer["segmentation"] == reference["segmentation"]).float().mean()
+        print(f"panoptic maps agree on {100 * same:.4f} % of {target}; {len(answer['segments_info'])} segments")
+        report(
+            f"panoptic post-processing, {target[0]}x{target[1]}",
+            *time_pair(
+                lambda target=target: ours.post_process_panoptic_segmentation(outputs, target_sizes=[target]),
+                lambda target=target: theirs.post_process_panoptic_segmentation(outputs, target_sizes=[target]),
+            ),
+            budget=panoptic,
+        )
+        report(
+            f"instance post-processing, {target[0]}x{target[1]}",
+            *time_pair(
+                lambda target=target: ours.post_process_instance_segmentation(outputs, target_sizes=[target]),
+                lambda target=target: theirs.post_process_instance_segmentation(outputs, target_sizes=[target]),
+                repeats=3,
+            ),
+            budget=instance,
+        )
+
+
+@torch.inference_mode()
+def compare_picture_to_segments() -> None:
+    """From a decoded picture to panoptic segments; the logits are replaced so that both have segments to merge."""
+    ours, theirs = make_pair()
+    picture = Image.effect_noise((640, 480), 80).convert("RGB")
+    our_processor = EoMTImageProcessor(task="panoptic", size={"height": 640, "width": 640}, stuff_classes=[])
+    their_processor = EomtImageProcessor(size={"shortest_edge": 640, "longest_edge": 640}, do_pad=True)
+    stand_in = Photograph()
+
+    def run(model, processor):
+        outputs = model(processor(images=picture, return_tensors="pt")["pixel_values"])
+        outputs["class_queries_logits"] = stand_in.class_queries_logits
+        outputs["masks_queries_logits"] = stand_in.masks_queries_logits
+        return processor.post_process_panoptic_segmentation(outputs, target_sizes=[(480, 640)])
+
+    ours_seconds, theirs_seconds = time_pair(lambda: run(ours, our_processor), lambda: run(theirs, their_processor), 5)
+    report("picture in, panoptic segments out", ours_seconds, theirs_seconds, budget=0.65)
+
+
+def training_step(model, masks, classes, pixels, optimizer) -> torch.Tensor:
+    loss = model(pixels, mask_labels=masks, class_labels=classes).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def prepare_step(which: str):
+    ours, theirs = make_pair(probability=1.0)
+    model = (ours if which == "ours" else theirs).train()
+    masks, classes = make_targets()
+    if which == "theirs":
+        masks = [m.float() for m in masks]  # upstream takes no bool masks
+    pixels = torch.randn(2, 3, 640, 640, generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    return lambda: training_step(model, masks, classes, pixels, optimizer)
+
+
+def compare_training() -> None:
+    ours, theirs = prepare_step("ours"), prepare_step("theirs")
+    print(f"first losses (random points differ): ours {ours():.3f}, theirs {theirs():.3f}")
+    report("training step, 2 x 640, 12 segments each", *time_pair(ours, theirs, repeats=4), budget=0.85)
+    memory = {which: peak_memory(__file__, f"--peak-memory={which}") for which in ("ours", "theirs")}
+    ratio = memory["ours"] / memory["theirs"]
+    print(
+        f"{'training step, peak memory above the start':44s} ours {memory['ours']:8.0f} MiB  theirs "
+        f"{memory['theirs']:8.0f} MiB  ratio {ratio:.3f}{verdict(ratio, 0.6)}"
+    )
+
+
+@torch.inference_mode()
+def compare_gpu() -> None:
+    """Frames a second on a GPU (bf16, compiled) beside the paper's figures for an H100."""
+    if not torch.cuda.is_available():
+        raise SystemExit("the part `gpu` needs a CUDA device")
+    for size, image_size in PAPER_FPS:
+        ours, _ = make_pair(size, image_size, dtype=torch.bfloat16)
+        compiled = torch.compile(ours.cuda(), fullgraph=True, mode="max-autotune")
+        for batch_size in (1, 8):
+            pixels = torch.randn(batch_size, 3, image_size, image_size, device="cuda", dtype=torch.bfloat16)
+            seconds, _ = time_pair(lambda m=compiled, x=pixels: m(x), lambda: None, repeats=30)
+            fps = batch_size / sorted(seconds)[len(seconds) // 2]
+            print(f"EoMT-{size} {image_size}, batch {batch_size}: {fps:.0f} FPS (paper: {PAPER_FPS[size, image_size]})")
+
+
+PARTS = {
+    "forward": compare_forward,
+    "post": compare_post_processing,
+    "pipeline": compare_picture_to_segments,
+    "train": compare_training,
+    "compile": compare_compiled,
+    "gpu": compare_gpu,
+}
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if arguments and arguments[0].startswith("--peak-memory="):
+        step = prepare_step(arguments[0].split("=")[1])
+        with PeakResidentMemory() as memory:
+            step()
+        print(memory.mebibytes)
+        raise SystemExit
+    unknown = set(arguments) - set(PARTS)
+    if unknown:
+        raise SystemExit(f"unknown parts {sorted(unknown)}; there are {list(PARTS)}")
+    print(machine())
+    print(f"command: python benchmarks/compare_transformers.py {' '.join(arguments)}")
+    for part in arguments or ("forward", "post", "pipeline", "train"):
+        PARTS[part]()

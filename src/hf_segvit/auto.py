@@ -1,0 +1,36 @@
+"""Registration with Transformers: what makes the Auto classes and `pipeline("image-segmentation")` know our models.
+
+Importing the package runs `register` once. Our types are registered for universal segmentation and, because the
+pipeline looks there and not among the universal ones, for semantic segmentation; note that the outputs carry no
+`.logits`: every mask classification model answers with class and mask logits, and the image processor merges them.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
+)
+from transformers.models.auto import modeling_auto
+
+from .models.configuration_eomt import EoMTConfig
+from .models.configuration_plain_vit import PlainViTConfig
+from .models.image_processing_eomt import EoMTImageProcessor
+from .models.modeling_eomt import EoMTForUniversalSegmentation, EoMTModel
+from .models.modeling_plain_vit import PlainViTModel
+
+
+def register() -> None:
+    """Make Transformers' Auto classes and its image-segmentation pipeline know this package's models."""
+    AutoConfig.register(PlainViTConfig.model_type, PlainViTConfig, exist_ok=True)
+    AutoModel.register(PlainViTConfig, PlainViTModel, exist_ok=True)
+    AutoConfig.register(EoMTConfig.model_type, EoMTConfig, exist_ok=True)
+    AutoModel.register(EoMTConfig, EoMTModel, exist_ok=True)
+    AutoModelForUniversalSegmentation.register(EoMTConfig, EoMTForUniversalSegmentation, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(EoMTConfig, EoMTForUniversalSegmentation, exist_ok=True)
+    AutoImageProcessor.register(EoMTConfig, image_processor_classes={"torchvision": EoMTImageProcessor}, exist_ok=True)
+    # The pipeline compares class names with this static table, which registration does not reach, and logs an error
+    # for a name that it does not find.
+    names = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+    names[EoMTConfig.model_type] = EoMTForUniversalSegmentation.__name__

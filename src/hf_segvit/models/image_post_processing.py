@@ -1,0 +1,239 @@
+"""The three `post_process_*` methods of our image processors: checks and geometry around `segment_masks.py`.
+
+They read `class_queries_logits` (B, Q, C+1) and `masks_queries_logits` (B, Q, h, w) from any model's outputs, and its
+`content_sizes` and `patch_offsets` where it passes them through; where it does not, the size of the picture inside the
+input follows from `target_sizes`. Signatures are Mask2Former's, with `stuff_classes` as another name of
+`label_ids_to_fuse`, defaults that the processor stores, and `size` for calls that overrode the processor's.
+"""
+
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any
+
+from torch import Tensor
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+
+from .image_windows import Size
+from .output_geometry import patch_offsets, whole_geometry, window_geometry
+from .segment_masks import instance_segments, panoptic_segments, semantic_segments, semantic_segments_from_windows
+
+
+class served_by_tasks:
+    """Make a method exist only on processors whose `task` is one of those given.
+
+    The segmentation pipeline asks `hasattr` what a processor can do, so a method that a checkpoint cannot serve must
+    not be there. Looked up on the class, the method is always there.
+    """
+
+    def __init__(self, *tasks: str) -> None:
+        self.tasks = tasks
+
+    def __call__(self, method: Callable[..., Any]) -> "served_by_tasks":
+        """Take the method; used as `@served_by_tasks("panoptic")`."""
+        self.method = method
+        self.__doc__ = method.__doc__
+        return self
+
+    def __get__(self, processor: Any, owner: type | None = None) -> Any:
+        if processor is None:
+            return self.method
+        if processor.task not in self.tasks:
+            raise AttributeError(
+                f"{self.method.__name__} is not served by a processor of task={processor.task!r}, but by "
+                f"{' and '.join(map(repr, self.tasks))}; load it with task= if the model was trained for that"
+            )
+        return MethodType(self.method, processor)
+
+
+class SegmentationPostProcessing:
+    """Mixin of image processors for mask classification; settings are those of `EoMTImageProcessor`."""
+
+    task: str
+    size: Any
+    do_resize: bool
+    do_pad: bool
+    do_split_image: bool | None
+    threshold: float
+    mask_threshold: float
+    overlap_mask_area_threshold: float
+    instance_threshold: float
+    num_instances: int
+    stuff_classes: list[int] | None
+
+    def __dir__(self) -> list[str]:
+        hidden = {name for name in super().__dir__() if name.startswith("post_process_") and not hasattr(self, name)}
+        return [name for name in super().__dir__() if name not in hidden]
+
+    @served_by_tasks("semantic", "panoptic")
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Any = None,
+        return_segmentation_scores: bool = False,
+        size: Any = None,
+    ) -> list[Any]:
+        """A label for every pixel.
+
+        Args:
+            outputs: the model's. With windows, all windows of each picture.
+            target_sizes: (height, width) of each picture, a list of pairs or a tensor (B, 2); `None` answers at the
+                resolution of the model's input, padding included (with windows: of the scaled picture).
+            return_segmentation_scores: return scores beside the map.
+            size: the input size, if the call that made the input overrode the processor's.
+
+        Returns:
+            For each picture an (H, W) int64 map of label ids, each in [0, C); or with scores an object with
+            `segmentation` and `segmentation_scores` (C, H, W).
+
+        Raises:
+            ValueError: as many sizes as pictures are needed, and all windows of a picture together.
+        """
+        logits = outputs.class_queries_logits, outputs.masks_queries_logits
+        unknown = (
+            getattr(outputs, "content_sizes", None) is None
+        )  # a padded call of a windowed processor says its sizes
+        if patch_offsets(outputs) is not None or (self.do_split_image and unknown):
+            windows = window_geometry(outputs, target_sizes, self._input_size(size))
+            results = semantic_segments_from_windows(
+                *logits, **windows, return_segmentation_scores=return_segmentation_scores
+            )
+        else:
+            whole = self._geometry(outputs, target_sizes, size)
+            results = semantic_segments(*logits, **whole, return_segmentation_scores=return_segmentation_scores)
+        if not return_segmentation_scores:
+            return results
+        return [
+            SemanticSegmentationPostProcessorOutput({"segmentation": segmentation, "segmentation_scores": scores})
+            for segmentation, scores in results
+        ]
+
+    @served_by_tasks("instance", "panoptic")
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+        target_sizes: Any = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+        size: Any = None,
+    ) -> list[dict[str, Any]]:
+        """Objects, each with its class, score and mask; masks may overlap.
+
+        Args:
+            outputs: the model's.
+            threshold: objects with a score of at least this are kept; `None`: the stored `instance_threshold`.
+            mask_threshold: probability above which a pixel belongs to a mask; `None`: the stored value.
+            overlap_mask_area_threshold: accepted for the sake of callers that pass it to every method; it has no
+                meaning here, as objects do not compete for pixels.
+            target_sizes: (height, width) of each picture, a list of pairs or a tensor (B, 2); `None` answers at the
+                resolution of the model's input, padding included.
+            return_coco_annotation: masks as COCO's run-length encoding.
+            return_binary_maps: masks as (n, H, W) bool.
+            size: the input size, if the call that made the input overrode the processor's.
+
+        Returns:
+            For each picture a dict with `segmentation` - an (H, W) int32 id map, void -1, or what was asked for - and
+            `segments_info`, rows `id, label_id, was_fused, score`.
+
+        Raises:
+            ValueError: thresholds outside [0, 1], both kinds of masks asked for, or target sizes that do not fit.
+        """
+        if return_coco_annotation and return_binary_maps:
+            raise ValueError("return_coco_annotation and return_binary_maps exclude each other; ask for one of them")
+        del overlap_mask_area_threshold
+        return instance_segments(
+            outputs.class_queries_logits,
+            outputs.masks_queries_logits,
+            **self._geometry(outputs, target_sizes, size),
+            threshold=_probability("threshold", threshold, self.instance_threshold),
+            mask_threshold=_probability("mask_threshold", mask_threshold, self.mask_threshold),
+            num_instances=self.num_instances,
+            return_coco_annotation=return_coco_annotation,
+            return_binary_maps=return_binary_maps,
+        )
+
+    @served_by_tasks("panoptic")
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+        label_ids_to_fuse: Sequence[int] | None = None,
+        target_sizes: Any = None,
+        stuff_classes: Sequence[int] | None = None,
+        size: Any = None,
+    ) -> list[dict[str, Any]]:
+        """Segments that do not overlap: things one by one, stuff of a class as one.
+
+        Args:
+            outputs: the model's.
+            threshold: queries are kept whose class probability is above this; `None`: the stored value.
+            mask_threshold: probability from which a pixel belongs to a mask; `None`: the stored value.
+            overlap_mask_area_threshold: a segment is dropped that keeps less than this share of its own mask against
+                the others; `None`: the stored value.
+            label_ids_to_fuse: classes whose segments are merged into one; `None`: the stored `stuff_classes`; `[]`
+                fuses nothing.
+            target_sizes: (height, width) of each picture, a list of pairs or a tensor (B, 2); `None` answers at the
+                resolution of the model's input, padding included.
+            stuff_classes: another name of `label_ids_to_fuse`.
+            size: the input size, if the call that made the input overrode the processor's.
+
+        Returns:
+            For each picture a dict with `segmentation` - an (H, W) int32 id map, void -1 - and `segments_info`, rows
+            `id, label_id, was_fused, score`.
+
+        Raises:
+            ValueError: thresholds outside [0, 1], two different lists of classes to fuse, or target sizes that do not
+                fit.
+        """
+        return panoptic_segments(
+            outputs.class_queries_logits,
+            outputs.masks_queries_logits,
+            **self._geometry(outputs, target_sizes, size),
+            threshold=_probability("threshold", threshold, self.threshold),
+            mask_threshold=_probability("mask_threshold", mask_threshold, self.mask_threshold),
+            overlap_mask_area_threshold=_probability(
+                "overlap_mask_area_threshold", overlap_mask_area_threshold, self.overlap_mask_area_threshold
+            ),
+            stuff_classes=self._classes_to_fuse(label_ids_to_fuse, stuff_classes),
+        )
+
+    def _classes_to_fuse(
+        self, label_ids_to_fuse: Sequence[int] | None, stuff_classes: Sequence[int] | None
+    ) -> list[int]:
+        given = [sorted(map(int, ids)) for ids in (label_ids_to_fuse, stuff_classes) if ids is not None]
+        if len(given) == 2 and given[0] != given[1]:
+            raise ValueError(
+                f"label_ids_to_fuse={given[0]} and stuff_classes={given[1]} are two names of the same setting and "
+                "differ; pass one of them"
+            )
+        return given[0] if given else list(self.stuff_classes or ())
+
+    def _input_size(self, size: Any) -> Size:
+        size = self.size if size is None else size
+        if isinstance(size, int):
+            return size, size
+        return (size["height"], size["width"]) if hasattr(size, "get") else (int(size[0]), int(size[1]))
+
+    def _geometry(self, outputs: Any, target_sizes: Any, size: Any) -> dict[str, Any]:
+        if patch_offsets(outputs) is not None:
+            raise ValueError(
+                "the outputs are of windows (patch_offsets), which can be merged into a semantic map only; prepare the "
+                "pictures with do_split_image=False"
+            )
+        return whole_geometry(
+            outputs, target_sizes, self._input_size(size), do_resize=self.do_resize, do_pad=self.do_pad
+        )
+
+
+def _probability(name: str, value: Any, stored: float) -> float:
+    if value is None:
+        return stored
+    if isinstance(value, Sequence | Tensor):
+        raise ValueError(f"{name}={value} is not a number; if these are the sizes of the pictures, say target_sizes=")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} is outside [0, 1]")
+    return float(value)

@@ -1,0 +1,260 @@
+"""The loss of a set of predicted masks: matching, then class, mask and dice losses over every layer that predicts.
+
+In here, in this order: what a layer predicts, the criterion, where it samples. The formulas are those of EoMT
+(arXiv 2503.19108), which takes them from Mask2Former (arXiv 2112.01527): each layer is matched on its own, masks are
+compared at points of which most lie where the prediction is unsure, and all layers count alike.
+
+Shapes: B batch, Q queries, C classes without no-object, H W pixels, h w cells of the mask logits, n segments of one
+image, M matched pairs of one layer, P points.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .mask_matching import match_masks
+from .mask_targets import MaskTargets, validate_targets
+
+# Keeps 0 / 0 at 0 where nothing was matched; a real count is never below 1 / number of processes.
+SMALLEST_NORMALIZER = 1e-12
+
+
+@dataclass
+class MaskPrediction:
+    """What one layer predicts.
+
+    Args:
+        class_logits: (B, Q, C + 1), no-object last.
+        mask_logits: (B, Q, h, w), read without gradient where `matched_mask_logits` is given. Matching is quickest
+            where memory holds them channels-last.
+        matched_mask_logits: from image_index (M,) and query_index (M,), int64 on the device and ordered by image, then
+            query, to the mask logits (M, h, w) of these queries with gradient: so no graph is kept through the others.
+            By default these are read from `mask_logits`.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    matched_mask_logits: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+class MaskCriterion(nn.Module):
+    """Matches predictions with targets and compares them.
+
+    The total is the sum over layers of `mask_weight` * binary cross-entropy + `dice_weight` * dice + `class_weight` *
+    cross-entropy. Logits may be of any floating type; everything here is computed in float32.
+
+    Args:
+        num_labels: number C of classes without no-object.
+        class_weight: weight of the class loss, and of the class probability in matching.
+        mask_weight: weight of the binary cross-entropy, in matching too.
+        dice_weight: weight of the dice loss, in matching too.
+        no_object_weight: weight of queries without a segment in the class loss; the others have 1.
+        num_points: points that are sampled from a mask, in matching and again in the loss.
+        oversample_ratio: candidates drawn for each point of the loss.
+        importance_sample_ratio: share of the points taken from the candidates with the least certain prediction; the
+            rest is drawn at random.
+        loss_normalization: `"global"` or `"per_rank"`, see `count_normalizers`.
+
+    Raises:
+        ValueError: the ratios ask for more uncertain points than there are points or candidates.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+        loss_normalization: str = "global",
+    ):
+        super().__init__()
+        if not 0 <= importance_sample_ratio <= min(1, oversample_ratio):
+            raise ValueError(
+                f"importance_sample_ratio={importance_sample_ratio} must lie between 0 and the lesser of 1 and "
+                f"oversample_ratio={oversample_ratio}: the uncertain points are chosen among the candidates"
+            )
+        self.num_labels = num_labels
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.no_object_weight = no_object_weight
+        self.num_points = num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        self.loss_normalization = loss_normalization
+
+    @staticmethod
+    def count_normalizers(
+        class_labels: list[Tensor],
+        num_queries: int,
+        no_object_weight: float = 0.1,
+        loss_normalization: str = "global",
+        device: torch.device | None = None,
+        all_processes: bool = True,
+    ) -> Tensor:
+        """What the losses are divided by. It follows from the targets alone, so one count a step serves all layers.
+
+        For accumulation, pass the labels of all micro-batches of a step at once, give the result to each of them, and
+        add up their gradients: that is the gradient of the joint batch.
+
+        Args:
+            class_labels: per image (n,).
+            num_queries: number Q; an image has at most so many matched pairs.
+            no_object_weight: class weight of the other queries.
+            loss_normalization: `"global"` sums both counts over processes and divides them by the number of processes,
+                so that the mean gradient over processes is the gradient of one process with all the images.
+                `"per_rank"` is the official code: the same for pairs but at least 1, while class weights are those of
+                this process alone.
+            device: of the result, and of the exchange between processes; by default that of the labels.
+            all_processes: whether to exchange counts where `torch.distributed` runs. Every process has to call then.
+
+        Returns:
+            (2,) float32: number of matched pairs, sum of class weights.
+        """
+        num_pairs = sum(min(len(labels), num_queries) for labels in class_labels)
+        class_weights = num_pairs + no_object_weight * (len(class_labels) * num_queries - num_pairs)
+        device = class_labels[0].device if device is None else device
+        counts = torch.tensor([num_pairs, class_weights], dtype=torch.float32).to(device, non_blocking=True)
+        num_processes = 1
+        summed = counts.clone()
+        if all_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
+            num_processes = torch.distributed.get_world_size()
+            torch.distributed.all_reduce(summed)
+        if loss_normalization == "per_rank":
+            return torch.stack([(summed[0] / num_processes).clamp(min=1), counts[1]])
+        return summed / num_processes
+
+    # SciPy solves the matching on the host, and every step brings another number of pairs: nothing to compile.
+    @torch.compiler.disable
+    def forward(
+        self,
+        predictions: list[MaskPrediction],
+        mask_labels: list[Tensor],
+        class_labels: list[Tensor],
+        loss_mask: Tensor | None = None,
+        normalizers: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss, and its terms.
+
+        Random points come from PyTorch's global generators. In evaluation counts are not exchanged between processes,
+        since these may then see different numbers of batches.
+
+        Args:
+            predictions: of each layer, the final one last.
+            mask_labels: per image (n, H, W) masks; n may be 0 or exceed Q. They have passed `validate_targets`.
+            class_labels: per image (n,) integers in [0, C).
+            loss_mask: boolean (B, H, W), True where pixels count; others influence neither matching nor mask losses.
+            normalizers: (2,) as `count_normalizers` returns; `None` counts this batch.
+
+        Returns:
+            The total, a float32 scalar, always connected to every prediction; and detached, unweighted scalars
+            `loss_mask_layer_i`, `loss_dice_layer_i`, `loss_class_layer_i` for layer i of `predictions`.
+
+        Raises:
+            ValueError: a label or mask holds a value out of range.
+            ImportError: SciPy is missing.
+        """
+        batch_size, num_queries = predictions[0].class_logits.shape[:2]
+        device = predictions[0].class_logits.device
+        if normalizers is None:
+            normalizers = self.count_normalizers(
+                class_labels,
+                num_queries,
+                self.no_object_weight,
+                self.loss_normalization,
+                device,
+                all_processes=self.training,
+            )
+        num_pairs, class_weights = normalizers.to(device, torch.float32).clamp(min=SMALLEST_NORMALIZER)
+
+        targets = MaskTargets.pack(mask_labels, class_labels, self.num_labels, loss_mask, device)
+        matches = match_masks(
+            [prediction.class_logits for prediction in predictions],
+            [prediction.mask_logits for prediction in predictions],
+            (self._random_points(batch_size, self.num_points, device) for _ in predictions),
+            targets,
+            self.class_weight,
+            self.mask_weight,
+            self.dice_weight,
+        )
+        if matches is None:
+            validate_targets(mask_labels, class_labels, self.num_labels, batch_size, loss_mask, read_values=True)
+            raise ValueError(
+                "mask_labels or class_labels changed while the loss was computed; leave them until it returns"
+            )
+
+        total = normalizers.new_zeros((), device=device, dtype=torch.float32)
+        terms: dict[str, Tensor] = {}
+        image_index = matches.image_index
+        for layer, prediction in enumerate(predictions):
+            query_index, target_index = matches.query_index[layer], matches.target_index[layer]
+            if prediction.matched_mask_logits is None:
+                mask_logits = prediction.mask_logits[image_index, query_index]
+            else:
+                mask_logits = prediction.matched_mask_logits(image_index, query_index)
+            mask_loss, dice_loss = self._mask_losses(mask_logits, image_index, target_index, targets)
+            labels = targets.labels[target_index]
+            class_loss = self._class_loss(prediction.class_logits, image_index, query_index, labels)
+            for name, loss, weight in (
+                ("mask", mask_loss / num_pairs, self.mask_weight),
+                ("dice", dice_loss / num_pairs, self.dice_weight),
+                ("class", class_loss / class_weights, self.class_weight),
+            ):
+                total = total + weight * loss
+                terms[f"loss_{name}_layer_{layer}"] = loss.detach()
+        return total, terms
+
+    def _class_loss(self, class_logits: Tensor, image_index: Tensor, query_index: Tensor, labels: Tensor) -> Tensor:
+        """Weighted cross-entropy summed over all queries; those without a segment are no-object."""
+        truth = torch.full(class_logits.shape[:2], self.num_labels, device=class_logits.device)
+        truth[image_index, query_index] = labels
+        losses = F.cross_entropy(class_logits.float().flatten(0, 1), truth.flatten(), reduction="none")
+        return torch.where(truth.flatten() == self.num_labels, self.no_object_weight * losses, losses).sum()
+
+    def _mask_losses(
+        self, mask_logits: Tensor, image_index: Tensor, target_index: Tensor, targets: MaskTargets
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy and dice loss of matched masks (M, h, w), each summed over them."""
+        mask_logits = mask_logits.float()
+        with torch.no_grad():
+            points = self._points_of_loss(mask_logits, image_index, targets)
+            weights = targets.weights(image_index, points)
+            truth = targets.sample(target_index, points)
+        logits = _sample_masks(mask_logits, points)
+        losses = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="none")
+        mask_loss = (losses.sum(1) / weights.sum(1).clamp(min=1)).sum()
+        probabilities, truth = logits.sigmoid() * weights, truth * weights
+        overlap = 2 * (probabilities * truth).sum(1)
+        dice_loss = (1 - (overlap + 1) / (probabilities.sum(1) + truth.sum(1) + 1)).sum()
+        return mask_loss, dice_loss
+
+    def _points_of_loss(self, mask_logits: Tensor, image_index: Tensor, targets: MaskTargets) -> Tensor:
+        """Points (M, P, 2) for each of the masks (M, h, w): most where it is near its own border, some anywhere."""
+        num_masks, device = len(mask_logits), mask_logits.device
+        num_uncertain = int(self.importance_sample_ratio * self.num_points)
+        candidates = self._random_points(num_masks, int(self.num_points * self.oversample_ratio), device)
+        certainty = _sample_masks(mask_logits, candidates).abs_()
+        if targets.counted is not None:
+            certainty = certainty.masked_fill_(targets.weights(image_index, candidates) == 0, float("inf"))
+        uncertain = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
+        points = candidates.gather(1, uncertain[..., None].expand(-1, -1, 2))
+        if num_uncertain == self.num_points:
+            return points
+        return torch.cat([points, self._random_points(num_masks, self.num_points - num_uncertain, device)], dim=1)
+
+    def _random_points(self, num_sets: int, num_points: int, device: torch.device) -> Tensor:
+        """Uniform points (num_sets, num_points, 2) in [0, 1): all of the criterion's randomness."""
+        return torch.rand(num_sets, num_points, 2, device=device)
+
+
+def _sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values (M, P) of masks (M, h, w) at points (M, P, 2), with gradient."""
+    grid = 2 * points[:, :, None] - 1
+    return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0, :, 0]

@@ -1,0 +1,120 @@
+"""COCO's compressed run-length encoding of binary masks, without pycocotools.
+
+In here: `encode_mask`, `decode_mask`, and the two for the run lengths alone. A mask is read column by column, as
+alternating runs of 0 and 1 that start with 0; from the fourth on, each run is stored as the difference to the one two
+before it; a number becomes characters of 5 bits, low bits first, sign extended, plus 32 if more follow, plus 48.
+Format: `maskApi.c` of the COCO API; results equal pycocotools' byte for byte.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_BITS, _MORE, _OFFSET = 5, 32, 48
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+    """Encode a binary mask.
+
+    Args:
+        mask: (H, W), anything non-zero is inside.
+
+    Returns:
+        {"size": [H, W], "counts": str}, ready for JSON.
+    """
+    height, width = mask.shape
+    edges = _run_edges(mask.astype(bool, copy=False))
+    runs = np.diff(edges, prepend=0)
+    if not edges.size or edges[-1] != mask.size:
+        runs = np.append(runs, mask.size - (edges[-1] if edges.size else 0))
+    return {"size": [height, width], "counts": encode_counts(runs)}
+
+
+def _run_edges(mask: np.ndarray) -> np.ndarray:
+    """Positions in column order where a mask (H, W) starts and stops to be True, alternating."""
+    height = mask.shape[0]
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return rows
+    # Only the bounding box is turned around: the rest of a large picture is the slow part, and empty.
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    padded = np.zeros((right - left, bottom - top + 2), bool)
+    padded[:, 1:-1] = mask[top:bottom, left:right].T
+    column, row = (padded[:, 1:] != padded[:, :-1]).nonzero()
+    edges = (column + left) * height + row + top
+    # A run that reaches the bottom goes on where the next column is inside at its top.
+    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
+    return np.delete(edges, np.concatenate([joined, joined + 1]))
+
+
+def decode_mask(rle: Mapping[str, Any]) -> np.ndarray:
+    """Decode a binary mask.
+
+    Args:
+        rle: {"size": [H, W], "counts": ...} with counts as str or bytes (compressed) or a list of run lengths, the
+            form in which COCO's crowd annotations are stored.
+
+    Returns:
+        (H, W) bool, in column order in memory.
+
+    Raises:
+        ValueError: the runs are malformed, negative, or do not add up to H * W pixels.
+    """
+    height, width = (int(length) for length in rle["size"])
+    counts = rle["counts"]
+    runs = decode_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
+    if runs.sum() != height * width or (runs < 0).any():
+        raise ValueError(
+            f"the runs of an RLE mask add up to {runs.sum()} pixels, shortest {runs.min(initial=0)}, but its size "
+            f"{height} x {width} needs {height * width} in runs of at least 0: the annotation is damaged, or its "
+            "size belongs to another picture"
+        )
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(inside, runs).reshape(width, height).T
+
+
+def encode_counts(runs: np.ndarray | Sequence[int]) -> str:
+    """Compress run lengths (n,) of 0 and 1 in turn."""
+    numbers = np.array(runs, np.int64)
+    numbers[3:] -= np.asarray(runs, np.int64)[1:-2]
+    digits, present = [], []
+    unfinished = np.ones(len(numbers), bool)
+    while unfinished.any():
+        digit = numbers & 31
+        numbers = numbers >> _BITS
+        more = numbers != np.where(digit & 16, -1, 0)
+        digits.append(digit + np.where(more, _MORE, 0) + _OFFSET)
+        present.append(unfinished)
+        unfinished = unfinished & more
+    if not digits:
+        return ""
+    return np.stack(digits, 1)[np.stack(present, 1)].astype(np.uint8).tobytes().decode("ascii")
+
+
+def decode_counts(counts: str | bytes) -> np.ndarray:
+    """Run lengths (n,) int64 of compressed counts.
+
+    Raises:
+        ValueError: a character is outside the format, or the last number is cut off.
+    """
+    raw = counts.encode("utf-8") if isinstance(counts, str) else counts
+    characters = np.frombuffer(raw, np.uint8).astype(np.int64) - _OFFSET
+    if not len(characters):
+        return characters
+    wrong = np.flatnonzero((characters < 0) | (characters > 63))
+    if wrong.size or characters[-1] & _MORE:
+        place = f"byte {wrong[0]} is {raw[wrong[0]]:#04x}" if wrong.size else "the last number is cut off"
+        raise ValueError(f"malformed counts of an RLE mask ({place}): {raw[:40]!r}; the annotation is damaged")
+    final = np.flatnonzero(~(characters & _MORE).astype(bool))
+    first = np.append(0, final[:-1] + 1)
+    length = final - first + 1
+    if length.max() > 12:
+        raise ValueError(f"malformed counts of an RLE mask (a number of {length.max()} digits): {raw[:40]!r}")
+    shift = (np.arange(len(characters)) - np.repeat(first, length)) * _BITS
+    numbers = np.add.reduceat((characters & 31) << shift, first)
+    numbers -= np.where(characters[final] & 16, np.int64(1) << (length * _BITS), 0)
+    # Every second number is a difference to the one two before it, but for the first three.
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers

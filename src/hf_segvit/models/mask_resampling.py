@@ -1,0 +1,206 @@
+"""Bilinear upsampling of mask logits one tile at a time, so that most of it need not be done.
+
+In here: `tiled_masks` and the `MaskTiles` it makes, which give the values of some masks on a tile and bounds of all
+masks on all tiles; then the `AxisBlock`s they are built of, bands of the interpolation matrix of one axis. Bilinear
+interpolation is separable and linear, so rows @ mask @ columns equals any chain of resizes with crops in between; and
+it stays within the range of the cells that it mixes, so the small masks alone tell which of them matter in a tile.
+
+Shapes: K masks, h w cells of a mask, H W pixels. Bilinear means PyTorch's: `align_corners=False`, no antialiasing.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]
+
+TILE_PIXELS = 64  # side of a tile on a CPU: smaller ones exclude more masks, larger ones cost fewer calls
+MAX_TILES_PER_AXIS = 16
+ROUNDING = 1e-5  # more than a float32 probability can miss a bound on it by
+ACCELERATOR_TILE_VALUES = 2**24  # values (masks x pixels) that are resampled at once elsewhere: 128 MiB in float64
+
+
+@dataclass(frozen=True)
+class AxisBlock:
+    """A run of pixels along one axis and how they follow from the cells of a mask.
+
+    Attributes:
+        pixels: slice of the target.
+        cells: slice of the mask: all cells that have a weight.
+        weights: (pixels, cells); rows sum to 1.
+    """
+
+    pixels: slice
+    cells: slice
+    weights: Tensor
+
+    @property
+    def length(self) -> int:
+        """Number of pixels."""
+        return self.pixels.stop - self.pixels.start
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells."""
+        return self.cells.stop - self.cells.start
+
+
+def tiles_per_axis(size: tuple[int, int], planes: int, device: torch.device) -> tuple[int, int]:
+    """How many blocks to cut the axes of a target of this size into, if `planes` masks are resampled at once."""
+    if device.type == "cpu":
+        rows, columns = (min(math.ceil(length / TILE_PIXELS), MAX_TILES_PER_AXIS) for length in size)
+        return rows, columns
+    side = max(4, math.ceil(math.sqrt(planes * size[0] * size[1] / ACCELERATOR_TILE_VALUES)))
+    return min(side, size[0]), min(side, size[1])
+
+
+def axis_blocks(
+    stages: Sequence[tuple[int, int]], count: int, device: torch.device, dtype: torch.dtype
+) -> list[AxisBlock]:
+    """Cut an axis into `count` blocks of equal length, up to one pixel.
+
+    Args:
+        stages: the interpolations (length before, length after) in order; where a stage starts with less than the one
+            before it gave, the rest is cropped at the end.
+        count: number of blocks, at most the number of pixels.
+        device: where the weights go.
+        dtype: of the weights.
+
+    Returns:
+        Blocks that cover the target axis in order.
+    """
+    edges = [stages[-1][1] * index // count for index in range(count + 1)]
+    return [axis_block(stages, slice(start, stop), device, dtype) for start, stop in pairwise(edges)]
+
+
+def axis_block(stages: Sequence[tuple[int, int]], pixels: slice, device: torch.device, dtype: torch.dtype) -> AxisBlock:
+    """The block of the given pixels; see `axis_blocks`."""
+    cells, weights = pixels, None
+    for length, target_length in reversed(stages):
+        cells, band = _interpolation_band(length, target_length, cells)
+        weights = band if weights is None else weights @ band
+    return AxisBlock(pixels, cells, torch.from_numpy(weights).to(device, dtype, non_blocking=True))
+
+
+def _interpolation_band(length: int, target_length: int, pixels: slice) -> tuple[slice, np.ndarray]:
+    """Cells behind a run of pixels under one linear interpolation, and float64 weights (pixels, cells)."""
+    # Positions are rounded to float32 as in PyTorch's kernels, which at the far end of a long axis is 3e-5 cells.
+    scale = np.float32(length) / np.float32(target_length)
+    centre = np.arange(pixels.start, pixels.stop, dtype=np.float32) + np.float32(0.5)
+    position = (centre * scale - np.float32(0.5)).clip(0, length - 1)
+    low = position.astype(np.int64)
+    high = np.minimum(low + 1, length - 1)
+    fraction = (position - low).astype(np.float64)
+    first, last = int(low[0]), int(high[-1])
+    weights = np.zeros((len(low), last - first + 1))
+    row = np.arange(len(low))
+    weights[row, low - first] = 1 - fraction
+    weights[row, high - first] += fraction
+    return slice(first, last + 1), weights
+
+
+@dataclass(frozen=True)
+class MaskTiles:
+    """Masks of one picture and the bands that upsample them; a tile is a row block x a column block.
+
+    Attributes:
+        masks: (K, h, w) logits in the dtype of the blocks.
+        rows: blocks that cover the vertical axis of the target in order.
+        columns: the same for the horizontal axis.
+    """
+
+    masks: Tensor
+    rows: list[AxisBlock]
+    columns: list[AxisBlock]
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the target."""
+        return self.rows[-1].pixels.stop, self.columns[-1].pixels.stop
+
+    @property
+    def areas(self) -> Tensor:
+        """(len(rows), len(columns)) int64: pixels of each tile."""
+        heights, widths = ([block.length for block in blocks] for blocks in (self.rows, self.columns))
+        return torch.tensor(heights)[:, None] * torch.tensor(widths)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether it pays to ask for bounds: elsewhere than on a CPU the answer costs a sync and many small kernels."""
+        return self.masks.device.type == "cpu"
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def __iter__(self) -> Iterator[tuple[AxisBlock, AxisBlock]]:
+        """Tiles row by row."""
+        return product(self.rows, self.columns)
+
+    def values(self, rows: AxisBlock, columns: AxisBlock, chosen: Tensor) -> Tensor:
+        """Logits of the masks `chosen` (k,) on one tile, (k, rows.length, columns.length) float32."""
+        return resample(self.masks[:, rows.cells, columns.cells].index_select(0, chosen), rows, columns).float()
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper bounds of all `values`, two of (K, len(rows), len(columns)) float32.
+
+        They are a little wide, so that they hold for rounded values too.
+        """
+        bounds = []
+        for extremum in (torch.amin, torch.amax):
+            strips = torch.stack([extremum(self.masks[:, block.cells], 1) for block in self.rows], 1)
+            tiles = torch.stack([extremum(strips[:, :, block.cells], 2) for block in self.columns], 2)
+            bounds.append(tiles.float())
+        lower, upper = bounds
+        slack = 1e-5 * torch.maximum(lower.abs(), upper.abs())
+        return lower - slack, upper + slack
+
+
+def tile_members(relevant: Tensor) -> Sequence[Tensor]:
+    """(K, rows, columns) bool -> for each tile, row by row, the indices (k,) of its masks in rising order."""
+    per_tile = relevant.flatten(1).T
+    return per_tile.nonzero()[:, 1].split(per_tile.sum(1).tolist())
+
+
+def resample(masks: Tensor, rows: AxisBlock, columns: AxisBlock) -> Tensor:
+    """Interpolate the cells behind one tile: (k, cells, cells) -> (k, rows.length, columns.length)."""
+    return rows.weights @ masks @ columns.weights.T
+
+
+def tiled_masks(
+    mask_logits: Tensor, chosen: Tensor, input_size: Size, content_size: Size, target_size: Size
+) -> MaskTiles:
+    """Choose masks of a picture and lay tiles over its answer.
+
+    Args:
+        mask_logits: (Q, h, w).
+        chosen: (K,) indices, on the CPU.
+        input_size: (height, width) that the masks are resized to first.
+        content_size: part of it at the top left that is resized to the target.
+        target_size: (height, width) of the answer.
+
+    Returns:
+        The K masks with blocks for `target_size`.
+    """
+    device = mask_logits.device
+    # float64 (where there is one): autocast and the global precision of float32 products leave it alone.
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    masks = finite_masks(mask_logits.index_select(0, chosen.to(device, non_blocking=True))).to(dtype)
+    counts = tiles_per_axis(target_size, len(chosen), device)
+    rows, columns = (
+        axis_blocks([(cells, length), (content, target)], count, device, dtype)
+        for cells, length, content, target, count in zip(
+            mask_logits.shape[-2:], input_size, content_size, target_size, counts, strict=True
+        )
+    )
+    return MaskTiles(masks, rows, columns)
+
+
+def finite_masks(mask_logits: Tensor) -> Tensor:
+    """Float32 logits without infinities (of masks that are switched off): 0 x infinity would spread as NaN."""
+    largest = torch.finfo(torch.float32).max
+    return mask_logits.float().clamp(-largest, largest)

@@ -1,0 +1,292 @@
+"""Opening pictures and converting them to RGB, as a viewer would show them.
+
+`open_picture` reads a file, `to_rgb` converts what Pillow has opened, and `picture_tensor` takes whatever an image
+processor is given (Pillow, NumPy, torch, path, URL) to a (3, H, W) tensor. Orientation (EXIF) is applied, transparency
+lies on white as in Transformers, 16-bit values are scaled by their full range, and of an animation or a multi-page file
+the first frame counts. Colour profiles are not applied: models are trained without them. Pixels are counted before
+they are decoded. Whatever cannot be read is a `ValueError` that names the file, what is wrong and the remedy.
+"""
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# Pillow's own limit for an error; checked here too, since Pillow's can be switched off by any library in the process.
+MAX_PICTURE_PIXELS = 178_956_970
+
+_ORIENTATION_TAG = 0x0112  # EXIF
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
+
+
+def open_picture(source: Any, name: str | None = None) -> Image.Image:
+    """Read a picture file as RGB.
+
+    Args:
+        source: a path, an http(s) URL, the file's bytes or a binary file object.
+        name: what to call the picture in errors; the path where there is one.
+
+    Returns:
+        The upright RGB picture, decoded.
+
+    Raises:
+        ValueError: the file is missing, empty, truncated, too large, or no picture of `PICTURE_FORMATS`.
+    """
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        name, source = source, _download(source)
+    name = name or _file_name(source)
+    return to_rgb(open_image_file(source, name), name)
+
+
+def open_image_file(source: Any, name: str | None = None) -> Image.Image:
+    """Decode the first frame of an image file, in the mode that it is stored in.
+
+    Args:
+        source: a path, the file's bytes or a binary file object.
+        name: what to call the file in errors.
+
+    Returns:
+        The decoded image, neither converted nor turned upright.
+
+    Raises:
+        ValueError: as for `open_picture`.
+    """
+    name = name or _file_name(source)
+    if isinstance(source, bytes | bytearray):
+        source = BytesIO(source)
+        if not source.getbuffer().nbytes:
+            raise ValueError(f"{name}: empty (0 bytes); copy or download it again")
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"{name}: is a folder; name the picture files in it")
+        if not path.is_file():
+            raise ValueError(f"{name}: no such file; check the path (it is read from {Path.cwd()})")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{name}: the file is empty (0 bytes); copy or download it again")
+    try:
+        image = Image.open(source, formats=PICTURE_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name}: {error}; scale the picture down with an image editor first") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name}: not a picture of the formats {', '.join(PICTURE_FORMATS)}, whatever its name ends in; "
+            "convert it to one of them, or copy it again if it is damaged"
+        ) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"{name}: cannot be read ({error}); copy or download it again, and check its permissions"
+        ) from error
+    with image:
+        _decode(image, name)
+    return image
+
+
+def to_rgb(picture: Image.Image, name: str = "picture") -> Image.Image:
+    """Convert a Pillow image of any mode to upright RGB, as a viewer would show it.
+
+    Args:
+        picture: the image; it may still be undecoded. One that is upright and RGB already is returned as it is.
+        name: what to call the picture in errors.
+
+    Returns:
+        The RGB image. Transparent parts are composed over white. Modes `I` and `I;16` are divided by 257, so that
+        65535 is white. Mode `F` is read as [0, 1], or as Pillow's own [0, 255] where it exceeds 1.
+
+    Raises:
+        ValueError: too many pixels, damaged data, a mode that has no RGB form, or values outside its range.
+    """
+    _decode(picture, name)
+    picture = _upright(picture)
+    mode = picture.mode
+    if mode in _ALPHA_MODES or (mode in _OPAQUE_MODES and "transparency" in picture.info):
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    if mode == "RGB":
+        return picture
+    if mode in _OPAQUE_MODES:
+        return picture.convert("RGB")
+    if mode == "I" or mode.startswith("I;16"):
+        return Image.fromarray(_eight_bit(np.asarray(picture).astype(np.int64), name)).convert("RGB")
+    if mode == "F":
+        return Image.fromarray(_eight_bit_from_float(np.asarray(picture), name)).convert("RGB")
+    raise ValueError(f"{name}: images of mode {mode!r} have no RGB form here; save it as an RGB PNG or JPEG first")
+
+
+def as_list(images: Any, num_dims: int) -> list[Any]:
+    """One picture or map, a list of them, or a batch in one array (`num_dims` + 1 axes), as a list."""
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == num_dims + 1:
+        return list(images)
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def picture_tensor(
+    picture: Any, name: str = "picture", input_data_format: str | None = None, device: Any = None
+) -> Tensor:
+    """The picture as an RGB tensor.
+
+    Args:
+        picture: a Pillow image, a path, URL, bytes or file object, or a NumPy array or tensor: (H, W), or 1, 3 or 4
+            channels first or last; uint8, uint16 (full range), bool, or floating point in [0, 1] (grey and RGB floats
+            are taken as they are: whoever scales them checks the range).
+        name: what to call the picture in errors.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
+        device: where the tensor shall be; `None` leaves tensors where they are.
+
+    Returns:
+        (3, H, W), uint8 or float32. Its memory is channels-last for decoded pictures: resizing is several times faster.
+
+    Raises:
+        ValueError: the picture cannot be read, or an array's shape or type says no picture.
+    """
+    if isinstance(picture, np.ndarray | Tensor):
+        return _array_tensor(picture, name, input_data_format, device)
+    if isinstance(picture, Image.Image):
+        picture = to_rgb(picture, name)
+    elif isinstance(picture, str | os.PathLike):
+        picture = open_picture(picture)
+    elif isinstance(picture, bytes | bytearray) or hasattr(picture, "read"):
+        picture = open_picture(picture, name)
+    else:
+        raise ValueError(
+            f"{name}: got {type(picture).__name__}; a picture is a Pillow image, an array, a tensor, a path or a URL"
+        )
+    return torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)
+
+
+def _array_tensor(array: Any, name: str, input_data_format: str | None, device: Any) -> Tensor:
+    dtype = str(array.dtype).removeprefix("torch.")
+    if dtype == "uint16":
+        array = torch.from_numpy(array.astype(np.int32)) if isinstance(array, np.ndarray) else array.int()
+        tensor = ((array + 128) // 257).to(torch.uint8)
+    elif dtype == "bool":
+        tensor = torch.as_tensor(array).to(torch.uint8) * 255
+    elif dtype == "uint8":
+        tensor = torch.as_tensor(array)
+    elif dtype.startswith(("float", "bfloat")):
+        tensor = torch.as_tensor(array).to(torch.float32)
+    else:
+        raise ValueError(
+            f"{name}: values of type {dtype}; convert to uint8 (0 to 255), uint16 (full range) or float in [0, 1]"
+        )
+    tensor = tensor.to(device)
+    if tensor.ndim == 2:
+        tensor = tensor.unsqueeze(0)
+    elif tensor.ndim != 3:
+        raise ValueError(f"{name}: shape {tuple(tensor.shape)}; a picture is (H, W), (H, W, C) or (C, H, W)")
+    elif _channels_last(tuple(tensor.shape), name, input_data_format):
+        tensor = tensor.permute(2, 0, 1)
+    if 0 in tensor.shape:
+        raise ValueError(f"{name}: shape {tuple(array.shape)} holds no pixels")
+    if tensor.shape[0] == 4:
+        return _over_white(tensor, name)
+    return tensor.expand(3, -1, -1)
+
+
+def _channels_last(shape: tuple[int, ...], name: str, input_data_format: str | None) -> bool:
+    first, last = shape[0] in (1, 3, 4), shape[2] in (1, 3, 4)
+    if input_data_format is not None:
+        wanted = str(getattr(input_data_format, "value", input_data_format))
+        if wanted in ("channels_first", "channels_last") and (last if wanted == "channels_last" else first):
+            return wanted == "channels_last"
+        raise ValueError(
+            f"{name}: shape {shape} does not have 1, 3 or 4 channels where input_data_format={wanted!r} puts them; "
+            "it is 'channels_first' or 'channels_last'"
+        )
+    if first and last:
+        if (shape[0] == 3) != (shape[2] == 3):  # a picture 1 or 4 pixels high or wide
+            return shape[2] == 3
+        raise ValueError(f"{name}: shape {shape} could have its channels first or last; say input_data_format=")
+    if not first and not last:
+        raise ValueError(f"{name}: shape {shape}; a picture has 1, 3 or 4 channels, first or last")
+    return last
+
+
+def _over_white(rgba: Tensor, name: str) -> Tensor:
+    if rgba.is_floating_point():
+        check_unit_range(rgba, name)
+        colour, alpha = rgba[:3], rgba[3:]
+        return colour * alpha + (1 - alpha)
+    colour, alpha = rgba[:3].int(), rgba[3:].int()
+    # Rounded division by 255, as Pillow composes.
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+
+
+def check_unit_range(picture: Tensor, name: str) -> None:
+    """Refuse a floating-point picture that is not in [0, 1].
+
+    Args:
+        picture: floating point, any shape.
+        name: what to call the picture in errors.
+
+    Raises:
+        ValueError: a value is NaN, below 0 or above 1; the message names the range found.
+    """
+    low, high = (float(v) for v in torch.aminmax(picture))
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{name}: floating-point values from {low:g} to {high:g}, but [0, 1] is expected; convert to uint8, "
+            "divide by 255, or pass do_rescale=False if they are scaled as the model wants them"
+        )
+
+
+def _download(address: str) -> bytes:
+    try:
+        # Some hosts refuse urllib's own name.
+        with urlopen(Request(address, headers={"User-Agent": "hf_segvit"}), timeout=60) as response:
+            return response.read()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{address}: cannot be downloaded ({error}); check the address and the connection") from error
+
+
+def _file_name(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return str(source)
+    return str(getattr(source, "name", "picture"))
+
+
+def _decode(picture: Image.Image, name: str) -> None:
+    width, height = picture.size
+    if width * height > MAX_PICTURE_PIXELS:
+        raise ValueError(
+            f"{name}: {width}x{height} pixels, more than the limit of {MAX_PICTURE_PIXELS:,}; such a file can be an "
+            "attack (decompression bomb). If it is not, scale it down with an image editor first"
+        )
+    try:
+        picture.load()
+    # Pillow's decoders raise these, and a few of their own, on damaged data.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise ValueError(f"{name}: the picture is truncated or damaged ({error}); copy or download it again") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        if picture.getexif().get(_ORIENTATION_TAG, 1) == 1:
+            return picture
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # EXIF blocks in the wild are often malformed, in many ways; viewers ignore such a block
+        return picture
+
+
+def _eight_bit(values: np.ndarray, name: str) -> np.ndarray:
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"{name}: integer values from {values.min()} to {values.max()}, outside 16 bits; scale them to 0..65535"
+        )
+    return ((values + 128) // 257).astype(np.uint8)
+
+
+def _eight_bit_from_float(values: np.ndarray, name: str) -> np.ndarray:
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"{name}: floating-point values from {low} to {high}; scale them to [0, 1] or [0, 255]")
+    return np.rint(values * (255.0 if high <= 1 else 1.0)).astype(np.uint8)

@@ -1,0 +1,236 @@
+"""From query logits to panoptic and instance segments (semantic maps are in `semantic_segments.py`).
+
+In here: `panoptic_segments`, then `instance_segments`, by the rules of the official EoMT evaluation. Queries are
+filtered by class score before anything is upsampled; what remains is upsampled tile by tile, on a CPU only those masks
+that can matter in the tile. An accelerator is waited for once per batch (class logits) and once per picture (answer).
+
+Shapes: B pictures, Q queries, C classes without no-object (which is index C), K kept masks, h w mask cells, H W
+pixels. Id maps are int32 on the device of the logits: void -1, ids from 0 in the order of the queries.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .mask_painting import count_labels, encode_masks, look_up, measure, paint_ids, paint_masks
+from .mask_resampling import ROUNDING, MaskTiles, Size, tile_members, tiled_masks
+from .semantic_segments import picture_sizes, semantic_segments, semantic_segments_from_windows
+
+__all__ = ["instance_segments", "panoptic_segments", "semantic_segments", "semantic_segments_from_windows"]
+
+
+def panoptic_segments(
+    class_queries_logits: Tensor,
+    masks_queries_logits: Tensor,
+    target_sizes: Sequence[Size] | Tensor | None,
+    *,
+    input_size: Size,
+    content_sizes: Sequence[Size] | Tensor | None = None,
+    threshold: float = 0.8,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+    stuff_classes: Collection[int] = (),
+) -> list[dict[str, Any]]:
+    """Segments that do not overlap: things one by one, the stuff of a class as one.
+
+    A query is kept if its best class is an object's and more probable than `threshold`. A pixel goes to the query with
+    the largest class probability x mask probability if the latter reaches `mask_threshold`, else to none. A segment is
+    dropped if no pixel went to it, or if the pixels where its product was largest, below the mask threshold or not,
+    are fewer than `overlap_mask_area_threshold` x those of its own mask. Stuff joins the first segment of its class.
+
+    Args:
+        class_queries_logits: (B, Q, C+1), no-object last.
+        masks_queries_logits: (B, Q, h, w).
+        target_sizes: (height, width) of each answer; None answers at the input size, padding included.
+        input_size: (height, width) of the padded model input.
+        content_sizes: (height, width) of each picture within the input, at its top left; None if it fills the input.
+        threshold: class probability above which a query is kept.
+        mask_threshold: mask probability from which a pixel belongs to a mask.
+        overlap_mask_area_threshold: share of its mask that a segment must win.
+        stuff_classes: label ids whose segments are merged.
+
+    Returns:
+        For each picture `segmentation` (H, W) int32 and `segments_info`, one row a segment: `id`, `label_id`,
+        `was_fused` (whether the class is one of `stuff_classes`) and `score`, the class probability of the query, of
+        the first one where several were merged.
+
+    Raises:
+        ValueError: the number of sizes is not B, or a picture does not fit into the input.
+    """
+    # All later shapes depend on the class logits; they are small, so the host gets them once for the whole batch.
+    scores, labels = class_queries_logits.float().cpu().softmax(-1).max(-1)
+    kept = (labels != class_queries_logits.shape[-1] - 1) & (scores > threshold)
+    results = []
+    for picture, sizes in enumerate(picture_sizes(len(kept), target_sizes, input_size, content_sizes)):
+        queries = kept[picture].nonzero()[:, 0]
+        if not len(queries):
+            void = torch.full(sizes[1], -1, dtype=torch.int32, device=masks_queries_logits.device)
+            results.append({"segmentation": void, "segments_info": []})
+            continue
+        tiles = tiled_masks(masks_queries_logits[picture], queries, input_size, *sizes)
+        winners, mask_areas = _assign_pixels(tiles, scores[picture, queries], mask_threshold)
+        areas = torch.cat([mask_areas, count_labels(winners, 2 * len(queries))])
+        ids, rows = _panoptic_rows(
+            labels[picture, queries].tolist(),
+            scores[picture, queries].tolist(),
+            areas.reshape(3, len(queries)).T.tolist(),
+            overlap_mask_area_threshold,
+            set(stuff_classes),
+        )
+        results.append({"segmentation": look_up(winners, torch.tensor(ids, dtype=torch.int32)), "segments_info": rows})
+    return results
+
+
+def _assign_pixels(tiles: MaskTiles, scores: Tensor, mask_threshold: float) -> tuple[Tensor, Tensor]:
+    """Let K masks compete for the pixels; `scores` (K,) are on the CPU.
+
+    Returns:
+        (H, W) int32: k where query k is largest and reaches the mask threshold, K + k where it is largest but does
+        not; and the (K,) int64 areas of the masks by themselves.
+    """
+    masks, count = tiles.masks, len(scores)
+    winners = torch.zeros(tiles.size, dtype=torch.int32, device=masks.device)
+    areas = torch.zeros(count, dtype=torch.int64, device=masks.device)
+    weights = scores.to(masks.device, non_blocking=True)[:, None, None]
+    everyone = torch.arange(count, device=masks.device)
+    plan: Iterable[tuple[int, Tensor]] = repeat((-1, everyone), len(tiles))
+    if tiles.prunable:
+        plan = _contests(tiles, weights, mask_threshold, areas)
+    for (rows, columns), (only_winner, queries) in zip(tiles, plan, strict=True):
+        if only_winner >= 0:
+            winners[rows.pixels, columns.pixels] = only_winner
+            continue
+        probabilities = tiles.values(rows, columns, queries).sigmoid_()
+        inside = probabilities >= mask_threshold
+        areas.index_add_(0, queries, inside.sum((1, 2)))
+        best = probabilities.mul_(weights[queries]).max(0).indices
+        belongs = inside.gather(0, best[None])[0]
+        best = queries[best]
+        winners[rows.pixels, columns.pixels] = torch.where(belongs, best, best + count).int()
+    return winners, areas
+
+
+def _contests(tiles: MaskTiles, weights: Tensor, mask_threshold: float, areas: Tensor) -> list[tuple[int, Tensor]]:
+    """Find the masks that matter in each tile: those that may win a pixel and those whose outline crosses it.
+
+    Returns:
+        For each tile the one value that `winners` has all over it, or -1 and the masks to compare. The areas of masks
+        that need not be looked at in a tile, as they cover it, are added to `areas`.
+    """
+    lower, upper = (bound.sigmoid_() for bound in tiles.bounds())
+    # Also right where products underflow: all are 0 then, and the first query must win as it does in an argmax.
+    may_win = upper * weights * (1 + ROUNDING) >= (lower * weights).amax(0)
+    covering = lower >= mask_threshold + ROUNDING
+    crossing = (upper >= mask_threshold - ROUNDING) & ~covering
+    decided = (may_win.sum(0) == 1) & ~crossing.any(0)
+    compared = (may_win | crossing) & ~decided
+    areas += ((covering & ~compared) * tiles.areas).sum((1, 2))
+    winner = may_win.int().argmax(0)
+    value = torch.where(covering.gather(0, winner[None])[0], winner, winner + len(weights))
+    return list(zip(torch.where(decided, value, -1).flatten().tolist(), tile_members(compared), strict=True))
+
+
+def _panoptic_rows(
+    labels: list[int], scores: list[float], areas: list[list[int]], overlap_threshold: float, stuff: set[int]
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Decide which of K queries become segments.
+
+    `areas` has for each query the pixels of its mask, those it won, and those where it was largest but below the mask
+    threshold. Returns the ids that stand for the 2K values of `winners`, and `segments_info`.
+    """
+    ids: list[int] = []
+    rows: list[dict[str, Any]] = []
+    stuff_ids: dict[int, int] = {}
+    for label, score, (mask_area, won_area, largest_below) in zip(labels, scores, areas, strict=True):
+        if won_area == 0 or (won_area + largest_below) / mask_area < overlap_threshold:
+            ids.append(-1)
+            continue
+        ids.append(stuff_ids.get(label, len(rows)))
+        if label in stuff_ids:
+            continue
+        if label in stuff:
+            stuff_ids[label] = len(rows)
+        rows.append(_row(len(rows), label, label in stuff, score))
+    return ids + [-1] * len(ids), rows
+
+
+def _row(segment_id: int, label: int, fused: bool, score: float) -> dict[str, Any]:
+    return {"id": segment_id, "label_id": label, "was_fused": fused, "score": round(score, 6)}
+
+
+def instance_segments(
+    class_queries_logits: Tensor,
+    masks_queries_logits: Tensor,
+    target_sizes: Sequence[Size] | Tensor | None,
+    *,
+    input_size: Size,
+    content_sizes: Sequence[Size] | Tensor | None = None,
+    num_instances: int = 100,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    return_binary_maps: bool = False,
+    return_coco_annotation: bool = False,
+) -> list[dict[str, Any]]:
+    """Objects, each with a class, a score and a mask; masks may overlap.
+
+    The `num_instances` most probable (query, class) pairs are candidates. A mask is where the mask probability exceeds
+    `mask_threshold`; its score is the class probability x the mean mask probability inside. Candidates with an empty
+    mask or a score below `threshold` are dropped; there is no non-maximum suppression.
+
+    Args:
+        class_queries_logits: (B, Q, C+1), no-object last.
+        masks_queries_logits: (B, Q, h, w).
+        target_sizes: (height, width) of each answer; None answers at the input size, padding included.
+        input_size: (height, width) of the padded model input.
+        content_sizes: (height, width) of each picture within the input, at its top left; None if it fills the input.
+        num_instances: candidates per picture.
+        threshold: smallest score of an instance.
+        mask_threshold: mask probability above which a pixel belongs to a mask.
+        return_binary_maps: answer with all masks instead of an id map.
+        return_coco_annotation: answer with all masks in COCO's run-length encoding instead of an id map.
+
+    Returns:
+        For each picture `segmentation` and `segments_info`, one row an instance: `id`, `label_id`, `was_fused`
+        (False) and `score`. `segmentation` is an (H, W) int32 id map, painted in the order of rising scores (of
+        equals, the later query is on top), and instances that end up hidden have no row; or with binary maps an
+        (n, H, W) bool tensor, or with COCO annotations a list of n dicts {"size": [H, W], "counts": str}, which keep
+        overlaps and follow the order of the rows.
+
+    Raises:
+        ValueError: both kinds of masks were asked for, the number of sizes is not B, or a picture does not fit into
+            the input.
+    """
+    if return_binary_maps and return_coco_annotation:
+        raise ValueError("return_binary_maps and return_coco_annotation are both set; ask for one of them")
+    probabilities = class_queries_logits.float().cpu().softmax(-1)[..., :-1]
+    num_classes = probabilities.shape[-1]
+    results = []
+    for picture, sizes in enumerate(picture_sizes(len(probabilities), target_sizes, input_size, content_sizes)):
+        best, pairs = probabilities[picture].flatten().topk(min(num_instances, probabilities[picture].numel()))
+        # A mean inside cannot exceed 1, so a class probability below the threshold is a score below it.
+        pairs = pairs[best >= threshold].sort().values
+        queries, query_of_pair = (pairs // num_classes).unique(return_inverse=True)
+        measured = measure(tiled_masks(masks_queries_logits[picture], queries, input_size, *sizes), mask_threshold)
+        scores = probabilities[picture].flatten()[pairs].to(measured.means.device) * measured.means[query_of_pair]
+        kept = (scores >= threshold) & (measured.areas[query_of_pair] > 0)
+        segmentation: Any = None
+        if not (return_binary_maps or return_coco_annotation):
+            segmentation, kept = paint_ids(measured, query_of_pair, scores, kept)
+        rows = [
+            (pair % num_classes, score, query)
+            for pair, query, score, keep in zip(
+                pairs.tolist(), query_of_pair.tolist(), *torch.stack([scores, kept.to(scores)]).tolist(), strict=True
+            )
+            if keep
+        ]
+        masks = [query for _, _, query in rows]
+        if return_binary_maps:
+            segmentation = paint_masks(measured, masks)
+        elif return_coco_annotation:
+            segmentation = encode_masks(measured, masks)
+        segments_info = [_row(number, label, False, score) for number, (label, score, _) in enumerate(rows)]
+        results.append({"segmentation": segmentation, "segments_info": segments_info})
+    return results

@@ -1,0 +1,260 @@
+"""From query logits to semantic maps: a class for every pixel.
+
+In here: `semantic_segments` for pictures padded to the input, `semantic_segments_from_windows` for pictures cut into
+overlapping windows, and `picture_sizes`. A pixel's score for a class is the sum over queries of class probability x
+mask probability, without no-object; it is computed at the input's resolution, averaged where windows overlap, and
+interpolated to the answer (official EoMT evaluation). That happens in tiles, so memory does not grow with the picture;
+on a CPU, classes that cannot win anywhere in a tile are left out of it.
+
+Shapes: B pictures, N windows, Q queries, C classes without no-object (which is index C), h w mask cells, H W pixels.
+Products are float32, at the precision that `torch.set_float32_matmul_precision` allows; autocast is switched off.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .image_windows import window_axis
+from .mask_resampling import AxisBlock, Size, axis_block, axis_blocks, finite_masks, resample, tiles_per_axis
+
+_ROUNDING = 1e-4  # relative; sums over hundreds of queries in float32
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A model input: where it lies in the scaled picture, (row, column), and the predictions for it."""
+
+    offset: tuple[int, int]
+    size: Size
+    class_probabilities: Tensor  # (C, Q)
+    masks: Tensor  # (Q, h, w)
+
+
+def semantic_segments(
+    class_queries_logits: Tensor,
+    masks_queries_logits: Tensor,
+    target_sizes: Sequence[Size] | Tensor | None,
+    *,
+    input_size: Size | None = None,
+    content_sizes: Sequence[Size] | Tensor | None = None,
+    return_segmentation_scores: bool = False,
+) -> list[Any]:
+    """Semantic maps of pictures that fill their input, or were padded to it.
+
+    Args:
+        class_queries_logits: (B, Q, C+1), no-object last.
+        masks_queries_logits: (B, Q, h, w).
+        target_sizes: (height, width) of each answer; None answers at the input size, padding included.
+        input_size: (height, width) of the model input, where scores are computed; None computes them on the cells of
+            the masks, which is faster and coarser.
+        content_sizes: (height, width) of each picture within the input, at its top left; None if it fills the input.
+        return_segmentation_scores: return the scores beside each map.
+
+    Returns:
+        For each picture the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
+
+    Raises:
+        ValueError: the number of sizes is not B, or a picture does not fit into the input.
+    """
+    height, width = input_size or masks_queries_logits.shape[-2:]
+    sizes = picture_sizes(len(class_queries_logits), target_sizes, (height, width), content_sizes)
+    probabilities = _class_probabilities(class_queries_logits)
+    return [
+        _classify(
+            [_Window((0, 0), (height, width), probabilities[index], finite_masks(masks_queries_logits[index]))],
+            *picture,
+            return_segmentation_scores,
+        )
+        for index, picture in enumerate(sizes)
+    ]
+
+
+def semantic_segments_from_windows(
+    class_queries_logits: Tensor,
+    masks_queries_logits: Tensor,
+    windows: Sequence[Sequence[int]] | Tensor,
+    image_sizes: Sequence[Size] | Tensor,
+    target_sizes: Sequence[Size] | Tensor | None,
+    *,
+    window_size: Size | int,
+    return_segmentation_scores: bool = False,
+) -> list[Any]:
+    """Semantic maps of pictures that were scaled and cut into windows along one axis.
+
+    Args:
+        class_queries_logits: (N, Q, C+1), no-object last.
+        masks_queries_logits: (N, Q, h, w).
+        windows: N rows (picture, first pixel, pixel behind the last) along the axis that exceeds the window, the
+            horizontal one if none does (`image_windows.windows_of`).
+        image_sizes: (height, width) of each scaled picture.
+        target_sizes: (height, width) of each answer; None answers at the size of the scaled pictures.
+        window_size: (height, width) of a window, or its side.
+        return_segmentation_scores: return the scores beside each map.
+
+    Returns:
+        For each picture the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
+
+    Raises:
+        ValueError: the numbers of windows and predictions, or of sizes and pictures, differ; or the windows of a
+            picture do not cover it.
+    """
+    height, width = (window_size, window_size) if isinstance(window_size, int) else window_size
+    if len(windows) != len(class_queries_logits):
+        raise ValueError(
+            f"{len(windows)} windows for {len(class_queries_logits)} predictions: the model's outputs must be those of "
+            "all windows, in their order"
+        )
+    scaled = [_size(size) for size in image_sizes]
+    targets = scaled if target_sizes is None else [_size(size) for size in target_sizes]
+    if len(targets) != len(scaled):
+        raise ValueError(f"target_sizes has {len(targets)} rows for {len(scaled)} pictures; give one to each")
+    probabilities = _class_probabilities(class_queries_logits)
+    pictures: list[list[_Window]] = [[] for _ in scaled]
+    for number, (picture, start, _) in enumerate([int(value) for value in row] for row in windows):
+        offset = (start, 0) if window_axis(scaled[picture], (height, width)) == 0 else (0, start)
+        masks = finite_masks(masks_queries_logits[number])
+        pictures[picture].append(_Window(offset, (height, width), probabilities[number], masks))
+    for picture, (parts, size) in enumerate(zip(pictures, scaled, strict=True)):
+        _check_coverage(picture, parts, size)
+    return [
+        _classify(parts, size, target, return_segmentation_scores)
+        for parts, size, target in zip(pictures, scaled, targets, strict=True)
+    ]
+
+
+def _check_coverage(picture: int, windows: list[_Window], size: Size) -> None:
+    for axis, name in enumerate(("rows", "columns")):
+        covered = 0
+        for start, length in sorted((window.offset[axis], window.size[axis]) for window in windows):
+            covered = max(covered, start + length) if start <= covered else covered
+        if covered < size[axis]:
+            raise ValueError(
+                f"picture {picture}: no window covers {name} from {covered} on (the scaled picture has {size[axis]}); "
+                "pass all its windows, and the sizes and window size they were cut with"
+            )
+
+
+def _class_probabilities(class_queries_logits: Tensor) -> Tensor:
+    """(N, Q, C+1) logits -> (N, C, Q) probabilities without no-object."""
+    return class_queries_logits.float().softmax(-1)[..., :-1].transpose(1, 2).contiguous()
+
+
+def _classify(
+    windows: list[_Window], scaled_size: Size, target_size: Size, return_scores: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Merge the windows of a picture of `scaled_size`, resize the scores to `target_size`, and take the best class."""
+    num_classes, num_queries = windows[0].class_probabilities.shape
+    device = windows[0].masks.device
+    placement = (device, torch.float32)
+    counts = tiles_per_axis(target_size, num_queries + num_classes, device)
+    rows, columns = (
+        [(block, _window_blocks(block, windows, axis)) for block in axis_blocks([lengths], count, *placement)]
+        for axis, (lengths, count) in enumerate(zip(zip(scaled_size, target_size, strict=True), counts, strict=True))
+    )
+    segmentation = torch.empty(target_size, dtype=torch.int64, device=device)
+    scores = torch.empty((num_classes, *target_size), device=device) if return_scores else None
+    everyone = torch.arange(num_classes, device=device)
+    prune = device.type == "cpu" and not return_scores
+    with torch.autocast(device.type, enabled=False):
+        for row_block, row_parts in rows:
+            for column_block, column_parts in columns:
+                parts = [
+                    (window, window.masks[:, row.cells, column.cells], row, column)
+                    for window, row, column in zip(windows, row_parts, column_parts, strict=True)
+                    if row and column
+                ]
+                classes = _contenders(parts) if prune else everyone
+                merged = _merge(parts, classes, (row_block.num_cells, column_block.num_cells))
+                tile_scores = resample(merged, row_block, column_block)
+                tile = row_block.pixels, column_block.pixels
+                segmentation[tile] = classes[tile_scores.max(0).indices]
+                if scores is not None:
+                    scores[:, *tile] = tile_scores
+    return segmentation if scores is None else (segmentation, scores)
+
+
+# What one window contributes to a tile: its cells (Q, cells, cells) and the blocks that upsample them. The pixels of
+# these blocks are pixels of the scaled picture, counted from the first one that the tile depends on.
+_Part = tuple[_Window, Tensor, AxisBlock, AxisBlock]
+
+
+def _window_blocks(target_block: AxisBlock, windows: list[_Window], axis: int) -> list[AxisBlock | None]:
+    """For each window, what it contributes along an axis to the scaled pixels behind a block of the target."""
+    wanted = target_block.cells
+    blocks: list[AxisBlock | None] = []
+    for window in windows:
+        offset, length = window.offset[axis], window.size[axis]
+        start, stop = max(wanted.start, offset), min(wanted.stop, offset + length)
+        if start >= stop:
+            blocks.append(None)
+            continue
+        own_pixels = slice(start - offset, stop - offset)
+        stage = (window.masks.shape[1 + axis], length)
+        block = axis_block([stage], own_pixels, window.masks.device, window.masks.dtype)
+        blocks.append(replace(block, pixels=slice(start - wanted.start, stop - wanted.start)))
+    return blocks
+
+
+def _merge(parts: list[_Part], classes: Tensor, size: Size) -> Tensor:
+    """Scores of the given classes (k,) averaged over the windows of a tile, (k, *size) float32."""
+    merged = torch.zeros((len(classes), *size), device=classes.device)
+    coverage = torch.zeros(size, device=classes.device)
+    for window, cells, rows, columns in parts:
+        probabilities = resample(cells, rows, columns).sigmoid_()
+        scores = window.class_probabilities[classes] @ probabilities.flatten(1)
+        merged[:, rows.pixels, columns.pixels] += scores.unflatten(1, probabilities.shape[1:])
+        coverage[rows.pixels, columns.pixels] += 1
+    return merged.div_(coverage)
+
+
+def _contenders(parts: list[_Part]) -> Tensor:
+    """Classes (k,) that may have the largest score somewhere in a tile, from bounds on the mask logits there."""
+    lower, upper = [], []
+    for window, cells, _, _ in parts:
+        low, high = cells.amin((1, 2)), cells.amax((1, 2))
+        slack = 1e-5 * torch.maximum(low.abs(), high.abs())
+        lower.append(window.class_probabilities @ (low - slack).sigmoid())
+        upper.append(window.class_probabilities @ (high + slack).sigmoid())
+    best_lower = torch.stack(lower).amin(0).max()
+    return (torch.stack(upper).amax(0) * (1 + _ROUNDING) >= best_lower).nonzero()[:, 0]
+
+
+def picture_sizes(
+    batch_size: int,
+    target_sizes: Sequence[Size] | Tensor | None,
+    input_size: Size,
+    content_sizes: Sequence[Size] | Tensor | None,
+) -> list[tuple[Size, Size]]:
+    """Content and target size of each picture; without targets both are the input size.
+
+    Raises:
+        ValueError: there are not as many sizes as pictures, one is not positive, or a content exceeds the input.
+    """
+    whole = _size(input_size)
+    if target_sizes is None:
+        return [(whole, whole)] * batch_size
+    contents = [whole] * batch_size if content_sizes is None else [_size(size) for size in content_sizes]
+    targets = [_size(size) for size in target_sizes]
+    for name, given in (("target_sizes", targets), ("content_sizes", contents)):
+        if len(given) != batch_size:
+            raise ValueError(
+                f"{name} has {len(given)} rows for {batch_size} pictures; give one (height, width) to each"
+            )
+        for size in given:
+            if min(size) < 1:
+                raise ValueError(f"{name}: {size} is not a size in pixels; give (height, width), each at least 1")
+    for size in contents:
+        if size[0] > whole[0] or size[1] > whole[1]:
+            raise ValueError(
+                f"content_sizes: {size} does not fit into the input {whole}; it is the size of the scaled picture "
+                "before padding, in pixels of the model input"
+            )
+    return list(zip(contents, targets, strict=True))
+
+
+def _size(size: Sequence[int] | Tensor) -> Size:
+    height, width = (int(length) for length in size)
+    return height, width

@@ -1,0 +1,46 @@
+"""Tiny models that every test file may build: small enough for milliseconds, random enough to notice a mistake."""
+
+import torch
+from torch import nn
+
+from hf_segvit.models.configuration_eomt import EoMTConfig
+from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
+
+DINOV2 = {"position_embedding_type": "learned"}
+DINOV2_GIANT = {"position_embedding_type": "learned", "mlp_type": "swiglu"}
+DINOV3 = {"position_embedding_type": "rope", "key_bias": False, "layer_norm_eps": 1e-5}
+FAMILIES = {"dinov2": DINOV2, "dinov2_giant": DINOV2_GIANT, "dinov3": DINOV3}
+
+
+def tiny_config(**overrides) -> EoMTConfig:
+    """An EoMT of 4 blocks, the last 2 with queries, for 64 x 64 pixels and 5 classes."""
+    settings = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "image_size": 64,
+        "patch_size": 16,
+        "num_queries": 7,
+        "num_query_layers": 2,
+        "num_labels": 5,
+        "train_num_points": 64,
+    }
+    if "id2label" in overrides:
+        settings.pop("num_labels")
+    return EoMTConfig(**{**settings, **overrides})
+
+
+def tiny_eomt(**overrides) -> EoMTForUniversalSegmentation:
+    """A tiny EoMT in evaluation mode whose weights are all random, LayerScale, norms and biases included."""
+    torch.manual_seed(0)
+    return randomize(EoMTForUniversalSegmentation(tiny_config(**overrides))).eval()
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Shift every parameter by noise, so that no initial zero or one hides a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
