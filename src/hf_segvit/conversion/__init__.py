@@ -1,0 +1,1 @@
+"""Weights in and out: backbones, official checkpoints, Transformers' own format."""

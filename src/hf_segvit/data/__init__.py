@@ -1,0 +1,1 @@
+"""Readers, label tables, augmentation, collation and generated scenes."""
