@@ -1,4 +1,4 @@
-.PHONY: check test test-slow test-floor bench
+.PHONY: check test test-slow test-floor test-upstream bench
 
 # Lint, format and types.
 check:
@@ -26,3 +26,11 @@ bench:
 	python benchmarks/post_processing.py
 	python benchmarks/metrics.py
 	python benchmarks/model_sizes.py
+
+# Transformers' own common model tests, from the source distribution of the installed version.
+test-upstream:
+	version=$$(python -c "import transformers; print(transformers.__version__)"); \
+	mkdir -p .cache && pip download --quiet --no-deps --no-build-isolation --no-binary :all: -d .cache transformers==$$version && \
+	tar -xzf .cache/transformers-$$version.tar.gz -C .cache && \
+	HF_SEGVIT_TRANSFORMERS_TESTS=.cache/transformers-$$version/tests OMP_NUM_THREADS=1 \
+	python -m pytest -o addopts=-ra tests/upstream

@@ -7,13 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
-from hf_segvit.models.modeling_plain_vit import (
-    PlainViTAttention,
-    PlainViTModel,
-    resample_position_embeddings,
-    rotary_embeddings,
-    rotate,
-)
+from hf_segvit.models.modeling_plain_vit import PlainViTModel, resample_position_embeddings
+from hf_segvit.models.plain_vit_attention import PlainViTAttention, half_precision_attention
+from hf_segvit.models.rotary_embeddings import rotary_embeddings, rotate
 
 from .tiny_models import FAMILIES, randomize
 
@@ -68,6 +64,25 @@ def test_leading_mask_is_the_same_in_every_back_end_and_leaves_other_rows_alone(
             full = torch.cat((mask, mask.new_ones(2, 1, 8, 12)), dim=2).expand(-1, 2, -1, -1)
             assert torch.equal(weights > 0, full)
     torch.testing.assert_close(outputs["sdpa"], outputs["eager"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_attention_in_half_precision_is_as_near_to_single_as_its_rounding(dtype: torch.dtype, monkeypatch) -> None:
+    monkeypatch.setattr("hf_segvit.models.plain_vit_attention.ROWS_IN_CACHE", 7)
+    query, key, value = torch.randn(3, 2, 4, 20, 16).to(dtype)
+    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), scale=0.25).transpose(1, 2)
+    answer = half_precision_attention(query, key, value, 0.25)
+    assert answer.dtype == dtype
+    # Scores of a few units and weights are rounded to 8 (bf16) or 11 (fp16) bits on the way.
+    torch.testing.assert_close(answer.double(), exact, rtol=0, atol=0.05 if dtype == torch.bfloat16 else 0.01)
+
+
+def test_a_model_in_half_precision_answers_as_in_single() -> None:
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = tiny_vit()(pixels).last_hidden_state
+        answer = tiny_vit().bfloat16()(pixels.bfloat16()).last_hidden_state
+    assert (answer.float() - expected).abs().max() < 0.1 * expected.abs().max()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -40,13 +40,14 @@ class EoMTConfig(PlainViTConfig):
     """
 
     model_type = "segvit_eomt"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "loss_dict",
         "last_hidden_state",
         "hidden_states",
         "attentions",
         "content_sizes",
         "patch_offsets",
-    )
+    ]
 
     num_queries: int = 200
     num_query_layers: int = 4

@@ -56,7 +56,7 @@ class PlainViTConfig(PreTrainedConfig):
     """
 
     model_type = "segvit_plain_vit"
-    keys_to_ignore_at_inference = ("last_hidden_state", "hidden_states", "attentions")
+    keys_to_ignore_at_inference = ["last_hidden_state", "hidden_states", "attentions"]  # noqa: RUF012
 
     hidden_size: int = 1024
     num_hidden_layers: int = 24
@@ -124,6 +124,13 @@ class PlainViTConfig(PreTrainedConfig):
     def has_rotary_positions(self) -> bool:
         """Whether queries and keys are rotated by the place of their patch."""
         return self.position_embedding_type in ("rope", "learned_rope")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as saved; without the names of remote code where that is not saved along."""
+        fields = super().to_dict()
+        if self._auto_class is None:
+            fields.pop("auto_map", None)
+        return fields
 
     def check(self) -> None:
         """Refuse values that contradict each other.

@@ -147,6 +147,13 @@ class EoMTImageProcessor(SegmentationPostProcessing, TorchvisionBackend):
                 "stuff_classes of this label set, [] for none"
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as saved; without the names of remote code where that is not saved along."""
+        settings = super().to_dict()
+        if self._auto_class is None:
+            settings.pop("auto_map", None)
+        return settings
+
     @classmethod
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any

@@ -23,7 +23,7 @@ _RLE_CHUNK = 16  # masks that are expanded to full size at a time on their way t
 
 @dataclass(frozen=True)
 class MeasuredMasks:
-    """Binarised masks: for each tile its bands, the indices of its masks (k,) and their pixels (k, rows, columns)."""
+    """Binarised masks: for each tile its bands, the indices of its masks (k,) and their pixels (rows, k, columns)."""
 
     size: Size
     tiles: list[tuple[AxisBlock, AxisBlock, Tensor, Tensor]]
@@ -34,42 +34,43 @@ class MeasuredMasks:
 def measure(tiles: MaskTiles, mask_threshold: float) -> MeasuredMasks:
     """Binarise K masks; only tiles that a mask may reach into are computed, which is exact."""
     masks = tiles.masks
-    areas = torch.zeros(len(masks), dtype=masks.dtype, device=masks.device)
+    count = masks.shape[1]
+    precise = torch.float32 if masks.device.type == "mps" else torch.float64
+    areas = torch.zeros(count, dtype=precise, device=masks.device)
     totals = torch.zeros_like(areas)
-    everyone = torch.arange(len(masks), device=masks.device)
-    members: Iterable[Tensor] = repeat(everyone, len(tiles))
+    plan: Iterable[Tensor] = repeat(torch.arange(count, device=masks.device), len(tiles))
     if tiles.prunable:
-        members = tile_members(tiles.bounds()[1].sigmoid_() >= mask_threshold - ROUNDING)
+        plan = tile_members(tiles.bounds()[1].sigmoid_() >= mask_threshold - ROUNDING)
     binarised = []
-    for (rows, columns), queries in zip(tiles, members, strict=True):
-        if not len(queries):
+    for (rows, columns), members in zip(tiles, plan, strict=True):
+        if not len(members):
             continue
-        probabilities = tiles.values(rows, columns, queries).sigmoid_()
-        inside = probabilities > mask_threshold
-        areas.index_add_(0, queries, inside.sum((1, 2), dtype=areas.dtype))
-        totals.index_add_(0, queries, probabilities.mul_(inside).sum((1, 2), dtype=areas.dtype))
-        binarised.append((rows, columns, queries, inside))
+        for strip in tiles.strips(rows, columns, len(members)):
+            probabilities = tiles.values(strip, columns, members).sigmoid_()
+            inside = probabilities > mask_threshold
+            areas.index_add_(0, members, inside.sum((0, 2), dtype=precise))
+            totals.index_add_(0, members, probabilities.mul_(inside).sum((0, 2), dtype=precise))
+            binarised.append((strip, columns, members, inside))
     return MeasuredMasks(tiles.size, binarised, areas, totals / (areas + 1e-6))
 
 
-def paint_ids(masks: MeasuredMasks, query_of_pair: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def paint_ids(masks: MeasuredMasks, mask_of_pair: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Paint the kept ones of P pairs in the order of rising scores; all without a word to the host.
 
     Returns:
         (H, W) int32 id map, and which pairs (P,) are visible in it.
     """
     device = scores.device
-    query_of_pair = query_of_pair.to(device)
     # Ranks from 1, 0 for what is not painted: then the topmost mask of a pixel is a maximum over the masks.
     order = scores.masked_fill(~kept, -1).argsort(stable=True)
     ranks = torch.zeros(len(scores), dtype=torch.int32, device=device)
     ranks[order] = torch.arange(1, len(scores) + 1, dtype=torch.int32, device=device)
     ranks *= kept
     rank_of_mask = torch.zeros(len(masks.areas), dtype=torch.int32, device=device)
-    rank_of_mask.scatter_reduce_(0, query_of_pair, ranks, "amax")
+    rank_of_mask.scatter_reduce_(0, mask_of_pair, ranks, "amax")
     painted = torch.zeros(masks.size, dtype=torch.int32, device=device)
-    for rows, columns, queries, inside in masks.tiles:
-        painted[rows.pixels, columns.pixels] = (inside * rank_of_mask[queries][:, None, None]).amax(0)
+    for rows, columns, members, inside in masks.tiles:
+        painted[rows.pixels, columns.pixels] = (inside * rank_of_mask[members][:, None]).amax(1)
     visible = (count_labels(painted, len(scores) + 1)[ranks] > 0) & kept
     ids = torch.full((len(scores) + 1,), -1, dtype=torch.int32, device=device)
     ids[ranks.long()] = torch.where(visible, visible.cumsum(0) - 1, -1).int()
@@ -79,12 +80,14 @@ def paint_ids(masks: MeasuredMasks, query_of_pair: Tensor, scores: Tensor, kept:
 def paint_masks(masks: MeasuredMasks, chosen: list[int]) -> Tensor:
     """Masks `chosen` (n) of K at full size, (n, H, W) bool."""
     maps = torch.zeros((len(chosen), *masks.size), dtype=torch.bool, device=masks.areas.device)
-    for rows, columns, queries, inside in masks.tiles:
-        if len(queries) == len(masks.areas):
-            maps[:, rows.pixels, columns.pixels] = inside[chosen]
+    wanted = torch.tensor(chosen, dtype=torch.int64)
+    everywhere = wanted.to(maps.device, non_blocking=True)
+    for rows, columns, members, inside in masks.tiles:
+        if len(members) == len(masks.areas):
+            maps[:, rows.pixels, columns.pixels] = inside[:, everywhere].transpose(0, 1)
             continue
-        for number, position in (torch.tensor(chosen)[:, None] == queries).nonzero().tolist():
-            maps[number, rows.pixels, columns.pixels] = inside[position]
+        for number, position in (wanted[:, None] == members).nonzero().tolist():
+            maps[number, rows.pixels, columns.pixels] = inside[:, position]
     return maps
 
 

@@ -21,6 +21,8 @@ Size = tuple[int, int]
 
 TILE_PIXELS = 64  # side of a tile on a CPU: smaller ones exclude more masks, larger ones cost fewer calls
 MAX_TILES_PER_AXIS = 16
+SERIAL_VALUES = 2**15 - 1  # most values for which PyTorch works on one thread
+_SERIAL_PRODUCT = 2**18  # most multiplications for which OpenBLAS, inside NumPy, works on one thread
 ROUNDING = 1e-5  # more than a float32 probability can miss a bound on it by
 ACCELERATOR_TILE_VALUES = 2**24  # values (masks x pixels) that are resampled at once elsewhere: 128 MiB in float64
 
@@ -43,6 +45,12 @@ class AxisBlock:
     def length(self) -> int:
         """Number of pixels."""
         return self.pixels.stop - self.pixels.start
+
+    def part(self, pixels: slice) -> "AxisBlock":
+        """Some of the pixels, counted from the first one of the block."""
+        length = len(range(self.length)[pixels])
+        start = self.pixels.start + pixels.start
+        return AxisBlock(slice(start, start + length), self.cells, self.weights[pixels])
 
     @property
     def num_cells(self) -> int:
@@ -109,7 +117,7 @@ class MaskTiles:
     """Masks of one picture and the bands that upsample them; a tile is a row block x a column block.
 
     Attributes:
-        masks: (K, h, w) logits in the dtype of the blocks.
+        masks: (h, K, w) logits in the dtype of the blocks.
         rows: blocks that cover the vertical axis of the target in order.
         columns: the same for the horizontal axis.
     """
@@ -141,23 +149,36 @@ class MaskTiles:
         """Tiles row by row."""
         return product(self.rows, self.columns)
 
+    def strips(self, rows: AxisBlock, columns: AxisBlock, count: int) -> list[AxisBlock]:
+        """Cut a tile's rows so that `count` masks on a strip are few enough values not to start threads for."""
+        if self.masks.device.type != "cpu":
+            return [rows]
+        step = max(1, SERIAL_VALUES // (count * columns.length))
+        starts = range(0, rows.length, step)
+        return [rows] if len(starts) == 1 else [rows.part(slice(start, start + step)) for start in starts]
+
     def values(self, rows: AxisBlock, columns: AxisBlock, chosen: Tensor) -> Tensor:
-        """Logits of the masks `chosen` (k,) on one tile, (k, rows.length, columns.length) float32."""
-        return resample(self.masks[:, rows.cells, columns.cells].index_select(0, chosen), rows, columns).float()
+        """Logits of the masks `chosen` (k,) on one tile, (rows.length, k, columns.length) float32."""
+        return resample(self.masks[rows.cells, :, columns.cells].index_select(1, chosen), rows, columns).float()
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds of all `values`, two of (K, len(rows), len(columns)) float32.
+        """Lower and upper bounds of all `values`, two of (K, len(rows), len(columns)) float32 on the CPU.
 
         They are a little wide, so that they hold for rounded values too.
         """
+        masks = self.masks.numpy()
         bounds = []
-        for extremum in (torch.amin, torch.amax):
-            strips = torch.stack([extremum(self.masks[:, block.cells], 1) for block in self.rows], 1)
-            tiles = torch.stack([extremum(strips[:, :, block.cells], 2) for block in self.columns], 2)
-            bounds.append(tiles.float())
-        lower, upper = bounds
-        slack = 1e-5 * torch.maximum(lower.abs(), upper.abs())
-        return lower - slack, upper + slack
+        for extremum in (np.min, np.max):
+            strips = np.stack([extremum(masks[block.cells], 0) for block in self.rows], 1)
+            tiles = np.stack([extremum(strips[:, :, block.cells], 2) for block in self.columns], 2)
+            bounds.append(torch.from_numpy(tiles))
+        return widened(*bounds)
+
+
+def widened(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of cells, made to hold for what is interpolated between them with rounding."""
+    slack = 1e-5 * torch.maximum(lower.abs(), upper.abs())
+    return lower - slack, upper + slack
 
 
 def tile_members(relevant: Tensor) -> Sequence[Tensor]:
@@ -166,9 +187,28 @@ def tile_members(relevant: Tensor) -> Sequence[Tensor]:
     return per_tile.nonzero()[:, 1].split(per_tile.sum(1).tolist())
 
 
-def resample(masks: Tensor, rows: AxisBlock, columns: AxisBlock) -> Tensor:
-    """Interpolate the cells behind one tile: (k, cells, cells) -> (k, rows.length, columns.length)."""
-    return rows.weights @ masks @ columns.weights.T
+def resample(cells: Tensor, rows: AxisBlock, columns: AxisBlock) -> Tensor:
+    """Interpolate what lies behind one tile: (cells, k, cells) -> (rows.length, k, columns.length)."""
+    height, count, width = cells.shape
+    values = matmul(rows.weights, cells.reshape(height, count * width))
+    return matmul(values.reshape(-1, width), columns.weights.T).view(rows.length, count, columns.length)
+
+
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """(m, n) @ (..., n, p), in full precision and, on a CPU, without threads.
+
+    PyTorch's own float32 product may round to TF32 or bfloat16 if some other part of the program asked for speed, and
+    on a CPU starts threads for matrices as small as ours: that costs more than it gains, and on a busy machine a
+    thousand times more. NumPy's does neither as long as a product stays small.
+    """
+    if left.device.type != "cpu":
+        return left @ right
+    a, b = left.numpy(), right.numpy()
+    step = max(1, _SERIAL_PRODUCT // (b.shape[-2] * b.shape[-1]))
+    if len(a) <= step:
+        return torch.from_numpy(np.matmul(a, b))
+    parts = [np.matmul(a[start : start + step], b) for start in range(0, len(a), step)]
+    return torch.from_numpy(np.concatenate(parts, axis=-2))
 
 
 def tiled_masks(
@@ -187,8 +227,8 @@ def tiled_masks(
         The K masks with blocks for `target_size`.
     """
     device = mask_logits.device
-    # float64 (where there is one): autocast and the global precision of float32 products leave it alone.
-    dtype = torch.float32 if device.type == "mps" else torch.float64
+    # Of accelerators' products, TF32 and autocast leave those in float64 alone (`matmul` has more on that).
+    dtype = torch.float32 if device.type in ("cpu", "mps") else torch.float64
     masks = finite_masks(mask_logits.index_select(0, chosen.to(device, non_blocking=True))).to(dtype)
     counts = tiles_per_axis(target_size, len(chosen), device)
     rows, columns = (
@@ -197,10 +237,10 @@ def tiled_masks(
             mask_logits.shape[-2:], input_size, content_size, target_size, counts, strict=True
         )
     )
-    return MaskTiles(masks, rows, columns)
+    return MaskTiles(masks.transpose(0, 1).contiguous(), rows, columns)
 
 
 def finite_masks(mask_logits: Tensor) -> Tensor:
-    """Float32 logits without infinities (of masks that are switched off): 0 x infinity would spread as NaN."""
+    """Detached float32 logits without infinities (of masks that are switched off): 0 x infinity would spread as NaN."""
     largest = torch.finfo(torch.float32).max
-    return mask_logits.float().clamp(-largest, largest)
+    return mask_logits.detach().float().clamp(-largest, largest)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -165,6 +166,12 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             loss_normalization=config.loss_normalization,
         )
         self.post_init()
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Called by Transformers when this class comes from a checkpoint's own code: let the pipeline know its name."""
+        super().register_for_auto_class(auto_class)
+        MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault(EoMTConfig.model_type, cls.__name__)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

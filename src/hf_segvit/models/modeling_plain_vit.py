@@ -1,16 +1,16 @@
 """The plain Vision Transformer that EoMT and ViT-P stand on.
 
-In here, in this order: the embeddings, attention with optional masks for the leading tokens, one block, the base class
-and the model. Every family is the same code under another `PlainViTConfig`: DINOv2 (Oquab et al., arXiv 2304.07193;
-registers, SwiGLU for giant), DINOv3 (Simeoni et al., arXiv 2508.10104; rotary embeddings), EVA-02 (Fang et al., arXiv
-2303.11331; both kinds of positions, norms inside the branches), DeiT-III, MAE, SigLIP and others. Any input whose sides
-are multiples of the patch size is served, square or not.
+In here, in this order: the embeddings, one block, the base class and the model. Every family is the same code under
+another `PlainViTConfig`: DINOv2 (Oquab et al., arXiv 2304.07193; registers, SwiGLU for giant), DINOv3 (Simeoni et al.,
+arXiv 2508.10104; rotary embeddings), EVA-02 (Fang et al., arXiv 2303.11331; both kinds of positions, norms inside the
+branches), DeiT-III, MAE, SigLIP and others. Any input whose sides are multiples of the patch size is served, square or
+not.
 
-Shapes: B batch, T tokens, D hidden size, H W pixels, h w patch grid, E channels of one head.
+Shapes: B batch, T tokens, D hidden size, H W pixels, h w patch grid.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_plain_vit import PlainViTConfig
+from .plain_vit_attention import PlainViTAttention
 from .plain_vit_mlp import PlainMLP, SwiGLU
-from .rotary_embeddings import rotary_embeddings, rotate
+from .rotary_embeddings import rotary_embeddings
 
 
 class LayerScale(nn.Module):
@@ -36,9 +37,9 @@ class LayerScale(nn.Module):
         self.init_value = init_value
         self.lambda1 = nn.Parameter(torch.empty(hidden_size))
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Scale (..., D)."""
-        return hidden_states * self.lambda1
+    def forward(self, hidden_states: Tensor, branch: Tensor) -> Tensor:
+        """Add the scaled branch (..., D) to the residual stream, in one pass over memory."""
+        return torch.addcmul(hidden_states, branch, self.lambda1)
 
 
 class DropPath(nn.Module):
@@ -137,112 +138,6 @@ def resample_position_embeddings(table: Tensor, old_grid: tuple[int, int], new_g
     return grid.flatten(2)[0].transpose(0, 1).to(table.dtype)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention written out, which also returns its weights.
-
-    Args:
-        module: the attention module, asked whether it trains.
-        query: (B, heads, rows, E).
-        key: (B, heads, T, E).
-        value: (B, heads, T, E).
-        attention_mask: boolean, broadcastable to (B, heads, rows, T), True where attention is allowed; no row may be
-            all False.
-        scaling: factor on the scores.
-        dropout: probability in training.
-        kwargs: arguments of other back-ends, unused.
-
-    Returns:
-        (B, rows, heads, E) and the weights (B, heads, rows, T).
-    """
-    scores = (query @ key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class PlainViTAttention(nn.Module):
-    """Multi-head self-attention through Transformers' attention interface; leading tokens may carry a mask."""
-
-    def __init__(self, config: PlainViTConfig):
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.head_size = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_size**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        normed = config.attention_norm
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        leading_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
-
-        Args:
-            hidden_states: (B, T, D).
-            position_embeddings: cosines and sines (T, E) of `rotary_embeddings`.
-            leading_mask: boolean (B, 1, rows, T), True where the first `rows` tokens may attend; the tokens after
-                them attend to everything.
-
-        Returns:
-            (B, T, D), and the weights (B, heads, T, T) where the back-end gives them.
-        """
-        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-
-        back_end = self.config._attn_implementation or "eager"
-        if leading_mask is None:
-            context, weights = self._attend(back_end, query, key, value, None)
-        else:
-            # Only the rows that carry a mask leave the fast kernel: one in nine at 640 pixels and 200 queries.
-            rows = leading_mask.shape[-2]
-            masked_back_end = "eager" if back_end == "eager" else "sdpa"
-            led, led_weights = self._attend(masked_back_end, query[:, :, :rows], key, value, leading_mask)
-            rest, rest_weights = self._attend(back_end, query[:, :, rows:], key, value, None)
-            context = torch.cat((led, rest), dim=1)
-            weights = None
-            if led_weights is not None and rest_weights is not None:
-                weights = torch.cat((led_weights, rest_weights), dim=2)
-        return self.out_proj(self.norm(context.flatten(2))), weights
-
-    def _attend(
-        self, back_end: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(back_end, eager_attention_forward)
-        return attend(
-            self,
-            query,
-            key,
-            value,
-            mask,
-            scaling=self.scaling,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            is_causal=False,
-        )
-
-
 class PlainViTLayer(GradientCheckpointingLayer):
     """One pre-norm block: attention and MLP, each with LayerScale and stochastic depth."""
 
@@ -253,8 +148,8 @@ class PlainViTLayer(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SwiGLU(config) if config.mlp_type == "swiglu" else PlainMLP(config)
         scale = config.layer_scale_init_value
-        self.layer_scale1 = nn.Identity() if scale is None else LayerScale(config.hidden_size, scale)
-        self.layer_scale2 = nn.Identity() if scale is None else LayerScale(config.hidden_size, scale)
+        self.layer_scale1 = None if scale is None else LayerScale(config.hidden_size, scale)
+        self.layer_scale2 = None if scale is None else LayerScale(config.hidden_size, scale)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(
@@ -265,8 +160,12 @@ class PlainViTLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         """Transform (B, T, D); the other arguments are those of `PlainViTAttention`."""
         attended, _ = self.attention(self.norm1(hidden_states), position_embeddings, leading_mask)
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
-        return hidden_states + self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states))))
+        hidden_states = self._add(hidden_states, attended, self.layer_scale1)
+        return self._add(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
+
+    def _add(self, hidden_states: Tensor, branch: Tensor, scale: LayerScale | None) -> Tensor:
+        branch = self.drop_path(branch)
+        return hidden_states + branch if scale is None else scale(hidden_states, branch)
 
 
 class PlainViTPreTrainedModel(PreTrainedModel):

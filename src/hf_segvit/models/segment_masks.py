@@ -92,24 +92,24 @@ def _assign_pixels(tiles: MaskTiles, scores: Tensor, mask_threshold: float) -> t
         not; and the (K,) int64 areas of the masks by themselves.
     """
     masks, count = tiles.masks, len(scores)
-    winners = torch.zeros(tiles.size, dtype=torch.int32, device=masks.device)
+    winners = torch.empty(tiles.size, dtype=torch.int32, device=masks.device)
     areas = torch.zeros(count, dtype=torch.int64, device=masks.device)
-    weights = scores.to(masks.device, non_blocking=True)[:, None, None]
-    everyone = torch.arange(count, device=masks.device)
-    plan: Iterable[tuple[int, Tensor]] = repeat((-1, everyone), len(tiles))
+    weights = scores.to(masks.device, non_blocking=True)[:, None]
+    plan: Iterable[tuple[int, Tensor]] = repeat((-1, torch.arange(count, device=masks.device)), len(tiles))
     if tiles.prunable:
-        plan = _contests(tiles, weights, mask_threshold, areas)
-    for (rows, columns), (only_winner, queries) in zip(tiles, plan, strict=True):
+        plan = _contests(tiles, weights[..., None], mask_threshold, areas)
+    for (rows, columns), (only_winner, members) in zip(tiles, plan, strict=True):
         if only_winner >= 0:
             winners[rows.pixels, columns.pixels] = only_winner
             continue
-        probabilities = tiles.values(rows, columns, queries).sigmoid_()
-        inside = probabilities >= mask_threshold
-        areas.index_add_(0, queries, inside.sum((1, 2)))
-        best = probabilities.mul_(weights[queries]).max(0).indices
-        belongs = inside.gather(0, best[None])[0]
-        best = queries[best]
-        winners[rows.pixels, columns.pixels] = torch.where(belongs, best, best + count).int()
+        for strip in tiles.strips(rows, columns, len(members)):
+            probabilities = tiles.values(strip, columns, members).sigmoid_()
+            inside = probabilities >= mask_threshold
+            areas.index_add_(0, members, inside.sum((0, 2)))
+            best = probabilities.mul_(weights[members]).max(1).indices
+            belongs = inside.gather(1, best[:, None])[:, 0]
+            best = members[best]
+            winners[strip.pixels, columns.pixels] = torch.where(belongs, best, best + count).int()
     return winners, areas
 
 
@@ -211,22 +211,25 @@ def instance_segments(
     for picture, sizes in enumerate(picture_sizes(len(probabilities), target_sizes, input_size, content_sizes)):
         best, pairs = probabilities[picture].flatten().topk(min(num_instances, probabilities[picture].numel()))
         # A mean inside cannot exceed 1, so a class probability below the threshold is a score below it.
-        pairs = pairs[best >= threshold].sort().values
-        queries, query_of_pair = (pairs // num_classes).unique(return_inverse=True)
+        best, pairs = best[best >= threshold], pairs[best >= threshold]
+        pairs, order = pairs.sort()
+        queries, mask_of_pair = (pairs // num_classes).unique(return_inverse=True)
         measured = measure(tiled_masks(masks_queries_logits[picture], queries, input_size, *sizes), mask_threshold)
-        scores = probabilities[picture].flatten()[pairs].to(measured.means.device) * measured.means[query_of_pair]
-        kept = (scores >= threshold) & (measured.areas[query_of_pair] > 0)
+        # Copies to an accelerator are asynchronous everywhere, or each would wait for all work before it.
+        owner = mask_of_pair.to(measured.means.device, non_blocking=True)
+        scores = best[order].to(measured.means.device, non_blocking=True) * measured.means[owner]
+        kept = (scores >= threshold) & (measured.areas[owner] > 0)
         segmentation: Any = None
         if not (return_binary_maps or return_coco_annotation):
-            segmentation, kept = paint_ids(measured, query_of_pair, scores, kept)
+            segmentation, kept = paint_ids(measured, owner, scores, kept)
         rows = [
-            (pair % num_classes, score, query)
-            for pair, query, score, keep in zip(
-                pairs.tolist(), query_of_pair.tolist(), *torch.stack([scores, kept.to(scores)]).tolist(), strict=True
+            (pair % num_classes, score, mask)
+            for pair, mask, score, keep in zip(
+                pairs.tolist(), mask_of_pair.tolist(), *torch.stack([scores, kept.to(scores)]).tolist(), strict=True
             )
             if keep
         ]
-        masks = [query for _, _, query in rows]
+        masks = [mask for _, _, mask in rows]
         if return_binary_maps:
             segmentation = paint_masks(measured, masks)
         elif return_coco_annotation:

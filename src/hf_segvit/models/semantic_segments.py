@@ -14,11 +14,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .image_windows import window_axis
-from .mask_resampling import AxisBlock, Size, axis_block, axis_blocks, finite_masks, resample, tiles_per_axis
+from .mask_resampling import (
+    AxisBlock,
+    Size,
+    axis_block,
+    axis_blocks,
+    finite_masks,
+    matmul,
+    resample,
+    tiles_per_axis,
+    widened,
+)
 
 _ROUNDING = 1e-4  # relative; sums over hundreds of queries in float32
 
@@ -30,7 +41,7 @@ class _Window:
     offset: tuple[int, int]
     size: Size
     class_probabilities: Tensor  # (C, Q)
-    masks: Tensor  # (Q, h, w)
+    masks: Tensor  # (h, Q, w)
 
 
 def semantic_segments(
@@ -64,7 +75,7 @@ def semantic_segments(
     probabilities = _class_probabilities(class_queries_logits)
     return [
         _classify(
-            [_Window((0, 0), (height, width), probabilities[index], finite_masks(masks_queries_logits[index]))],
+            [_Window((0, 0), (height, width), probabilities[index], _masks(masks_queries_logits[index]))],
             *picture,
             return_segmentation_scores,
         )
@@ -115,7 +126,7 @@ def semantic_segments_from_windows(
     pictures: list[list[_Window]] = [[] for _ in scaled]
     for number, (picture, start, _) in enumerate([int(value) for value in row] for row in windows):
         offset = (start, 0) if window_axis(scaled[picture], (height, width)) == 0 else (0, start)
-        masks = finite_masks(masks_queries_logits[number])
+        masks = _masks(masks_queries_logits[number])
         pictures[picture].append(_Window(offset, (height, width), probabilities[number], masks))
     for picture, (parts, size) in enumerate(zip(pictures, scaled, strict=True)):
         _check_coverage(picture, parts, size)
@@ -139,7 +150,11 @@ def _check_coverage(picture: int, windows: list[_Window], size: Size) -> None:
 
 def _class_probabilities(class_queries_logits: Tensor) -> Tensor:
     """(N, Q, C+1) logits -> (N, C, Q) probabilities without no-object."""
-    return class_queries_logits.float().softmax(-1)[..., :-1].transpose(1, 2).contiguous()
+    return class_queries_logits.detach().float().softmax(-1)[..., :-1].transpose(1, 2).contiguous()
+
+
+def _masks(mask_logits: Tensor) -> Tensor:
+    return finite_masks(mask_logits).transpose(0, 1).contiguous()
 
 
 def _classify(
@@ -162,7 +177,7 @@ def _classify(
         for row_block, row_parts in rows:
             for column_block, column_parts in columns:
                 parts = [
-                    (window, window.masks[:, row.cells, column.cells], row, column)
+                    (window, window.masks[row.cells, :, column.cells], row, column)
                     for window, row, column in zip(windows, row_parts, column_parts, strict=True)
                     if row and column
                 ]
@@ -170,13 +185,13 @@ def _classify(
                 merged = _merge(parts, classes, (row_block.num_cells, column_block.num_cells))
                 tile_scores = resample(merged, row_block, column_block)
                 tile = row_block.pixels, column_block.pixels
-                segmentation[tile] = classes[tile_scores.max(0).indices]
+                segmentation[tile] = classes[tile_scores.max(1).indices]
                 if scores is not None:
-                    scores[:, *tile] = tile_scores
+                    scores[:, *tile] = tile_scores.transpose(0, 1)
     return segmentation if scores is None else (segmentation, scores)
 
 
-# What one window contributes to a tile: its cells (Q, cells, cells) and the blocks that upsample them. The pixels of
+# What one window contributes to a tile: its cells (cells, Q, cells) and the blocks that upsample them. The pixels of
 # these blocks are pixels of the scaled picture, counted from the first one that the tile depends on.
 _Part = tuple[_Window, Tensor, AxisBlock, AxisBlock]
 
@@ -192,21 +207,22 @@ def _window_blocks(target_block: AxisBlock, windows: list[_Window], axis: int) -
             blocks.append(None)
             continue
         own_pixels = slice(start - offset, stop - offset)
-        stage = (window.masks.shape[1 + axis], length)
+        stage = (window.masks.shape[2 * axis], length)
         block = axis_block([stage], own_pixels, window.masks.device, window.masks.dtype)
         blocks.append(replace(block, pixels=slice(start - wanted.start, stop - wanted.start)))
     return blocks
 
 
 def _merge(parts: list[_Part], classes: Tensor, size: Size) -> Tensor:
-    """Scores of the given classes (k,) averaged over the windows of a tile, (k, *size) float32."""
-    merged = torch.zeros((len(classes), *size), device=classes.device)
-    coverage = torch.zeros(size, device=classes.device)
+    """Scores of the given classes (k,) averaged over the windows of a tile, (rows, k, columns) float32."""
+    height, width = size
+    merged = torch.zeros((height, len(classes), width), device=classes.device)
+    coverage = torch.zeros((height, 1, width), device=classes.device)
     for window, cells, rows, columns in parts:
         probabilities = resample(cells, rows, columns).sigmoid_()
-        scores = window.class_probabilities[classes] @ probabilities.flatten(1)
-        merged[:, rows.pixels, columns.pixels] += scores.unflatten(1, probabilities.shape[1:])
-        coverage[rows.pixels, columns.pixels] += 1
+        place = rows.pixels, slice(None), columns.pixels
+        merged[place] += matmul(window.class_probabilities[classes], probabilities)
+        coverage[place] += 1
     return merged.div_(coverage)
 
 
@@ -214,10 +230,9 @@ def _contenders(parts: list[_Part]) -> Tensor:
     """Classes (k,) that may have the largest score somewhere in a tile, from bounds on the mask logits there."""
     lower, upper = [], []
     for window, cells, _, _ in parts:
-        low, high = cells.amin((1, 2)), cells.amax((1, 2))
-        slack = 1e-5 * torch.maximum(low.abs(), high.abs())
-        lower.append(window.class_probabilities @ (low - slack).sigmoid())
-        upper.append(window.class_probabilities @ (high + slack).sigmoid())
+        extremes = (torch.from_numpy(extremum(cells.numpy(), (0, 2))) for extremum in (np.min, np.max))
+        for bounds, logits in zip((lower, upper), widened(*extremes), strict=True):
+            bounds.append(matmul(window.class_probabilities, logits.sigmoid()[:, None]))
     best_lower = torch.stack(lower).amin(0).max()
     return (torch.stack(upper).amax(0) * (1 + _ROUNDING) >= best_lower).nonzero()[:, 0]
 

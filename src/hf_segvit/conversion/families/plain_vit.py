@@ -1,0 +1,31 @@
+"""This package's own `PlainViTModel`, whose weights may need another size but no other names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .source import SourceBackbone
+
+SETTINGS = (
+    "num_attention_heads",
+    "layer_norm_eps",
+    "hidden_act",
+    "gate_act",
+    "rope_reference_grid",
+    "rope_offset",
+)
+
+
+def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
+    """A `PlainViTModel` as it is.
+
+    Args:
+        model: the module; says what the weights do not.
+        state_dict: its weights, or others of the same names.
+    """
+    config = model.config
+    settings = {name: getattr(config, name) for name in SETTINGS}
+    if config.has_rotary_positions:
+        settings["rope_theta"] = config.rope_theta
+    return SourceBackbone(dict(state_dict), config.grid_size, settings)

@@ -1,0 +1,57 @@
+"""The vision towers of SigLIP and SigLIP 2 of Transformers, of fixed size and NaFlex; they have no CLS token.
+
+Transformers resamples the position table of a NaFlex model bilinearly, this package every table bicubically; at the
+size of the table, which is the default, they are the same.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..key_maps import PATCH_KERNEL, POSITION_TABLE, fill_absent, rename
+from .source import SourceBackbone, pair
+
+FAMILY = "Transformers SigLIP"
+KEY_MAP = (
+    (r"embeddings\.position_embedding\.weight", POSITION_TABLE),
+    (r"embeddings\.patch_embedding\.(.+)", r"embeddings.patch_embeddings.projection.\1"),
+    (r"post_layernorm\.(.+)", r"layernorm.\1"),
+    (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(.+)", r"layers.\1.norm\2.\3"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.(.+)", r"layers.\1.attention.\2"),
+    (r"encoder\.layers\.(\d+\.mlp\.fc[12]\..+)", r"layers.\1"),
+)
+DROPPED = (r"head\..+",)
+
+
+def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
+    """A `SiglipVisionModel` or `Siglip2VisionModel` as a plain ViT.
+
+    Args:
+        model: the module; says what the weights do not.
+        state_dict: its weights, or others of the same names.
+
+    Raises:
+        ValueError: a weight that the plain ViT has no place for; the message names it.
+    """
+    config = model.config
+    patch_size, _ = pair(config.patch_size)
+    weights = fill_absent(rename(state_dict, KEY_MAP, DROPPED, FAMILY))
+    if weights[PATCH_KERNEL].ndim == 2:
+        # NaFlex takes patches apart before the model, pixel by pixel with the channels last.
+        rows = weights[PATCH_KERNEL].unflatten(1, (patch_size, patch_size, config.num_channels))
+        weights[PATCH_KERNEL] = rows.permute(0, 3, 1, 2)
+        grid_size = pair(math.isqrt(config.num_patches))
+    else:
+        height, width = pair(config.image_size)
+        grid_size = (height // patch_size, width // patch_size)
+    return SourceBackbone(
+        weights,
+        grid_size,
+        {
+            "num_attention_heads": config.num_attention_heads,
+            "layer_norm_eps": config.layer_norm_eps,
+            "hidden_act": config.hidden_act,
+        },
+    )

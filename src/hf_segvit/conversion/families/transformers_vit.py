@@ -1,0 +1,44 @@
+"""ViT and MAE of Transformers, which differ in what follows the blocks only."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..key_maps import POSITION_TABLE, fill_absent, fold_prefix_positions, rename
+from .source import SourceBackbone, pair
+
+FAMILY = "Transformers ViT"
+KEY_MAP = (
+    (r"embeddings\.position_embeddings", POSITION_TABLE),
+    (r"(embeddings\.(?:cls_token|patch_embeddings\.projection\..+)|layernorm\..+)", r"\1"),
+    (r"layers\.(\d+)\.layernorm_before\.(.+)", r"layers.\1.norm1.\2"),
+    (r"layers\.(\d+)\.layernorm_after\.(.+)", r"layers.\1.norm2.\2"),
+    (r"(layers\.\d+\.(?:attention\.[qkv]_proj|mlp\.fc[12])\..+)", r"\1"),
+    (r"layers\.(\d+)\.attention\.o_proj\.(.+)", r"layers.\1.attention.out_proj.\2"),
+)
+DROPPED = (r"pooler\..+", r"embeddings\.mask_token")
+
+
+def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
+    """A `ViTModel` or `ViTMAEModel` as a plain ViT that sees all patches.
+
+    Args:
+        model: the module; says what the weights do not.
+        state_dict: its weights, or others of the same names.
+
+    Raises:
+        ValueError: a weight that the plain ViT has no place for; the message names it.
+    """
+    config = model.config
+    height, width = pair(config.image_size)
+    patch_size, _ = pair(config.patch_size)
+    return SourceBackbone(
+        fill_absent(fold_prefix_positions(rename(state_dict, KEY_MAP, DROPPED, FAMILY), 1)),
+        (height // patch_size, width // patch_size),
+        {
+            "num_attention_heads": config.num_attention_heads,
+            "layer_norm_eps": config.layer_norm_eps,
+            "hidden_act": config.hidden_act,
+        },
+    )

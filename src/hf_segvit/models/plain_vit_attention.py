@@ -1,0 +1,155 @@
+"""Self-attention of the plain ViT, through Transformers' attention interface.
+
+In here: the module, in which the leading tokens may carry a mask (EoMT's queries), then the kernels of its own: the one
+written out, which returns weights, and one for half precision on a CPU.
+
+Shapes: B batch, T tokens, D hidden size, E channels of one head.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_plain_vit import PlainViTConfig
+from .rotary_embeddings import rotate
+
+# Rows of scores worked on at a time: 256 x 1605 x 6 heads in bf16 are 5 MB.
+ROWS_IN_CACHE = 256
+
+
+class PlainViTAttention(nn.Module):
+    """Multi-head self-attention through Transformers' attention interface; leading tokens may carry a mask."""
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_size**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        normed = config.attention_norm
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        leading_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: (B, T, D).
+            position_embeddings: cosines and sines (T, E) of `rotary_embeddings`.
+            leading_mask: boolean (B, 1, rows, T), True where the first `rows` tokens may attend; the tokens after
+                them attend to everything.
+
+        Returns:
+            (B, T, D), and the weights (B, heads, T, T) where the back-end gives them.
+        """
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+
+        back_end = self.config._attn_implementation or "eager"
+        if leading_mask is None:
+            context, weights = self._attend(back_end, query, key, value, None)
+        else:
+            # Only the rows that carry a mask leave the fast kernel: one in nine at 640 pixels and 200 queries.
+            rows = leading_mask.shape[-2]
+            masked_back_end = "eager" if back_end == "eager" else "sdpa"
+            led, led_weights = self._attend(masked_back_end, query[:, :, :rows], key, value, leading_mask)
+            rest, rest_weights = self._attend(back_end, query[:, :, rows:], key, value, None)
+            context = torch.cat((led, rest), dim=1)
+            weights = None
+            if led_weights is not None and rest_weights is not None:
+                weights = torch.cat((led_weights, rest_weights), dim=2)
+        return self.out_proj(self.norm(context.flatten(2))), weights
+
+    def _attend(
+        self, back_end: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        if back_end == "sdpa" and mask is None and not self.training and is_half_on_cpu(query):
+            return half_precision_attention(query, key, value, self.scaling), None
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(back_end, eager_attention_forward)
+        return attend(
+            self,
+            query,
+            key,
+            value,
+            mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            is_causal=False,
+        )
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out, which also returns its weights.
+
+    Args:
+        module: the attention module, asked whether it trains.
+        query: (B, heads, rows, E).
+        key: (B, heads, T, E).
+        value: (B, heads, T, E).
+        attention_mask: boolean, broadcastable to (B, heads, rows, T), True where attention is allowed; no row may be
+            all False.
+        scaling: factor on the scores.
+        dropout: probability in training.
+        kwargs: arguments of other back-ends, unused.
+
+    Returns:
+        (B, rows, heads, E) and the weights (B, heads, rows, T).
+    """
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1)  # sums in fp32 whatever the type of the scores
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def is_half_on_cpu(query: Tensor) -> bool:
+    """Whether `half_precision_attention` is the faster kernel."""
+    return query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16) and not query.requires_grad
+
+
+def half_precision_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention without mask for half precision on a CPU, where PyTorch's fused kernel is no faster than in fp32.
+
+    Written as matrix products it is: those profit from half precision. Rows go in groups whose scores stay in the
+    cache.
+
+    Args:
+        query: (B, heads, T, E).
+        key: (B, heads, T, E).
+        value: (B, heads, T, E).
+        scaling: factor on the scores.
+
+    Returns:
+        (B, T, heads, E).
+    """
+    keys = key.transpose(-1, -2).contiguous()
+    value = value.contiguous()
+    groups = (query * scaling).split(ROWS_IN_CACHE, dim=2)
+    return torch.cat([(rows @ keys).softmax(dim=-1) @ value for rows in groups], dim=2).transpose(1, 2)
