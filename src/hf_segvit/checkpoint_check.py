@@ -1,0 +1,168 @@
+"""Checks of a checkpoint folder before anything is done with it, such as publishing it.
+
+`check_checkpoint` reads what loading would read - configuration, image processor and every tensor of the safetensors
+files - and refuses what would not load or would load wrongly. No code of the folder runs, and pickles are not opened.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .remote_code import AUTO_CLASSES, installed_class
+
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
+_FOREIGN_TYPES = ("eomt", "eomt_dinov3")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that passed all checks.
+
+    Attributes:
+        folder: where it is.
+        config: its configuration, of this package's class.
+        processor: its image processor.
+        files: names of the files that make up the checkpoint: configuration, processor, weights.
+        num_parameters: weights in all files together.
+    """
+
+    folder: Path
+    config: Any
+    processor: Any
+    files: tuple[str, ...]
+    num_parameters: int
+
+
+def check_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read a folder as loading would, and refuse one that would not load or would load wrongly.
+
+    Args:
+        folder: what `save_pretrained` of a model and of its image processor wrote.
+
+    Returns:
+        What is in it.
+
+    Raises:
+        ValueError: a file is missing, damaged or contradicts another one, or a weight is not finite; the message names
+            the file, the value and the remedy.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name the folder that save_pretrained or training wrote")
+    settings = _read_json(folder / CONFIG, "save the model there with model.save_pretrained(folder)")
+    model_type = settings.get("model_type")
+    if model_type not in AUTO_CLASSES:
+        remedy = "this package's types are " + ", ".join(sorted(AUTO_CLASSES))
+        if model_type in _FOREIGN_TYPES:
+            remedy = "load it with EoMTForUniversalSegmentation.from_pretrained and save it, which translates it"
+        raise ValueError(f"{folder / CONFIG}: model_type is {model_type!r}; {remedy}")
+    _read_json(folder / PROCESSOR, "save the image processor there with processor.save_pretrained(folder)")
+
+    config = _load(installed_class(model_type, "AutoConfig"), folder, CONFIG)
+    processor = _load(installed_class(model_type, "AutoImageProcessor"), folder, PROCESSOR)
+    unknown = [label for label in processor.stuff_classes or () if label not in config.id2label]
+    if unknown:
+        raise ValueError(
+            f"{folder / PROCESSOR}: stuff_classes names {unknown[:5]}, but the classes of {CONFIG} are 0 to "
+            f"{len(config.id2label) - 1}; save the image processor that belongs to this model"
+        )
+    weights = _weight_files(folder)
+    shapes = {}
+    for name in weights:
+        shapes.update(_read_weights(folder / name))
+    _compare_with_model(folder, config, shapes)
+    index = (WEIGHTS_INDEX,) if (folder / WEIGHTS_INDEX).is_file() and weights != [WEIGHTS] else ()
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        processor=processor,
+        files=(CONFIG, PROCESSOR, *index, *weights),
+        num_parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
+    )
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; {remedy}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); {remedy} again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds a {type(values).__name__}, not a mapping; {remedy} again")
+    return values
+
+
+def _load(loading_class: Any, folder: Path, name: str) -> Any:
+    try:
+        return loading_class.from_pretrained(folder)
+    except Exception as error:  # whatever a field of the wrong type provokes
+        raise ValueError(f"{folder / name}: {' '.join(str(error).split())}") from error
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files, in the order of preference that `from_pretrained` has."""
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    index = folder / WEIGHTS_INDEX
+    if not index.is_file():
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+        remedy = f"; {pickled[0]} is a pickle, convert it with `hf-segvit convert`" if pickled else ""
+        raise ValueError(f"{folder}: no {WEIGHTS} and no {WEIGHTS_INDEX}{remedy or '; save the model there'}")
+    names = sorted(set(_read_json(index, "save the model").get("weight_map", {}).values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: names {name!r}, which is not a safetensors file of this folder")
+        if not (folder / name).is_file():
+            raise ValueError(f"{index}: names {name}, which is missing; copy all shards or save the model again")
+    if not names:
+        raise ValueError(f"{index}: names no files; save the model again")
+    return names
+
+
+def _read_weights(path: Path) -> dict[str, list[int]]:
+    """Shape of every tensor; each is read once to see that it is there and finite."""
+    shapes = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                tensor = file.get_tensor(name)
+                shapes[name] = list(tensor.shape)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{path}: {name} holds values that are not finite; the training diverged")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or incomplete ({error}); copy or save it again") from error
+    return shapes
+
+
+def _compare_with_model(folder: Path, config: Any, shapes: dict[str, list[int]]) -> None:
+    model_class = installed_class(config.model_type, "AutoModelForUniversalSegmentation")
+    if config.architectures != [model_class.__name__]:
+        raise ValueError(
+            f"{folder / CONFIG}: architectures is {config.architectures}; only a {model_class.__name__} is complete, "
+            "save one"
+        )
+    with torch.device("meta"):
+        model = model_class(config)
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    problems = [f"{name} is missing" for name in expected if name not in shapes]
+    problems += [f"{name} is not of this model" for name in shapes if name not in expected]
+    problems += [
+        f"{name} has shape {shapes[name]} instead of {expected[name]}"
+        for name in expected
+        if name in shapes and shapes[name] != expected[name]
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"{folder}: the weights do not fit {CONFIG}: {'; '.join(problems[:3])}{more}; save model and configuration "
+            "together with model.save_pretrained(folder)"
+        )

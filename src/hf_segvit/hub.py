@@ -1,0 +1,267 @@
+"""Publishing a checkpoint on the Hugging Face Hub.
+
+`push_to_hub` checks a folder or a model, completes it with code and a model card, and uploads it in one commit, so that
+nobody ever loads half of it. `plan_push` is everything up to the upload and needs no network. Only files that belong to
+a checkpoint are published: whatever else lies in the folder - optimizer states, logs, pickles - stays where it is.
+"""
+
+import fnmatch
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+)
+from huggingface_hub.errors import (
+    BadRequestError,
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from .checkpoint_check import CONFIG, PROCESSOR, WEIGHTS, WEIGHTS_INDEX, check_checkpoint
+from .model_card import GENERATED_MARK, complete_card, make_model_card, read_results
+from .remote_code import code_files, with_auto_map
+
+CARD, RESULTS = "README.md", "results.json"
+# Published as they are where the folder has them.
+_EXTRA_FILES = (RESULTS, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+# Weights that an earlier push may have left in the repository; `from_pretrained` would prefer them to new shards.
+_WEIGHT_PATTERNS = (WEIGHTS, WEIGHTS_INDEX, "model-*-of-*.safetensors")
+# How Transformers words the card that its own `push_to_hub` writes.
+_MADE_CARDS = (GENERATED_MARK, "This model card has been automatically generated")
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push will publish.
+
+    Attributes:
+        files: name in the repository to a file, or to the content of a file that differs from the folder's.
+        left_out: names in the folder that will not be published.
+        card_made: whether README.md was generated; it never replaces one that people wrote.
+    """
+
+    files: dict[str, Path | str]
+    left_out: tuple[str, ...]
+    card_made: bool
+
+
+def push_to_hub(
+    folder_or_model: Any,
+    repo_id: str,
+    *,
+    processor: Any = None,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload model",
+    create_pr: bool = False,
+    with_code: bool = True,
+    license: str | None = None,
+) -> CommitInfo:
+    """Publish a checkpoint: weights, configuration, image processor, model card and code, in one commit.
+
+    Everything is checked before the first byte is sent. The repository is created if it does not exist. Safetensors
+    files in it that do not belong to the new checkpoint are deleted by the same commit. A README.md of the folder is
+    published with the repository's name filled in; without one a card is made. A generated card replaces only such.
+
+    Args:
+        folder_or_model: folder of a checkpoint, or a model; the folder is not changed.
+        repo_id: `"owner/name"`.
+        processor: the model's image processor, where a model is given.
+        private: whether a new repository is private; `None` leaves it to the owner's default. `True` is refused for a
+            public repository.
+        token: access token with the right to write; `None` takes the one of `hf auth login` or HF_TOKEN.
+        revision: branch to commit to, made if it does not exist; `None` is the main one.
+        commit_message: first line of the commit.
+        create_pr: open a pull request instead of committing to the main branch.
+        with_code: publish the code too, for `trust_remote_code=True`.
+        license: identifier of the weights' licence, for a card that is made.
+
+    Returns:
+        What huggingface_hub says of the commit: `commit_url`, `oid`, `pr_url`.
+
+    Raises:
+        ValueError: the checkpoint or an argument is not fit for publishing; nothing was sent.
+        OSError: the Hub cannot be reached or refuses; the message says why and what to do.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        if isinstance(folder_or_model, str | Path):
+            folder = Path(folder_or_model)
+        else:
+            if processor is None:
+                raise ValueError("a model without its image processor cannot be used; pass processor=...")
+            folder = Path(temporary)
+            folder_or_model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+        return publish(
+            plan_push(folder, repo_id, with_code=with_code, license=license),
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
+
+def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, license: str | None = None) -> PushPlan:
+    """Check a folder and say what a push of it would publish; needs no network.
+
+    Args:
+        folder: folder of a checkpoint.
+        repo_id: where to; it is named in the card.
+        with_code: as for `push_to_hub`.
+        license: as for `push_to_hub`.
+
+    Raises:
+        ValueError: the folder is not fit for publishing; the message names the file and the remedy.
+    """
+    validate_repo_id(repo_id)
+    if repo_id.count("/") != 1:
+        raise ValueError(f"repo_id={repo_id!r} lacks the owner; give 'owner/name'")
+    checkpoint = check_checkpoint(folder)
+    folder, model_type = checkpoint.folder, checkpoint.config.model_type
+    files: dict[str, Path | str] = {name: folder / name for name in checkpoint.files}
+    for name in (CONFIG, PROCESSOR):
+        files[name] = with_auto_map((folder / name).read_text(encoding="utf-8"), model_type, code=with_code)
+    results = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else []
+    files.update({name: folder / name for name in _EXTRA_FILES if (folder / name).is_file()})
+    if with_code:
+        # Always the installed code: it is what has just read the checkpoint without complaint.
+        files.update({path.name: path for path in code_files(model_type)})
+    if (folder / CARD).is_file():
+        card = complete_card((folder / CARD).read_text(encoding="utf-8"), repo_id, with_code)
+    else:
+        card = make_model_card(
+            checkpoint.config,
+            checkpoint.processor,
+            repo_id=repo_id,
+            num_parameters=checkpoint.num_parameters,
+            results=results,
+            license=license,
+            with_code=with_code,
+        )
+    files[CARD] = card
+    names = (path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return PushPlan(files, tuple(sorted(name for name in names if name not in files)), GENERATED_MARK in card)
+
+
+def publish(
+    plan: PushPlan,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload model",
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Upload what `plan_push` has checked; arguments, answer and errors are those of `push_to_hub`."""
+    if create_pr and revision is not None:
+        raise ValueError(
+            f"revision={revision!r} with create_pr=True: a pull request starts from main; drop one of them"
+        )
+    if not commit_message:
+        raise ValueError("commit_message is empty; say what this version is")
+    if not (token or get_token()):
+        raise ValueError(
+            "no access token: run `hf auth login`, set HF_TOKEN, or pass token=; make one that may write at "
+            f"{constants.ENDPOINT}/settings/tokens"
+        )
+    api = HfApi(token=token, library_name="hf_segvit")
+    with _explained_errors(repo_id, revision):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        present = api.model_info(repo_id, revision=revision)
+        if private and not present.private:
+            raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or drop private=True")
+        names = [file.rfilename for file in present.siblings or ()]
+        # One commit, not `upload_folder`: that may publish a large folder in several, the config before its weights.
+        return api.create_commit(
+            repo_id,
+            operations=_operations(api, plan, names, repo_id, revision),
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def _operations(
+    api: HfApi, plan: PushPlan, present: list[str], repo_id: str, revision: str | None
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    files = dict(plan.files)
+    if plan.card_made and CARD in present:
+        card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
+        if not any(mark in card for mark in _MADE_CARDS):
+            del files[CARD]
+    stale = [
+        name
+        for name in present
+        if name not in files and any(fnmatch.fnmatchcase(name, pattern) for pattern in _WEIGHT_PATTERNS)
+    ]
+    return [CommitOperationDelete(name) for name in stale] + [
+        CommitOperationAdd(name, content.encode() if isinstance(content, str) else content)
+        for name, content in sorted(files.items())
+    ]
+
+
+@contextmanager
+def _explained_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line that says what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(error, BadRequestError):
+            raise
+        raise OSError(f"the Hub refused the request: {_first_line(error)}") from error
+    except Exception as error:
+        # An upload that fails in a thread arrives as a RuntimeError around the real one.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        message = _explanation(cause, repo_id, revision)
+        if message is None:
+            raise
+        raise OSError(message) from error
+
+
+def _explanation(error: BaseException, repo_id: str, revision: str | None) -> str | None:
+    where = constants.ENDPOINT
+    if isinstance(error, OfflineModeIsEnabled):
+        return "offline mode is on (HF_HUB_OFFLINE), so nothing was uploaded; unset it and push again"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r} at {where}; name a branch, which is made if it does not exist"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else None
+        if status == 403:
+            return (
+                f"the access token may not write to {repo_id} at {where}; use one that may write, of somebody who owns "
+                "the repository or belongs to its organisation"
+            )
+        if status == 401 and not isinstance(error, RepositoryNotFoundError):
+            return f"{where} does not accept the access token; run `hf auth login` again, or correct HF_TOKEN or token="
+        if isinstance(error, RepositoryNotFoundError):
+            return f"{where} shows no repository {repo_id} to this access token; check the name and the token's owner"
+        return f"{where} answered: {_first_line(error)}; try again later, an unfinished push has published nothing"
+    if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore") or isinstance(error, ConnectionError):
+        return (
+            f"cannot reach {where} ({_first_line(error) or type(error).__name__}); check the network, the proxy "
+            "settings and HF_ENDPOINT, and push again"
+        )
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -1,0 +1,112 @@
+"""Checkpoints that carry their code, so that they load where this package is not installed.
+
+`save_with_code` saves a model and its image processor together with the files of `models/` that they need, and names
+the classes in `auto_map`; Transformers then loads the folder with `trust_remote_code=True`. `code_files` and
+`with_auto_map` are the two halves, which a push uses on a folder that was saved without code. A plain
+`save_pretrained` never writes code. Where the package is installed and imported, its classes win over the copies.
+"""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from . import models
+
+# Per model type, the class that each Auto class shall find, as "module.Class" in models/.
+# AutoModelForSemanticSegmentation is where the image-segmentation pipeline looks.
+AUTO_CLASSES: dict[str, dict[str, str]] = {
+    "segvit_eomt": {
+        "AutoConfig": "configuration_eomt.EoMTConfig",
+        "AutoModel": "modeling_eomt.EoMTModel",
+        "AutoModelForUniversalSegmentation": "modeling_eomt.EoMTForUniversalSegmentation",
+        "AutoModelForSemanticSegmentation": "modeling_eomt.EoMTForUniversalSegmentation",
+        "AutoImageProcessor": "image_processing_eomt.EoMTImageProcessor",
+    },
+}
+
+
+def save_with_code(model: Any, processor: Any, folder: str | Path, **kwargs: Any) -> list[Path]:
+    """Save a model and its image processor with the code that loads them.
+
+    Args:
+        model: a model of this package.
+        processor: its image processor.
+        folder: where to; made if it does not exist.
+        kwargs: for the model's `save_pretrained`, such as `max_shard_size`.
+
+    Returns:
+        The code files written.
+
+    Raises:
+        ValueError: the model is of a type that this package does not know.
+    """
+    folder = Path(folder)
+    model_type = model.config.model_type
+    files = code_files(model_type)
+    model.save_pretrained(folder, **kwargs)
+    processor.save_pretrained(folder)
+    for name in ("config.json", "preprocessor_config.json"):
+        path = folder / name
+        path.write_text(with_auto_map(path.read_text(encoding="utf-8"), model_type), encoding="utf-8")
+    for source in files:
+        (folder / source.name).write_bytes(source.read_bytes())
+    return [folder / source.name for source in files]
+
+
+def code_files(model_type: str) -> list[Path]:
+    """The files of `models/` that a model type and its image processor need, sorted by name.
+
+    They are found as Transformers finds them when it loads: by following `from .module import name`.
+
+    Raises:
+        ValueError: the type is none of `AUTO_CLASSES`.
+    """
+    package = Path(models.__path__[0])
+    entries = {package / (reference.split(".")[0] + ".py") for reference in _auto_classes(model_type).values()}
+    needed = {Path(file) for entry in entries for file in get_relative_import_files(entry)}
+    return sorted(entries | needed)
+
+
+def with_auto_map(settings: str, model_type: str, code: bool = True) -> str:
+    """A config.json or preprocessor_config.json that names, or no longer names, the classes of its code.
+
+    Args:
+        settings: text of either file.
+        model_type: of the model that the file belongs to.
+        code: whether the code comes along; without, a left-over `auto_map` is taken out.
+
+    Returns:
+        The JSON text, otherwise equal.
+
+    Raises:
+        ValueError: the type is none of `AUTO_CLASSES`.
+    """
+    values = json.loads(settings)
+    values.pop("auto_map", None)
+    if code:
+        is_processor = "image_processor_type" in values
+        values["auto_map"] = {
+            auto_class: reference
+            for auto_class, reference in _auto_classes(model_type).items()
+            if (auto_class == "AutoImageProcessor") == is_processor
+        }
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def installed_class(model_type: str, auto_class: str) -> Any:
+    """This package's own class for a model type, such as `installed_class("segvit_eomt", "AutoConfig")`.
+
+    Raises:
+        ValueError: the type is none of `AUTO_CLASSES`.
+    """
+    module, name = _auto_classes(model_type)[auto_class].split(".")
+    return getattr(import_module(f"{models.__name__}.{module}"), name)
+
+
+def _auto_classes(model_type: str) -> dict[str, str]:
+    if model_type not in AUTO_CLASSES:
+        raise ValueError(f"model_type {model_type!r} is none of this package's: {', '.join(sorted(AUTO_CLASSES))}")
+    return AUTO_CLASSES[model_type]
