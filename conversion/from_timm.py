@@ -1,0 +1,13 @@
+"""Convert a backbone of timm into a plain ViT.
+
+    python conversion/from_timm.py SRC DST [options]
+
+The same as `hf-segvit convert timm SRC DST`, whose --help lists the options.
+"""
+
+import sys
+
+from hf_segvit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", "timm", *sys.argv[1:]]))

@@ -1,0 +1,13 @@
+"""Convert an `eomt` or `eomt_dinov3` checkpoint of Transformers.
+
+    python conversion/from_transformers_eomt.py SRC DST [options]
+
+The same as `hf-segvit convert transformers-eomt SRC DST`, whose --help lists the options.
+"""
+
+import sys
+
+from hf_segvit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", "transformers-eomt", *sys.argv[1:]]))

@@ -1,0 +1,92 @@
+"""`hf-segvit convert KIND SRC DST`: weights of other formats in, and out to Transformers' own."""
+
+import argparse
+
+from ..conversion.kinds import KINDS
+from ..data.label_tables import LABEL_TABLES
+
+_EPILOG = """kinds:
+{kinds}
+
+examples:
+  hf-segvit convert official-eomt tue-mps/coco_panoptic_eomt_large_640 eomt-large
+  hf-segvit convert official-eomt last.ckpt my-eomt --task semantic --labels labels.txt
+  hf-segvit convert official-eomt tue-mps/coco_panoptic_eomt_large_640_dinov3 eomt-large-dinov3 \\
+      --base facebook/dinov3-vitl16-pretrain-lvd1689m
+  hf-segvit convert timm timm/vit_base_patch14_reg4_dinov2.lvd142m backbone --set image_size=640 patch_size=16
+  hf-segvit convert to-transformers eomt-large for-transformers
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the `convert` command."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="convert weights of other formats, and into Transformers' own",
+        description=(
+            "Convert a checkpoint into a complete folder: weights, config, image processor, labels and model card. "
+            "Nothing is dropped or invented in silence, and the folder appears complete or not at all."
+        ),
+        epilog=_EPILOG.format(kinds="\n".join(f"  {name:<18} {kind.description}" for name, kind in KINDS.items())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", metavar="KIND", help=f"{', '.join(KINDS)}; see below")
+    parser.add_argument("source", metavar="SRC", help="file, folder, Hub id or timm/NAME")
+    parser.add_argument("destination", metavar="DST", help="folder to write")
+    parser.add_argument(
+        "--set",
+        dest="fields",
+        metavar="FIELD=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="what the weights do not tell, or is to change: num_attention_heads=4, image_size=512,1024, num_labels=5",
+    )
+    parser.add_argument("--base", metavar="FOLDER_OR_ID", help="backbone that a DINOv3 delta file is added to")
+    parser.add_argument("--model", metavar="NAME", help="released model, or timm model, that the file is")
+    parser.add_argument("--labels", metavar="NAME_OR_FILE", help=f"{', '.join(LABEL_TABLES)}, or a .json or .txt file")
+    parser.add_argument("--task", choices=("panoptic", "instance", "semantic"), help="what the model is for")
+    parser.add_argument("--reset-class-head", action="store_true", help="replace the class head, for other labels")
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub repository")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is at DST")
+    parser.add_argument("--no-check", action="store_true", help="skip the forward pass that compares with a reference")
+    parser.add_argument("--max-gib", type=float, default=64.0, metavar="N", help="largest checkpoint (default 64)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert `args.source`, and print what was done.
+
+    Raises:
+        ValueError: the source, an option or the destination is bad; nothing was written.
+        OSError: a file cannot be read or written, or the Hub cannot be reached.
+    """
+    import dataclasses
+
+    from transformers import PreTrainedConfig
+    from transformers.utils import logging
+
+    from ..conversion.checkpoint_files import GIB
+    from ..conversion.conversion_options import ConversionOptions, parse_fields
+    from ..conversion.convert import convert
+    from ..models.configuration_eomt import EoMTConfig
+
+    if not args.max_gib > 0:
+        raise ValueError(f"--max-gib {args.max_gib} must be above 0")
+    general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    known = [field.name for field in dataclasses.fields(EoMTConfig) if field.name not in general]
+    options = ConversionOptions(
+        fields=parse_fields(args.fields, known),
+        base=args.base,
+        model=args.model,
+        labels=args.labels,
+        task=args.task,
+        reset_class_head=args.reset_class_head,
+        revision=args.revision,
+        max_bytes=int(args.max_gib * GIB),
+        check=not args.no_check,
+    )
+    logging.disable_progress_bar()
+    for line in convert(args.kind, args.source, args.destination, options, args.overwrite):
+        print(line)
+    return 0

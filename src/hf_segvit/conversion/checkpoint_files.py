@@ -1,0 +1,238 @@
+"""Reading foreign checkpoints without trusting them: safetensors, and pickles as plain tensors only.
+
+In here: finding the file of a folder or Hub repository, reading it (with its shards), and undoing the prefixes that
+wrappers put before parameter names. This is the only place of the package that opens a pickle, with
+`torch.load(weights_only=True)`, below a size cap, and only because `hf-segvit convert` was called. All reading is by
+memory map where the format allows it, so that tensors cost memory when they are first touched.
+"""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import is_offline_mode
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils.hub import cached_file
+
+from .safetensors_header import MAX_HEADER_BYTES, check_safetensors
+
+GIB = 2**30
+# EoMT-7B has 26 GiB in fp32; a Lightning file of a giant with its optimiser states 13 GiB.
+DEFAULT_MAX_BYTES = 64 * GIB
+
+SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
+PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+# Where training frameworks put the weights inside a larger checkpoint.
+_CONTAINERS = ("state_dict", "model", "model_state_dict")
+
+
+def find_checkpoint(
+    source: str | os.PathLike[str],
+    names: Sequence[str] = SAFETENSORS_NAMES + PICKLE_NAMES,
+    revision: str | None = None,
+) -> Path:
+    """The checkpoint file that a source means.
+
+    Args:
+        source: a file, a folder, or the id of a Hub repository (`owner/name`), whose file is then downloaded.
+        names: file names to look for in a folder or repository, best first.
+        revision: branch, tag or commit of a Hub repository.
+
+    Returns:
+        A local file: weights, or the index of shards, which lie beside it.
+
+    Raises:
+        ValueError: nothing there, or several files that could be meant.
+        OSError: the Hub cannot be reached, or does not know the repository.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return _in_folder(path, names)
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
+        raise ValueError(f"{source} is neither a file nor a folder here, nor the id owner/name of a Hub repository")
+    for name in names:
+        found = cached_file(str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        if name.endswith(".index.json"):
+            for shard in sorted(set(_weight_map(Path(found)).values())):
+                cached_file(str(source), shard, revision=revision)
+        return Path(found)
+    where = "the local cache (HF_HUB_OFFLINE is set)" if is_offline_mode() else "the Hub"
+    raise ValueError(f"{source} has none of {', '.join(names)} in {where}")
+
+
+def _in_folder(folder: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", *_PICKLE_SUFFIXES))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise ValueError(f"{folder} holds several checkpoints; name one: {', '.join(file.name for file in others)}")
+    raise ValueError(f"{folder} holds no checkpoint; looked for {', '.join(names)} and any .safetensors, .pth or .ckpt")
+
+
+def read_checkpoint(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, Tensor]:
+    """All weights of a checkpoint file, on the CPU.
+
+    Args:
+        path: `.safetensors`; `.bin`, `.pth`, `.pt` or `.ckpt` (a pickle of tensors, alone or under `state_dict` as
+            Lightning has them); or the `.index.json` of shards in the same folder.
+        max_bytes: refuse files, or sets of shards, that are larger.
+
+    Returns:
+        Parameter names, as they are in the file, to tensors.
+
+    Raises:
+        ValueError: the file is too large, damaged, of an unknown kind, or holds anything but tensors; an index names a
+            shard that is missing or lies elsewhere. The message names the file and the remedy.
+    """
+    path = Path(path)
+    files = [path]
+    weight_map = None
+    if path.name.endswith(".index.json"):
+        weight_map = _weight_map(path)
+        files = [path.parent / shard for shard in sorted(set(weight_map.values()))]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"{path} names the shard {file.name}, which is not beside it; fetch it too")
+    size = sum(os.path.getsize(file) for file in files)
+    if size > max_bytes:
+        raise ValueError(
+            f"{path}: {size / GIB:.1f} GiB of weights are more than the cap of {max_bytes / GIB:.1f} GiB; if that is "
+            "right, raise it with --max-gib"
+        )
+    if weight_map is None:
+        return _read_file(path)
+    return _read_shards(path, files, weight_map)
+
+
+def _read_shards(path: Path, files: list[Path], weight_map: dict[str, str]) -> dict[str, Tensor]:
+    state_dict: dict[str, Tensor] = {}
+    for file in files:
+        tensors = _read_file(file)
+        listed = {name for name, shard in weight_map.items() if shard == file.name}
+        odd = sorted(listed ^ tensors.keys())
+        if odd:
+            where = "lacks" if odd[0] in listed else "also holds"
+            raise ValueError(f"{path} and its shard disagree: {file.name} {where} {odd[0]!r}; fetch both again")
+        state_dict.update(tensors)
+    return state_dict
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """The map from parameter to shard of an index file, every shard a plain file name."""
+    if os.path.getsize(path) > MAX_HEADER_BYTES:
+        raise ValueError(f"{path}: {os.path.getsize(path)} bytes are too many for the index of a checkpoint")
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not the index of a sharded checkpoint: no readable weight_map") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path}: its weight_map is no table of parameters")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\x00]+", shard) or shard in (".", ".."):
+            raise ValueError(f"{path} places {name!r} in {shard!r}, which is not a file beside it; not opened")
+        if Path(shard).suffix not in (".safetensors", *_PICKLE_SUFFIXES):
+            raise ValueError(f"{path} places {name!r} in {shard!r}, which is no checkpoint file; not opened")
+    return weight_map
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        check_safetensors(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    if path.suffix in _PICKLE_SUFFIXES:
+        return _read_pickle(path)
+    raise ValueError(f"{path}: not a checkpoint this reads; it reads .safetensors, {', '.join(_PICKLE_SUFFIXES)}")
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip:
+        _check_zip(path)
+    try:
+        # Only the zip format, PyTorch's own since 1.6, can be mapped into memory.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # a damaged or hostile pickle may fail in any way
+        foreign = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)", str(error))
+        if foreign:
+            raise ValueError(
+                f"{path}: this pickle holds {foreign[1]}, not plain tensors, and was not opened; where you trust it, "
+                "save its state dict alone, or as safetensors, and convert that"
+            ) from error
+        # PyTorch's own advice, to load without protection, is not passed on.
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+        raise ValueError(
+            f"{path}: not a readable checkpoint of plain tensors ({reason.splitlines()[0]}); fetch it again"
+        ) from error
+    for container in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(container), dict):
+            content = content[container]
+            break
+    return _plain_tensors(path, content)
+
+
+def _check_zip(path: Path) -> None:
+    """PyTorch stores its archives uncompressed; anything else could unfold without bound."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(
+        member.file_size for member in members
+    ) > os.path.getsize(path):
+        raise ValueError(f"{path}: this archive is compressed, as no checkpoint of PyTorch is; not opened")
+
+
+def _plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a table of tensors")
+    tensors = {}
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; save the state dict alone and "
+                "convert that"
+            )
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        # A view that repeats a few bytes may claim any size.
+        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{path}: tensor {name!r} of shape {tuple(value.shape)} is not plain dense numbers")
+        tensors[name] = value.detach()
+    return tensors
+
+
+def strip_prefixes(state_dict: Mapping[str, Tensor], prefixes: Sequence[str] = ("network.",)) -> dict[str, Tensor]:
+    """Parameter names without what wrappers put before them.
+
+    Args:
+        state_dict: names to tensors.
+        prefixes: further prefixes to take off the names that have them, after `module.` (data parallel, only where all
+            have it) and every `_orig_mod.` (`torch.compile`).
+
+    Raises:
+        ValueError: two parameters end up with one name.
+    """
+    plain: dict[str, str] = {}
+    compiled = {name: re.sub(r"(^|\.)_orig_mod\.", r"\1", name) for name in state_dict}
+    parallel = all(name.startswith("module.") for name in compiled.values())
+    for original, name in compiled.items():
+        if parallel:
+            name = name.removeprefix("module.")
+        for prefix in prefixes:
+            name = name.removeprefix(prefix)
+        if name in plain:
+            raise ValueError(f"the checkpoint holds {name!r} twice, as {plain[name]!r} and as {original!r}")
+        plain[name] = original
+    return {name: state_dict[original] for name, original in plain.items()}

@@ -1,0 +1,102 @@
+"""`hf-segvit convert`: from a source of one of several kinds to a complete folder.
+
+A conversion happens in memory, with all its refusals, before anything is written; the folder is then written beside its
+destination, read back, and renamed. What becomes of each kind of source is in `convert_sources.py`.
+"""
+
+import difflib
+import json
+from dataclasses import fields
+from pathlib import Path
+
+from ..checkpoint_check import check_checkpoint
+from ..model_card import make_model_card
+from ..models.modeling_eomt import EoMTForUniversalSegmentation
+from .conversion_options import ConversionOptions
+from .convert_sources import Converted, from_official_eomt, from_timm, from_transformers_eomt
+from .folders import check_destination, complete_folder
+from .kinds import KINDS
+from .to_transformers import export_to_transformers
+
+_SOURCES = {"timm": from_timm, "official-eomt": from_official_eomt, "transformers-eomt": from_transformers_eomt}
+_GENERAL_OPTIONS = ("max_bytes", "check")
+
+
+def convert(
+    kind: str, source: str, destination: str | Path, options: ConversionOptions, overwrite: bool = False
+) -> list[str]:
+    """Convert a checkpoint.
+
+    Args:
+        kind: one of `KINDS`.
+        source: file, folder or Hub id.
+        destination: folder to write; it appears complete or not at all.
+        options: what the source does not tell, and what is to change.
+        overwrite: replace a model folder that is there.
+
+    Returns:
+        Lines that tell what was done.
+
+    Raises:
+        ValueError: the kind is unknown, the source is bad or does not fit the options, or the destination is taken;
+            nothing was written.
+        OSError: a file cannot be read or written, or the Hub cannot be reached.
+    """
+    _check_kind(kind, options)
+    check_destination(destination, overwrite)
+    if Path(source).exists() and Path(source).resolve() == Path(destination).resolve():
+        raise ValueError(f"{destination} is the source; choose another destination")
+    if kind == "to-transformers":
+        return export_to_transformers(
+            source,
+            destination,
+            overwrite=overwrite,
+            check=options.check,
+            revision=options.revision,
+            max_bytes=options.max_bytes,
+        )
+    converted = _SOURCES[kind](source, options)
+    with complete_folder(destination, overwrite) as folder:
+        write_folder(converted, folder)
+    return [*converted.lines, f"wrote {destination}"]
+
+
+def write_folder(converted: Converted, folder: Path) -> None:
+    """Write model, image processor, card and results, and read back what matters.
+
+    Args:
+        converted: the model and what goes with it.
+        folder: an empty folder.
+
+    Raises:
+        ValueError: what was written does not load as a whole.
+    """
+    converted.model.save_pretrained(folder)
+    converted.processor.save_pretrained(folder)
+    if not isinstance(converted.model, EoMTForUniversalSegmentation):
+        return  # a backbone: to start from, not to publish
+    if converted.results:
+        (folder / "results.json").write_text(json.dumps(converted.results, indent=2) + "\n", encoding="utf-8")
+    checkpoint = check_checkpoint(folder)
+    card = make_model_card(
+        checkpoint.config,
+        checkpoint.processor,
+        num_parameters=checkpoint.num_parameters,
+        results=converted.results,
+        **converted.card,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _check_kind(kind: str, options: ConversionOptions) -> None:
+    """Refuse an unknown kind, and options that would be without effect for it."""
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1)
+        raise ValueError(
+            f"unknown kind {kind!r}{f', did you mean {near[0]}?' if near else ''}; kinds are {', '.join(KINDS)}"
+        )
+    for option in fields(options):
+        if option.name in (*KINDS[kind].options, *_GENERAL_OPTIONS) or not getattr(options, option.name):
+            continue
+        flag = "--set" if option.name == "fields" else f"--{option.name.replace('_', '-')}"
+        raise ValueError(f"{flag} means nothing for {kind}; leave it out")

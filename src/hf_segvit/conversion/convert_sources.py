@@ -1,0 +1,295 @@
+"""What becomes of each kind of source of `hf-segvit convert`: a model in memory, and what goes into its folder too."""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from ..models.configuration_eomt import EoMTConfig
+from ..models.configuration_plain_vit import PlainViTConfig
+from ..models.image_processing_eomt import EoMTImageProcessor
+from ..models.modeling_eomt import EoMTForUniversalSegmentation
+from ..models.modeling_plain_vit import PlainViTModel
+from ..models.transformers_eomt import is_transformers_eomt, translate_state_dict
+from .backbone_normalization import image_normalization
+from .backbones import convert_backbone
+from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
+from .conversion_options import TASKS, ConversionOptions, Labels, read_labels
+from .official_catalogue import ReleasedModel, recognise_released_model, released_model
+from .official_eomt import OfficialEoMT, read_official_eomt
+from .reference_check import compare_outputs, compare_with_transformers
+from .to_transformers import transformers_class
+from .weight_checks import check_complete, check_weights, common_dtype, mapping_lines
+
+
+@dataclass
+class Converted:
+    """A converted model and what goes with it.
+
+    Attributes:
+        model: in memory.
+        processor: its image processor; of a backbone, what normalises pictures as in its pre-training.
+        lines: what was done.
+        card: arguments of `make_model_card`.
+        results: published evaluations.
+    """
+
+    model: PreTrainedModel
+    processor: EoMTImageProcessor
+    lines: list[str]
+    card: dict[str, Any] = field(default_factory=dict)
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+
+def from_official_eomt(source: str, options: ConversionOptions) -> Converted:
+    """A checkpoint of the official EoMT code; see `read_official_eomt`.
+
+    Raises:
+        ValueError: see there; also if neither the path nor the options tell task and labels.
+    """
+    released = released_model(options.model) if options.model else recognise_released_model(source)
+    if released is not None and released.unsupported:
+        raise ValueError(f"{released.id} cannot be converted: {released.unsupported}")
+    task = options.task or (released.task if released else None)
+    if task is None:
+        raise ValueError(
+            f"{source} is none of the released models by its name, and its weights do not tell what it is for; pass "
+            f"--task {'|'.join(TASKS)} and --labels, or --model with the name of a released model"
+        )
+    labels, num_labels = _labels_asked_for(options, released)
+    official = read_official_eomt(source, options, num_labels, released)
+    _check_released(official, released, options)
+    labels = _labels_of(official, labels)
+    label2id = {name: index for index, name in labels.id2label.items()}
+    try:
+        config = EoMTConfig(**official.fields, id2label=labels.id2label, label2id=label2id)
+    except StrictDataclassError as error:
+        # Only `--set` brings in what the fields' types do not allow.
+        raise ValueError(f"--set: {' '.join(str(error).split())}") from error
+    remedy = f"{source} is damaged, or of a backbone that is not supported"
+    model = _whole_model(config, official.state_dict, remedy)
+    lines = mapping_lines(official.state_dict) + official.notes
+    processor = _processor(model.config, task, labels, official.pixel_mean, official.pixel_std, released)
+    lines.append("not compared: the official code is no library; the folder is read back and checked instead")
+    changed = "the class head is new" if options.reset_class_head else ""
+    changed = changed or ("the picture size was changed" if "image_size" in options.fields else "")
+    return Converted(model, processor, lines, **_card_of(released, changed))
+
+
+def _labels_asked_for(options: ConversionOptions, released: ReleasedModel | None) -> tuple[Labels | None, int | None]:
+    """The labels that the model is to have, as far as known, and how many the file must have or get."""
+    labels = read_labels(options.labels) if options.labels else None
+    if labels is None and released is not None and "num_labels" not in options.fields:
+        labels = read_labels(released.labels)
+    num_labels = options.fields.get("num_labels")
+    if num_labels is None and labels is not None and (options.labels or options.reset_class_head):
+        num_labels = len(labels.id2label)
+    return labels, num_labels
+
+
+def _labels_of(official: OfficialEoMT, labels: Labels | None) -> Labels:
+    if labels is None:
+        official.notes.append(
+            f"the {official.num_labels} classes have no names; pass --labels FILE, or one of the published tables"
+        )
+        return Labels({index: f"LABEL_{index}" for index in range(official.num_labels)}, None, "")
+    if len(labels.id2label) != official.num_labels:
+        raise ValueError(f"{labels.title} names {len(labels.id2label)} classes, not {official.num_labels}")
+    return labels
+
+
+def _check_released(official: OfficialEoMT, released: ReleasedModel | None, options: ConversionOptions) -> None:
+    if released is None:
+        return
+    dimensions = dict(official.fields)
+    if not options.reset_class_head:
+        dimensions["num_labels"] = official.num_labels
+    disagreement = released.disagreement(dimensions)
+    if disagreement:
+        raise ValueError(
+            f"this is not {released.id}, which its path or --model says: {disagreement}; name the right model with "
+            "--model, or move the file"
+        )
+
+
+def _processor(
+    config: EoMTConfig,
+    task: str,
+    labels: Labels,
+    mean: list[float],
+    std: list[float],
+    released: ReleasedModel | None,
+) -> EoMTImageProcessor:
+    height, width = config.image_height_width
+    return EoMTImageProcessor(
+        task=task,
+        size={"height": height, "width": width},
+        image_mean=mean,
+        image_std=std,
+        num_labels=config.num_labels,
+        stuff_classes=(labels.stuff_classes or []) if task == "panoptic" else [],
+        **(released.thresholds if released else {}),
+    )
+
+
+def _card_of(released: ReleasedModel | None, changed: str = "") -> dict[str, Any]:
+    """What a model card says of a released model, whose published results hold unless something was changed."""
+    if released is None:
+        return {}
+    data, split = {
+        "coco_panoptic": ("COCO panoptic", "val2017"),
+        "coco_instance": ("COCO", "val2017"),
+        "ade20k": ("ADE20K", "validation"),
+        "cityscapes": ("Cityscapes", "val"),
+    }[released.labels]
+    text = f"The training split of {data}, by the authors of EoMT (their checkpoint `{released.repository}`)"
+    text += f", after training on {released.pretrained_on}." if released.pretrained_on else "."
+    if released.base:
+        text += (
+            f" Its backbone started from `{released.base}`, whose licence (DINOv3 License) covers these weights too."
+        )
+    results = []
+    if changed:
+        text += f" Not as released: {changed}, and the model has not been trained since."
+    else:
+        text += " The results below are those that the authors published; they were not measured again."
+        results = [{"task": released.task, "dataset": data, "split": split, "metrics": dict(released.metrics)}]
+    license_id = "other" if released.base else "mit"
+    return {
+        "card": {"training_data": text, "license": license_id, "base_model": released.repository},
+        "results": results,
+    }
+
+
+def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted:
+    """An `eomt` or `eomt_dinov3` checkpoint of Transformers.
+
+    Raises:
+        ValueError: it is of another type, damaged, or does not give the same outputs here.
+    """
+    where: dict[str, Any] = {"revision": options.revision or "main"}
+    raw_config, _ = PreTrainedConfig.get_config_dict(source, **where)
+    if not is_transformers_eomt(raw_config):
+        raise ValueError(
+            f"{source} is of type {raw_config.get('model_type')!r}, not of Transformers' eomt or eomt_dinov3"
+        )
+    path = str(find_checkpoint(source, SAFETENSORS_NAMES + PICKLE_NAMES, options.revision))
+    state_dict = read_checkpoint(path, options.max_bytes)
+    check_weights(state_dict, path)
+    weights, probabilities = translate_state_dict(state_dict)
+    config = EoMTConfig.from_pretrained(source, **where)
+    if probabilities is not None:
+        config.masked_attention_probabilities = probabilities
+    model = _whole_model(config, weights, f"{path} does not fit the config.json beside it")
+    processor = EoMTImageProcessor.from_pretrained(source, **where)
+    lines = mapping_lines(model.state_dict())
+    if options.labels:
+        labels = read_labels(options.labels)
+        if len(labels.id2label) != model.config.num_labels:
+            raise ValueError(
+                f"{options.labels} names {len(labels.id2label)} classes, the model has {model.config.num_labels}"
+            )
+        model.config.id2label = labels.id2label
+        model.config.label2id = {name: index for index, name in labels.id2label.items()}
+        if labels.stuff_classes is not None:
+            processor.stuff_classes = labels.stuff_classes
+    if options.task:
+        settings = processor.to_dict() | {"task": options.task, "do_split_image": None}
+        processor = EoMTImageProcessor(**settings)
+    check = _compared_with_transformers(model, state_dict, source, where) if options.check else "not compared, as asked"
+    lines.append(check)
+    return Converted(model, processor, lines, **_card_of(recognise_released_model(source)))
+
+
+def _compared_with_transformers(
+    model: EoMTForUniversalSegmentation, state_dict: dict[str, torch.Tensor], source: str, where: dict[str, Any]
+) -> str:
+    config = AutoConfig.from_pretrained(source, **where)
+    theirs, loading = transformers_class(config).from_pretrained(
+        None, config=config, state_dict=state_dict, output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        # Checkpoints with other names of a gated MLP load there with random numbers in its place.
+        return f"not compared: this version of Transformers does not find {min(loading['missing_keys'])} in it"
+    return compare_with_transformers(model, theirs, tolerance=1e-4)
+
+
+def _whole_model(config: EoMTConfig, state_dict: dict[str, torch.Tensor], remedy: str) -> EoMTForUniversalSegmentation:
+    """The model with exactly these weights, in their precision."""
+    with torch.device("meta"):
+        expected = EoMTForUniversalSegmentation(config).state_dict()
+    check_complete(state_dict, expected, remedy)
+    dtype = common_dtype(state_dict)
+    return EoMTForUniversalSegmentation.from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype)
+
+
+def from_timm(source: str, options: ConversionOptions) -> Converted:
+    """A backbone of timm: `timm/NAME` downloads its weights, a file needs `options.model` to say which it holds.
+
+    Raises:
+        ValueError: the name is unknown, the weights are of another model, or the outputs differ from timm's.
+    """
+    unknown = options.fields.keys() - {"image_size", "patch_size"}
+    if unknown:
+        raise ValueError(f"--set {sorted(unknown)[0]}: for a backbone only image_size and patch_size can be set")
+    lines: list[str] = []
+    reference = _timm_model(source, options, lines)
+    native_fields, native_weights = convert_backbone(reference)
+    model = _plain_vit(native_fields, native_weights)
+    lines += mapping_lines(native_weights)
+    lines.append(_compared_with_timm(model, reference) if options.check else "not compared, as asked")
+    sizes = {name: options.fields.get(name) for name in ("image_size", "patch_size")}
+    if any(sizes.values()):
+        del model, native_weights
+        model = _plain_vit(*convert_backbone(reference, **sizes))
+        lines.append(f"resampled to image_size={model.config.image_size}, patch_size={model.config.patch_size}")
+    height, width = model.config.image_height_width
+    mean, std = image_normalization(reference)
+    processor = EoMTImageProcessor(size={"height": height, "width": width}, image_mean=mean, image_std=std)
+    return Converted(model, processor, lines)
+
+
+def _timm_model(source: str, options: ConversionOptions, lines: list[str]) -> torch.nn.Module:
+    name = (options.model or source).removeprefix("timm/")
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise ValueError(f"timm has no model {name!r}" + (f"; near it are {', '.join(near)}" if near else ""))
+    if not Path(source).exists():
+        return timm.create_model(name, pretrained=True, num_classes=0).eval()
+    path = find_checkpoint(source)
+    state_dict = read_checkpoint(path, options.max_bytes)
+    check_weights(state_dict, str(path))
+    model = timm.create_model(name, num_classes=0)
+    for parameter in [parameter for parameter in state_dict if parameter.startswith("head.")]:
+        del state_dict[parameter]
+        lines.append(f"left out {parameter}: classifier")
+    check_complete(state_dict, model.state_dict(), f"{path} does not hold the weights of timm's {architecture}")
+    model.load_state_dict(state_dict)
+    return model.eval()
+
+
+def _plain_vit(fields: dict[str, Any], weights: dict[str, torch.Tensor]) -> PlainViTModel:
+    return PlainViTModel.from_pretrained(
+        None, config=PlainViTConfig(**fields), state_dict=weights, dtype=common_dtype(weights)
+    )
+
+
+@torch.no_grad()
+def _compared_with_timm(model: PlainViTModel, reference: Any) -> str:
+    size = model.config.image_height_width
+    generator = torch.Generator().manual_seed(0)
+    pixel_values = torch.randn(1, model.config.num_channels, *size, generator=generator, dtype=torch.float32)
+    pixel_values = pixel_values.to(model.dtype)
+    theirs = reference.forward_features(pixel_values)
+    # Models that average the patches for their classifier keep the last norm behind the average.
+    norm = getattr(reference, "fc_norm", None)
+    theirs = theirs if norm is None else norm(theirs)
+    pairs = {"last_hidden_state": (model.eval()(pixel_values).last_hidden_state, theirs)}
+    return compare_outputs(pairs, tolerance=1e-4, reference="timm")

@@ -1,0 +1,31 @@
+"""The kinds of source that `hf-segvit convert` knows, without heavy imports, so that the command line may list them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source.
+
+    Attributes:
+        description: what the source is.
+        options: fields of `ConversionOptions` that mean something for it, besides `max_bytes` and `check`.
+    """
+
+    description: str
+    options: tuple[str, ...]
+
+
+KINDS = {
+    "timm": Kind("a backbone of timm: timm/NAME, or a weights file with --model NAME", ("fields", "model")),
+    "official-eomt": Kind(
+        "a checkpoint of the official EoMT code: file, folder or Hub id",
+        ("fields", "base", "model", "labels", "task", "reset_class_head", "revision"),
+    ),
+    "transformers-eomt": Kind(
+        "an eomt or eomt_dinov3 checkpoint of Transformers: folder or Hub id", ("labels", "task", "revision")
+    ),
+    "to-transformers": Kind(
+        "a checkpoint of this package, written as Transformers' own eomt or eomt_dinov3", ("revision",)
+    ),
+}

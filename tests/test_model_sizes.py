@@ -1,0 +1,55 @@
+"""The sizes of the models are those of the paper: parameters exactly, multiply-adds as the benchmark prints them."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "model_sizes.py"
+
+
+@pytest.fixture(scope="module")
+def model_sizes():
+    spec = importlib.util.spec_from_file_location("model_sizes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row_of(module, backbone, masked=False):
+    return next(row for row in module.ROWS if (row.backbone, row.image_size, row.masked) == (backbone, 640, masked))
+
+
+# Parameters of the official model with 133 classes and 200 queries.
+@pytest.mark.parametrize(
+    ("backbone", "parameters"), [("S", 23_975_942), ("B", 93_663_110), ("L", 316_695_686), ("g", 1_163_622_022)]
+)
+def test_parameters_are_exactly_those_of_the_official_model(model_sizes, backbone, parameters):
+    assert model_sizes.count(row_of(model_sizes, backbone))[0] == parameters
+
+
+@pytest.mark.parametrize(("backbone", "masked", "paper"), [("S", False, 68), ("S", True, 89), ("B", False, 216)])
+def test_multiply_adds_are_within_one_percent_of_the_paper(model_sizes, backbone, masked, paper):
+    _, multiply_adds = model_sizes.count(row_of(model_sizes, backbone, masked))
+    assert multiply_adds / 1e9 == pytest.approx(paper, rel=0.01)
+
+
+def test_multiply_adds_are_those_of_a_count_by_hand(model_sizes):
+    """ViT-S at 640: 12 blocks, the last 3 with queries, and the heads, from the shapes alone."""
+    width, patches, queries = 384, 1600, 200
+    tokens = patches + 5
+
+    def block(count):
+        return 12 * count * width**2 + 2 * count**2 * width  # projections and MLP; scores and weighted sums
+
+    upscaling = sum(
+        4 ** (step + 1) * patches * (width**2 + 9 * width) for step in range(2)
+    )  # every cell from its parent, then 3 x 3 depth-wise
+    heads = queries * width * (3 * width + 134) + queries * 16 * patches * width
+    expected = 3 * 256 * width * patches + 9 * block(tokens) + 3 * block(tokens + queries) + upscaling + heads
+    assert model_sizes.count(row_of(model_sizes, "S"))[1] == expected
+
+
+def test_windows_are_counted_as_the_image_processor_cuts_them(model_sizes):
+    assert model_sizes.windows_of_pictures([(1024, 2048)], 1024) == 2
+    assert model_sizes.windows_of_pictures([(512, 512), (512, 683), (1100, 500)], 512) == pytest.approx(2)
