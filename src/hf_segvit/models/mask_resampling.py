@@ -19,8 +19,8 @@ from torch import Tensor
 
 Size = tuple[int, int]
 
-TILE_PIXELS = 64  # side of a tile on a CPU: smaller ones exclude more masks, larger ones cost fewer calls
-MAX_TILES_PER_AXIS = 16
+TILE_PIXELS = 48  # side of a tile on a CPU: smaller ones exclude more masks, larger ones cost fewer calls
+MAX_TILES_PER_AXIS = 24
 SERIAL_VALUES = 2**15 - 1  # most values for which PyTorch works on one thread
 _SERIAL_PRODUCT = 2**18  # most multiplications for which OpenBLAS, inside NumPy, works on one thread
 ROUNDING = 1e-5  # more than a float32 probability can miss a bound on it by

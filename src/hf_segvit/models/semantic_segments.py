@@ -228,7 +228,8 @@ def _merge(parts: list[_Part], classes: Tensor, size: Size) -> Tensor:
 
 def _contenders(parts: list[_Part]) -> Tensor:
     """Classes (k,) that may have the largest score somewhere in a tile, from bounds on the mask logits there."""
-    lower, upper = [], []
+    lower: list[Tensor] = []
+    upper: list[Tensor] = []
     for window, cells, _, _ in parts:
         extremes = (torch.from_numpy(extremum(cells.numpy(), (0, 2))) for extremum in (np.min, np.max))
         for bounds, logits in zip((lower, upper), widened(*extremes), strict=True):

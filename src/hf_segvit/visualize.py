@@ -1,0 +1,267 @@
+"""Pictures of segments, sheets of pictures, and curves.
+
+- `draw_segments`: a picture with its segments tinted, outlined and labelled; `segment_colors` are their colours.
+- `contact_sheet`: rows of pictures under column titles, such as input, truth and prediction.
+- `plot_curves`: histories of numbers, one panel per quantity.
+
+The same label has the same hue in every picture. H W pixels, R segments (rows of `segments_info`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .atomic_files import replacing
+from .label_boxes import draw_labels
+
+Color = tuple[int, int, int]
+
+
+def draw_segments(
+    image: Image.Image | np.ndarray,
+    segmentation: Any,
+    segments_info: Sequence[Mapping[str, Any]],
+    id2label: Mapping[int, str],
+    *,
+    alpha: float = 0.5,
+    scale: int = 1,
+) -> Image.Image:
+    """Draw segments over a picture: tinted, outlined, and labelled with name and score where a label finds room.
+
+    Args:
+        image: the picture, or (H, W, 3) uint8.
+        segmentation: (H, W) tensor or array of segment ids; -1 is void and stays as it is.
+        segments_info: rows with `id`, `label_id` and, optionally, `score`. A row without pixels is not drawn.
+        id2label: names by label id.
+        alpha: strength of the tint, from 0 (picture only) to 1 (colour only).
+        scale: whole factor by which the result is larger than the picture, for labels on small pictures.
+
+    Returns:
+        The drawing, (scale * H, scale * W), RGB.
+
+    Raises:
+        ValueError: sizes differ, the map holds an id without a row, a label has no name, or an option is off its
+            range.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; give a number from 0 to 1")
+    if scale < 1 or scale != int(scale):
+        raise ValueError(f"scale is {scale}; give a whole number of at least 1")
+    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image), "RGB")
+    index = _row_numbers(segmentation, segments_info)
+    if index.shape != (picture.height, picture.width):
+        raise ValueError(
+            f"the picture is {picture.height} x {picture.width} but the segmentation {index.shape[0]} x "
+            f"{index.shape[1]} (height x width); pass target_sizes= to the post-processing"
+        )
+    texts = [_label_text(row, id2label) for row in segments_info]
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+        index = index.repeat(scale, axis=0).repeat(scale, axis=1)
+
+    colors = segment_colors(segments_info)
+    table = np.array([(0, 0, 0)] + [colors[row["id"]] for row in segments_info], dtype=np.uint8)
+    paint = Image.fromarray(table[index])
+    drawing = Image.composite(Image.blend(picture, paint, alpha), picture, Image.fromarray(index > 0))
+    outline = Image.fromarray(_outlines(index, max(1, round(min(index.shape) / 500))) & (index > 0))
+    drawing.paste(paint, mask=outline)
+    draw_labels(drawing, index, texts, [colors[row["id"]] for row in segments_info])
+    return drawing
+
+
+def segment_colors(segments_info: Sequence[Mapping[str, Any]]) -> dict[int, Color]:
+    """A colour for every segment: hue by label, shade by place among the segments of that label.
+
+    Returns:
+        Segment id to (red, green, blue) in [0, 255]; the same rows always get the same colours.
+    """
+    colors: dict[int, Color] = {}
+    seen: dict[int, int] = {}
+    for row in segments_info:
+        label, place = row["label_id"], seen.get(row["label_id"], 0)
+        seen[label] = place + 1
+        # Multiples of the golden ratio spread any number of hues evenly; the lightness tells later labels of close
+        # hue apart.
+        hue = 360 * ((0.08 + label * 0.6180339887) % 1) + (0, 16, -16, 8, -8)[place % 5]
+        lightness = (0.74, 0.62, 0.82)[label // 8 % 3] + (0, -0.13, 0.07, -0.2, 0.12, -0.07)[place % 6]
+        colors[row["id"]] = _oklch_color(min(lightness, 0.9), 0.17, hue)
+    return colors
+
+
+def contact_sheet(
+    panels: Sequence[Sequence[Image.Image]],
+    column_titles: Sequence[str] = (),
+    *,
+    row_titles: Sequence[str] = (),
+    panel_size: tuple[int, int] | None = None,
+) -> Image.Image:
+    """Lay pictures out in rows and columns on white.
+
+    Args:
+        panels: rows of pictures; each is scaled to fit its cell, its aspect kept.
+        column_titles: one above each column, or none.
+        row_titles: one above each row, or none.
+        panel_size: (width, height) of a cell in pixels; by default that of the largest picture.
+
+    Raises:
+        ValueError: there is no picture, or rows and titles do not go together.
+    """
+    num_columns = max((len(row) for row in panels), default=0)
+    if not num_columns:
+        raise ValueError("there is no picture to lay out; give at least one row with one picture")
+    for titles, count, name in ((column_titles, num_columns, "column"), (row_titles, len(panels), "row")):
+        if titles and len(titles) != count:
+            raise ValueError(f"{len(titles)} {name}_titles for {count} {name}s; give one for each, or none")
+    cell_width, cell_height = panel_size or (
+        max(panel.width for row in panels for panel in row),
+        max(panel.height for row in panels for panel in row),
+    )
+    fitted = [[_scaled_to_fit(panel, cell_width, cell_height) for panel in row] for row in panels]
+    font_size = max(12, round(min(cell_width, cell_height) / 20))
+    font, gap = ImageFont.load_default(font_size), max(4, font_size // 2)
+    header, caption = (2 * font_size if titles else 0 for titles in (column_titles, row_titles))
+    row_heights = [caption + max((panel.height for panel in row), default=0) + gap for row in fitted]
+    sheet = Image.new("RGB", (gap + num_columns * (cell_width + gap), gap + header + sum(row_heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(column_titles):
+        center = gap + column * (cell_width + gap) + cell_width // 2
+        draw.text((center, gap + header // 2), title, fill="black", font=font, anchor="mm")
+    y = gap + header
+    for number, row in enumerate(fitted):
+        if row_titles:
+            draw.text((gap, y + caption // 2), row_titles[number], fill="black", font=font, anchor="lm")
+        for column, panel in enumerate(row):
+            x = gap + column * (cell_width + gap) + (cell_width - panel.width) // 2
+            sheet.paste(panel, (x, y + caption + (row_heights[number] - caption - gap - panel.height) // 2))
+        y += row_heights[number]
+    return sheet
+
+
+def plot_curves(
+    history: Mapping[str, Sequence[tuple[float, float]]], path: str | PathLike[str], *, title: str = ""
+) -> None:
+    """Plot histories into a file, one panel per quantity, whole or not at all.
+
+    Args:
+        history: (step, value) pairs by name; names of the form `group/name` share the panel of their group.
+        path: the file; its ending (.png, .svg, .pdf) chooses the format, and its folder must be there.
+        title: above all panels.
+
+    Raises:
+        ValueError: there is nothing to plot, or the file cannot be written.
+    """
+    # Imported here, as it takes a second. The object interface: pyplot would keep every figure, and choose a window.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    path = Path(path)
+    if not any(history.values()):
+        raise ValueError(f"{path}: there is nothing to plot, as the history holds no values")
+    groups: dict[str, list[str]] = {}
+    for name in history:
+        groups.setdefault(name.split("/")[0], []).append(name)
+    num_columns = min(3, len(groups))
+    num_rows = math.ceil(len(groups) / num_columns)
+    figure = Figure(figsize=(4.6 * num_columns, 3.1 * num_rows), dpi=150, layout="constrained")
+    figure.suptitle(title)
+    for number, (group, names) in enumerate(groups.items()):
+        axes = figure.add_subplot(num_rows, num_columns, number + 1)
+        for name in names:
+            steps, values = np.array(history[name], dtype=float).reshape(-1, 2).T
+            label = name.removeprefix(group + "/")
+            if len(steps) < 50:
+                axes.plot(steps, values, marker="o", markersize=3, linewidth=1.5, label=label)
+            else:  # noisy as a rule: the values pale, their running mean strong
+                (line,) = axes.plot(steps, _running_mean(values), linewidth=1.8, label=label)
+                axes.plot(steps, values, linewidth=0.7, alpha=0.3, color=line.get_color(), zorder=1)
+        axes.set_title(group, fontsize=11)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(names) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    try:
+        with replacing(path) as partial:
+            figure.savefig(partial)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+
+
+def _row_numbers(segmentation: Any, segments_info: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(H, W) number of the row of each pixel's segment, counted from 1; 0 for void."""
+    if hasattr(segmentation, "detach"):
+        segmentation = segmentation.detach().cpu().numpy()
+    ids = np.asarray(segmentation)
+    if ids.ndim != 2:
+        raise ValueError(f"the segmentation has shape {ids.shape}; it must be (height, width)")
+    row_ids = np.array([-1] + [row["id"] for row in segments_info], dtype=np.int64)
+    order = np.argsort(row_ids, kind="stable")
+    position = np.minimum(np.searchsorted(row_ids[order], ids), len(order) - 1)
+    found = row_ids[order][position] == ids
+    if not found.all():
+        strangers = np.unique(ids[~found])[:5].tolist()
+        raise ValueError(f"the segmentation holds ids {strangers} that segments_info has no row for; add the rows")
+    return order[position]
+
+
+def _label_text(row: Mapping[str, Any], id2label: Mapping[int, str]) -> str:
+    if row["label_id"] not in id2label:
+        raise ValueError(f"segment {row['id']} has label_id {row['label_id']}, which id2label has no name for")
+    name = " ".join(str(id2label[row["label_id"]]).split())
+    return name if row.get("score") is None else f"{name} {row['score']:.2f}"
+
+
+def _outlines(index: np.ndarray, thickness: int) -> np.ndarray:
+    """(H, W) bool: pixels at most `thickness` away, along a row or column, from another segment."""
+    edges = np.zeros(index.shape, dtype=bool)
+    for shift in range(1, thickness + 1):
+        vertical, horizontal = index[shift:] != index[:-shift], index[:, shift:] != index[:, :-shift]
+        edges[shift:] |= vertical
+        edges[:-shift] |= vertical
+        edges[:, shift:] |= horizontal
+        edges[:, :-shift] |= horizontal
+    return edges
+
+
+def _oklch_color(lightness: float, chroma: float, hue: float) -> Color:
+    """sRGB of an OKLCH colour (hue in degrees), in which equal steps look equal; Ottosson, 2020."""
+    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
+    cone = np.array(
+        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+    )
+    linear = (
+        np.array(
+            [
+                [4.0767416621, -3.3077115913, 0.2309699292],
+                [-1.2684380046, 2.6097574011, -0.3413193965],
+                [-0.0041960863, -0.7034186147, 1.7076147010],
+            ]
+        )
+        @ (cone @ [lightness, a, b]) ** 3
+    )
+    linear = np.clip(linear, 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    red, green, blue = (int(value) for value in np.rint(255 * encoded))
+    return red, green, blue
+
+
+def _scaled_to_fit(panel: Image.Image, width: int, height: int) -> Image.Image:
+    factor = min(width / panel.width, height / panel.height)
+    size = (max(1, round(panel.width * factor)), max(1, round(panel.height * factor)))
+    return panel.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of a window of a tenth of the points around each; shorter at the ends, where it stays symmetric."""
+    places = np.arange(len(values))
+    half = np.minimum(np.minimum(places, places[::-1]), max(1, len(values) // 20))
+    total = np.concatenate([[0], np.cumsum(values)])
+    return (total[places + half + 1] - total[places - half]) / (2 * half + 1)
