@@ -38,14 +38,17 @@ def test_default_upscaling_reaches_a_quarter_of_the_picture_as_the_official_rule
     assert tiny_config(patch_size=patch_size, image_size=4 * patch_size).num_upscale_blocks == steps
 
 
-def test_upscaling_equals_the_convolutions_that_it_replaces() -> None:
+@pytest.mark.parametrize("gradient", [True, False])  # two ways to compute it
+def test_upscaling_equals_the_convolutions_that_it_replaces(gradient: bool) -> None:
     layer = randomize(EoMTScaleLayer(16, "gelu"))
     features = torch.randn(2, 16, 3, 5)
     expected = F.conv_transpose2d(features, layer.conv1.weight, layer.conv1.bias, stride=2)
     expected = F.conv2d(F.gelu(expected), layer.conv2.weight, padding=1, groups=16)
     norm = layer.layernorm2d
     expected = F.layer_norm(expected.permute(0, 2, 3, 1), (16,), norm.weight, norm.bias, eps=1e-6)
-    torch.testing.assert_close(layer(features.permute(0, 2, 3, 1)), expected, rtol=1e-4, atol=1e-5)
+    with torch.set_grad_enabled(gradient):
+        answer = layer(features.permute(0, 2, 3, 1))
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_mask_confines_queries_to_their_own_mask_only() -> None:
