@@ -1,0 +1,55 @@
+"""The command `hf-segvit`: its subcommands, and how errors become exit codes.
+
+Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`; heavy imports happen in `run`.
+Exit codes: 0 all done; 1 done, but not for every input; 2 wrong usage, settings or files, told in one line on stderr;
+130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from . import check_data, convert, demo, evaluate, push, segment
+
+COMMANDS = (segment, check_data, evaluate, demo, convert, push)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; `None` takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("hf-segvit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"hf-segvit {args.command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="hf-segvit", description="Segment pictures with plain Vision Transformers (EoMT)."
+    )
+    parser.add_argument("--version", action="version", version=f"hf-segvit {version('hf-segvit')}")
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser

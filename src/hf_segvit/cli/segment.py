@@ -1,0 +1,167 @@
+"""`hf-segvit segment`: pictures in, overlays and segment lists out.
+
+What can be wrong is looked for in the order in which it costs the user least: arguments, pictures, the output folder,
+the device, then the model. A picture that cannot be read is reported and the rest go on.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..picture_files import PICTURE_SUFFIXES, PictureFile, find_pictures, output_names
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..segmentation import SegmentedPicture, Segmenter
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "segment",
+        help="segment pictures",
+        description=(
+            "Segment pictures. For each one writes NAME.overlay.png, NAME.segments.json and, by task, "
+            "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids). NAME is the picture's name without "
+            "its ending, or with it where two pictures differ in nothing else; folders below a named folder are kept."
+        ),
+        epilog="Exit code 0: all pictures; 1: some could not be segmented; 2: stopped, the message says why.",
+    )
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, folders, or globs in quotes")
+    parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--task", choices=("panoptic", "instance", "semantic"), help="default: what the model was trained for"
+    )
+    parser.add_argument("--threshold", type=float, metavar="X", help="score that a segment needs; default: the model's")
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is, in the order CUDA, MPS, CPU"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default 1)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Segment the pictures; see the module.
+
+    Returns:
+        0, or 1 if a picture could not be segmented.
+
+    Raises:
+        ValueError: nothing could be started, or memory ran out; the message says why and what to do.
+    """
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size} must be at least 1")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold {args.threshold} is outside [0, 1]")
+    pictures, missing = find_pictures(args.pictures)
+    if not pictures:
+        raise ValueError(
+            f"no pictures match {' '.join(missing)}; name files, quoted globs, or folders with files that end in "
+            f"{', '.join(PICTURE_SUFFIXES)}"
+        )
+    for pattern in missing:
+        _report(f"{pattern}: no such picture")
+
+    import torch
+    from tqdm import tqdm
+
+    from ..atomic_files import prepare_output_folder
+    from ..devices import describe_device, pick_device
+    from ..segment_files import write_segment_files
+    from ..segmentation import Segmenter, refuse_threshold
+
+    prepare_output_folder(args.output)
+    device = pick_device(args.device)
+    segmenter = Segmenter.from_pretrained(
+        args.model, task=args.task, device=device, revision=args.revision, dtype=getattr(torch, args.dtype)
+    )
+    refuse_threshold(segmenter.task, args.threshold)
+    print(f"{segmenter.task} segmentation with {args.model} on {describe_device(device)}", file=sys.stderr)
+
+    about = {"model": args.model, "threshold": args.threshold}
+    if args.threshold is None:
+        about["threshold"] = segmenter.default_threshold
+    names = output_names([file.place for file in pictures])
+    prefixes = {file: args.output / name for file, name in zip(pictures, names, strict=True)}
+    failures = 0
+    with tqdm(total=len(pictures), unit="picture", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
+        for batch, errors in _batches(pictures, args.batch_size, pool):
+            answers, refusals = _segment(segmenter, batch, args.threshold)
+            written = [
+                pool.submit(
+                    write_segment_files,
+                    prefixes[file],
+                    picture,
+                    answer,
+                    segmenter.id2label,
+                    {**about, "picture": str(file.path)},
+                )
+                for file, picture, answer in answers
+            ]
+            for error in errors + refusals:
+                bar.write(_message(error), file=sys.stderr)
+            failures += len(errors) + len(refusals)
+            for writing in written:
+                writing.result()
+            bar.update(len(batch) + len(errors))
+    print(f"{len(pictures) - failures} of {len(pictures) + len(missing)} pictures segmented; results in {args.output}")
+    return 1 if failures or missing else 0
+
+
+def _batches(
+    files: Sequence[PictureFile], batch_size: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[list[tuple[PictureFile, "Image"]], list[str]]]:
+    """Batches of pictures, and what is wrong with those that cannot be read.
+
+    The next batch is decoded while the caller works on the last one.
+    """
+    from ..models.picture_decoding import open_picture
+
+    chunks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    ahead = [pool.submit(open_picture, file.path) for file in chunks[0]]
+    for number, chunk in enumerate(chunks):
+        reading, following = ahead, chunks[number + 1 : number + 2]
+        ahead = [pool.submit(open_picture, file.path) for files in following for file in files]
+        batch, errors = [], []
+        for file, picture in zip(chunk, reading, strict=True):
+            try:
+                batch.append((file, picture.result()))
+            except ValueError as error:
+                errors.append(str(error))
+        yield batch, errors
+
+
+def _segment(
+    segmenter: "Segmenter", batch: Sequence[tuple[PictureFile, "Image"]], threshold: float | None
+) -> tuple[list[tuple[PictureFile, "Image", "SegmentedPicture"]], list[str]]:
+    """Answers for a batch, and what is wrong with pictures that the model cannot take, such as extremely long ones."""
+    import torch
+
+    try:
+        answers = segmenter([picture for _, picture in batch], threshold)
+    except ValueError as error:
+        if len(batch) == 1:
+            return [], [f"{batch[0][0].path}: {error}"]
+        singly = [_segment(segmenter, [pair], threshold) for pair in batch]
+        return [row for rows, _ in singly for row in rows], [error for _, errors in singly for error in errors]
+    except torch.OutOfMemoryError as error:
+        remedy = "a smaller --batch-size" if len(batch) > 1 else "--dtype bfloat16, or --device cpu"
+        raise ValueError(f"{segmenter.device} ran out of memory at {batch[0][0].path}; try {remedy}") from error
+    return [(file, picture, answer) for (file, picture), answer in zip(batch, answers, strict=True)], []
+
+
+def _report(message: str) -> None:
+    print(_message(message), file=sys.stderr)
+
+
+def _message(text: str) -> str:
+    return f"hf-segvit segment: {text}"

@@ -1,0 +1,209 @@
+"""Pictures in, segments out: a model with its image processor on a device.
+
+`Segmenter` answers a batch of pictures for one task; `SegmentedPicture` is the answer, with the class, score, area and
+box of every segment, whichever the task. `segment_files.py` writes it to disk.
+
+Shapes: H W pixels of the picture as it was given, upright.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from .devices import pick_device
+from .model_loading import load_segmentation_model
+from .models.image_processing_eomt import TASKS
+from .models.mask_encoding import decode_mask
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a picture.
+
+    Attributes:
+        id: its value in the picture's segment map; the class itself for semantic segmentation.
+        label_id: its class.
+        label: the name of the class.
+        score: class probability (panoptic), that times the mean mask probability inside (instance), or `None`
+            (semantic: a pixel's class is decided by all queries together).
+        area: pixels; for instances, of the whole mask, hidden pixels included.
+        bbox: (x, y, width, height) in pixels, around the same pixels as `area`.
+        rle: the mask in COCO's run-length encoding, for instances, which may overlap.
+    """
+
+    id: int
+    label_id: int
+    label: str
+    score: float | None
+    area: int
+    bbox: tuple[int, int, int, int]
+    rle: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class SegmentedPicture:
+    """The answer for one picture.
+
+    Attributes:
+        task: `panoptic`, `instance` or `semantic`.
+        segment_map: (H, W) int32, the id of the segment at each pixel, void -1. Of overlapping instances the one with
+            the highest score is on top.
+        segments: in the order of their ids.
+    """
+
+    task: str
+    segment_map: np.ndarray
+    segments: list[Segment]
+
+
+class Segmenter:
+    """A model with its image processor, ready to segment pictures.
+
+    Args:
+        model: an `EoMTForUniversalSegmentation`, or any model with Mask2Former-style outputs.
+        processor: the image processor that belongs to it.
+        task: `panoptic`, `instance` or `semantic`; `None`: what the checkpoint was trained for.
+        device: where to compute; `None` takes the best there is, see `pick_device`.
+
+    Raises:
+        ValueError: the checkpoint cannot do the task, or there is no such device.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, *, task: str | None = None, device: str | torch.device | None = None
+    ) -> None:
+        self.task = served_task(processor, task)
+        self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self.model = model.eval().to(self.device)
+        self.processor = processor
+        self.id2label: dict[int, str] = model.config.id2label
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        *,
+        task: str | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Segmenter":
+        """Load a folder or Hub repository; see `load_segmentation_model` for the arguments and errors."""
+        device = device if isinstance(device, torch.device) else pick_device(device)
+        model, processor = load_segmentation_model(source, revision=revision, dtype=dtype)
+        return cls(model, processor, task=task, device=device)
+
+    @property
+    def default_threshold(self) -> float | None:
+        """The score that a segment needs where the caller names none; `None` for semantic segmentation."""
+        if self.task == "semantic":
+            return None
+        return self.processor.instance_threshold if self.task == "instance" else self.processor.threshold
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Image.Image], threshold: float | None = None) -> list[SegmentedPicture]:
+        """Segment pictures, all in one forward pass.
+
+        Args:
+            pictures: upright RGB pictures, as `open_picture` returns them.
+            threshold: score that a segment needs; `None`: the processor's stored value for the task.
+
+        Returns:
+            An answer for each picture, at its own size.
+
+        Raises:
+            ValueError: a picture cannot be brought to the model's input, the threshold is outside [0, 1], or one is
+                given for semantic segmentation, where every pixel has a class.
+        """
+        refuse_threshold(self.task, threshold)
+        if not pictures:
+            return []
+        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
+        outputs = self.model(**inputs)
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        if self.task == "semantic":
+            maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+            return [self._semantic(label_map.int().cpu().numpy()) for label_map in maps]
+        if self.task == "instance":
+            answers = self.processor.post_process_instance_segmentation(
+                outputs, threshold=threshold, target_sizes=sizes, return_coco_annotation=True
+            )
+            return [self._instance(answer, size) for answer, size in zip(answers, sizes, strict=True)]
+        answers = self.processor.post_process_panoptic_segmentation(outputs, threshold=threshold, target_sizes=sizes)
+        return [self._panoptic(answer) for answer in answers]
+
+    def _panoptic(self, answer: dict[str, Any]) -> SegmentedPicture:
+        segment_map = answer["segmentation"].cpu().numpy()
+        measures = _areas_and_boxes(segment_map)
+        segments = [
+            Segment(row["id"], row["label_id"], self.id2label[row["label_id"]], row["score"], *measures[row["id"]])
+            for row in answer["segments_info"]
+        ]
+        return SegmentedPicture("panoptic", segment_map, segments)
+
+    def _semantic(self, label_map: np.ndarray) -> SegmentedPicture:
+        segments = [
+            Segment(label, label, self.id2label[label], None, area, box)
+            for label, (area, box) in _areas_and_boxes(label_map).items()
+        ]
+        return SegmentedPicture("semantic", label_map, segments)
+
+    def _instance(self, answer: dict[str, Any], size: tuple[int, int]) -> SegmentedPicture:
+        segment_map = np.full(size, -1, dtype=np.int32)
+        segments = []
+        for row, rle in sorted(
+            zip(answer["segments_info"], answer["segmentation"], strict=True), key=lambda pair: pair[0]["score"]
+        ):
+            mask = decode_mask(rle)
+            segment_map[mask] = row["id"]
+            area, box = _areas_and_boxes(mask.astype(np.int32) - 1)[0]
+            label = self.id2label[row["label_id"]]
+            segments.append(Segment(row["id"], row["label_id"], label, row["score"], area, box, rle))
+        return SegmentedPicture("instance", segment_map, sorted(segments, key=lambda segment: segment.id))
+
+
+def served_task(processor: Any, task: str | None = None) -> str:
+    """The task asked for if the checkpoint can do it, or the one that it was trained for.
+
+    Raises:
+        ValueError: the checkpoint cannot do it; the message names the tasks that it can.
+    """
+    served = [name for name in TASKS if hasattr(processor, f"post_process_{name}_segmentation")]
+    if task is None:
+        return getattr(processor, "task", served[0])
+    if task not in served:
+        raise ValueError(
+            f"this checkpoint was trained for {getattr(processor, 'task', 'another task')} segmentation and cannot do "
+            f"task {task!r}; it can do {', '.join(served)}"
+        )
+    return task
+
+
+def refuse_threshold(task: str, threshold: float | None) -> None:
+    """Refuse a threshold that is no probability, or that the task has no use for.
+
+    Raises:
+        ValueError: naming the value and the remedy.
+    """
+    if threshold is None:
+        return
+    if task == "semantic":
+        raise ValueError(f"threshold={threshold}: in semantic segmentation every pixel has a class; leave it out")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold} is outside [0, 1]")
+
+
+def _areas_and_boxes(segment_map: np.ndarray) -> dict[int, tuple[int, tuple[int, int, int, int]]]:
+    """Area and (x, y, width, height) of every id in a map (H, W) with void -1, in one pass over the map."""
+    areas = np.bincount(segment_map.ravel() + 1)
+    return {
+        number: (int(areas[number + 1]), (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start))
+        for number, place in enumerate(ndimage.find_objects(segment_map + 1))
+        if place is not None
+        for rows, columns in [place]
+    }

@@ -1,0 +1,379 @@
+"""`hf-segvit segment`: what it writes equals the library's answers, and every bad input ends in one clear line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_masks
+from safetensors.torch import load_file, save_file
+from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessor
+
+from hf_segvit import EoMTImageProcessor
+from hf_segvit.cli import main
+from hf_segvit.picture_files import find_pictures, output_names
+from hf_segvit.segmentation import Segmenter
+
+from .tiny_models import randomize, tiny_eomt
+
+THRESHOLD = {"panoptic": 0.3, "instance": 0.03, "semantic": None}
+PNG = {"panoptic": ["panoptic.png"], "instance": [], "semantic": ["semantic.png"]}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """A tiny random model for each task, whose answers have several segments."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    model = tiny_eomt(num_queries=9)
+    with torch.no_grad():
+        model.class_predictor.weight *= 4
+    for task in THRESHOLD:
+        model.save_pretrained(folder / task)
+        # Random masks overlap so much that none would keep 80 % of its own.
+        processor = EoMTImageProcessor(
+            task=task, size={"height": 64, "width": 64}, stuff_classes=[4], overlap_mask_area_threshold=0.05
+        )
+        processor.save_pretrained(folder / task)
+    return {task: folder / task for task in THRESHOLD}
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder with three pictures of different shapes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("one.png", (50, 70)), ("two.jpg", (64, 40)), ("three.webp", (33, 90))):
+        blocks = rng.integers(0, 256, (*(-(-side // 8) for side in size), 3), dtype=np.uint8)
+        large = blocks.repeat(8, 0).repeat(8, 1)[: size[0], : size[1]]
+        Image.fromarray(large).save(folder / name)
+    return folder
+
+
+def segment(*arguments) -> int:
+    return main(["segment", *map(str, arguments)])
+
+
+def threshold_of(task: str) -> list[str]:
+    return [] if THRESHOLD[task] is None else ["--threshold", str(THRESHOLD[task])]
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """COCO's ids of a panoptic PNG, spelled out."""
+    red, green, blue = np.moveaxis(np.asarray(Image.open(path)).astype(int), -1, 0)
+    return red + 256 * green + 65536 * blue
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("task", list(THRESHOLD))
+def test_files_hold_what_the_library_answers(task, checkpoints, pictures, tmp_path, capsys):
+    output = tmp_path / "deep" / "output"
+    assert segment(pictures, "--model", checkpoints[task], "--output", output, *threshold_of(task)) == 0
+    endings = ["overlay.png", *PNG[task], "segments.json"]
+    assert names_in(output) == sorted(f"{name}.{ending}" for name in ("one", "two", "three") for ending in endings)
+    printed = capsys.readouterr()
+    assert "3 of 3 pictures segmented" in printed.out
+    assert f"{task} segmentation with {checkpoints[task]} on " in printed.err
+
+    segmenter = Segmenter.from_pretrained(str(checkpoints[task]), device="cpu")
+    num_segments = 0
+    for file in pictures.iterdir():
+        picture = Image.open(file).convert("RGB")
+        [answer] = segmenter([picture], THRESHOLD[task])
+        description = json.loads((output / f"{file.stem}.segments.json").read_text())
+        assert {key: description[key] for key in list(description)[:-1]} == {
+            "format": "hf-segvit segments",
+            "version": 1,
+            "model": str(checkpoints[task]),
+            "task": task,
+            "threshold": THRESHOLD[task],
+            "picture": str(file),
+            "width": picture.width,
+            "height": picture.height,
+        }
+        rows = description["segments"]
+        num_segments += len(rows)
+        assert [row["label_id"] for row in rows] == [one.label_id for one in answer.segments]
+        assert [row["label"] for row in rows] == [f"LABEL_{one.label_id}" for one in answer.segments]
+        assert [row["score"] for row in rows] == [one.score for one in answer.segments]
+        ids = None
+        if task == "panoptic":
+            ids = read_ids(output / f"{file.stem}.panoptic.png")
+            assert (ids == answer.segment_map + 1).all()
+            assert set(np.unique(ids)) - {0} == {row["id"] for row in rows} == set(range(1, len(rows) + 1))
+        elif task == "semantic":
+            ids = np.asarray(Image.open(output / f"{file.stem}.semantic.png"))
+            assert ids.dtype == np.uint8
+            assert (ids == answer.segment_map).all()
+            assert [row["id"] for row in rows] == [row["label_id"] for row in rows] == np.unique(ids).tolist()
+        for row in rows:
+            mask = coco_masks.decode(row["segmentation"]).astype(bool) if ids is None else ids == row["id"]
+            assert mask.shape == (picture.height, picture.width)
+            assert row["area"] == mask.sum() > 0
+            assert row["bbox"] == coco_masks.toBbox(coco_masks.encode(np.asfortranarray(mask, dtype=np.uint8))).tolist()
+        overlay = Image.open(output / f"{file.stem}.overlay.png")
+        assert overlay.size == picture.size
+        assert (np.asarray(overlay) != np.asarray(picture)).any()
+    assert num_segments >= 6, "too few segments to test anything"
+
+
+def test_instances_equal_binary_maps_and_the_best_is_on_top(checkpoints, pictures):
+    segmenter = Segmenter.from_pretrained(str(checkpoints["instance"]), device="cpu")
+    picture = Image.open(pictures / "one.png")
+    [answer] = segmenter([picture], 0.03)
+    with torch.inference_mode():
+        outputs = segmenter.model(**segmenter.processor([picture]))
+    [expected] = segmenter.processor.post_process_instance_segmentation(
+        outputs, threshold=0.03, target_sizes=[(50, 70)], return_binary_maps=True
+    )
+    masks, scores = expected["segmentation"].numpy(), [row["score"] for row in expected["segments_info"]]
+    assert len(masks) == len(answer.segments) > 2
+    best = np.full((50, 70), -1)
+    for index in np.argsort(scores, kind="stable"):
+        best[masks[index]] = index
+    assert (answer.segment_map == best).all()
+    assert [one.area for one in answer.segments] == masks.sum((1, 2)).tolist()
+
+
+@pytest.mark.parametrize("task", list(THRESHOLD))
+def test_batches_change_nothing(task, checkpoints, pictures, tmp_path):
+    for size in (1, 2, 8):
+        common = ("--model", checkpoints[task], "--batch-size", size, *threshold_of(task))
+        assert segment(pictures, *common, "--output", tmp_path / str(size)) == 0
+    for path in (tmp_path / "1").iterdir():
+        for size in (2, 8):
+            other = tmp_path / str(size) / path.name
+            if path.suffix == ".json":
+                one, two = (json.loads(file.read_text())["segments"] for file in (path, other))
+                assert [row["label_id"] for row in one] == [row["label_id"] for row in two]
+                # Sums in batches of another size differ in their last bits.
+                assert [row["score"] for row in one] == pytest.approx([row["score"] for row in two], abs=1e-5)
+            elif "overlay" not in path.name:
+                assert (np.asarray(Image.open(path)) != np.asarray(Image.open(other))).mean() < 0.01
+
+
+def test_a_panoptic_model_serves_every_task(checkpoints, pictures, tmp_path):
+    for task in THRESHOLD:
+        arguments = ("--model", checkpoints["panoptic"], "--task", task, "--output", tmp_path / task)
+        assert segment(pictures / "one.png", *arguments) == 0
+        assert json.loads((tmp_path / task / "one.segments.json").read_text())["task"] == task
+
+
+def test_transformers_own_checkpoints(pictures, tmp_path):
+    torch.manual_seed(0)
+    model = EomtForUniversalSegmentation(
+        EomtConfig(
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=64,
+            num_queries=7,
+            num_blocks=2,
+            num_labels=5,
+        )
+    )
+    randomize(model).save_pretrained(tmp_path / "eomt")
+    EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True).save_pretrained(tmp_path / "eomt")
+    arguments = ("--model", tmp_path / "eomt", "--output", tmp_path / "output", "--threshold", "0")
+    assert segment(pictures / "one.png", *arguments) == 0
+    assert names_in(tmp_path / "output") == ["one.overlay.png", "one.panoptic.png", "one.segments.json"]
+
+
+def test_orientation_is_applied(checkpoints, pictures, tmp_path):
+    picture = Image.open(pictures / "one.png")
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    picture.save(tmp_path / "turned.png", exif=exif)
+    arguments = ("--model", checkpoints["panoptic"], "--output", tmp_path / "output")
+    assert segment(tmp_path / "turned.png", *arguments) == 0
+    assert Image.open(tmp_path / "output" / "turned.panoptic.png").size == (50, 70)
+
+
+def test_a_bad_picture_is_reported_and_the_rest_go_on(checkpoints, pictures, tmp_path, capsys):
+    (pictures / "empty.png").write_bytes(b"")
+    (pictures / "text.jpg").write_text("not a picture")
+    whole = (pictures / "one.png").read_bytes()
+    (pictures / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    for size in (1, 4):
+        output = tmp_path / str(size)
+        arguments = ("--model", checkpoints["panoptic"], "--output", output, "--batch-size", size)
+        assert segment(pictures, pictures / "missing.png", *arguments) == 1
+        assert names_in(output) == sorted(
+            f"{name}.{ending}"
+            for name in ("one", "two", "three")
+            for ending in ("overlay.png", "panoptic.png", "segments.json")
+        )
+        printed = capsys.readouterr()
+        assert "3 of 7 pictures segmented" in printed.out
+        for name, reason in (
+            ("empty.png", "empty"),
+            ("text.jpg", "not a picture"),
+            ("truncated.png", "truncated"),
+            ("missing.png", "no such picture"),
+        ):
+            [line] = [line for line in printed.err.splitlines() if name in line]
+            assert reason in line
+        assert "Traceback" not in printed.err
+
+
+def test_a_picture_that_the_model_cannot_take_does_not_stop_its_batch(checkpoints, pictures, tmp_path, capsys):
+    Image.new("RGB", (50_000, 1)).save(pictures / "line.png")  # would be scaled to 3.2 million x 64 pixels
+    arguments = ("--model", checkpoints["semantic"], "--output", tmp_path / "output", "--batch-size", 4)
+    assert segment(pictures, *arguments) == 1
+    assert "line.png: " in capsys.readouterr().err
+    assert len(names_in(tmp_path / "output")) == 9
+
+
+def test_finding_pictures(tmp_path):
+    for name in ("a.jpg", "b.PNG", "notes.txt", "deep/c.webp", "deep/c.overlay.png", "c.segments.json", "d.panoptic.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(*patterns):
+        pictures, empty = find_pictures(str(pattern) for pattern in patterns)
+        return [str(picture.place) for picture in pictures], empty
+
+    assert found(tmp_path) == (["a.jpg", "b.PNG", "deep/c.webp"], [])
+    assert found(tmp_path / "*.[jP]*") == (["a.jpg", "b.PNG"], [])
+    assert found(tmp_path / "**" / "*.webp") == (["c.webp"], [])
+    # A file that is named is taken whatever its ending, and everything counts once.
+    assert found(tmp_path / "notes.txt", tmp_path / "a.jpg", tmp_path) == (
+        ["notes.txt", "a.jpg", "b.PNG", "deep/c.webp"],
+        [],
+    )
+    assert found(tmp_path / "x*", tmp_path / "a.jpg") == (["a.jpg"], [str(tmp_path / "x*")])
+    # A glob character in a real name is no glob.
+    (tmp_path / "e[1].jpg").touch()
+    assert found(tmp_path / "e[1].jpg") == (["e[1].jpg"], [])
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (["a.jpg", "b.jpg"], ["a", "b"]),
+        (["a.jpg", "a.png", "b.png"], ["a.jpg", "a.png", "b"]),
+        (["a.jpg", "A.png"], ["a.jpg", "A.png"]),
+        (["x/a.jpg", "y/a.jpg"], ["x/a", "y/a"]),
+        (["a.jpg", "a.jpg", "a.jpg"], ["a.jpg", "a.jpg-2", "a.jpg-3"]),
+        (["a.jpg", "a.png", "a.jpg.png"], ["a.jpg", "a.png", "a.jpg-2"]),
+        (["photo.2024.jpg"], ["photo.2024"]),
+    ],
+)
+def test_names_never_collide(places, names):
+    assert output_names([PurePosixPath(place) for place in places]) == names
+
+
+def test_results_do_not_overwrite_each_other_and_folders_are_kept(checkpoints, pictures, tmp_path):
+    (pictures / "deep").mkdir()
+    for name in ("one.jpg", "deep/one.png"):
+        Image.open(pictures / "one.png").save(pictures / name)
+    output = pictures / "output"  # inside the folder that is searched
+    for _ in range(2):
+        assert segment(pictures, "--model", checkpoints["instance"], "--output", output) == 0
+        assert [name for name in names_in(output) if name.endswith("json")] == [
+            "deep/one.segments.json",
+            "one.jpg.segments.json",
+            "one.png.segments.json",
+            "three.segments.json",
+            "two.segments.json",
+        ]
+
+
+def broken_copy(source: Path, target: Path, change) -> Path:
+    """A checkpoint whose weights were changed."""
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    weights = load_file(target / "model.safetensors")
+    change(weights)
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_nan_in_the_weights_is_named(checkpoints, pictures, tmp_path, capsys):
+    name = "eomt.layers.1.mlp.fc1.weight"
+    model = broken_copy(checkpoints["panoptic"], tmp_path / "nan", lambda w: w[name].view(-1)[5:6].fill_(float("nan")))
+    assert segment(pictures, "--model", model, "--output", tmp_path / "output") == 2
+    assert f"{model}: NaN or infinity in {name}" in capsys.readouterr().err
+
+
+def test_missing_weights_are_not_made_up(checkpoints, pictures, tmp_path, capsys):
+    model = broken_copy(checkpoints["panoptic"], tmp_path / "partial", lambda w: w.pop("class_predictor.bias"))
+    assert segment(pictures, "--model", model, "--output", tmp_path / "output") == 2
+    assert "lacks 1 of the model's weights, first class_predictor.bias" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pictures": "nowhere/*.jpg"}, "no pictures match nowhere/*.jpg"),
+        ({"--model": "./nowhere"}, "there is no folder ./nowhere"),
+        ({"--model": "some/deep/path"}, "there is no folder some/deep/path"),
+        ({"--model": "EMPTY"}, "holds no config.json"),
+        ({"--model": "FILE"}, "is a file; name the folder"),
+        ({"--task": "panoptic"}, "was trained for semantic segmentation and cannot do task 'panoptic'"),
+        ({"--threshold": "0.5"}, "threshold=0.5: in semantic segmentation every pixel has a class"),
+        ({"--threshold": "1.5"}, "--threshold 1.5 is outside [0, 1]"),
+        ({"--batch-size": "0"}, "--batch-size 0 must be at least 1"),
+        ({"--device": "cuda:9"}, "device 'cuda:9' is not there; this machine has"),
+        ({"--device": "toaster"}, "device 'toaster' is not a device that PyTorch knows"),
+        ({"--device": "meta"}, "device 'meta' computes nothing"),
+        # Before a model is loaded that would not load either.
+        ({"--output": "FILE", "--model": "./nowhere"}, "it is there and is not a folder"),
+        ({"--output": "FILE/below", "--model": "./nowhere"}, "cannot write to"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(change, message, checkpoints, pictures, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    arguments = {"--model": str(checkpoints["semantic"]), "--output": str(tmp_path / "output")}
+    arguments |= {
+        option: value.replace("EMPTY", str(tmp_path / "empty")).replace("FILE", str(tmp_path / "file"))
+        for option, value in change.items()
+    }
+    first = arguments.pop("pictures", str(pictures))
+    assert segment(first, *(word for pair in arguments.items() for word in pair)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert error.startswith("hf-segvit segment: error: ")
+    assert not (tmp_path / "output").exists() or not any((tmp_path / "output").iterdir())
+
+
+def test_other_model_types_are_refused(pictures, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    assert segment(pictures, "--model", tmp_path / "model", "--output", tmp_path / "output") == 2
+    assert "is a model of type 'bert'" in capsys.readouterr().err
+
+
+def test_without_network_it_says_so_and_what_to_do(pictures, tmp_path):
+    # A process of its own, as the Hub client reads its settings when it is imported.
+    command = [sys.executable, "-m", "hf_segvit", "segment", str(pictures), "--model", "nobody/nothing"]
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "output")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "cannot load nobody/nothing: it is neither a folder here nor in the local cache" in done.stderr
+    assert "hf download nobody/nothing --local-dir FOLDER" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(checkpoints, tmp_path):
+    with pytest.raises(ValueError, match="no pictures match"):
+        main(["--debug", "segment", "nowhere.jpg", "--model", "x", "--output", str(tmp_path)])
+
+
+def test_usage_errors_exit_with_2(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["segment", "a.jpg"])
+    assert error.value.code == 2
+    assert "--model" in capsys.readouterr().err
