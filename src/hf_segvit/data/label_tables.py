@@ -1,7 +1,8 @@
-"""The published label sets: names, colours, things and stuff of COCO, ADE20K and Cityscapes.
+"""The published label sets: names, colours, things and stuff of COCO, COCO-Stuff, ADE20K and Cityscapes.
 
 One JSON file per label set in the folder `label_tables/`, in the order in which models number the classes. Colours are
-those that each data set's own tools draw with.
+those that each data set's own tools draw with (COCO-Stuff publishes none; its stuff is coloured here as in COCO
+panoptic where both have the class).
 """
 
 import json
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-LABEL_TABLES = ("coco_panoptic", "coco_instance", "ade20k", "cityscapes")
+LABEL_TABLES = ("coco_panoptic", "coco_instance", "coco_stuff", "ade20k", "cityscapes")
 
 
 @dataclass(frozen=True)

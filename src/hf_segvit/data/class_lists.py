@@ -1,0 +1,110 @@
+"""The classes of a data set of one's own, as a file or a value.
+
+`read_classes` takes a text file with one name a line, a JSON file, or the same as Python values:
+- `["road", "car"]`: names in the order of their values from 0;
+- `{"0": "road", "11": "void"}`: names by value;
+- `{"classes": [{"value": 1, "name": "road", "is_thing": false}, ...], "void": [0, 255]}`: all that can be said.
+A class called "void", "ignore" or "unlabeled" is void, and so is 255 unless it is a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .archives import MAX_TEXT_BYTES, Location, location_name, read_location
+from .json_files import read_json
+from .mask_files import VOID
+
+CLASS_FILES = ("classes.json", "classes.txt", "labels.txt")
+
+_VOID_NAMES = ("void", "ignore", "unlabeled", "unlabelled", "__ignore__")
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Classes in the order of their label ids.
+
+    Attributes:
+        names: by label id.
+        labels: label id by value in masks, -1 for void.
+        things: label ids of things.
+    """
+
+    names: tuple[str, ...]
+    labels: Mapping[int, int]
+    things: frozenset[int]
+
+    @property
+    def stuff_classes(self) -> list[int]:
+        """Label ids that are no things."""
+        return [label for label in range(len(self.names)) if label not in self.things]
+
+
+def read_classes(source: Any) -> ClassList:
+    """The classes that a file or value lists.
+
+    Args:
+        source: a location or path of a file, or a value; see the module.
+
+    Raises:
+        ValueError: the file is missing, or the list has another form, doubled names or values.
+    """
+    name = "classes"
+    if isinstance(source, str | Path):
+        source = Location(archive=None, member=str(source))
+    if isinstance(source, dict) and set(source) == {"archive", "member"}:
+        location = Location(archive=source["archive"], member=source["member"])
+        name, source = location_name(location), _read_file(location)
+    entries, void = _entries(source, name)
+    names, labels, things = list[str](), dict[int, int](), set[int]()
+    for value, text, is_thing in sorted(entries):
+        if value in labels or value in void:
+            raise ValueError(f"{name}: the value {value} is listed twice; give each class a value of its own")
+        if text.strip().lower() in _VOID_NAMES:
+            labels[value] = VOID
+            continue
+        if text in names:
+            raise ValueError(f"{name}: two classes are called {text!r}; name them differently")
+        labels[value] = len(names)
+        if is_thing:
+            things.add(len(names))
+        names.append(text)
+    if not names:
+        raise ValueError(f"{name}: lists no class; give at least one name")
+    return ClassList(tuple(names), {255: VOID} | dict.fromkeys(void, VOID) | labels, frozenset(things))
+
+
+def _read_file(location: Location) -> Any:
+    if location["member"].lower().endswith(".json"):
+        return read_json(location)
+    try:
+        text = read_location(location, MAX_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{location_name(location)}: no UTF-8 text ({error.reason}); save it as UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _entries(source: Any, name: str) -> tuple[list[tuple[int, str, bool]], list[int]]:
+    """(value, name, is thing) of each class, and void values."""
+    try:
+        if isinstance(source, Mapping) and "classes" in source:
+            rows = [
+                (int(row["value"]), str(row["name"]), bool(row.get("is_thing", False))) for row in source["classes"]
+            ]
+            return rows, [int(value) for value in source.get("void", [])]
+        if isinstance(source, Mapping):
+            return [(int(value), str(text), False) for value, text in source.items()], []
+        if isinstance(source, list | tuple) and all(isinstance(text, str) for text in source):
+            return [(value, text, False) for value, text in enumerate(source)], []
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{name}: cannot be read as classes ({error!r}); {_FORMS}") from error
+    raise ValueError(f"{name}: cannot be read as classes; {_FORMS}")
+
+
+_FORMS = (
+    'give a list of names, {"value": "name", ...}, or {"classes": [{"value": 1, "name": "road", "is_thing": false}], '
+    '"void": [255]}'
+)

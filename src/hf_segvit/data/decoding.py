@@ -1,0 +1,195 @@
+"""From a row of a reader's table to a picture and its segments.
+
+`SampleDecoder` is what `datasets` calls when samples are asked for: it reads the mask by the reader's own rule (a
+`MaskReader`) and the picture in the frame in which it was annotated. `PolygonMasks` and `PaintedPolygons` are the mask
+readers of all formats that store outlines. All can be pickled; open files live in archives.py. H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..models.mask_encoding import decode_mask
+from ..models.picture_decoding import PICTURE_FORMATS, open_image_file, to_rgb
+from .archives import Location, location_name, read_location
+from .mask_files import VOID, present_values
+from .polygons import draw_polygons, polygon_fault, rle_fault
+
+_ORIENTATION_TAG = 0x0112  # EXIF
+_SIDEWAYS = (5, 6, 7, 8)
+
+Segments = list[dict[str, Any]]
+
+
+class MaskReader(Protocol):
+    """How a format's masks are read."""
+
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """Read the mask of one picture.
+
+        Args:
+            maps: the files of the mask; none for formats of outlines.
+            segments: rows of the table; `None` where they follow from the mask alone.
+            name: of the picture, for errors.
+
+        Returns:
+            (H, W) int32 segment ids with void -1, or `None` where rows have `rle`; and the rows.
+        """
+
+
+@dataclass(frozen=True)
+class SampleDecoder:
+    """Decodes the columns `image`, `segment_map` and `segments` of rows; others stay as they are.
+
+    Attributes:
+        read_masks: the format's rule.
+    """
+
+    read_masks: MaskReader
+
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Decode the rows of a batch, whichever columns it has."""
+        length = len(next(iter(batch.values()), []))
+        rows = [self.decode({key: values[index] for key, values in batch.items()}) for index in range(length)]
+        return {key: [row[key] for row in rows] for key in batch}
+
+    def decode(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Decode one row.
+
+        Raises:
+            ValueError: a file cannot be read, sizes differ, or ids and rows do not go together; the message names the
+                file, the id and the remedy.
+        """
+        decoded, size = dict(row), None
+        name = location_name(row["image"]) if "image" in row else f"image {row.get('image_id')!r}"
+        if "segment_map" in row:
+            segment_map, segments = self.read_masks(row["segment_map"], row.get("segments"), name)
+            size = _mask_size(segment_map, segments)
+            decoded["segment_map"] = segment_map
+            if "segments" in row:
+                decoded["segments"] = segments
+        if "image" in row:
+            decoded["image"] = decode_picture(row["image"], size)
+            if "segment_map" in row and decoded["segment_map"] is None and not decoded.get("segments"):
+                height, width = decoded["image"].height, decoded["image"].width
+                decoded["segment_map"] = np.full((height, width), VOID, dtype=np.int32)
+        return decoded
+
+
+def decode_picture(location: Location, size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture as RGB, in the frame of its annotation.
+
+    A picture whose EXIF block turns it sideways is upright for viewers, but many tools annotate the stored pixels. The
+    mask's size says which of the two was annotated, and that one is returned.
+
+    Args:
+        location: where it is.
+        size: (H, W) of the mask; `None` where there is none: the picture is turned upright.
+
+    Raises:
+        ValueError: it cannot be read, or neither way has the mask's size.
+    """
+    return picture_in_frame(read_location(location), location_name(location), size)
+
+
+def picture_in_frame(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """`decode_picture` of a file's content."""
+    image = open_image_file(content, name)
+    if size is None:
+        return to_rgb(image, name)
+    stored = (image.height, image.width)
+    sideways = orientation(image) in _SIDEWAYS
+    if stored == size and sideways and stored[0] != stored[1]:
+        image.getexif()[_ORIENTATION_TAG] = 1
+    elif (stored[::-1] if sideways else stored) != size:
+        raise ValueError(
+            f"{name}: the picture has {image.height} x {image.width} pixels but its mask {size[0]} x {size[1]} (height "
+            "x width); one of them belongs to another picture, or was scaled: restore it, or scale the mask without "
+            "interpolation"
+        )
+    return to_rgb(image, name)
+
+
+def upright_size(location: Location) -> tuple[int, int]:
+    """(H, W) of a picture as viewers show it, from its header alone.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    name = location_name(location)
+    try:
+        with Image.open(BytesIO(read_location(location)), formats=PICTURE_FORMATS) as image:
+            size = (image.height, image.width)
+            return size[::-1] if orientation(image) in _SIDEWAYS else size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: cannot be read as a picture ({error}); copy or download it again") from error
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 where there is none, or a malformed one."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # EXIF blocks in the wild are often malformed, in many ways; viewers ignore such a block
+        return 1
+
+
+@dataclass(frozen=True)
+class PolygonMasks:
+    """Segments as `rle`, which may overlap, from polygons or runs; `segment_map` is `None`."""
+
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """See `MaskReader`."""
+        return None, [
+            {
+                "id": row["id"],
+                "label_id": row["label_id"],
+                "is_crowd": row["is_crowd"],
+                "rle": _checked_rle(row, name),
+            }
+            for row in segments or []
+        ]
+
+
+@dataclass(frozen=True)
+class PaintedPolygons:
+    """Semantic maps painted from polygons or runs, later ones over earlier ones; crowds are painted like others."""
+
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """See `MaskReader`."""
+        if not segments:
+            return None, []
+        segment_map = np.full(segments[0]["rle"]["size"], VOID, dtype=np.int32)
+        for row in segments:
+            segment_map[decode_mask(_checked_rle(row, name))] = row["label_id"]
+        return segment_map, semantic_segments(segment_map)
+
+
+def semantic_segments(label_map: np.ndarray) -> Segments:
+    """Rows for a map (H, W) of label ids: one per label that occurs, whose id is the label id."""
+    return [{"id": label, "label_id": label, "is_crowd": False} for label in present_values(label_map) if label != VOID]
+
+
+def _checked_rle(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    height, width = row["rle"]["size"]
+    polygons = row["polygons"]
+    if polygons:
+        faults = [fault for polygon in polygons if (fault := polygon_fault(polygon, (height, width)))]
+    else:
+        faults = [fault for fault in [rle_fault(row["rle"], (height, width))] if fault]
+    if faults:
+        raise ValueError(f"{name}: annotation {row['id']}: {faults[0]}; correct or remove the annotation")
+    if polygons:
+        return draw_polygons(polygons, (height, width))
+    return {"size": [height, width], "counts": row["rle"]["counts"]}
+
+
+def _mask_size(segment_map: Any, segments: Segments) -> tuple[int, int] | None:
+    if segment_map is not None:
+        return segment_map.shape
+    return tuple(segments[0]["rle"]["size"]) if segments else None

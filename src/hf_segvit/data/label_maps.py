@@ -1,0 +1,84 @@
+"""Formats of pictures and label PNGs: pairing the files, and reading the maps.
+
+`pair_rows` finds each picture's map by name; `LabelMaps` is the mask reader of all semantic formats;
+`numbered_segments` splits label maps by a second map that numbers objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .archives import Location, location_name
+from .class_lists import ClassList
+from .decoding import Segments, semantic_segments
+from .mask_files import VOID, present_values, read_index_map, relabel
+from .problems import ProblemList
+
+
+@dataclass(frozen=True)
+class LabelMaps:
+    """Semantic maps: one PNG whose values stand for classes.
+
+    Attributes:
+        labels: label id by value in the file, -1 for void.
+        remedy: what to do about other values.
+    """
+
+    labels: Mapping[int, int]
+    remedy: str
+
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """See `MaskReader`; a segment's id is its label id."""
+        segment_map = relabel(read_index_map(maps[0]), self.labels, location_name(maps[0]), self.remedy)
+        return segment_map, semantic_segments(segment_map)
+
+
+def numbered_segments(labels: np.ndarray, numbers: np.ndarray, classes: ClassList) -> tuple[np.ndarray, Segments]:
+    """Segments of a label map and a map that numbers the objects of things from 1.
+
+    Args:
+        labels: (H, W) int32 label ids, void -1.
+        numbers: (H, W) int32; what it holds outside of things does not count.
+        classes: of the data set.
+
+    Returns:
+        (H, W) int32 ids - the label id of stuff and crowds, number * classes + label id of objects - and their rows.
+        Thing pixels numbered 0 are a crowd.
+    """
+    count = len(classes.names)
+    ids = np.where(np.isin(labels, list(classes.things)), numbers * count + labels, labels)
+    rows = [
+        {"id": value, "label_id": value % count, "is_crowd": value < count and value in classes.things}
+        for value in present_values(ids)
+        if value != VOID
+    ]
+    return ids, rows
+
+
+def pair_rows(
+    pictures: Mapping[str, Location], maps: Sequence[Mapping[str, Location]], problems: ProblemList
+) -> list[dict[str, Any]]:
+    """Rows for the pictures that have all maps.
+
+    Args:
+        pictures: by the name that picture and map share.
+        maps: for each kind of map, its files by the same name.
+        problems: gets pictures without map and maps without picture.
+    """
+    for files in maps:
+        for name in sorted(set(files) - set(pictures)):
+            problems.warn(location_name(files[name]), name, "the mask has no picture of the same name; it is not used")
+    rows = []
+    for name, picture in pictures.items():
+        if all(name in files for files in maps):
+            locations = [files[name] for files in maps]
+            rows.append({"image": picture, "image_id": name, "segment_map": locations, "segments": None})
+        else:
+            problems.error(
+                location_name(picture), name, "the picture has no mask of the same name; add it, or remove it"
+            )
+    return rows

@@ -1,0 +1,120 @@
+"""ADE20K scene parsing: semantic (150 classes), panoptic (100 things, 50 stuff) and instance (100 things).
+
+`images/training/*.jpg`, `annotations/training/*.png` and, for objects, `annotations_instance/training/*.png`, in the
+folder ADEChallengeData2016 or in `ADEChallengeData2016.zip` and `annotations_instance.zip`. A semantic PNG holds the
+class number 1..150, and 0 ("other") where there is none; it becomes 0..149 and void. An instance PNG holds a thing's
+number 1..100 in red and the object's number in green. In panoptic maps stuff comes from the semantic PNG and things
+from the instance PNG, over it, as in the official EoMT code; thing pixels without an object are void. There are no
+crowds.
+
+Ids: stuff has its label id; object n of label l has 256 * (l + 1) + n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..archives import Location, location_name
+from ..data_folder import PICTURE_SUFFIXES, DataFolder, by_stem
+from ..decoding import Segments
+from ..label_maps import LabelMaps, pair_rows
+from ..label_tables import label_table
+from ..mask_files import VOID, present_values, read_color_ids, read_index_map, relabel
+from ..problems import ProblemList
+from ..reading import Reading
+
+TASKS = ("semantic", "panoptic", "instance")
+LAYOUT = (
+    "images/training and annotations/training (for objects, annotations_instance/training), or the official zip files"
+)
+
+_ARCHIVES = ("ADEChallengeData2016.zip", "annotations_instance.zip")
+_FOLDERS = {"train": "training", "val": "validation", "training": "training", "validation": "validation"}
+_REMEDY = (
+    "ADE20K's maps hold 0 (other) to 150; values from 151 on are those of the full ADE20K, which is another data set"
+)
+_OBJECTS = 256  # ids of a thing's objects
+
+
+def splits(path: str) -> list[str]:
+    """The splits whose pictures are there."""
+    folder = DataFolder(path, _ARCHIVES)
+    return [name for name in ("train", "val") if _files(folder, "images", name, PICTURE_SUFFIXES)]
+
+
+def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
+    """Read one split.
+
+    Args:
+        path: of the folder.
+        split: "train" or "val", or the official "training" and "validation".
+        task: one of `TASKS`.
+        problems: gets what is wrong.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in _FOLDERS:
+        raise ValueError(f"ADE20K has no split {split!r}; choose train or val")
+    folder, table = DataFolder(path, _ARCHIVES), label_table("ade20k")
+    pictures = by_stem(_files(folder, "images", split, PICTURE_SUFFIXES))
+    maps = by_stem(_files(folder, "annotations", split, (".png",)))
+    objects = by_stem(_files(folder, "annotations_instance", split, (".png",)))
+    names = list(table.id2label.values())
+    things = [label for label in range(len(names)) if label not in table.stuff_classes]
+    if task == "semantic":
+        reader = LabelMaps(table.source_id_to_label | {0: VOID}, _REMEDY)
+        return Reading(reader, names, table.stuff_classes, pair_rows(pictures, [maps], problems))
+    if task == "panoptic":
+        stuff = {table.classes[label].source_id: label for label in table.stuff_classes}
+        stuff_or_void = {value: stuff.get(value, VOID) for value in range(151)}
+        rows = pair_rows(pictures, [maps, objects], problems)
+        return Reading(ObjectMaps(stuff_or_void, tuple(things)), names, table.stuff_classes, rows)
+    rows = pair_rows(pictures, [objects], problems)
+    return Reading(ObjectMaps(None, tuple(range(len(things)))), [names[label] for label in things], [], rows)
+
+
+@dataclass(frozen=True)
+class ObjectMaps:
+    """Masks of instance PNGs, over stuff from semantic PNGs if there is any.
+
+    Attributes:
+        stuff: stuff label or void by value of the semantic PNG; `None` where there is none.
+        things: label id of each thing number, from 1.
+    """
+
+    stuff: Mapping[int, int] | None
+    things: tuple[int, ...]
+
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """See `MaskReader`."""
+        colors = read_color_ids(maps[-1])
+        numbers, objects = colors % 256, colors // 256 % 256
+        place = location_name(maps[-1])
+        labels = relabel(
+            numbers.astype(np.uint8),
+            dict(enumerate(self.things, start=1)) | {0: VOID},
+            place,
+            f"red holds the number of a thing, 1 to {len(self.things)}",
+        )
+        ids = np.where(labels == VOID, np.int32(VOID), _OBJECTS * (labels + 1) + objects)
+        if self.stuff is not None:
+            stuff = relabel(read_index_map(maps[0]), self.stuff, location_name(maps[0]), _REMEDY)
+            if stuff.shape != ids.shape:
+                raise ValueError(f"{place}: {ids.shape} pixels, but the semantic map {stuff.shape}; get both again")
+            ids = np.where(ids == VOID, stuff, ids)
+        rows = [
+            {"id": value, "label_id": value if value < _OBJECTS else value // _OBJECTS - 1, "is_crowd": False}
+            for value in present_values(ids)
+            if value != VOID
+        ]
+        return ids, rows
+
+
+def _files(folder: DataFolder, kind: str, split: str, suffixes: Sequence[str]) -> dict[str, Location]:
+    place = f"{kind}/{_FOLDERS[split]}"
+    return folder.files(place, f"ADEChallengeData2016/{place}", suffixes=suffixes)

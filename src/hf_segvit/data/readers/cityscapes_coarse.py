@@ -1,0 +1,20 @@
+"""Cityscapes with its coarse labels, gtCoarse; see cityscapes.py."""
+
+from __future__ import annotations
+
+from ..problems import ProblemList
+from ..reading import Reading
+from . import cityscapes
+
+TASKS = cityscapes.TASKS
+LAYOUT = cityscapes.LAYOUT.replace("gtFine", "gtCoarse")
+
+
+def splits(path: str) -> list[str]:
+    """The splits that have coarse labels."""
+    return cityscapes.splits(path, annotations="gtCoarse")
+
+
+def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
+    """Read one split, see `cityscapes.read`."""
+    return cityscapes.read(path, split, task, problems, annotations="gtCoarse")

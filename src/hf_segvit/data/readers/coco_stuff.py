@@ -1,0 +1,50 @@
+"""COCO-Stuff-164K: semantic maps of 171 classes on COCO's pictures.
+
+`stuffthingmaps/train2017/*.png` (the folder may also be called `annotations`, or be `stuffthingmaps_trainval2017.zip`)
+and the pictures as in COCO. A PNG holds the class id less one, and 255 where there is none; eleven ids were never used.
+"""
+
+from __future__ import annotations
+
+from ..archives import Location
+from ..data_folder import PICTURE_SUFFIXES, DataFolder, by_stem
+from ..label_maps import LabelMaps, pair_rows
+from ..label_tables import label_table
+from ..mask_files import VOID
+from ..problems import ProblemList
+from ..reading import Reading
+
+TASKS = ("semantic",)
+LAYOUT = "train2017/*.jpg and stuffthingmaps/train2017/*.png, or train2017.zip and stuffthingmaps_trainval2017.zip"
+
+
+def splits(path: str) -> list[str]:
+    """The splits whose maps are there."""
+    return [name for name in ("train", "val") if _maps(path, f"{name}2017")]
+
+
+def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
+    """Read one split.
+
+    Args:
+        path: of the folder.
+        split: "train" or "val", also with the year.
+        task: "semantic".
+        problems: gets what is wrong.
+    """
+    name = f"{split.removesuffix('2017')}2017"
+    folder = DataFolder(path, (f"{name}.zip",))
+    pictures = by_stem(folder.files(name, f"images/{name}", suffixes=PICTURE_SUFFIXES))
+    table = label_table("coco_stuff")
+    labels = {number - 1: label for number, label in table.source_id_to_label.items()}
+    reader = LabelMaps(labels | {255: VOID}, "values are COCO-Stuff's ids less one, and 255")
+    rows = pair_rows(pictures, [by_stem(_maps(path, name))], problems)
+    return Reading(reader, list(table.id2label.values()), table.stuff_classes, rows)
+
+
+def _maps(path: str, name: str) -> dict[str, Location]:
+    folder = DataFolder(path)
+    found = folder.files(f"stuffthingmaps/{name}", f"annotations/{name}", suffixes=(".png",))
+    archive = folder.path / "stuffthingmaps_trainval2017.zip"
+    # In the archive the folders are called like those of the pictures, so it is looked into on its own.
+    return found or (DataFolder(archive).files(name, suffixes=(".png",)) if archive.is_file() else {})

@@ -1,0 +1,87 @@
+"""Drawn scenes with exact truth, see generated_scenes.py; PATH is `easy` or `hard`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..archives import Location
+from ..decoding import semantic_segments
+from ..generated_scenes import DIFFICULTIES, SPLITS, GeneratedScenes
+from ..problems import ProblemList
+from ..reading import Reading
+
+TASKS = ("panoptic", "semantic")
+LAYOUT = "PATH is easy or hard"
+
+
+def splits(path: str) -> list[str]:
+    """All there are."""
+    return list(SPLITS)
+
+
+def read(
+    path: str,
+    split: str,
+    task: str,
+    problems: ProblemList,
+    num_scenes: int = 200,
+    size: int | tuple[int, int] = (96, 96),
+    seed: int = 0,
+) -> Reading:
+    """Scenes that are drawn when they are asked for.
+
+    Args:
+        path: the difficulty.
+        split: one of `SPLITS`.
+        task: one of `TASKS`.
+        problems: stays empty.
+        num_scenes: length of the data set.
+        size: (H, W) of the scenes, or one number for both.
+        seed: of the whole data set.
+
+    Raises:
+        ValueError: there is no such difficulty or split.
+    """
+    if path not in DIFFICULTIES:
+        raise ValueError(f"generated:{path}: choose generated:{' or generated:'.join(DIFFICULTIES)}")
+    height, width = (size, size) if isinstance(size, int) else size
+    scenes = GeneratedScenes(num_scenes, split, seed=seed, size=(height, width), difficulty=path)
+    nowhere: Location = {"archive": None, "member": f"generated:{path}"}
+    rows: list[dict[str, Any]] = [
+        {"image": nowhere, "image_id": index, "segment_map": [], "segments": None} for index in range(num_scenes)
+    ]
+    names = list(scenes.id2label.values())
+    return Reading(None, names, scenes.stuff_classes, rows, decoder=SceneDecoder(scenes, task == "semantic"))
+
+
+@dataclass(frozen=True)
+class SceneDecoder:
+    """Draws the scenes of a batch of rows.
+
+    Attributes:
+        scenes: by image id.
+        semantic: merge the segments of a class into one.
+    """
+
+    scenes: GeneratedScenes
+    semantic: bool
+
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Draw; batches without `image_id` stay as they are."""
+        rows: list[dict[str, Any]] = [self.decode({"image_id": image_id}) for image_id in batch.get("image_id", [])]
+        return {key: [row[key] for row in rows] if rows else values for key, values in batch.items()}
+
+    def decode(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Draw the scene of one row."""
+        scene = dict(self.scenes[row["image_id"]])
+        scene["image"] = Image.fromarray(scene["image"])
+        if self.semantic:
+            table = np.array([*(segment["label_id"] for segment in scene["segments"]), -1], dtype=np.int32)
+            scene["segment_map"] = table[scene["segment_map"]]
+            scene["segments"] = semantic_segments(scene["segment_map"])
+        return scene

@@ -1,0 +1,175 @@
+"""A data set of the Hub or on disk that `datasets` reads: a column of pictures and one of masks.
+
+PATH is a name on the Hub (which is downloaded), a folder that `load_dataset` understands, or one that `save_to_disk`
+wrote. Masks of one channel hold classes (task semantic). Masks with colours hold the class in red and the number of the
+object in green (task panoptic), as Transformers' instance segmentation examples store them. `classes=` says what values
+mean, see class_lists.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..archives import MAX_PICTURE_BYTES, read_location
+from ..class_lists import ClassList, read_classes
+from ..decoding import picture_in_frame, semantic_segments
+from ..label_maps import numbered_segments
+from ..mask_files import color_ids, index_map, relabel
+from ..problems import ProblemList
+from ..reading import Reading
+
+TASKS = ("semantic", "panoptic")
+LAYOUT = "a data set with columns `image` and `annotation`"
+
+_IMAGES = ("image", "pixel_values", "img")
+_MASKS = (
+    "annotation",
+    "label",
+    "mask",
+    "labels",
+    "segmentation",
+    "segmentation_mask",
+    "semantic_segmentation",
+    "masks",
+)
+
+
+def splits(path: str) -> list[str]:
+    """The splits of the data set."""
+    if _saved(path):
+        found = datasets.load_from_disk(path)
+        return list(found) if isinstance(found, datasets.DatasetDict) else ["train"]
+    try:
+        return datasets.get_dataset_split_names(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"hub:{path}: cannot be found ({error}); check the name, or the connection") from error
+
+
+def read(
+    path: str,
+    split: str,
+    task: str,
+    problems: ProblemList,
+    classes: Any = None,
+    image_column: str | None = None,
+    annotation_column: str | None = None,
+    revision: str | None = None,
+) -> Reading:
+    """Read one split.
+
+    Args:
+        path: name or folder.
+        split: of the data set.
+        task: one of `TASKS`.
+        problems: stays empty, as files are seen when they are decoded.
+        classes: file or value for `read_classes`.
+        image_column: by default the usual names are tried.
+        annotation_column: by default the usual names are tried.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ValueError: the data set, a column or the classes are missing.
+    """
+    if classes is None:
+        raise ValueError(
+            f'hub:{path}: give classes=, the names by value in the masks, such as {{"0": "background", "1": "road"}}'
+        )
+    found = read_classes(classes)
+    table = _load(path, split, revision)
+    image = _column(table, image_column, _IMAGES, path)
+    mask = _column(table, annotation_column, _MASKS, path)
+    undecoded = datasets.Image(decode=False)
+    table = table.cast_column(image, undecoded).cast_column(mask, undecoded)
+    table = table.select_columns([image, mask]).rename_columns({image: "image", mask: "segment_map"})
+    table = table.add_column("image_id", list(range(len(table))))
+    row = {
+        "id": datasets.Value("int64"),
+        "label_id": datasets.ClassLabel(names=list(found.names)),
+        "is_crowd": datasets.Value("bool"),
+    }
+    table = table.add_column("segments", [None] * len(table), feature=datasets.List(row))
+    decoder = ColumnDecoder(f"hub:{path}, split {split}", found, task == "panoptic")
+    return Reading(None, list(found.names), found.stuff_classes, dataset=table, decoder=decoder)
+
+
+@dataclass(frozen=True)
+class ColumnDecoder:
+    """Decodes rows whose pictures and masks are files held by `datasets`.
+
+    Attributes:
+        name: of the data set, for errors.
+        classes: what values mean.
+        numbered: masks have the number of the object in green.
+    """
+
+    name: str
+    classes: ClassList
+    numbered: bool
+
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Decode the rows of a batch, whichever columns it has."""
+        length = len(next(iter(batch.values()), []))
+        rows = [self.decode({key: values[index] for key, values in batch.items()}) for index in range(length)]
+        return {key: [row[key] for row in rows] for key in batch}
+
+    def decode(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Decode one row."""
+        decoded, size = dict(row), None
+        name = f"{self.name}, row {row.get('image_id', '?')}"
+        if "segment_map" in row:
+            decoded["segment_map"], segments = self._segments(_content(row["segment_map"], name), f"{name}, mask")
+            size = decoded["segment_map"].shape
+            if "segments" in row:
+                decoded["segments"] = segments
+        if "image" in row:
+            decoded["image"] = picture_in_frame(_content(row["image"], name), name, size)
+        return decoded
+
+    def _segments(self, content: bytes, name: str) -> tuple[Any, list[dict[str, Any]]]:
+        remedy = "list the value in classes=, as a class or as void"
+        if self.numbered:
+            colors = color_ids(content, name)
+            labels = relabel((colors % 256).astype("uint8"), self.classes.labels, name, remedy)
+            return numbered_segments(labels, colors // 256 % 256, self.classes)
+        labels = relabel(index_map(content, name), self.classes.labels, name, remedy)
+        return labels, semantic_segments(labels)
+
+
+def _content(file: Mapping[str, Any] | None, name: str) -> bytes:
+    if not file or not (file.get("bytes") or file.get("path")):
+        raise ValueError(f"{name}: the picture or mask is missing; remove the row")
+    return file["bytes"] or read_location({"archive": None, "member": file["path"]}, MAX_PICTURE_BYTES)
+
+
+def _saved(path: str) -> bool:
+    return any((Path(path) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _load(path: str, split: str, revision: str | None) -> datasets.Dataset:
+    try:
+        if _saved(path):
+            found = datasets.load_from_disk(path)
+            table = found[split] if isinstance(found, datasets.DatasetDict) else found
+        else:
+            table = datasets.load_dataset(path, split=split, revision=revision)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"hub:{path}: split {split!r} cannot be loaded ({error}); check name and connection"
+        ) from error
+    return table.with_format(None)
+
+
+def _column(table: datasets.Dataset, name: str | None, usual: tuple[str, ...], path: str) -> str:
+    pictures = [column for column, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    for column in (name,) if name else usual:
+        if column in pictures:
+            return column
+    raise ValueError(
+        f"hub:{path}: there is no column of pictures {name or ' or '.join(usual)}; the columns of pictures are "
+        f"{', '.join(pictures) or 'none'}: name them with image_column= and annotation_column="
+    )

@@ -1,0 +1,206 @@
+"""labelme: a JSON file of shapes beside each picture; instance, or semantic with later shapes over earlier ones.
+
+`train/*.json` or, without splits, `*.json`. Polygons, rectangles, circles and masks count; shapes with the same label
+and `group_id` are one object. Points and lines have no area and are left out with a warning, and so are `__ignore__`
+and `_background_`. Classes are all labels in alphabetical order, or those of `classes.json` / `labels.txt`, see
+class_lists.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...models.mask_encoding import encode_mask
+from ..archives import Location, location_name
+from ..class_lists import CLASS_FILES, read_classes
+from ..data_folder import PICTURE_SUFFIXES, DataFolder
+from ..decoding import PaintedPolygons, PolygonMasks
+from ..json_files import read_json
+from ..mask_files import index_map
+from ..polygons import polygon_fault
+from ..problems import ProblemList
+from ..reading import Reading
+
+TASKS = ("instance", "semantic")
+LAYOUT = "labelme's *.json beside the pictures, in the folder or in train and val"
+WHOLE = "all"  # the split of a folder without splits
+
+_NO_CLASS = ("__ignore__", "_background_")
+_CIRCLE_POINTS = 64
+
+
+def splits(path: str) -> list[str]:
+    """The folders with JSON files, or one split if they lie in the folder directly."""
+    folder = DataFolder(path)
+    found = [name for name in folder.folders() if folder.files(name, suffixes=(".json",))]
+    return found or ([WHOLE] if folder.files("", suffixes=(".json",)) else [])
+
+
+def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
+    """Read one split.
+
+    Args:
+        path: of the folder.
+        split: name of a folder in it, or "all".
+        task: one of `TASKS`.
+        problems: gets what is wrong.
+        classes: file or value for `read_classes`; by default the file in the folder, or all labels.
+    """
+    folder = DataFolder(path)
+    prefix = "" if split == WHOLE else f"{split}/"
+    pictures = folder.files("", suffixes=PICTURE_SUFFIXES)
+    files = {
+        name: location
+        for name, location in folder.files("", suffixes=(".json",)).items()
+        if name.startswith(prefix) and posixpath.basename(name) not in CLASS_FILES
+    }
+    contents = {}
+    for name, location in files.items():
+        try:
+            contents[name] = _checked(read_json(location), location_name(location))
+        except ValueError as error:
+            problems.error(location_name(location), "", str(error).removeprefix(f"{location_name(location)}: "))
+    source = classes if classes is not None else folder.file(*CLASS_FILES)
+    if source is None:
+        # Of all splits, so that all number their classes alike.
+        source = sorted({label for text in folder.files("", suffixes=(".json",)).values() for label in _labels(text)})
+        if not source:
+            raise ValueError(f"{path}: no JSON file has a shape with a label; expected {LAYOUT}")
+    names = read_classes(source).names
+    numbers = {name: label for label, name in enumerate(names)}
+    rows = []
+    for name, content in contents.items():
+        where = location_name(files[name])
+        try:
+            picture = _picture(content.get("imagePath"), name, pictures, where)
+        except ValueError as error:
+            problems.error(where, "", str(error).removeprefix(f"{where}: "))
+            continue
+        segments = _segments(content, where, numbers, problems)
+        rows.append(
+            {"image": picture, "image_id": posixpath.splitext(name)[0], "segment_map": [], "segments": segments}
+        )
+    reader = PolygonMasks() if task == "instance" else PaintedPolygons()
+    return Reading(reader, list(names), [], rows, outlines=True)
+
+
+def _checked(content: Any, name: str) -> dict[str, Any]:
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        raise ValueError(f"{name}: no list `shapes`; is this a file of labelme?")
+    if not all(isinstance(content.get(side), int) and content[side] > 0 for side in ("imageHeight", "imageWidth")):
+        raise ValueError(f"{name}: imageHeight and imageWidth must be whole numbers; save it with labelme again")
+    return content
+
+
+def _labels(location: Location) -> set[str]:
+    if posixpath.basename(location["member"]) in CLASS_FILES:
+        return set()
+    try:
+        shapes = _checked(read_json(location), location_name(location))["shapes"]
+    except ValueError:  # told where the file's own split is read
+        return set()
+    labels = {shape.get("label") for shape in shapes if isinstance(shape, dict)}
+    return {label for label in labels if isinstance(label, str) and label not in _NO_CLASS}
+
+
+def _picture(text: Any, name: str, pictures: Mapping[str, Location], where: str) -> Location:
+    stem = posixpath.splitext(name)[0]
+    place = str(text or "").replace("\\", "/")
+    wanted = posixpath.normpath(posixpath.join(posixpath.dirname(name), place))
+    if place.startswith("/") or place[1:2] == ":" or wanted.split("/")[0] == "..":
+        raise ValueError(f"{where}: imagePath {text!r} is absolute or leaves the data set; make it relative")
+    for other in (wanted, *(stem + suffix for suffix in PICTURE_SUFFIXES)):
+        if other in pictures:
+            return pictures[other]
+    raise ValueError(f"{where}: there is no picture {text!r}, nor one named like the JSON file; copy it there")
+
+
+def _segments(
+    content: Mapping[str, Any], where: str, numbers: Mapping[str, int], problems: ProblemList
+) -> list[dict[str, Any]]:
+    size = (content["imageHeight"], content["imageWidth"])
+    rows: list[dict[str, Any]] = []
+    groups: dict[tuple[Any, str], dict[str, Any]] = {}
+    for place, shape in enumerate(content["shapes"]):
+        item = f"shapes[{place}]"
+        label = shape.get("label") if isinstance(shape, dict) else None
+        if not isinstance(label, str):
+            problems.error(where, item, "the shape has no label")
+            continue
+        if label in _NO_CLASS:
+            problems.warn(where, item, f"a shape labelled {label!r} is left out")
+            continue
+        if label not in numbers:
+            problems.error(where, item, f"the label {label!r} is not in the list of classes; add it there")
+            continue
+        try:
+            outline = _outline(shape, size)
+        except ValueError as error:
+            problems.error(where, item, f"{error}; correct or remove the shape")
+            continue
+        if outline is None:
+            problems.warn(where, item, f"a shape of type {shape.get('shape_type')!r} has no area and is left out")
+            continue
+        group = (shape.get("group_id"), label)
+        if group[0] is not None and group in groups and outline["polygons"] and groups[group]["polygons"]:
+            groups[group]["polygons"] += outline["polygons"]
+            continue
+        row = {"id": place, "label_id": numbers[label], "is_crowd": False, **outline}
+        groups.setdefault(group, row)
+        rows.append(row)
+    return rows
+
+
+def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
+    """`polygons` and `rle` of a shape; `None` if it has no area.
+
+    Raises:
+        ValueError: it cannot be drawn.
+    """
+    kind = shape.get("shape_type") or "polygon"
+    try:
+        points = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
+    except (TypeError, ValueError) as error:
+        raise ValueError("points must be a list of pairs of numbers") from error
+    if kind in ("rectangle", "circle", "mask") and len(points) < 2:
+        raise ValueError(f"a {kind} needs two points")
+    if kind == "mask":
+        return {"polygons": None, "rle": _mask(shape, points, size)}
+    if kind == "rectangle":
+        (left, top), (right, bottom) = points[:2]
+        points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    elif kind == "circle":
+        turns = np.linspace(0, 2 * math.pi, _CIRCLE_POINTS, endpoint=False)
+        radius = np.hypot(*(points[1] - points[0]))
+        points = points[0] + radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    elif kind != "polygon":
+        return None
+    polygon = points.reshape(-1).tolist()
+    if fault := polygon_fault(polygon, size):
+        raise ValueError(fault)
+    return {"polygons": [polygon], "rle": {"size": list(size), "counts": None}}
+
+
+def _mask(shape: Mapping[str, Any], points: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """RLE of a shape that is a small PNG in base64, placed by its box."""
+    try:
+        content = base64.b64decode(shape.get("mask") or "", validate=True)
+    except (TypeError, binascii.Error) as error:
+        raise ValueError(f"the mask is no base64 text ({error})") from error
+    part = index_map(content, "mask") > 0
+    if not np.isfinite(points).all():
+        raise ValueError("the mask's box has a coordinate that is NaN or infinite")
+    left, top = (int(value) for value in points[0])
+    height, width = part.shape
+    if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
+        raise ValueError(f"the mask of {height} x {width} pixels at ({left}, {top}) does not fit into the picture")
+    whole = np.zeros(size, dtype=bool)
+    whole[top : top + height, left : left + width] = part
+    return encode_mask(whole)

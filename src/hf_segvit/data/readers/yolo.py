@@ -1,0 +1,140 @@
+"""YOLO segmentation: `data.yaml`, pictures, and a text file of outlines beside each; instance, or semantic.
+
+A line is `class x1 y1 x2 y2 ...` with coordinates as shares of the upright picture's width and height. Labels lie in
+the folder `labels` where the pictures lie in `images`. `train:`, `val:` and `test:` of data.yaml are read relative to
+the data set's folder; its `path:`, which names a place on the author's machine, is not used, and leading `../` are
+dropped. A picture without a file of labels has no objects.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from ..archives import MAX_TEXT_BYTES, Location, location_name, read_location
+from ..data_folder import PICTURE_SUFFIXES, DataFolder, safe_name
+from ..decoding import PaintedPolygons, PolygonMasks, upright_size
+from ..polygons import polygon_fault
+from ..problems import ProblemList
+from ..reading import Reading
+
+TASKS = ("instance", "semantic")
+LAYOUT = "data.yaml with names, train and val; images/train/*.jpg and labels/train/*.txt"
+
+_FILES = ("data.yaml", "dataset.yaml", "data.yml")
+_SPLITS = ("train", "val", "test")
+
+
+def splits(path: str) -> list[str]:
+    """The splits that data.yaml names."""
+    settings, _ = _settings(DataFolder(path))
+    return [name for name in _SPLITS if settings.get(name)]
+
+
+def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
+    """Read one split.
+
+    Args:
+        path: of the folder, or of a zip archive of it.
+        split: "train", "val" or "test".
+        task: one of `TASKS`.
+        problems: gets what is wrong.
+
+    Raises:
+        ValueError: data.yaml is missing or has no names, or the split's folder is not there.
+    """
+    folder = DataFolder(path)
+    settings, name = _settings(folder)
+    names = _names(settings.get("names"), name)
+    if not settings.get(split):
+        raise ValueError(
+            f"{name}: there is no split {split!r}; it names {', '.join(s for s in _SPLITS if settings.get(s))}"
+        )
+    places = settings[split] if isinstance(settings[split], list) else [settings[split]]
+    rows: list[dict[str, Any]] = []
+    for text in places:
+        place = _place(text, name)
+        pictures = folder.files(place, suffixes=PICTURE_SUFFIXES)
+        if not pictures:
+            raise ValueError(f"{name}: {split} is {text!r}, but there are no pictures in {folder.path / place}")
+        head, _, tail = f"/{place}/".rpartition("/images/")
+        labels = folder.files(f"{head}/labels/{tail}".strip("/"), suffixes=(".txt",))
+        for file, picture in pictures.items():
+            stem = posixpath.splitext(file)[0]
+            try:
+                size = upright_size(picture)
+            except ValueError as error:
+                problems.error(location_name(picture), stem, str(error).removeprefix(f"{location_name(picture)}: "))
+                continue
+            segments = _segments(labels.get(f"{stem}.txt"), size, len(names), problems)
+            rows.append({"image": picture, "image_id": stem, "segment_map": [], "segments": segments})
+    reader = PolygonMasks() if task == "instance" else PaintedPolygons()
+    return Reading(reader, names, [], rows, outlines=True)
+
+
+def _settings(folder: DataFolder) -> tuple[Mapping[str, Any], str]:
+    location = folder.file(*_FILES)
+    if location is None:
+        raise ValueError(f"{folder.path}: there is no data.yaml; expected {LAYOUT}")
+    name = location_name(location)
+    try:
+        settings = yaml.safe_load(read_location(location, 2**20))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: no valid YAML ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name}: holds no settings; expected names, train and val")
+    return settings, name
+
+
+def _names(names: Any, file: str) -> list[str]:
+    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names or len(set(map(str, names))) != len(names):
+        raise ValueError(f"{file}: names is {names!r}; it must list every class once, in order or numbered from 0")
+    return [str(name) for name in names]
+
+
+def _place(text: Any, name: str) -> str:
+    place = str(text).replace("\\", "/")
+    while place.startswith(("../", "./")):
+        place = place.split("/", 1)[1]
+    return safe_name(place, name)
+
+
+def _segments(
+    location: Location | None, size: tuple[int, int], num_classes: int, problems: ProblemList
+) -> list[dict[str, Any]]:
+    if location is None:
+        return []
+    name, rows = location_name(location), []
+    try:
+        text = read_location(location, MAX_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        problems.error(name, "", "no UTF-8 text; export the labels again")
+        return []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        item = f"line {number}"
+        try:
+            label, *shares = (float(word) for word in line.split())
+        except ValueError:
+            problems.error(name, item, f"{line[:60]!r} is not a class and numbers")
+            continue
+        if label != int(label) if label == label and abs(label) < 2**31 else True:
+            problems.error(name, item, f"the class is {line.split()[0]!r}; it must be a whole number")
+        elif not 0 <= label < num_classes:
+            problems.error(name, item, f"class {int(label)} is not in data.yaml, whose last is {num_classes - 1}")
+        elif len(shares) == 4:
+            problems.error(name, item, "a box, not an outline; these are detection labels, which cannot train masks")
+        else:
+            polygon = [share * size[1 - place % 2] for place, share in enumerate(shares)]
+            if fault := polygon_fault(polygon, size):
+                problems.error(name, item, f"{fault}; coordinates are shares of width and height, in [0, 1]")
+                continue
+            row = {"id": number, "label_id": int(label), "is_crowd": False, "polygons": [polygon]}
+            rows.append({**row, "rle": {"size": list(size), "counts": None}})
+    return rows

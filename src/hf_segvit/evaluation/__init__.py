@@ -1,0 +1,13 @@
+"""Evaluation of a model on a data set: `evaluate` runs it, a `Predictor` asks the model, an `EvaluationTask` counts.
+
+- predicting.py: pictures in, answers in the form that the metrics take, from our models and any of Transformers' for
+  universal segmentation.
+- tasks.py: for each task the metric, the truth it takes, the score of a single picture and the report by class.
+- partial_results.py: what makes an interrupted evaluation go on.
+- running.py: the loop over all this; report.py: the table and the drawings.
+"""
+
+from .predicting import Predictor, load_predictor
+from .running import EvaluationResult, evaluate
+
+__all__ = ["EvaluationResult", "Predictor", "evaluate", "load_predictor"]

@@ -1,0 +1,119 @@
+"""The result of an evaluation for people and for machines: a table, JSON, and drawings of the worst pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..atomic_files import replacing
+from ..visualize import contact_sheet, draw_segments
+from .predicting import Predictor
+from .running import EvaluationResult, PictureScore
+from .tasks import evaluation_task, label_id_table
+
+
+def result_text(result: EvaluationResult, max_rows: int = 20) -> str:
+    """The metrics, and the classes that hurt most; scores are in percent."""
+    metrics = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
+    lines = [f"{result.task}, {result.num_images} pictures"]
+    width = max(map(len, metrics))
+    lines += [f"  {name:{width}}  {_cell(value)}" for name, value in metrics.items()]
+    if "absent" in result.metrics:
+        treatment = {"exclude": "left out of the means", "zero": "counted as zero"}[result.metrics["absent"]]
+        lines.append(f"  classes that occur nowhere are {treatment}; the mean is over {result.metrics['num_classes']}")
+    shown = result.classes[:max_rows]
+    if shown:
+        lines += ["", "What costs most:"]
+        columns = [name for name in shown[0] if name != "label_id"]
+        table = [columns, *[[_cell(row[name]) for name in columns] for row in shown]]
+        widths = [max(len(line[place]) for line in table) for place in range(len(columns))]
+        for line in table:
+            cells = [
+                f"{cell:<{widths[place]}}"
+                if columns[place] in ("label", "mostly taken for")
+                else f"{cell:>{widths[place]}}"
+                for place, cell in enumerate(line)
+            ]
+            lines.append("  " + "  ".join(cells).rstrip())
+        if len(result.classes) > len(shown):
+            lines.append(f"  and {len(result.classes) - len(shown)} more classes")
+    return "\n".join(lines)
+
+
+def write_json(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -> None:
+    """Write everything as JSON, whole or not at all; numbers that are undefined are null.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    content = {
+        **about,
+        "task": result.task,
+        "num_images": result.num_images,
+        "metrics": result.metrics,
+        "classes": result.classes,
+        "pictures": [vars(picture) for picture in result.pictures],
+    }
+    try:
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(_without_nan(content), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+
+
+def draw_worst(
+    path: Path,
+    predictor: Predictor,
+    dataset: Any,
+    id2label: Mapping[int, str],
+    pictures: Sequence[PictureScore],
+) -> None:
+    """Draw pictures, their truth and the model's answer side by side; the model is asked again.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    task = evaluation_task(predictor.task, len(id2label))
+    table = label_id_table(predictor.id2label, id2label)
+    panels = []
+    for picture in pictures:
+        entry = dataset[picture.index]
+        image = entry["image"]
+        image = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+        (answer,) = predictor([image])
+        answer = answer if table is None else task.relabel(answer, table)
+        size = (image.height, image.width)
+        drawings = [
+            draw_segments(image, *task.segments(side, size), id2label) for side in (task.reference(entry), answer)
+        ]
+        panels.append([image, *drawings])
+    titles = [f"{picture.image_id}: {_cell(picture.score)}" for picture in pictures]
+    sheet = contact_sheet(panels, ("picture", "truth", "answer"), row_titles=titles, panel_size=(480, 360))
+    try:
+        with replacing(path) as partial:
+            sheet.save(partial)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and not value.is_integer():
+        return "-" if math.isnan(value) else f"{100 * value:.2f}"
+    return f"{100 * value:.2f}" if isinstance(value, float) and abs(value) <= 1 else f"{value:.0f}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,209 @@
+"""The evaluation loop: every picture is asked, counted once, and the counts are kept on disk until the result is there.
+
+Started by `accelerate launch`, each process takes its share of the pictures, by index and without padding, and the
+counts are merged at the end; alone it does everything itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..metrics.accumulation import merge_across_processes
+from ..metrics.mean_iou import Absent
+from .partial_results import PartialResults
+from .predicting import Predictor
+from .tasks import EvaluationTask, evaluation_task, label_id_table
+
+CHUNK_SIZE = 200  # pictures that an interruption can lose
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """How well one picture was segmented.
+
+    Attributes:
+        index: its place in the data set.
+        image_id: its name there.
+        score: in [0, 1]: of all segments together the panoptic quality, the mean IoU of the classes in the picture, or
+            the F1 of instances at IoU 0.5; NaN where there is nothing to find and nothing was found.
+    """
+
+    index: int
+    image_id: Any
+    score: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        task: `panoptic`, `instance` or `semantic`.
+        num_images: pictures that were counted.
+        metrics: what the metric computes, without its `per_class`.
+        classes: a row for every class that occurs, what hurts most first: `label_id`, `label`, `loss` (by how much the
+            mean would rise if the class were perfect) and the columns of the task.
+        pictures: the score of every picture, the worst first.
+    """
+
+    task: str
+    num_images: int
+    metrics: dict[str, Any]
+    classes: list[dict[str, Any]]
+    pictures: list[PictureScore]
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Any,
+    id2label: Mapping[int, str],
+    *,
+    stuff_classes: Sequence[int] = (),
+    batch_size: int = 1,
+    num_workers: int = 0,
+    absent: Absent = "exclude",
+    partial_folder: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    chunk_size: int = CHUNK_SIZE,
+    progress: bool = False,
+) -> EvaluationResult:
+    """Evaluate a model; every process of the run must call it, and all get the same result.
+
+    Args:
+        predictor: the model, for the task that is evaluated.
+        dataset: entries of our readers, each with an `image_id` of its own.
+        id2label: the data set's classes.
+        stuff_classes: those that are stuff.
+        batch_size: pictures at a time.
+        num_workers: processes that read pictures.
+        absent: what classes that occur nowhere mean for mean IoU, see `MeanIoU`.
+        partial_folder: keep counts here, and go on from those that are there; `None` keeps none. They stay when the
+            result is returned: the caller deletes them once it has written that.
+        about: what is evaluated; counts in the folder of something else are an error.
+        chunk_size: pictures to count before counts are saved.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: model and data set have different classes, a picture cannot be read, segmented or counted, or the
+            folder holds another evaluation; the message says which and why.
+    """
+    if batch_size < 1 or chunk_size < 1:
+        raise ValueError(f"batch_size is {batch_size} and chunk_size {chunk_size}; both must be at least 1")
+    if not len(dataset):
+        raise ValueError("the data set has no pictures; check its split")
+    state = PartialState()
+    task = evaluation_task(predictor.task, len(id2label), stuff_classes, absent)
+    table = label_id_table(predictor.id2label, id2label)
+    saved: list[dict[str, Any]] = []
+    partial = None
+    if partial_folder is not None:
+        partial = PartialResults(partial_folder, {**(about or {}), "pictures": len(dataset)})
+        saved = partial.read()
+    state.wait_for_everyone()  # before anyone writes what others must not read
+
+    done = {picture[0] for chunk in saved for picture in chunk["pictures"]}
+    waiting = [index for index in range(len(dataset)) if index not in done]
+    books = _Books(task)
+    if state.is_main_process:
+        for chunk in saved:
+            books.merge(chunk)
+    chunk_books = _Books(task)
+    loader: DataLoader = DataLoader(
+        _Indexed(dataset, waiting[state.process_index :: state.num_processes]),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    show = progress and state.is_main_process
+    with tqdm(total=len(loader.dataset), unit="picture", disable=None if show else True) as bar:  # type: ignore[arg-type]
+        for batch in loader:
+            pictures = [_picture(entry) for _, entry in batch]
+            for (index, entry), prediction in zip(batch, predictor(pictures), strict=True):
+                answer = prediction if table is None else task.relabel(prediction, table)
+                chunk_books.count(index, entry, answer)
+            bar.update(len(batch))
+            if len(chunk_books.pictures) >= chunk_size:
+                chunk_books.move_to(books, partial)
+    if chunk_books.pictures:
+        chunk_books.move_to(books, partial)
+
+    merge_across_processes(books.metric)
+    scores = [PictureScore(*picture) for picture in gather_object(books.pictures)]
+    return _result(task, predictor.task, books.metric, id2label, scores)
+
+
+class _Books:
+    """Counts, and the scores of the pictures that they are of."""
+
+    def __init__(self, task: EvaluationTask) -> None:
+        self.task, self.metric, self.single = task, task.new_metric(), task.new_metric()
+        self.pictures: list[list[Any]] = []
+
+    def count(self, index: int, entry: Mapping[str, Any], answer: Any) -> None:
+        image_id = entry["image_id"]
+        self.single.reset()
+        self.single.add_batch(predictions=[answer], references=[self.task.reference(entry)], image_ids=[image_id])
+        self.metric.merge(self.single)
+        self.pictures.append([index, image_id, self.task.picture_score(self.single)])
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        self.metric.merge(state["metric"])
+        self.pictures.extend(state["pictures"])
+
+    def move_to(self, others: _Books, partial: PartialResults | None) -> None:
+        state = {"metric": self.metric.state_dict(), "pictures": self.pictures}
+        others.merge(state)
+        if partial is not None:
+            partial.save(state)
+        self.metric.reset()
+        self.pictures = []
+
+
+class _Indexed(Dataset):
+    """Some entries of a data set, with their places in it."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[int, Any]:
+        index = self.indices[place]
+        return index, self.dataset[index]
+
+
+def _picture(entry: Mapping[str, Any]) -> Image.Image:
+    image = entry["image"]
+    return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+
+
+def _result(
+    task: EvaluationTask, name: str, metric: Any, id2label: Mapping[int, str], scores: list[PictureScore]
+) -> EvaluationResult:
+    computed = metric.compute()
+    per_class = computed.pop("per_class")
+    num_classes = max(computed["num_classes"], 1)
+    rows = []
+    for label, values in per_class.items():
+        columns = task.row(label, values, metric)
+        score = next(iter(columns.values()))
+        if math.isnan(score) or ("tp" in values and not values["tp"] + values["fp"] + values["fn"]):
+            continue
+        if columns.get("mostly taken for") is not None:
+            columns["mostly taken for"] = id2label[columns["mostly taken for"]]
+        rows.append({"label_id": label, "label": id2label[label], "loss": (1 - score) / num_classes, **columns})
+    weight = "pixels" if "pixels" in task.columns else "references"
+    rows.sort(key=lambda row: (-row["loss"], -row.get(weight, row.get("missed", 0)), row["label_id"]))
+    scores.sort(key=lambda picture: (math.isnan(picture.score), picture.score, picture.index))
+    return EvaluationResult(name, metric.num_images, computed, rows, scores)

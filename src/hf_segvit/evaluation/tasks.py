@@ -1,0 +1,245 @@
+"""What evaluation needs to know of each task: the metric, the truth it takes, and what its counts mean for one picture.
+
+`EvaluationTask` is the interface; `evaluation_task` chooses by name. Label ids are those of the data set; `relabel`
+brings the model's answers to them where the two number the same classes differently.
+
+C classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.entry_decoding import replace_ids
+from ..metrics.instance_masks import decoded_masks
+from ..metrics.instance_matching import unpack
+from ..metrics.mask_average_precision import MaskAveragePrecision
+from ..metrics.mean_iou import Absent, MeanIoU
+from ..metrics.panoptic_quality import PanopticQuality
+
+
+class EvaluationTask(ABC):
+    """One kind of segmentation, as evaluation sees it.
+
+    Attributes:
+        headline: name of the number that the result is judged by.
+        columns: of the table by class, after the class.
+    """
+
+    headline: str
+    columns: tuple[str, ...]
+
+    def __init__(self, num_labels: int, stuff_classes: Sequence[int], absent: Absent) -> None:
+        self.num_labels, self.stuff_classes, self.absent = num_labels, list(stuff_classes), absent
+
+    @abstractmethod
+    def new_metric(self) -> Any:
+        """An empty metric."""
+
+    @abstractmethod
+    def reference(self, entry: Mapping[str, Any]) -> Any:
+        """The truth of a data set's entry, as the metric takes it."""
+
+    @abstractmethod
+    def relabel(self, prediction: Any, table: np.ndarray) -> Any:
+        """The prediction with every label id replaced by its entry in the table."""
+
+    @abstractmethod
+    def picture_score(self, metric: Any) -> float:
+        """How well a picture is segmented, in [0, 1], from a metric that has seen it alone; NaN where undefined."""
+
+    @abstractmethod
+    def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
+        """The columns of a class, from its entry in `per_class`."""
+
+    def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """An answer (or truth) for a picture of size (H, W) as an id map and its rows, to draw it."""
+        rows = [dict(row) for row in answer["segments_info"]]
+        return np.asarray(answer["segmentation"]).astype(np.int64), rows
+
+
+class PanopticTask(EvaluationTask):
+    """Panoptic quality."""
+
+    headline = "pq"
+    columns = ("pq", "sq", "rq", "missed", "false")
+
+    def new_metric(self) -> PanopticQuality:
+        """An empty metric."""
+        # Transformers' processors write void as 0, where there is no segment of that id.
+        return PanopticQuality(self.num_labels, self.stuff_classes, void_ids=(-1, 0))
+
+    def reference(self, entry: Mapping[str, Any]) -> Any:
+        """The truth, as the metric takes it."""
+        return {"segmentation": np.asarray(entry["segment_map"]), "segments_info": entry["segments"]}
+
+    def relabel(self, prediction: Any, table: np.ndarray) -> Any:
+        """The prediction with other label ids."""
+        return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
+
+    def picture_score(self, metric: PanopticQuality) -> float:
+        """Panoptic quality of all segments together, whatever their class."""
+        found, false, missed, iou = metric.counts.sum(0)
+        return _share(iou, found + (false + missed) / 2)
+
+    def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
+        """The columns of a class."""
+        return {**{name: values[name] for name in ("pq", "sq", "rq")}, "missed": values["fn"], "false": values["fp"]}
+
+    def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """An id map and its rows."""
+        id_map, rows = super().segments(answer, size)
+        id_map[~np.isin(id_map, [row["id"] for row in rows])] = -1
+        return id_map, rows
+
+
+class SemanticTask(EvaluationTask):
+    """Mean intersection over union."""
+
+    headline = "mean_iou"
+    columns = ("iou", "accuracy", "pixels", "mostly taken for")
+
+    def new_metric(self) -> MeanIoU:
+        """An empty metric."""
+        return MeanIoU(self.num_labels, ignore_index=None, absent=self.absent)
+
+    def reference(self, entry: Mapping[str, Any]) -> Any:
+        """The truth, as the metric takes it."""
+        labels = {row["id"]: row["label_id"] for row in entry["segments"]}
+        return replace_ids(np.asarray(entry["segment_map"]), labels, f"image {entry.get('image_id')!r}")
+
+    def relabel(self, prediction: Any, table: np.ndarray) -> Any:
+        """The prediction with other label ids."""
+        label_map = np.asarray(prediction).astype(np.int64)
+        return np.where(label_map >= 0, table[label_map], -1)
+
+    def picture_score(self, metric: MeanIoU) -> float:
+        """Mean IoU of the classes in the picture."""
+        return metric.compute()["mean_iou"]
+
+    def row(self, label: int, values: Mapping[str, Any], metric: MeanIoU) -> dict[str, Any]:
+        """The columns of a class."""
+        wrong = metric.counts["confusion"][label].copy()
+        wrong[label] = 0
+        rival: int | None = int(wrong.argmax()) if wrong.any() else None
+        columns = {"iou": values["iou"], "accuracy": values["accuracy"], "pixels": values["reference"]}
+        return {**columns, "mostly taken for": None if rival == self.num_labels else rival}
+
+    def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """An id map and its rows."""
+        label_map = np.asarray(answer).astype(np.int64)
+        return label_map, [{"id": i, "label_id": i} for i in np.unique(label_map).tolist() if i >= 0]
+
+
+class InstanceTask(EvaluationTask):
+    """Average precision of masks."""
+
+    headline = "ap"
+    columns = ("ap", "ap_50", "ap_75", "ar_100", "references", "predictions")
+    shown_score = 0.5  # drawings and scores of pictures look at predictions that a user would see
+
+    def new_metric(self) -> MaskAveragePrecision:
+        """An empty metric."""
+        return MaskAveragePrecision(self.num_labels)
+
+    def reference(self, entry: Mapping[str, Any]) -> Any:
+        """The truth, as the metric takes it."""
+        rows = entry["segments"]
+        rles = [row.get("rle") for row in rows]
+        if rows and all(rle is not None for rle in rles):
+            return {"segmentation": rles, "segments_info": rows}
+        if entry["segment_map"] is None:
+            raise ValueError(f"image {entry['image_id']!r} has neither a segment map nor an rle for each segment")
+        return {"segmentation": np.asarray(entry["segment_map"]), "segments_info": rows}
+
+    def relabel(self, prediction: Any, table: np.ndarray) -> Any:
+        """The prediction with other label ids."""
+        return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
+
+    def picture_score(self, metric: MaskAveragePrecision) -> float:
+        """F1 at IoU 0.5, of the predictions whose score reaches `shown_score`."""
+        records = metric.counts
+        shown = records["prediction_score"] >= self.shown_score
+        matched = unpack(records["prediction_matched"])[shown, 0, 0]
+        ignored = unpack(records["prediction_ignored"])[shown, 0, 0]
+        found, false = (matched & ~ignored).sum(), (~matched & ~ignored).sum()
+        return _share(2 * found, found + false + records["reference_counts"][:, 0].sum())
+
+    def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
+        """The columns of a class."""
+        return {name: values[name] for name in self.columns}
+
+    def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """An id map and its rows."""
+        rows = answer["segments_info"]
+        masks = decoded_masks(answer["segmentation"], rows, size)
+        order = np.argsort([row.get("score", 1.0) for row in rows], kind="stable")
+        id_map = np.full(size, -1, dtype=np.int64)
+        drawn = []
+        for index in order.tolist():
+            if rows[index].get("score", 1.0) >= self.shown_score:
+                id_map[masks[index]] = index
+                drawn.append({**rows[index], "id": index})
+        return id_map, drawn
+
+
+def evaluation_task(
+    name: str, num_labels: int, stuff_classes: Sequence[int] = (), absent: Absent = "exclude"
+) -> EvaluationTask:
+    """The task of a name, for a data set's classes.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    tasks: dict[str, type[PanopticTask] | type[SemanticTask] | type[InstanceTask]] = {
+        "panoptic": PanopticTask,
+        "semantic": SemanticTask,
+        "instance": InstanceTask,
+    }
+    if name not in tasks:
+        raise ValueError(f"there is no task {name!r}; choose one of {', '.join(tasks)}")
+    return tasks[name](num_labels, stuff_classes, absent)
+
+
+def label_id_table(model_labels: Mapping[int, str], data_labels: Mapping[int, str]) -> np.ndarray | None:
+    """Which label id of the data set each of the model's classes is.
+
+    Names are compared without case; where all of them agree, so do the classes, in whatever order. Where they do not,
+    but there are as many, the order decides: published checkpoints spell some names differently.
+
+    Returns:
+        (C,) int64, or `None` where both number alike.
+
+    Raises:
+        ValueError: the model has other classes; the message names some.
+    """
+    ours, theirs = (
+        {index: " ".join(str(name).casefold().split()) for index, name in labels.items()}
+        for labels in (model_labels, data_labels)
+    )
+    if ours == theirs:
+        return None
+    if sorted(ours.values()) == sorted(theirs.values()) and len(set(ours.values())) == len(ours):
+        index_of = {name: index for index, name in theirs.items()}
+        return np.array([index_of[ours[index]] for index in sorted(ours)], dtype=np.int64)
+    if len(ours) == len(theirs):
+        return None
+    only_model = [name for name in ours.values() if name not in theirs.values()][:5]
+    only_data = [name for name in theirs.values() if name not in ours.values()][:5]
+    raise ValueError(
+        f"the model has {len(ours)} classes and the data set {len(theirs)}; the model alone has {only_model}, the data "
+        f"set alone {only_data}: evaluate on the data that the model was trained for, or fine-tune it"
+    )
+
+
+def _relabelled_rows(rows: Sequence[Mapping[str, Any]], table: np.ndarray) -> list[dict[str, Any]]:
+    return [{**row, "label_id": int(table[row["label_id"]])} for row in rows]
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else math.nan

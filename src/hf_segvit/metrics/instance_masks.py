@@ -1,0 +1,233 @@
+"""Masks of instances as metrics take them, checked and brought to COCO's run-length encoding (RLE).
+
+`instance_masks` reads a prediction or reference, whichever of the three forms its masks have. Everything is checked
+here, before pycocotools sees it: its C code answers malformed runs with uninitialised memory, or crashes.
+
+H W pixels, n masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_masks
+
+from ..models.mask_encoding import decode_mask, encode_counts
+from .accumulation import integer_array
+
+
+@dataclass(frozen=True)
+class InstanceMasks:
+    """The masks of one picture.
+
+    Attributes:
+        rles: n masks as pycocotools takes them, {"size": [H, W], "counts": bytes}.
+        size: (H, W), `None` where nothing tells it, as there is no mask.
+        labels: (n,) int64 label ids.
+        areas: (n,) float64 pixels: the row's own `area` where it has one.
+        scores: (n,) float64; of references, 1.
+        is_crowd: (n,) bool; of predictions, False.
+    """
+
+    rles: list[dict[str, Any]]
+    size: tuple[int, int] | None
+    labels: np.ndarray
+    areas: np.ndarray
+    scores: np.ndarray
+    is_crowd: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+
+def instance_masks(side: Mapping[str, Any], num_labels: int, name: str, *, is_reference: bool) -> InstanceMasks:
+    """Read the masks of one picture.
+
+    Args:
+        side: `segmentation` and `segments_info`, see `MaskAveragePrecision`.
+        num_labels: number of classes.
+        name: of the picture and side, for errors.
+        is_reference: rows have `is_crowd` and perhaps `area`, but no `score`.
+
+    Raises:
+        ValueError: masks and rows do not fit together, a mask is malformed, or a row holds an impossible value.
+    """
+    missing = [key for key in ("segmentation", "segments_info") if key not in side]
+    if missing:
+        raise ValueError(f"{name}: there is no {missing} among its keys {sorted(side)}; give both")
+    rows = list(side["segments_info"])
+    for row in rows:
+        if not 0 <= row["label_id"] < num_labels:
+            raise ValueError(
+                f"{name}: segment {row.get('id')} has label_id {row['label_id']}, outside 0..{num_labels - 1}; map the "
+                "data set's category ids to label ids first, or give the right num_labels"
+            )
+    rles, size = _encoded(side["segmentation"], rows, name)
+    if len(rles) != len(rows):
+        raise ValueError(f"{name}: {len(rles)} masks for {len(rows)} rows of segments_info; give one mask for each row")
+    areas = coco_masks.area(rles).astype(np.float64) if rles else np.zeros(0)
+    scores = np.ones(len(rows))
+    if is_reference:
+        given = [(index, row["area"]) for index, row in enumerate(rows) if row.get("area") is not None]
+        for index, area in given:
+            areas[index] = area
+    else:
+        scores = np.array([_score(row, name) for row in rows], dtype=np.float64)
+    return InstanceMasks(
+        rles=rles,
+        size=size,
+        labels=np.array([row["label_id"] for row in rows], dtype=np.int64),
+        areas=areas,
+        scores=scores,
+        is_crowd=np.array([is_reference and bool(row.get("is_crowd", False)) for row in rows], dtype=bool),
+    )
+
+
+class CheckedRles(list):
+    """RLE masks whose runs are known to fill their sizes, with counts as bytes."""
+
+
+def check_rles_together(sides: Sequence[Any]) -> list[Any]:
+    """Check the RLE masks of many pictures in one pass, which is quicker than one by one.
+
+    Args:
+        sides: predictions or references, see `MaskAveragePrecision`.
+
+    Returns:
+        The same, with `CheckedRles` where masks are RLE. Where any is malformed, the sides as they are: checking one by
+        one tells which.
+    """
+    lists: list[Any] = [side.get("segmentation") if isinstance(side, Mapping) else () for side in sides]
+    chosen = [place for place, masks in enumerate(lists) if isinstance(masks, list | tuple) and masks]
+    try:
+        checked = iter(_checked_rles([rle for place in chosen for rle in lists[place]], "masks") if chosen else [])
+    except (ValueError, TypeError, KeyError):
+        return list(sides)
+    together = list(sides)
+    for place in chosen:
+        together[place] = {**sides[place], "segmentation": CheckedRles(next(checked) for _ in lists[place])}
+    return together
+
+
+def _score(row: Mapping[str, Any], name: str) -> float:
+    if "score" not in row:
+        raise ValueError(f"{name}: segment {row.get('id')} has no score; average precision ranks predictions by it")
+    if not np.isfinite(row["score"]):
+        raise ValueError(f"{name}: segment {row.get('id')} has score {row['score']}; scores must be finite")
+    return float(row["score"])
+
+
+def _encoded(
+    segmentation: Any, rows: Sequence[Mapping[str, Any]], name: str
+) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
+    """RLEs and size (H, W) of masks in any of the forms."""
+    if isinstance(segmentation, list | tuple) and all(isinstance(mask, Mapping) for mask in segmentation):
+        is_checked = isinstance(segmentation, CheckedRles) or not segmentation
+        rles = list(segmentation) if is_checked else _checked_rles(segmentation, name)
+        sizes = {tuple(rle["size"]) for rle in rles}
+        if len(sizes) > 1:
+            raise ValueError(f"{name}: masks have different sizes {sorted(sizes)}; all must be the picture's")
+        return rles, next(iter(sizes), None)
+    if isinstance(segmentation, list | tuple):
+        raise ValueError(
+            f"{name}: the segmentation is a list of {type(segmentation[0]).__name__}; give COCO RLE dictionaries, "
+            "binary masks (n, height, width), or an id map (height, width)"
+        )
+    if hasattr(segmentation, "detach"):
+        segmentation = segmentation.detach().cpu().numpy()
+    masks = np.asarray(segmentation)
+    if masks.ndim == 2:
+        id_map = integer_array(masks, f"{name}: the segmentation")
+        ids = np.array([row["id"] for row in rows], dtype=np.int64)
+        masks = id_map == ids[:, None, None]
+    if masks.ndim != 3:
+        raise ValueError(
+            f"{name}: the segmentation has shape {masks.shape}; give (n, height, width) or (height, width)"
+        )
+    size = (int(masks.shape[1]), int(masks.shape[2]))
+    if not len(masks):
+        return [], size if min(size) else None
+    if masks.dtype != bool and not ((masks == 0) | (masks == 1)).all():
+        raise ValueError(f"{name}: binary masks hold values other than 0 and 1; threshold them first")
+    # pycocotools reads column by column and takes the masks in the last axis.
+    return coco_masks.encode(np.asfortranarray(masks.astype(np.uint8).transpose(1, 2, 0))), size
+
+
+def _checked_rles(rles: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Masks whose runs are known to fill their sizes exactly."""
+    checked: list[dict[str, Any]] = []
+    for index, rle in enumerate(rles):
+        missing = [key for key in ("size", "counts") if key not in rle]
+        if missing or len(rle["size"]) != 2:
+            raise ValueError(f"{name}, mask {index}: an RLE mask has size [height, width] and counts, not {dict(rle)}")
+        counts = rle["counts"]
+        if not isinstance(counts, str | bytes):
+            counts = encode_counts(np.asarray(counts, dtype=np.int64))
+        counts = counts.encode("utf-8") if isinstance(counts, str) else counts
+        checked.append({"size": [int(length) for length in rle["size"]], "counts": counts})
+    totals, shortest = _run_totals([bytes(rle["counts"]) for rle in checked], name)
+    for index, (rle, total, least) in enumerate(zip(checked, totals, shortest, strict=True)):
+        height, width = rle["size"]
+        if min(height, width) < 1 or total != height * width or least < 0:
+            raise ValueError(
+                f"{name}, mask {index}: the runs add up to {total} pixels, shortest {least}, but size {height} x "
+                f"{width} needs {height * width} in runs of at least 0: the annotation is damaged, or its size belongs "
+                "to another picture"
+            )
+    return checked
+
+
+def _run_totals(counts: Sequence[bytes], name: str) -> tuple[list[int], list[int]]:
+    """Sum and minimum of the run lengths of every mask (n compressed counts), all decoded in one pass.
+
+    The format is described in `models/mask_encoding.py`.
+    """
+    lengths = np.array([len(string) for string in counts], dtype=np.int64)
+    if not lengths.all():
+        raise ValueError(f"{name}, mask {lengths.argmin()}: its RLE has empty counts; drop it, or encode it again")
+    characters = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
+    ends_number = characters & 32 == 0
+    last = np.cumsum(lengths) - 1
+    finals = np.flatnonzero(ends_number)
+    firsts = np.append(0, finals[:-1] + 1)
+    if not (ends_number[last].all() and characters.min() >= 0 and characters.max() < 64):
+        is_bad = np.minimum.reduceat(((characters >= 0) & (characters < 64)).astype(int), last + 1 - lengths) == 0
+        worst = int(np.flatnonzero(is_bad | ~ends_number[last])[0])
+        raise ValueError(
+            f"{name}, mask {worst}: malformed counts of an RLE mask, {counts[worst][:40]!r}; the annotation is damaged"
+        )
+    shift = 5 * (np.arange(len(characters)) - np.repeat(firsts, finals - firsts + 1))
+    numbers = np.add.reduceat((characters & 31) << np.minimum(shift, 40), firsts)
+    numbers -= np.where(characters[finals] & 16, np.int64(1) << np.minimum(shift[finals] + 5, 45), 0)
+
+    ends = np.cumsum(ends_number)[last]
+    starts = np.append(0, ends[:-1])
+    place = np.arange(len(numbers)) - np.repeat(starts, ends - starts)
+    if shift.max() > 40:  # longer than any picture
+        worst = int(np.searchsorted(last, shift.argmax()))
+        raise ValueError(
+            f"{name}, mask {worst}: an RLE mask with a run of {shift.max() // 5 + 1} digits; it is damaged"
+        )
+    # From its fourth on, a run is stored as the difference to the one two before it.
+    runs = np.where(place == 0, numbers, 0)
+    for is_chained in (place % 2 == 1, (place % 2 == 0) & (place > 0)):
+        sums = np.cumsum(np.where(is_chained, numbers, 0))
+        runs[is_chained] = (sums - np.repeat(sums[starts], ends - starts))[is_chained]
+    return np.add.reduceat(runs, starts).tolist(), np.minimum.reduceat(runs, starts).tolist()
+
+
+def decoded_masks(segmentation: Any, rows: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """(n, H, W) bool of masks in any of the forms that `instance_masks` takes.
+
+    Raises:
+        ValueError: a mask is malformed or has another size.
+    """
+    rles, found = _encoded(segmentation, rows, "the masks")
+    if found and found != size:
+        raise ValueError(f"the masks have (height, width) {found}, the picture {size}; pass target_sizes=")
+    if not rles:
+        return np.zeros((0, *size), dtype=bool)
+    return np.stack([decode_mask(rle) for rle in rles])

@@ -1,0 +1,204 @@
+"""The score that a model's masks would reach if every one of them were labelled perfectly.
+
+`OracleClassification` wraps a metric: each predicted mask first gets the label of the true segment that it fits best,
+then the metric counts as always. The difference to the plain score is what a better classifier can gain; the ViT-P
+paper calls it the upper bound. The functions do the relabelling of one picture, for each kind of prediction.
+
+H W pixels, P predicted and R true segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .accumulation import integer_array
+from .instance_masks import instance_masks
+from .instance_matching import mask_overlap
+from .mask_average_precision import MaskAveragePrecision
+from .mean_iou import MeanIoU
+from .panoptic_quality import PanopticQuality
+
+Metric = PanopticQuality | MaskAveragePrecision | MeanIoU
+
+
+class OracleClassification:
+    """A metric, fed with perfectly labelled predictions.
+
+    Predictions and references are those of the wrapped metric. For `MeanIoU` a prediction may also be `segmentation`
+    and `segments_info`, as post-processing returns them for panoptic segmentation: then the masks are its segments, and
+    otherwise the regions of its classes.
+
+    A mask that touches no true segment keeps its label. Instances and panoptic segments take the label of the segment
+    of highest IoU (for instances: of a crowd only where they touch nothing else); of panoptic segments, those that
+    become stuff of the same class are merged, as post-processing merges them. For mean IoU a mask takes the label of
+    most of its pixels.
+
+    Args:
+        metric: an empty metric, which `compute` asks.
+
+    Raises:
+        ValueError: the metric is of another kind.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        if not isinstance(metric, PanopticQuality | MaskAveragePrecision | MeanIoU):
+            raise ValueError(
+                f"{type(metric).__name__} has no oracle; give PanopticQuality, MaskAveragePrecision or MeanIoU"
+            )
+        self.metric = metric
+
+    def reset(self) -> None:
+        """Forget everything that was added."""
+        self.metric.reset()
+
+    def add_batch(
+        self,
+        *,
+        predictions: Sequence[Any],
+        references: Sequence[Any],
+        image_ids: Sequence[Hashable] | None = None,
+    ) -> None:
+        """Relabel a batch and count it; arguments and errors are those of the metric."""
+        relabelled = list(predictions)
+        if len(predictions) == len(references):
+            for index, pair in enumerate(zip(predictions, references, strict=True)):
+                relabelled[index] = self._relabelled(*pair, f"image {index}")
+        self.metric.add_batch(predictions=relabelled, references=references, image_ids=image_ids)
+
+    def compute(self) -> dict[str, Any]:
+        """What the metric computes. Nothing is reset."""
+        return self.metric.compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything accumulated, see the metric."""
+        return self.metric.state_dict()
+
+    def merge(self, other: OracleClassification | Mapping[str, Any]) -> None:
+        """Add what another process counted."""
+        self.metric.merge(other.state_dict() if isinstance(other, OracleClassification) else other)
+
+    def _relabelled(self, prediction: Any, reference: Any, name: str) -> Any:
+        if isinstance(self.metric, PanopticQuality):
+            return relabel_segments(prediction, reference, self.metric.stuff_classes, name)
+        if isinstance(self.metric, MaskAveragePrecision):
+            return relabel_instances(prediction, reference, self.metric.num_labels, name)
+        return relabel_regions(prediction, reference, self.metric.ignore_index, name)
+
+
+def relabel_segments(
+    prediction: Mapping[str, Any], reference: Mapping[str, Any], stuff_classes: Sequence[int] = (), name: str = "image"
+) -> dict[str, Any]:
+    """Label panoptic segments by the true segments of highest IoU, and merge stuff of the same class.
+
+    Args:
+        prediction: `segmentation` (H, W) and `segments_info`.
+        reference: the same.
+        stuff_classes: label ids whose segments are merged.
+        name: of the picture, for errors.
+
+    Returns:
+        The prediction with other label ids; a new map where segments were merged.
+
+    Raises:
+        ValueError: the maps differ in size.
+    """
+    id_map = integer_array(prediction["segmentation"], f"{name}: the prediction")
+    true_map = integer_array(reference["segmentation"], f"{name}: the reference")
+    ids, true_ids, overlap = _overlap(id_map, true_map, name)
+    label_of = {row["id"]: row["label_id"] for row in reference["segments_info"]}
+    is_segment = np.array([true_id in label_of for true_id in true_ids.tolist()], dtype=bool)
+    union = overlap.sum(1, keepdims=True) + overlap.sum(0) - overlap
+    iou = np.where(is_segment, overlap / union, 0.0)
+    best = {place: row for place, row in zip(ids.tolist(), iou, strict=True) if row.any()}
+    rows, survivors, new_id = [], dict[int, int](), dict[int, int]()
+    for row in prediction["segments_info"]:
+        label = row["label_id"]
+        if row["id"] in best:
+            label = label_of[int(true_ids[best[row["id"]].argmax()])]
+        if label in stuff_classes and label in survivors:
+            new_id[row["id"]] = survivors[label]
+            continue
+        survivors.setdefault(label, row["id"])
+        rows.append({**row, "label_id": label})
+    if new_id:
+        id_map = id_map.astype(np.int64)
+        table = np.array([new_id.get(place, place) for place in ids.tolist()], dtype=np.int64)
+        id_map = table[np.searchsorted(ids, id_map)]
+    return {**prediction, "segmentation": id_map, "segments_info": rows}
+
+
+def relabel_instances(
+    prediction: Mapping[str, Any], reference: Mapping[str, Any], num_labels: int, name: str = "image"
+) -> dict[str, Any]:
+    """Label instances by the true instances of highest IoU; their scores stay.
+
+    Args:
+        prediction: masks and rows, see `MaskAveragePrecision`.
+        reference: the same.
+        num_labels: number of classes.
+        name: of the picture, for errors.
+
+    Raises:
+        ValueError: masks or rows are malformed.
+    """
+    found = instance_masks(prediction, num_labels, f"{name}, prediction", is_reference=False)
+    true = instance_masks(reference, num_labels, f"{name}, reference", is_reference=True)
+    rows = [dict(row) for row in prediction["segments_info"]]
+    if len(found) and len(true) and found.size == true.size:
+        iou = mask_overlap(found.rles, true.rles, np.zeros(len(true), dtype=bool))
+        # A crowd is second to any instance; IoU is at most 1.
+        rank = np.where(iou > 0, iou + np.where(true.is_crowd, 0, 1), 0)
+        for row, ranks in zip(rows, rank, strict=True):
+            if ranks.any():
+                row["label_id"] = int(true.labels[ranks.argmax()])
+    return {**prediction, "segments_info": rows}
+
+
+def relabel_regions(prediction: Any, reference: Any, ignore_index: int | None = 255, name: str = "image") -> np.ndarray:
+    """Label segments, or the regions of classes, by most of their pixels.
+
+    Args:
+        prediction: a label map (H, W), or `segmentation` (H, W) and `segments_info`.
+        reference: the true label map (H, W).
+        ignore_index: label of reference pixels that are not counted, besides negative ones.
+        name: of the picture, for errors.
+
+    Returns:
+        (H, W) int64 label map; -1 where the prediction has no segment.
+
+    Raises:
+        ValueError: the maps differ in size.
+    """
+    is_map = not isinstance(prediction, Mapping)
+    id_map = integer_array(prediction if is_map else prediction["segmentation"], f"{name}: the prediction")
+    ids, true_labels, overlap = _overlap(id_map, integer_array(reference, f"{name}: the reference"), name)
+    overlap[:, (true_labels < 0) | (true_labels == ignore_index)] = 0
+    if is_map:
+        labels = ids.astype(np.int64)
+    else:
+        label_of = {row["id"]: row["label_id"] for row in prediction["segments_info"]}
+        labels = np.array([label_of.get(place, -1) for place in ids.tolist()], dtype=np.int64)
+    is_relabelled = (labels >= 0) & overlap.any(1)
+    labels[is_relabelled] = true_labels[overlap.argmax(1)][is_relabelled]
+    return labels[np.searchsorted(ids, id_map)]
+
+
+def _overlap(first: np.ndarray, second: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values of two maps (H, W), ascending, and the pixels (P, R) that each pair of values shares."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{name}: the prediction has (height, width) {first.shape} but the reference {second.shape}; pass "
+            "target_sizes= to the post-processing"
+        )
+    ours, theirs = first.reshape(-1), second.reshape(-1)
+    # Segments are compact: values are looked up once for each run of equal pairs.
+    starts = np.concatenate([[0], np.flatnonzero((ours[1:] != ours[:-1]) | (theirs[1:] != theirs[:-1])) + 1])
+    lengths = np.diff(starts, append=len(ours))
+    values, rows = np.unique(ours[starts], return_inverse=True)
+    true_values, columns = np.unique(theirs[starts], return_inverse=True)
+    overlap = np.zeros((len(values), len(true_values)), dtype=np.int64)
+    np.add.at(overlap, (rows, columns), lengths)
+    return values, true_values, overlap

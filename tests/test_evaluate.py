@@ -1,0 +1,370 @@
+"""Evaluation: perfect and real predictors against the metrics fed directly, going on after an interruption, several
+processes, foreign models, reports."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerImageProcessor,
+    SwinConfig,
+)
+
+from hf_segvit.cli import main
+from hf_segvit.data.generated_scenes import GeneratedScenes
+from hf_segvit.evaluation import Predictor, evaluate, load_predictor
+from hf_segvit.evaluation.partial_results import PartialResults, delete_partial_results
+from hf_segvit.evaluation.report import draw_worst, result_text, write_json
+from hf_segvit.evaluation.tasks import evaluation_task, label_id_table
+from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
+from tests.tiny_models import tiny_eomt
+
+TASKS = ("panoptic", "semantic", "instance")
+HEADLINES = {"panoptic": "pq", "semantic": "mean_iou", "instance": "ap"}
+
+
+class Things:
+    """Scenes as an instance data set: things alone, as RLE or in the map."""
+
+    def __init__(self, scenes):
+        self.scenes = scenes
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def __getitem__(self, index):
+        entry = self.scenes[index]
+        things = [row for row in entry["segments"] if row["label_id"] not in self.scenes.stuff_classes]
+        return {**entry, "segments": things}
+
+
+class Oracle:
+    """Answers with the truth; it knows the pictures by their pixels."""
+
+    def __init__(self, scenes, task, spoil=()):
+        self.task, self.id2label, self.calls = task, scenes.id2label, 0
+        dataset = dataset_for(task, scenes)
+        self.answers = {}
+        for index in range(len(scenes)):
+            entry = dataset[index]
+            truth = evaluation_task(task, len(scenes.id2label)).reference(entry)
+            if task != "semantic":
+                rows = [{**row, "score": 0.9} for row in truth["segments_info"]]
+                truth = {**truth, "segments_info": [] if index in spoil else rows}
+                if index in spoil:
+                    truth["segmentation"] = torch.full(entry["segment_map"].shape, -1.0)
+            elif index in spoil:
+                truth = np.full_like(truth, 1)
+            self.answers[np.asarray(entry["image"]).tobytes()] = truth
+
+    def __call__(self, pictures):
+        self.calls += len(pictures)
+        return [self.answers[np.asarray(picture).tobytes()] for picture in pictures]
+
+
+def dataset_for(task, scenes):
+    return Things(scenes) if task == "instance" else scenes
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return GeneratedScenes(7, size=(48, 64))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_truth_scores_one_and_a_spoilt_picture_is_the_worst(task, scenes):
+    dataset = dataset_for(task, scenes)
+    result = evaluate(Oracle(scenes, task), dataset, scenes.id2label, stuff_classes=scenes.stuff_classes, batch_size=3)
+    assert result.metrics[HEADLINES[task]] == pytest.approx(1.0)
+    assert result.num_images == 7
+    assert [picture.score for picture in result.pictures] == pytest.approx([1.0] * 7)
+    assert all(row["loss"] == pytest.approx(0) for row in result.classes)
+
+    spoilt = evaluate(Oracle(scenes, task, spoil=[4]), dataset, scenes.id2label, stuff_classes=scenes.stuff_classes)
+    assert spoilt.metrics[HEADLINES[task]] < 1
+    assert spoilt.pictures[0].index == 4
+    assert spoilt.pictures[0].score < 0.5
+    losses = [row["loss"] for row in spoilt.classes]
+    assert losses == sorted(losses, reverse=True)
+    # The losses of all classes are what the mean lacks.
+    assert sum(losses) == pytest.approx(1 - spoilt.metrics[HEADLINES[task]])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_model_scores_what_the_metric_says_when_fed_directly(task, scenes):
+    model = tiny_eomt(id2label=scenes.id2label, num_queries=20)
+    processor = EoMTImageProcessor(
+        size=64, task="panoptic", stuff_classes=scenes.stuff_classes, threshold=0.1, overlap_mask_area_threshold=0.1
+    )
+    predictor = Predictor(model, processor, task=task)
+    dataset = dataset_for(task, scenes)
+    results = [evaluate(predictor, dataset, scenes.id2label, batch_size=size).metrics for size in (1, 4)]
+    books = evaluation_task(task, 6)
+    metric = books.new_metric()
+    for index in range(7):
+        entry = dataset[index]
+        inputs = processor(images=[entry["image"]], return_tensors="pt")
+        with torch.no_grad():
+            outputs = model(**inputs)
+        if task == "semantic":
+            answers = processor.post_process_semantic_segmentation(outputs, target_sizes=[(48, 64)])
+        elif task == "panoptic":
+            answers = processor.post_process_panoptic_segmentation(outputs, target_sizes=[(48, 64)])
+        else:
+            answers = processor.post_process_instance_segmentation(
+                outputs, threshold=0.0, target_sizes=[(48, 64)], return_binary_maps=True
+            )
+        metric.add_batch(predictions=answers, references=[books.reference(entry)])
+    expected = metric.compute()[HEADLINES[task]]
+    # Batches of other sizes differ in the last bits of the logits.
+    assert [result[HEADLINES[task]] for result in results] == pytest.approx([expected] * 2, rel=1e-3, abs=1e-4)
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path, scenes):
+    whole = evaluate(Oracle(scenes, "panoptic", spoil=[1]), scenes, scenes.id2label)
+
+    class Breaking(Oracle):
+        def __call__(self, pictures):
+            if self.calls >= 5:
+                raise RuntimeError("out of memory")
+            return super().__call__(pictures)
+
+    settings = {"partial_folder": tmp_path / "partial", "about": {"model": "m"}, "chunk_size": 2}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(Breaking(scenes, "panoptic", spoil=[1]), scenes, scenes.id2label, **settings)
+    assert len(list((tmp_path / "partial").iterdir())) == 2
+    oracle = Oracle(scenes, "panoptic", spoil=[1])
+    result = evaluate(oracle, scenes, scenes.id2label, **settings)
+    assert oracle.calls == 3  # four of the seven were counted
+    np.testing.assert_equal(vars(result), vars(whole))
+    again = Oracle(scenes, "panoptic")
+    np.testing.assert_equal(vars(evaluate(again, scenes, scenes.id2label, **settings)), vars(whole))
+    assert again.calls == 0
+    with pytest.raises(ValueError, match=r"another evaluation \(model 'm' != 'other'\)"):
+        evaluate(oracle, scenes, scenes.id2label, **(settings | {"about": {"model": "other"}}))
+    delete_partial_results(tmp_path / "partial")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_counts_of_every_task_survive_on_disk(task, tmp_path, scenes):
+    settings = {"partial_folder": tmp_path / "partial", "chunk_size": 3}
+    dataset = dataset_for(task, scenes)
+    first = evaluate(Oracle(scenes, task, spoil=[0]), dataset, scenes.id2label, **settings)
+    second = evaluate(Oracle(scenes, task), dataset, scenes.id2label, **settings)
+    np.testing.assert_equal(vars(second)["metrics"], vars(first)["metrics"])
+    assert second.classes == first.classes
+
+
+def test_damaged_counts_are_named(tmp_path):
+    partial = PartialResults(tmp_path, {})
+    partial.save({"a": np.arange(3), "b": {"c": [1, "x", math.nan]}})
+    (state,) = partial.read()
+    assert state["a"].tolist() == [0, 1, 2]
+    assert state["b"]["c"][:2] == [1, "x"]
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{path.name} is damaged.*delete it"):
+        PartialResults(tmp_path, {})
+
+
+def test_a_picture_is_counted_once(scenes):
+    class Twice(Things):
+        def __getitem__(self, index):
+            return {**self.scenes[index], "image_id": 5}
+
+    with pytest.raises(ValueError, match="image id 5 was counted already"):
+        evaluate(Oracle(scenes, "panoptic"), Twice(scenes), scenes.id2label)
+
+
+SCRIPT = """
+import json, sys
+from accelerate import PartialState
+sys.path.insert(0, sys.argv[1])
+from hf_segvit.cli import main
+from hf_segvit.data.generated_scenes import GeneratedScenes
+from hf_segvit.evaluation import evaluate
+from tests.test_evaluate import Oracle
+state = PartialState(cpu=True)
+scenes = GeneratedScenes(7, size=(48, 64))
+oracle = Oracle(scenes, "semantic", spoil=[1, 2])
+result = evaluate(oracle, scenes, scenes.id2label)
+print(json.dumps([state.process_index, oracle.calls, result.num_images, result.metrics["mean_iou"],
+                  [picture.index for picture in result.pictures]]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_pictures_without_repeating_one(tmp_path, scenes):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "WORLD_SIZE": "2"}
+    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), root],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    rows = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    alone = evaluate(Oracle(scenes, "semantic", spoil=[1, 2]), scenes, scenes.id2label)
+    assert sorted(row[1] for row in rows) == [3, 4]  # seven pictures, none padded
+    for row in rows:
+        assert row[2:4] == [7, pytest.approx(alone.metrics["mean_iou"], rel=1e-15)]
+        assert row[4] == [picture.index for picture in alone.pictures]
+
+
+def swin():
+    return SwinConfig(
+        image_size=64, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+
+
+def tiny_mask2former(id2label):
+    torch.manual_seed(0)
+    config = Mask2FormerConfig(
+        backbone_config=swin(), feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=8,
+        id2label=id2label,
+    )  # fmt: skip
+    return Mask2FormerForUniversalSegmentation(config), Mask2FormerImageProcessor(
+        size={"height": 64, "width": 64}, num_labels=len(id2label)
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_models_of_transformers_are_evaluated(task, tmp_path, scenes):
+    model, processor = tiny_mask2former(scenes.id2label)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    predictor = load_predictor(str(tmp_path), task=task, stuff_classes=scenes.stuff_classes, threshold=0.05)
+    if task == "panoptic":
+        (answer,) = predictor([Image.fromarray(scenes[0]["image"])])
+        ids = [row["id"] for row in answer["segments_info"]]
+        assert len(set(ids)) == len(ids)
+    result = evaluate(
+        predictor, dataset_for(task, scenes), scenes.id2label, stuff_classes=scenes.stuff_classes, batch_size=2
+    )
+    assert result.num_images == 7
+    assert 0 <= result.metrics[HEADLINES[task]] < 0.5
+
+
+def test_classes_are_matched_by_name(scenes):
+    labels = {0: "cat", 1: "Dog", 2: "sea  lion"}
+    assert label_id_table(labels, {0: "CAT", 1: "dog", 2: "sea lion"}) is None
+    assert label_id_table(labels, {0: "sea lion", 1: "cat", 2: "dog"}).tolist() == [1, 2, 0]
+    assert label_id_table(labels, {0: "cat", 1: "hound", 2: "seal"}) is None  # other spellings, same order
+    with pytest.raises(ValueError, match=r"3 classes and the data set 2.*model alone has \['sea lion'\]"):
+        label_id_table(labels, {0: "cat", 1: "dog"})
+    # A model that numbers the same classes the other way round gets the same score.
+    last = max(scenes.id2label)
+    for task in TASKS:
+        oracle = Oracle(scenes, task)
+        table = np.arange(last, -1, -1)
+        flip = evaluation_task(task, last + 1).relabel
+        answer = oracle.__call__
+        oracle.id2label = {last - index: name for index, name in scenes.id2label.items()}
+
+        class Flipped:
+            id2label, task_name = oracle.id2label, task
+
+            def __call__(self, pictures, flip=flip, answer=answer, table=table):
+                return [flip(given, table) for given in answer(pictures)]
+
+        flipped = Flipped()
+        flipped.task = task
+        result = evaluate(flipped, dataset_for(task, scenes), scenes.id2label)
+        assert result.metrics[HEADLINES[task]] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reports(task, tmp_path, scenes):
+    dataset = dataset_for(task, scenes)
+    oracle = Oracle(scenes, task, spoil=[2])
+    result = evaluate(oracle, dataset, scenes.id2label, stuff_classes=scenes.stuff_classes)
+    text = result_text(result, max_rows=2)
+    assert f"{task}, 7 pictures" in text
+    assert f"{100 * result.metrics[HEADLINES[task]]:.2f}" in text
+    assert result.classes[0]["label"] in text
+    assert f"and {len(result.classes) - 2} more classes" in text
+    if task == "semantic":
+        assert "left out of the means" in text
+        assert result.classes[0]["mostly taken for"] is None or isinstance(result.classes[0]["mostly taken for"], str)
+    write_json(tmp_path / "results.json", result, {"model": "m"})
+    content = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert content["model"] == "m"
+    assert content["pictures"][0]["image_id"] == 2
+    assert content["metrics"][HEADLINES[task]] == result.metrics[HEADLINES[task]]
+    draw_worst(tmp_path / "worst.png", oracle, dataset, scenes.id2label, result.pictures[:2])
+    with Image.open(tmp_path / "worst.png") as sheet:
+        assert sheet.width > 3 * 480
+        assert sheet.height > 2 * 300
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    labels = GeneratedScenes(1).id2label
+    tiny_eomt(id2label=labels).save_pretrained(folder)
+    EoMTImageProcessor(size=64, task="panoptic", stuff_classes=[1, 2, 4], threshold=0.1).save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_command_writes_its_results(checkpoint, tmp_path, capsys):
+    numbers = tmp_path / "new" / "numbers.json"
+    command = ["evaluate", "--model", checkpoint, "--data", "generated:easy", "--task", "semantic", "--limit", "5"]
+    command += ["--batch-size", "2", "--device", "cpu", "--worst", "2", "--output", str(tmp_path / "out")]
+    assert main([*command, "--json", str(numbers)]) == 0
+    printed = capsys.readouterr().out
+    assert "semantic, 5 pictures" in printed
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.json", "results.txt", "worst.png"]
+    content = json.loads(numbers.read_text())
+    assert content == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (content["split"], content["num_images"], len(content["pictures"])) == ("val", 5, 5)
+    dataset = GeneratedScenes(5, "val")
+    predictor = load_predictor(checkpoint, task="semantic")
+    expected = evaluate(predictor, dataset, dataset.id2label).metrics["mean_iou"]
+    assert content["metrics"]["mean_iou"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["--threshold", "0.5"], "no meaning for task semantic"),
+        (["--data", "generated:none"], "choose generated:easy"),
+        (["--data", "voc:/data"], "FORMAT is one of"),
+        (["--split", "nowhere"], "nowhere"),
+        (["--model", "/no/such/folder"], "no folder /no/such/folder"),
+        (["--device", "cuda:99"], "cuda:99"),
+    ],
+)
+def test_the_command_says_what_is_wrong(change, message, checkpoint, capsys):
+    command = ["evaluate", "--model", checkpoint, "--data", "generated:easy", "--task", "semantic", *change]
+    assert main(command) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_bad_settings_are_refused(scenes):
+    oracle = Oracle(scenes, "panoptic")
+    with pytest.raises(ValueError, match="no pictures"):
+        evaluate(oracle, [], scenes.id2label)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        evaluate(oracle, scenes, scenes.id2label, batch_size=0)
+    with pytest.raises(ValueError, match="6 classes and the data set 5"):
+        evaluate(oracle, scenes, {index: scenes.id2label[index] for index in range(5)})
+    with pytest.raises(ValueError, match="there is no task 'depth'"):
+        evaluation_task("depth", 3)

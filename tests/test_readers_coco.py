@@ -1,0 +1,219 @@
+"""COCO readers against the JSON files, pycocotools and themselves in zip form."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from torch.utils.data import DataLoader
+
+from hf_segvit.data.label_tables import label_table
+from hf_segvit.data.reading import (
+    available_splits,
+    decoder_of,
+    describe,
+    filter_metadata,
+    load_segmentation_dataset,
+    metadata,
+)
+from hf_segvit.models.mask_encoding import decode_mask
+
+from .data_folders import SIZE, coco_folder, panoptic_folder, write_json, write_mask, write_picture
+
+
+def test_panoptic_agrees_with_json_and_png(sample_data: Path) -> None:
+    folder = sample_data / "coco_train100"
+    dataset = load_segmentation_dataset(f"coco:{folder}")
+    content = json.loads((folder / "annotations" / "panoptic_train2017.json").read_text())
+    annotations = {entry["image_id"]: entry for entry in content["annotations"]}
+    labels = {
+        entry["id"]: place for place, entry in enumerate(sorted(content["categories"], key=lambda row: row["id"]))
+    }
+    assert [row["image_id"] for row in metadata(dataset)] == [image["id"] for image in content["images"]]
+    number = crowds = 0
+    for image, sample in zip(content["images"], dataset, strict=True):
+        assert sample["image"].size == (image["width"], image["height"])
+        assert sample["image"].mode == "RGB"
+        assert sample["segment_map"].dtype == np.int32
+        expected = annotations[image["id"]]["segments_info"]
+        areas = dict(zip(*np.unique(sample["segment_map"], return_counts=True), strict=True))
+        assert {info["id"]: info["area"] for info in expected} == {i: n for i, n in areas.items() if i != -1}
+        assert sample["segments"] == [
+            {"id": info["id"], "label_id": labels[info["category_id"]], "is_crowd": bool(info["iscrowd"])}
+            for info in expected
+        ]
+        number, crowds = number + len(expected), crowds + sum(info["iscrowd"] for info in expected)
+    assert (number, crowds) == (1111, 6)
+    facts = describe(dataset)
+    assert (facts.task, facts.split, facts.format) == ("panoptic", "train", "coco")
+    assert facts.id2label == label_table("coco_panoptic").id2label
+    assert facts.stuff_classes == list(range(80, 133))
+
+
+def test_official_archives_give_the_same(sample_data: Path, tmp_path: Path) -> None:
+    source = sample_data / "coco_train100"
+    with zipfile.ZipFile(tmp_path / "train2017.zip", "w") as archive:
+        for file in sorted((source / "train2017").iterdir()):
+            archive.write(file, f"train2017/{file.name}")
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w") as archive:
+        for file in sorted((source / "annotations" / "panoptic_train2017").iterdir()):
+            archive.write(file, f"panoptic_train2017/{file.name}")
+    with zipfile.ZipFile(tmp_path / "panoptic_annotations_trainval2017.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(source / "annotations" / "panoptic_train2017.json", "annotations/panoptic_train2017.json")
+        archive.write(tmp_path / "inner.zip", "annotations/panoptic_train2017.zip")
+    (tmp_path / "inner.zip").unlink()
+    zipped = load_segmentation_dataset(f"coco:{tmp_path}", split="train2017")
+    plain = load_segmentation_dataset(f"coco:{source}")
+    assert metadata(zipped)[0]["image"]["archive"] == str(tmp_path / "train2017.zip")
+    for place in (0, 42, 99):
+        one, other = zipped[place], plain[place]
+        assert np.array_equal(np.asarray(one["image"]), np.asarray(other["image"]))
+        assert np.array_equal(one["segment_map"], other["segment_map"])
+        assert one["segments"] == other["segments"]
+
+
+def test_instances_equal_pycocotools(sample_data: Path, tmp_path: Path) -> None:
+    source = sample_data / "coco_instances_sample" / "instances_val2014_100.json"
+    (tmp_path / "annotations").mkdir()
+    shutil.copy(source, tmp_path / "annotations" / "instances_val2014.json")
+    content = json.loads(source.read_text())
+    (tmp_path / "val2014").mkdir()
+    for image in content["images"]:  # no pixels are needed for masks
+        (tmp_path / "val2014" / image["file_name"]).touch()
+    dataset = load_segmentation_dataset(f"coco:{tmp_path}", split="val", task="instance")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    labels = label_table("coco_instance").source_id_to_label
+    found = {}
+    for sample in dataset.select_columns(["segment_map", "segments"]):
+        found |= {row["id"]: row for row in sample["segments"]}
+    assert len(found) == len(content["annotations"]) == 839
+    for entry in content["annotations"]:
+        height, width = sizes[entry["image_id"]]
+        rle = coco_mask.frPyObjects(entry["segmentation"], height, width)
+        rle = coco_mask.merge(rle) if isinstance(rle, list) else rle
+        row = found[entry["id"]]
+        assert row["rle"] == {"size": [height, width], "counts": rle["counts"].decode()}
+        assert (row["label_id"], row["is_crowd"]) == (labels[entry["category_id"]], bool(entry["iscrowd"]))
+
+
+def test_own_instances(tmp_path: Path) -> None:
+    dataset = load_segmentation_dataset(coco_folder(tmp_path))
+    sample = dataset[0]
+    assert sample["segment_map"] is None
+    assert [row["label_id"] for row in sample["segments"]] == [0, 1, 0]
+    assert [row["is_crowd"] for row in sample["segments"]] == [False, False, True]
+    crowd = decode_mask(sample["segments"][2]["rle"])
+    assert crowd[:, :2].all()
+    assert not crowd[:, 2:].any()
+    assert describe(dataset).id2label == {0: "cat", 1: "dog"}
+
+
+def test_pictures_without_objects_stay(tmp_path: Path) -> None:
+    dataset = load_segmentation_dataset(coco_folder(tmp_path, lambda content: content["annotations"].clear()))
+    sample = dataset[0]
+    assert sample["segments"] == []
+    assert sample["segment_map"].shape == SIZE
+    assert (sample["segment_map"] == -1).all()
+
+
+def test_own_panoptic(tmp_path: Path) -> None:
+    dataset = load_segmentation_dataset(panoptic_folder(tmp_path), task="panoptic")
+    sample = dataset[0]
+    assert (sample["segment_map"][0] == -1).all()
+    assert (sample["segment_map"][1:, :15] == 7).all()
+    assert (sample["segment_map"][1:, 15:] == 70000).all()
+    assert describe(dataset).stuff_classes == [1]
+
+
+def test_rows_are_mapped_and_filtered_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_segmentation_dataset(coco_folder(tmp_path))
+    monkeypatch.setattr("hf_segvit.data.decoding.decode_picture", None)
+    assert len(filter_metadata(dataset, lambda row: len(row["segments"]) == 3)) == 1
+    assert len(filter_metadata(dataset, lambda row: row["image_id"] != 5)) == 0
+    monkeypatch.undo()
+    kept = filter_metadata(dataset, lambda row: True)
+    assert kept[0]["image"].size == SIZE[::-1]
+    assert describe(kept) == describe(dataset)
+
+
+def test_the_decoder_travels_to_workers(tmp_path: Path) -> None:
+    dataset = load_segmentation_dataset(coco_folder(tmp_path))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert len(pickle.dumps(decoder_of(dataset))) < 1000
+    assert copy[0]["segments"] == dataset[0]["segments"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_workers_read_archives_like_the_main_process(tmp_path: Path) -> None:
+    coco_folder(tmp_path / "data")
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for file in (tmp_path / "data").rglob("*.*"):
+            archive.write(file, file.relative_to(tmp_path / "data"))
+    dataset = load_segmentation_dataset(f"coco_folder:{tmp_path / 'data.zip'}")
+    expected = [np.asarray(dataset[0]["image"])] * 2  # the archive is open here before workers start
+    loader = DataLoader(dataset.select([0, 0]), num_workers=2, collate_fn=_first_image, multiprocessing_context="fork")
+    assert all(np.array_equal(one, other) for one, other in zip(loader, expected, strict=True))
+
+
+def _first_image(samples: list[dict[str, Any]]) -> np.ndarray:
+    return np.array(samples[0]["image"])
+
+
+def test_coco_stuff_values_are_ids_less_one(tmp_path: Path) -> None:
+    table = label_table("coco_stuff")
+    assert len(table.classes) == 171
+    write_picture(tmp_path / "val2017" / "1.jpg")
+    values = np.full(SIZE, 255, dtype=np.uint8)
+    values[0], values[1], values[2] = 0, 181, 12  # person, wood, stop sign
+    write_mask(tmp_path / "stuffthingmaps" / "val2017" / "1.png", values)
+    dataset = load_segmentation_dataset(f"coco_stuff:{tmp_path}", split="val")
+    names = [describe(dataset).id2label[row["label_id"]] for row in dataset[0]["segments"]]
+    assert names == ["person", "stop sign", "wood"]
+    write_mask(tmp_path / "stuffthingmaps" / "val2017" / "1.png", np.full(SIZE, 11, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"holds the values \[11\]"):
+        dataset[0]
+
+
+def test_coco_stuff_archive(tmp_path: Path) -> None:
+    write_picture(tmp_path / "train2017" / "1.jpg")
+    write_mask(tmp_path / "m.png", np.zeros(SIZE, dtype=np.uint8))
+    with zipfile.ZipFile(tmp_path / "stuffthingmaps_trainval2017.zip", "w") as archive:
+        archive.write(tmp_path / "m.png", "train2017/1.png")
+    assert available_splits(f"coco-stuff:{tmp_path}") == ["train"]
+    assert load_segmentation_dataset(f"coco-stuff:{tmp_path}")[0]["segments"] == [
+        {"id": 0, "label_id": 0, "is_crowd": False}
+    ]
+
+
+def test_other_categories_are_no_coco(tmp_path: Path) -> None:
+    coco_folder(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "train2017")
+    (tmp_path / "annotations" / "instances_train.json").rename(tmp_path / "annotations" / "instances_train2017.json")
+    with pytest.raises(
+        ValueError, match=r"category 3 is 'cat', but in COCO instance segmentation it is 'car'; .*coco_folder"
+    ):
+        load_segmentation_dataset(f"coco:{tmp_path}", task="instance")
+
+
+def test_wrong_formats_paths_tasks_splits_and_options(tmp_path: Path) -> None:
+    spec = coco_folder(tmp_path)
+    for wrong, message in (
+        ({"spec": "coco"}, "FORMAT:PATH"),
+        ({"spec": "kitti:x"}, "FORMAT is one of coco, "),
+        ({"spec": "coco:"}, "no path"),
+        ({"spec": f"coco:{tmp_path}/absent"}, "no such file or folder"),
+        ({"task": "depth"}, "no task 'depth'; choose one of instance, panoptic"),
+        ({"split": "test"}, "no instance annotations of split 'test'"),
+        ({"colour": 1}, "unexpected keyword argument 'colour'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_segmentation_dataset(**{"spec": spec, "split": "train", **wrong})
+    write_json(tmp_path / "x.json", {})
+    with pytest.raises(ValueError, match="no folder and no zip archive"):
+        load_segmentation_dataset(f"coco:{tmp_path}/x.json")
