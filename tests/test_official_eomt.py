@@ -370,7 +370,7 @@ def test_label_tables_agree_with_the_sets_that_models_are_recognised_by():
         assert tuple(label_table(table).stuff_classes) == published[name].stuff_classes
     things = published["COCO panoptic, things only"]
     assert tuple(label_table("coco_instance").id2label.values()) == things.labels
-    assert [len(label_table(name).classes) for name in LABEL_TABLES] == [133, 80, 150, 19]
+    assert [len(label_table(name).classes) for name in LABEL_TABLES] == [133, 80, 171, 150, 19]
     for name in LABEL_TABLES:
         for label in label_table(name).classes:
             assert len(label.color) == 3
