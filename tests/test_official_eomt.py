@@ -375,7 +375,7 @@ def test_label_tables_agree_with_the_sets_that_models_are_recognised_by():
         for label in label_table(name).classes:
             assert len(label.color) == 3
             assert all(0 <= value <= 255 for value in label.color)
-    with pytest.raises(ValueError, match="coco_panoptic, coco_instance, ade20k, cityscapes"):
+    with pytest.raises(ValueError, match="coco_panoptic, coco_instance, coco_stuff, ade20k, cityscapes"):
         label_table("coco")
 
 

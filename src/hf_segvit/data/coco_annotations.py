@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..models.picture_decoding import MAX_PICTURE_PIXELS
 from .archives import Location, location_name
-from .data_folder import find_named
+from .data_folder import FileList, find_named
 from .json_files import read_json
 from .problems import ProblemList
 
@@ -35,7 +36,7 @@ class CocoFile:
     annotations: list[Any]
 
 
-def read_coco_file(location: Location, pictures: Mapping[str, Location], problems: ProblemList) -> CocoFile:
+def read_coco_file(location: Location, pictures: FileList, problems: ProblemList) -> CocoFile:
     """Read a COCO JSON file and find the pictures that it names.
 
     Args:
@@ -54,12 +55,12 @@ def read_coco_file(location: Location, pictures: Mapping[str, Location], problem
     images, found = dict[Any, dict[str, Any]](), dict[Any, Location]()
     for place, image in enumerate(content["images"]):
         item = f"image {image.get('id')!r}" if isinstance(image, dict) else f"images[{place}]"
-        if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
+        if not isinstance(image, dict) or not is_id(image.get("id")):
             problems.error(name, item, "the entry has no id; give each image a number or a text of its own")
         elif image["id"] in images:
             problems.error(name, item, "two images have this id; number them differently, and their annotations")
-        elif not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("height", "width")):
-            problems.error(name, item, "height and width must be whole numbers above 0")
+        elif not is_size(image.get("height"), image.get("width")):
+            problems.error(name, item, "height and width must be whole numbers above 0, and those of a picture")
         else:
             try:
                 found[image["id"]] = find_named(pictures, image.get("file_name"), f"{name}: {item}")
@@ -81,14 +82,28 @@ def crowd_flag(entry: Mapping[str, Any], name: str, item: str, problems: Problem
     return False
 
 
+def is_id(value: Any) -> bool:
+    """Whether a value can be an id: a text, or a whole number of 64 bits."""
+    return isinstance(value, str) or (type(value) is int and -(2**63) <= value < 2**63)
+
+
+def is_size(height: Any, width: Any) -> bool:
+    """Whether two values can be the height and width of a picture."""
+    return (
+        type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_PICTURE_PIXELS
+    )
+
+
+def known_category(entry: Mapping[str, Any], labels: Mapping[int, int]) -> bool:
+    """Whether an annotation's category is one of the file's."""
+    category_id = entry.get("category_id")
+    return isinstance(category_id, int) and category_id in labels
+
+
 def _categories(entries: list[Any], name: str) -> dict[int, dict[str, Any]]:
     categories: dict[int, dict[str, Any]] = {}
     for entry in entries:
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("id"), int)
-            or not isinstance(entry.get("name"), str)
-        ):
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
             raise ValueError(f"{name}: category {entry!r} needs a whole number `id` and a `name`")
         if entry["id"] in categories:
             raise ValueError(f"{name}: two categories have the id {entry['id']}; number them differently")

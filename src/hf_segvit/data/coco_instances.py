@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .coco_annotations import CocoFile, crowd_flag
+from .coco_annotations import CocoFile, crowd_flag, is_id, known_category
 from .polygons import compressed_counts, polygon_fault, rle_fault
 from .problems import ProblemList
 
@@ -28,15 +28,15 @@ def instance_rows(file: CocoFile, labels: Mapping[int, int], problems: ProblemLi
     for place, entry in enumerate(file.annotations):
         annotation_id = entry.get("id") if isinstance(entry, dict) else None
         item = f"annotation {annotation_id!r}" if annotation_id is not None else f"annotations[{place}]"
-        if not isinstance(entry, dict) or not isinstance(annotation_id, int):
+        if not isinstance(entry, dict) or type(annotation_id) is not int or not is_id(annotation_id):
             problems.error(file.name, item, "the annotation has no whole number as id")
         elif annotation_id in seen:
             problems.error(file.name, item, "two annotations have this id; number them differently")
-        elif not isinstance(entry.get("image_id"), int | str) or entry["image_id"] not in segments:
+        elif not is_id(entry.get("image_id")) or entry["image_id"] not in segments:
             problems.error(
                 file.name, item, f"it is for image {entry.get('image_id')!r}, which `images` lacks, or left out above"
             )
-        elif entry.get("category_id") not in labels:
+        elif not known_category(entry, labels):
             problems.error(file.name, item, f"category {entry.get('category_id')!r} is not in the list of categories")
         else:
             image = file.images[entry["image_id"]]
@@ -50,7 +50,8 @@ def instance_rows(file: CocoFile, labels: Mapping[int, int], problems: ProblemLi
                         **outline,
                     }
                 )
-        seen.add(annotation_id)
+        if isinstance(annotation_id, int):
+            seen.add(annotation_id)
     return [
         {"image": file.pictures[image_id], "image_id": image_id, "segment_map": [], "segments": segments[image_id]}
         for image_id in file.images

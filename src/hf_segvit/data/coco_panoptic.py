@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .archives import Location, location_name
-from .coco_annotations import CocoFile, crowd_flag
-from .data_folder import find_named
+from .coco_annotations import CocoFile, crowd_flag, is_id, known_category
+from .data_folder import FileList, find_named
 from .decoding import Segments
 from .mask_files import VOID, present_values, read_color_ids
 from .problems import ProblemList
@@ -41,7 +41,7 @@ class PanopticMasks:
 
 
 def panoptic_rows(
-    file: CocoFile, maps: Mapping[str, Location], labels: Mapping[int, int], problems: ProblemList
+    file: CocoFile, maps: FileList, labels: Mapping[int, int], problems: ProblemList
 ) -> list[dict[str, Any]]:
     """Rows of the images that have a panoptic annotation, in the order of `images`.
 
@@ -55,7 +55,7 @@ def panoptic_rows(
     for place, entry in enumerate(file.annotations):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
         item = f"image {image_id!r}" if isinstance(entry, dict) else f"annotations[{place}]"
-        if not isinstance(image_id, int | str) or image_id not in file.images:
+        if not is_id(image_id) or image_id not in file.images:
             problems.error(
                 file.name, item, f"annotations[{place}] is for an image that `images` lacks, or left out above"
             )
@@ -91,14 +91,15 @@ def _segments(
     for info in infos:
         segment_id = info.get("id") if isinstance(info, dict) else None
         place = f"{item}, segment {segment_id!r}"
-        if not isinstance(segment_id, int) or not 0 < segment_id <= _LARGEST_ID:
+        if type(segment_id) is not int or not 0 < segment_id <= _LARGEST_ID:
             problems.error(name, place, f"a segment's id is a whole number from 1 to {_LARGEST_ID}, as 0 is void")
         elif segment_id in seen:
             problems.error(name, place, "two segments of the image have this id")
-        elif info.get("category_id") not in labels:
+        elif not known_category(info, labels):
             problems.error(name, place, f"category {info.get('category_id')!r} is not in the list of categories")
         else:
             label_id = labels[info["category_id"]]
             rows.append({"id": segment_id, "label_id": label_id, "is_crowd": crowd_flag(info, name, place, problems)})
-        seen.add(segment_id)  # type: ignore[arg-type]
+        if isinstance(segment_id, int):
+            seen.add(segment_id)
     return rows

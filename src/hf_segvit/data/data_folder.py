@@ -11,12 +11,22 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from .archives import NESTED, Location, open_archive
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|7z|rar)(\.\w+)?$", re.IGNORECASE)
+
+
+class FileList(dict[str, Location]):
+    """Locations by relative name."""
+
+    @cached_property
+    def folded_names(self) -> dict[str, str]:
+        """Names by their form without case, to find those that differ in nothing else."""
+        return {name.casefold(): name for name in self}
 
 
 class DataFolder:
@@ -55,7 +65,7 @@ class DataFolder:
             if place:
                 self.archives.append(place)
 
-    def files(self, *folders: str, suffixes: Sequence[str] = ()) -> dict[str, Location]:
+    def files(self, *folders: str, suffixes: Sequence[str] = ()) -> FileList:
         """The files below the first of these folders that exists.
 
         Args:
@@ -68,12 +78,12 @@ class DataFolder:
         for folder in folders:
             found = self._on_disk(folder) or self._in_archives(folder)
             if found:
-                return {
-                    name: found[name]
+                return FileList(
+                    (name, found[name])
                     for name in sorted(found)
                     if not suffixes or posixpath.splitext(name)[1].lower() in suffixes
-                }
-        return {}
+                )
+        return FileList()
 
     def file(self, *names: str) -> Location | None:
         """The first of these files that exists; names are relative, with `/`."""
@@ -155,7 +165,7 @@ def safe_name(text: object, where: str) -> str:
     return posixpath.normpath(name)
 
 
-def find_named(files: Mapping[str, Location], text: object, where: str) -> Location:
+def find_named(files: FileList, text: object, where: str) -> Location:
     """The file that an annotation names.
 
     Args:
@@ -169,10 +179,8 @@ def find_named(files: Mapping[str, Location], text: object, where: str) -> Locat
     name = safe_name(text, where)
     if name in files:
         return files[name]
-    alike = [other for other in files if other.casefold() == name.casefold()]
-    hint = (
-        f"there is {alike[0]!r}, which differs in case: rename one" if alike else "copy it there, or remove its entry"
-    )
+    alike = files.folded_names.get(name.casefold())
+    hint = f"there is {alike!r}, which differs in case: rename one" if alike else "copy it there, or remove its entry"
     raise ValueError(f"{where}: there is no file {name!r}; {hint}")
 
 

@@ -52,7 +52,7 @@ def rle_fault(rle: Any, size: tuple[int, int]) -> str:
         return "an RLE mask needs `size` and `counts`"
     try:
         stated = tuple(int(length) for length in rle["size"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return f"an RLE mask whose size is {rle['size']!r}; it must be [height, width]"
     if stated != size:
         note = "; height and width are swapped" if stated == size[::-1] else ""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import posixpath
 
-from ..archives import Location, location_name
+from ..archives import location_name
 from ..coco_annotations import read_coco_file
 from ..coco_instances import instance_rows
 from ..coco_panoptic import PanopticMasks, panoptic_rows
-from ..data_folder import PICTURE_SUFFIXES, DataFolder
+from ..data_folder import PICTURE_SUFFIXES, DataFolder, FileList
 from ..decoding import PolygonMasks
 from ..problems import ProblemList
 from ..reading import Reading
@@ -78,11 +78,11 @@ def _json_names(split: str, task: str) -> tuple[str, ...]:
     )
 
 
-def _pictures(folder: DataFolder, split: str) -> dict[str, Location]:
+def _pictures(folder: DataFolder, split: str) -> FileList:
     """Pictures by name relative to the split's folder of pictures, and relative to the root."""
     for place in (split, f"images/{split}", "images"):
         if found := folder.files(place, suffixes=PICTURE_SUFFIXES):
-            return {**{f"{place}/{name}": location for name, location in found.items()}, **found}
+            return FileList({**{f"{place}/{name}": location for name, location in found.items()}, **found})
     raise ValueError(
         f"{folder.path}: no pictures of split {split!r}; expected them in {split}, images/{split} or images"
     )

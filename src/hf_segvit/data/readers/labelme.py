@@ -20,6 +20,7 @@ import numpy as np
 from ...models.mask_encoding import encode_mask
 from ..archives import Location, location_name
 from ..class_lists import CLASS_FILES, read_classes
+from ..coco_annotations import is_size
 from ..data_folder import PICTURE_SUFFIXES, DataFolder
 from ..decoding import PaintedPolygons, PolygonMasks
 from ..json_files import read_json
@@ -94,7 +95,7 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
 def _checked(content: Any, name: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise ValueError(f"{name}: no list `shapes`; is this a file of labelme?")
-    if not all(isinstance(content.get(side), int) and content[side] > 0 for side in ("imageHeight", "imageWidth")):
+    if not is_size(content.get("imageHeight"), content.get("imageWidth")):
         raise ValueError(f"{name}: imageHeight and imageWidth must be whole numbers; save it with labelme again")
     return content
 
@@ -106,7 +107,7 @@ def _labels(location: Location) -> set[str]:
         shapes = _checked(read_json(location), location_name(location))["shapes"]
     except ValueError:  # told where the file's own split is read
         return set()
-    labels = {shape.get("label") for shape in shapes if isinstance(shape, dict)}
+    labels = [shape.get("label") for shape in shapes if isinstance(shape, dict)]
     return {label for label in labels if isinstance(label, str) and label not in _NO_CLASS}
 
 
@@ -148,7 +149,8 @@ def _segments(
         if outline is None:
             problems.warn(where, item, f"a shape of type {shape.get('shape_type')!r} has no area and is left out")
             continue
-        group = (shape.get("group_id"), label)
+        group_id = shape.get("group_id")
+        group = (group_id if isinstance(group_id, int | str) else None, label)
         if group[0] is not None and group in groups and outline["polygons"] and groups[group]["polygons"]:
             groups[group]["polygons"] += outline["polygons"]
             continue
