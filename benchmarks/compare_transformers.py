@@ -92,7 +92,7 @@ def compare_post_processing() -> None:
     """The budgets of the "typical" scene; `benchmarks/post_processing.py` has crowded ones and semantic maps too."""
     for target in post_processing.TARGETS:
         for task in ("panoptic", "instance"):
-            print(post_processing.compare(task, "typical", target, torch.device("cpu"), 5), flush=True)
+            print(post_processing.compare(task, "typical", target, torch.device("cpu"), 5, "wall"), flush=True)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """`hf-segvit segment`: what it writes equals the library's answers, and every bad input ends in one clear line."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
@@ -159,6 +160,15 @@ def test_batches_change_nothing(task, checkpoints, pictures, tmp_path):
                 assert (np.asarray(Image.open(path)) != np.asarray(Image.open(other))).mean() < 0.01
 
 
+def test_half_precision_gives_nearly_the_same(checkpoints, pictures, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        arguments = ("--model", checkpoints["semantic"], "--dtype", dtype, "--output", tmp_path / dtype)
+        assert segment(pictures, *arguments) == 0
+    for path in (tmp_path / "float32").glob("*.semantic.png"):
+        one, two = (np.asarray(Image.open(tmp_path / dtype / path.name)) for dtype in ("float32", "bfloat16"))
+        assert (one == two).mean() > 0.9  # bfloat16 has 8 bits of precision; random masks have wide soft borders
+
+
 def test_a_panoptic_model_serves_every_task(checkpoints, pictures, tmp_path):
     for task in THRESHOLD:
         arguments = ("--model", checkpoints["panoptic"], "--task", task, "--output", tmp_path / task)
@@ -232,7 +242,15 @@ def test_a_picture_that_the_model_cannot_take_does_not_stop_its_batch(checkpoint
 
 
 def test_finding_pictures(tmp_path):
-    for name in ("a.jpg", "b.PNG", "notes.txt", "deep/c.webp", "deep/c.overlay.png", "c.segments.json", "d.panoptic.png"):
+    for name in (
+        "a.jpg",
+        "b.PNG",
+        "notes.txt",
+        "deep/c.webp",
+        "deep/c.overlay.png",
+        "c.segments.json",
+        "d.panoptic.png",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
@@ -302,6 +320,36 @@ def test_nan_in_the_weights_is_named(checkpoints, pictures, tmp_path, capsys):
     model = broken_copy(checkpoints["panoptic"], tmp_path / "nan", lambda w: w[name].view(-1)[5:6].fill_(float("nan")))
     assert segment(pictures, "--model", model, "--output", tmp_path / "output") == 2
     assert f"{model}: NaN or infinity in {name}" in capsys.readouterr().err
+
+
+def change_config(folder: Path, **fields) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: os.truncate(folder / "model.safetensors", 5000), "its weights are damaged"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "it holds no model.safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "it holds no model.safetensors",
+        ),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json' is not a valid JSON file"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "is not a valid JSON file"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
+        (lambda folder: change_config(folder, num_queries=5), "eomt.query.weight has shape (9, 32), but (5, 32) by"),
+        (lambda folder: change_config(folder, num_attention_heads=3), "num_attention_heads=3 does not divide"),
+    ],
+)
+def test_damaged_models_end_in_one_line(damage, message, checkpoints, pictures, tmp_path, capsys):
+    model = broken_copy(checkpoints["panoptic"], tmp_path / "model", lambda weights: None)
+    damage(model)
+    assert segment(pictures, "--model", model, "--output", tmp_path / "output") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
 
 
 def test_missing_weights_are_not_made_up(checkpoints, pictures, tmp_path, capsys):

@@ -92,8 +92,8 @@ def run_demo(
         report: takes a line of text for people.
 
     Returns:
-        What `results.json` holds: panoptic quality on the unseen scenes (`pq`, `sq`, `rq`, those of things and of stuff,
-        and `pq_per_class`), the settings, and the seconds taken.
+        What `results.json` holds: panoptic quality on the unseen scenes (`pq`, `sq`, `rq`, those of things and of
+        stuff, and `pq_per_class`), the settings, and the seconds taken.
 
     Raises:
         ValueError: the loss diverged, or the folder cannot be written to.
@@ -104,7 +104,8 @@ def run_demo(
     report(f"drawing {num_training_scenes} scenes to train on and {num_test_scenes} others to test on")
     size = (IMAGE_SIZE + SHIFT, IMAGE_SIZE + SHIFT)
     train_scenes = GeneratedScenes(num_training_scenes, "train", seed=seed, size=size)
-    test_scenes = list(GeneratedScenes(num_test_scenes, "test", seed=seed, size=(IMAGE_SIZE, IMAGE_SIZE)))
+    test_set = GeneratedScenes(num_test_scenes, "test", seed=seed, size=(IMAGE_SIZE, IMAGE_SIZE))
+    test_scenes = [test_set[index] for index in range(num_test_scenes)]
     processor = EoMTImageProcessor(
         task="panoptic",
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -165,7 +166,7 @@ class RandomBatches:
     """
 
     def __init__(self, scenes: GeneratedScenes, processor: EoMTImageProcessor, seed: int) -> None:
-        rows = list(scenes)
+        rows = [scenes[index] for index in range(len(scenes))]
         size = scenes.options["size"]
         inputs = processor(
             [row["image"] for row in rows],
@@ -240,7 +241,10 @@ def check_reloaded(folder: Path, model: Any, processor: Any, scenes: Sequence[Sc
     loaded_processor = AutoImageProcessor.from_pretrained(folder)
     expected = segment_scenes(model, processor, scenes)
     for one, other in zip(expected, segment_scenes(loaded_model, loaded_processor, scenes), strict=True):
-        if not torch.equal(one["segmentation"], other["segmentation"]) or one["segments_info"] != other["segments_info"]:
+        if (
+            not torch.equal(one["segmentation"], other["segmentation"])
+            or one["segments_info"] != other["segments_info"]
+        ):
             raise RuntimeError(f"the model in {folder} answers differently through the Auto classes than before saving")
 
     segment = pipeline("image-segmentation", model=str(folder), device="cpu")

@@ -7,6 +7,7 @@ network shows as whatever the last layer of the client raised. Here each of thes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import (
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
@@ -56,19 +58,20 @@ def load_segmentation_model(
             )
         with quiet_transformers():
             model, report = EoMTForUniversalSegmentation.from_pretrained(
-                source, revision=revision, dtype=dtype, output_loading_info=True
+                source,
+                revision=revision,
+                dtype=dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # reported below, with names and sizes
+                output_loading_info=True,
             )
-        processor = EoMTImageProcessor.from_pretrained(source, revision=revision)
     except OSError as error:
         raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{source} lacks {len(missing)} of the model's weights, first {missing[0]}: it is no complete segmentation "
-            "model; train it, or copy it again"
-        )
+    except SafetensorError as error:
+        raise ValueError(f"cannot load {source}: its weights are damaged ({error}); copy or save it again") from error
+    _refuse_incomplete_weights(source, report)
     refuse_non_finite_weights(model, source)
-    return model.eval(), processor
+    return model.eval(), _load_processor(source, revision)
 
 
 def refuse_non_finite_weights(model: torch.nn.Module, source: str) -> None:
@@ -83,6 +86,34 @@ def refuse_non_finite_weights(model: torch.nn.Module, source: str) -> None:
         raise ValueError(
             f"{source}: NaN or infinity in {broken[0]}{more}; its training diverged or the file is damaged, so take an "
             "earlier checkpoint or copy it again"
+        )
+
+
+def _load_processor(source: str, revision: str | None) -> EoMTImageProcessor:
+    try:
+        return EoMTImageProcessor.from_pretrained(source, revision=revision or "main")
+    except OSError as error:
+        if "JSON" in str(error):
+            raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
+        raise ValueError(
+            f"cannot load {source}: no preprocessor_config.json, the settings of its image processor; save it there "
+            "with processor.save_pretrained(folder)"
+        ) from error
+
+
+def _refuse_incomplete_weights(source: str, report: dict[str, Any]) -> None:
+    """Refuse what `from_pretrained` would make up: weights that are missing or of another size become random."""
+    if report["mismatched_keys"]:
+        name, found, expected = sorted(report["mismatched_keys"])[0]
+        raise ValueError(
+            f"{source}: {name} has shape {tuple(found)}, but {tuple(expected)} by its config.json: they are of "
+            "different models; save model and configuration together with model.save_pretrained(folder)"
+        )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{source} lacks {len(missing)} of the model's weights, first {missing[0]}: it is no complete segmentation "
+            "model; train it, or copy it again"
         )
 
 
@@ -123,6 +154,8 @@ def _reason(source: str, error: OSError) -> str:
         )
     if caused_by(EntryNotFoundError):
         return "the Hub repository is no complete model: it needs config.json, preprocessor_config.json and weights"
+    if "no file named" in str(error):
+        return "it holds no model.safetensors; pickled weights are read only by `hf-segvit convert`"
     return str(error).splitlines()[0]
 
 

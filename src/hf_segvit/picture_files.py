@@ -54,11 +54,7 @@ def find_pictures(patterns: Iterable[str]) -> tuple[list[PictureFile], list[str]
             ]
         else:
             matches = sorted(glob.glob(str(path), recursive=True))
-            pictures = [
-                PictureFile(file, PurePosixPath(file.name))
-                for file in map(Path, matches)
-                if _is_picture(file)
-            ]
+            pictures = [PictureFile(file, PurePosixPath(file.name)) for file in map(Path, matches) if _is_picture(file)]
         if not pictures:
             empty.append(pattern)
         for picture in pictures:

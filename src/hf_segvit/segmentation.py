@@ -202,7 +202,10 @@ def _areas_and_boxes(segment_map: np.ndarray) -> dict[int, tuple[int, tuple[int,
     """Area and (x, y, width, height) of every id in a map (H, W) with void -1, in one pass over the map."""
     areas = np.bincount(segment_map.ravel() + 1)
     return {
-        number: (int(areas[number + 1]), (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start))
+        number: (
+            int(areas[number + 1]),
+            (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
+        )
         for number, place in enumerate(ndimage.find_objects(segment_map + 1))
         if place is not None
         for rows, columns in [place]

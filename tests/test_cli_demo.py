@@ -1,0 +1,210 @@
+"""`hf-segvit demo`: a shrunken run writes everything, training really learns, and the full run reaches its quality."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_segvit import EoMTForUniversalSegmentation, EoMTImageProcessor
+from hf_segvit.cli import main
+from hf_segvit.data.generated_scenes import GeneratedScenes
+from hf_segvit.demo import BATCH_SIZE, IMAGE_SIZE, SHIFT, RandomBatches, check_reloaded, demo_config, run_demo
+from hf_segvit.training.demo_loop import learning_rate_factor, masked_attention_probabilities, train
+
+from .tiny_models import tiny_eomt
+
+SMALL = {"steps": 3, "num_training_scenes": 12, "num_test_scenes": 4}
+
+
+@pytest.fixture(scope="module")
+def shrunken(tmp_path_factory):
+    """The folder of a shrunken run, its results and what it reported."""
+    folder = tmp_path_factory.mktemp("demo")
+    lines: list[str] = []
+    steps: list[tuple[int, float]] = []
+    results = run_demo(folder, seed=5, on_step=lambda *step: steps.append(step), report=lines.append, **SMALL)
+    return folder, results, lines, steps
+
+
+def test_writes_all_it_promises(shrunken):
+    folder, results, lines, steps = shrunken
+    assert {path.name for path in folder.iterdir()} == {"demo.png", "loss.png", "results.json", "model"}
+    assert json.loads((folder / "results.json").read_text()) == results
+    assert results["steps"] == len(steps) == 3
+    assert [number for number, _ in steps] == [1, 2, 3]
+    assert 0 <= results["pq"] <= 1
+    assert set(results["pq_per_class"]) == {"disc", "square", "triangle", "sky", "grass", "water"}
+    assert any("same answers" in line for line in lines)
+    # Four scenes, two a row, three panels of four times their size each.
+    width, height = Image.open(folder / "demo.png").size
+    assert width > 6 * 4 * IMAGE_SIZE
+    assert height > 2 * 4 * IMAGE_SIZE
+    assert np.asarray(Image.open(folder / "loss.png").convert("L")).min() < 100, "the curves are not blank"
+
+
+def test_the_saved_model_is_annealed_and_loads(shrunken):
+    folder = shrunken[0] / "model"
+    model = EoMTForUniversalSegmentation.from_pretrained(folder)
+    assert model.config.masked_attention_probabilities == [0.0, 0.0]
+    processor = EoMTImageProcessor.from_pretrained(folder)
+    assert processor.stuff_classes == [1, 2, 4]
+    assert processor.task == "panoptic"
+
+
+def test_the_same_seed_gives_the_same_run(shrunken, tmp_path):
+    _, results, _, steps = shrunken
+    again: list[tuple[int, float]] = []
+    run_demo(tmp_path, seed=5, on_step=lambda *step: again.append(step), report=lambda text: None, **SMALL)
+    assert again == steps
+    assert json.loads((tmp_path / "results.json").read_text())["pq"] == results["pq"]
+    other: list[tuple[int, float]] = []
+    run_demo(tmp_path, seed=6, on_step=lambda *step: other.append(step), report=lambda text: None, **SMALL)
+    assert other != steps
+
+
+def test_a_reload_that_differs_is_noticed(shrunken):
+    folder = shrunken[0] / "model"
+    processor = EoMTImageProcessor.from_pretrained(folder)
+    scenes = list(GeneratedScenes(2, "test", size=(IMAGE_SIZE, IMAGE_SIZE)))
+    model = EoMTForUniversalSegmentation.from_pretrained(folder)
+    with torch.no_grad():  # everything is a triangle, with certainty
+        model.class_predictor.bias.copy_(torch.tensor([0.0, 0, 0, 0, 0, 50, 0]))
+    with pytest.raises(RuntimeError, match="answers differently through the Auto classes"):
+        check_reloaded(folder, model, processor, scenes)
+
+
+def test_batches_are_crops_of_the_scenes():
+    scenes = GeneratedScenes(5, "train", size=(IMAGE_SIZE + SHIFT, IMAGE_SIZE + SHIFT))
+    processor = EoMTImageProcessor(
+        size=(IMAGE_SIZE, IMAGE_SIZE), stuff_classes=scenes.stuff_classes, do_normalize=False
+    )
+    batches = RandomBatches(scenes, processor, seed=0)
+    seen, mirrored = [], 0
+    for step in range(5):
+        batch = batches(step)
+        assert batch["pixel_values"].shape == (BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE)
+        for picture, masks, classes in zip(*batch.values(), strict=True):
+            index, crop, flipped = locate(picture.mul(255).round().byte().permute(1, 2, 0).numpy(), scenes)
+            seen.append(index)
+            mirrored += flipped
+            segment_map = scenes[index]["segment_map"][crop]
+            segment_map = segment_map[:, ::-1] if flipped else segment_map
+            rows = [row for row in scenes[index]["segments"] if (segment_map == row["id"]).any()]
+            assert classes.tolist() == [row["label_id"] for row in rows]
+            assert (masks.numpy() == np.stack([segment_map == row["id"] for row in rows])).all()
+    assert all(sorted(seen[start : start + 5]) == list(range(5)) for start in range(0, 40, 5)), "rounds, none left out"
+    assert 5 < mirrored < 35
+
+
+def locate(picture: np.ndarray, scenes: GeneratedScenes):
+    """Which scene a crop is from, where, and whether it is mirrored."""
+    for index, scene in enumerate(scenes):
+        for flipped in (False, True):
+            wanted = picture[:, ::-1] if flipped else picture
+            for top in range(SHIFT + 1):
+                for left in range(SHIFT + 1):
+                    crop = (slice(top, top + IMAGE_SIZE), slice(left, left + IMAGE_SIZE))
+                    if (scene["image"][crop] == wanted).all():
+                        return index, crop, flipped
+    raise AssertionError("the crop is in no scene")
+
+
+def test_training_learns_a_batch_by_heart():
+    """On one batch the loss must fall by much, which it does not if gradients, matching or schedules are wrong."""
+    torch.manual_seed(0)
+    model = EoMTForUniversalSegmentation(demo_config({0: "left", 1: "right"}))
+    masks = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.bool)
+    masks[0, :, :32], masks[1, :, 32:] = True, True
+    batch = {
+        "pixel_values": torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE),
+        "mask_labels": [masks, masks],
+        "class_labels": [torch.tensor([0, 1])] * 2,
+    }
+    seen = []
+    losses = train(
+        model,
+        lambda step: batch,
+        steps=60,
+        warmup_steps=5,
+        learning_rate=2e-3,
+        on_step=lambda step, loss: seen.append(list(model.config.masked_attention_probabilities)),
+    )
+    assert losses[-1] < 0.1 * losses[0]
+    assert not model.training
+    assert model.config.masked_attention_probabilities == [0.0, 0.0]
+    assert seen == [masked_attention_probabilities(step, 60, 2) for step in range(60)]
+    with torch.inference_mode():
+        outputs = model(batch["pixel_values"])
+    best = outputs.class_queries_logits[0, :, :2].argmax(0)
+    predicted = torch.nn.functional.interpolate(outputs.masks_queries_logits[:1], IMAGE_SIZE, mode="bilinear")[0, best]
+    assert ((predicted > 0) == masks).float().mean() > 0.97
+
+
+def test_a_loss_that_is_not_finite_stops():
+    model = tiny_eomt()
+    with torch.no_grad():
+        model.class_predictor.weight[0, 0] = float("nan")
+    batch = {
+        "pixel_values": torch.randn(1, 3, 64, 64),
+        "mask_labels": [torch.ones(1, 64, 64, dtype=torch.bool)],
+        "class_labels": [torch.tensor([0])],
+    }
+    with pytest.raises(ValueError, match="at step 1; use a lower learning rate"):
+        train(model, lambda step: batch, steps=2, warmup_steps=1)
+
+
+def test_masked_attention_is_annealed_layer_by_layer():
+    # Official steps of COCO with T = 88692 and four layers: starts 14782, 29564, 44346, 59128; each lasts 14782.
+    total, layers = 88692, 4
+    starts = [14782, 29564, 44346, 59128]
+    for layer, start in enumerate(starts):
+        values = [masked_attention_probabilities(start + i * 14782 // 4, total, layers)[layer] for i in range(5)]
+        assert values == pytest.approx([(1 - share / 4) ** 0.9 for share in range(5)], abs=1e-4)
+    assert masked_attention_probabilities(0, total, layers) == [1.0] * 4
+    assert masked_attention_probabilities(total - 1, total, layers) == [0.0] * 4
+    assert masked_attention_probabilities(9, 12, 1) == [0.0]  # a single layer has no distance to the next
+
+
+def test_learning_rate():
+    factors = [learning_rate_factor(step, 100, 10) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.5**0.9)
+    assert all(one > other > 0 for one, other in itertools.pairwise(factors[10:]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps 0 must be at least 1"),
+        (["--seed", "-1"], "--seed -1 must be between 0"),
+        (["--output", "FILE"], "it is there and is not a folder"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(arguments, message, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", *(word.replace("FILE", str(tmp_path / "file")) for word in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_command_prints_the_quality(tmp_path, capsys, monkeypatch):
+    for name, value in (("NUM_TRAINING_SCENES", 8), ("NUM_TEST_SCENES", 4)):
+        monkeypatch.setitem(run_demo.__wrapped__.__kwdefaults__, name.lower(), value)
+    assert main(["demo", "--steps", "2", "--output", str(tmp_path / "new")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("panoptic quality ")
+    assert str(tmp_path / "new" / "demo.png") in printed.out
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.slow
+def test_the_full_demo_really_learns(tmp_path):
+    results = run_demo(tmp_path, report=lambda text: None)
+    assert results["num_test_scenes"] >= 100
+    assert results["pq"] > 0.75  # 0.87 when it was tuned; another machine's arithmetic may take another course
+    assert results["pq_things"] > 0.5
