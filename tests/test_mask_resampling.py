@@ -19,6 +19,15 @@ def whole(masks, input_size, content_size, target_size):
     return F.interpolate(masks, size=target_size, mode="bilinear")[0]
 
 
+def tile_values(tiles, tile, chosen):
+    """All strips of a tile, which must follow each other: (k, rows, columns)."""
+    rows, columns = tile
+    strips = list(tiles.values(rows, columns, chosen))
+    assert [strip.start for strip, _ in strips] == [rows.pixels.start] + [strip.stop for strip, _ in strips[:-1]]
+    assert strips[-1][0].stop == rows.pixels.stop
+    return torch.cat([values for _, values in strips]).transpose(0, 1)
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.tuples(lengths, lengths),
@@ -33,15 +42,17 @@ def test_tiles_equal_two_resizes(mask_size, input_size, share, target_size, tile
     content = tuple(max(1, int(length * part)) for length, part in zip(input_size, share, strict=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mask_resampling, "TILE_PIXELS", tile_pixels)
+        patch.setattr(mask_resampling, "_SERIAL_VALUES", 100)
+        patch.setattr(mask_resampling, "_SERIAL_PRODUCT", 50)
         tiles = tiled_masks(masks, torch.tensor([2, 0]), input_size, content, target_size)
-    lower, upper = tiles.bounds()
-    result = torch.full((2, *target_size), torch.nan)
-    chosen = torch.tensor([0, 1])
-    for number, (rows, columns) in enumerate(tiles):
-        values = tiles.values(rows, columns, chosen).transpose(0, 1)
-        result[:, rows.pixels, columns.pixels] = values
-        limits = [bound.flatten(1)[:, number, None, None] for bound in (lower, upper)]
-        assert ((limits[0] <= values) & (values <= limits[1])).all()
+        lower, upper = tiles.bounds()
+        result = torch.full((2, *target_size), torch.nan)
+        chosen = torch.tensor([0, 1])
+        for number, (rows, columns) in enumerate(tiles):
+            values = tile_values(tiles, (rows, columns), chosen)
+            result[:, rows.pixels, columns.pixels] = values
+            limits = [bound.flatten(1)[:, number, None, None] for bound in (lower, upper)]
+            assert ((limits[0] <= values) & (values <= limits[1])).all()
     assert len(tiles) == number + 1
     assert int(tiles.areas.sum()) == target_size[0] * target_size[1]
     # float32 rounding of values up to 5, twice
@@ -52,7 +63,7 @@ def test_long_axes_use_pytorchs_positions():
     """Far from the origin, positions in float64 would differ from PyTorch's by 3e-5 cells, here 3e-3 in value."""
     masks = 100 * torch.randn(1, 2, 640)
     tiles = tiled_masks(masks, torch.tensor([0]), (2, 640), (2, 640), (2, 1921))
-    values = torch.cat([tiles.values(*tile, torch.tensor([0])).transpose(0, 1) for tile in tiles], 2)
+    values = torch.cat([tile_values(tiles, tile, torch.tensor([0])) for tile in tiles], 2)
     torch.testing.assert_close(values, whole(masks, (2, 640), (2, 640), (2, 1921)), atol=1e-4, rtol=0)
 
 
@@ -60,13 +71,13 @@ def test_global_float32_precision_and_autocast_do_not_matter():
     masks = 10 * torch.randn(2, 40, 40)
     arguments = (masks, torch.tensor([0, 1]), (160, 160), (120, 160), (90, 70))
     tiles = tiled_masks(*arguments)
-    before = [tiles.values(*tile, torch.tensor([0, 1])) for tile in tiles]
+    before = [tile_values(tiles, tile, torch.tensor([0, 1])) for tile in tiles]
     precision = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", torch.bfloat16):
             tiles = tiled_masks(*arguments)
-            after = [tiles.values(*tile, torch.tensor([0, 1])) for tile in tiles]
+            after = [tile_values(tiles, tile, torch.tensor([0, 1])) for tile in tiles]
     finally:
         torch.set_float32_matmul_precision(precision)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))

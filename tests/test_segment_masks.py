@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from hf_segvit.models import mask_resampling
-from hf_segvit.models.segment_masks import instance_segments, panoptic_segments
+from hf_segvit.models.segment_masks import instance_segments, panoptic_segments, semantic_segments
 
 from .plain_post_processing import Case, cases, plain_instances, plain_panoptic, same_rows, score_tolerance
 
@@ -24,8 +24,10 @@ def on_route(route, function, *arguments, **options):
     with pytest.MonkeyPatch.context() as patch:
         if "prunable" in route:
             patch.setattr(mask_resampling.MaskTiles, "prunable", False)
+            patch.setattr(mask_resampling, "matmul", torch.matmul)
         else:
             patch.setattr(mask_resampling, "TILE_PIXELS", route["TILE_PIXELS"])
+            patch.setattr(mask_resampling, "_SERIAL_VALUES", 60)  # several strips a tile
         return function(*arguments, **options)
 
 
@@ -322,6 +324,21 @@ def test_without_target_sizes_the_answer_is_the_whole_input(function):
 def test_sizes_that_do_not_fit(function, sizes, message):
     with pytest.raises(ValueError, match=message):
         function(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, 4), input_size=(8, 8), **sizes)
+
+
+def test_logits_may_require_gradients():
+    """Outputs of a model that was called without `no_grad`; nothing of them stays alive in the answer."""
+    class_logits, mask_logits = 4 * torch.randn(1, 7, 5), 5 * torch.randn(1, 7, 8, 8)
+    for function in (panoptic_segments, instance_segments, semantic_segments):
+        plain = function(class_logits, mask_logits, [(30, 20)], input_size=(32, 32))[0]
+        tracked = function(
+            class_logits.clone().requires_grad_(), mask_logits.clone().requires_grad_(), [(30, 20)], input_size=(32, 32)
+        )[0]
+        if isinstance(plain, dict):
+            assert plain["segments_info"] == tracked["segments_info"]
+            plain, tracked = plain["segmentation"], tracked["segmentation"]
+        assert torch.equal(plain, tracked)
+        assert not tracked.requires_grad
 
 
 def test_two_kinds_of_masks_at_once():

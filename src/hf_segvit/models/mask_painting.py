@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from .mask_encoding import encode_mask
-from .mask_resampling import ROUNDING, AxisBlock, MaskTiles, Size, tile_members
+from .mask_resampling import ROUNDING, MaskTiles, Size, tile_members
 
 _RLE_CHUNK = 16  # masks that are expanded to full size at a time on their way to RLE
 
 
 @dataclass(frozen=True)
 class MeasuredMasks:
-    """Binarised masks: for each tile its bands, the indices of its masks (k,) and their pixels (rows, k, columns)."""
+    """Binarised masks: for each strip of a tile where it lies, the indices (k,) of its masks, and their pixels."""
 
     size: Size
-    tiles: list[tuple[AxisBlock, AxisBlock, Tensor, Tensor]]
+    strips: list[tuple[slice, slice, Tensor, Tensor]]  # the last one (rows, k, columns)
     areas: Tensor  # (K,) pixels inside
     means: Tensor  # (K,) mean probability inside
 
@@ -45,12 +45,12 @@ def measure(tiles: MaskTiles, mask_threshold: float) -> MeasuredMasks:
     for (rows, columns), members in zip(tiles, plan, strict=True):
         if not len(members):
             continue
-        for strip in tiles.strips(rows, columns, len(members)):
-            probabilities = tiles.values(strip, columns, members).sigmoid_()
+        for row_pixels, logits in tiles.values(rows, columns, members):
+            probabilities = logits.sigmoid_()
             inside = probabilities > mask_threshold
             areas.index_add_(0, members, inside.sum((0, 2), dtype=precise))
             totals.index_add_(0, members, probabilities.mul_(inside).sum((0, 2), dtype=precise))
-            binarised.append((strip, columns, members, inside))
+            binarised.append((row_pixels, columns.pixels, members, inside))
     return MeasuredMasks(tiles.size, binarised, areas, totals / (areas + 1e-6))
 
 
@@ -69,8 +69,8 @@ def paint_ids(masks: MeasuredMasks, mask_of_pair: Tensor, scores: Tensor, kept: 
     rank_of_mask = torch.zeros(len(masks.areas), dtype=torch.int32, device=device)
     rank_of_mask.scatter_reduce_(0, mask_of_pair, ranks, "amax")
     painted = torch.zeros(masks.size, dtype=torch.int32, device=device)
-    for rows, columns, members, inside in masks.tiles:
-        painted[rows.pixels, columns.pixels] = (inside * rank_of_mask[members][:, None]).amax(1)
+    for rows, columns, members, inside in masks.strips:
+        painted[rows, columns] = (inside * rank_of_mask[members][:, None]).amax(1)
     visible = (count_labels(painted, len(scores) + 1)[ranks] > 0) & kept
     ids = torch.full((len(scores) + 1,), -1, dtype=torch.int32, device=device)
     ids[ranks.long()] = torch.where(visible, visible.cumsum(0) - 1, -1).int()
@@ -82,12 +82,12 @@ def paint_masks(masks: MeasuredMasks, chosen: list[int]) -> Tensor:
     maps = torch.zeros((len(chosen), *masks.size), dtype=torch.bool, device=masks.areas.device)
     wanted = torch.tensor(chosen, dtype=torch.int64)
     everywhere = wanted.to(maps.device, non_blocking=True)
-    for rows, columns, members, inside in masks.tiles:
+    for rows, columns, members, inside in masks.strips:
         if len(members) == len(masks.areas):
-            maps[:, rows.pixels, columns.pixels] = inside[:, everywhere].transpose(0, 1)
+            maps[:, rows, columns] = inside[:, everywhere].transpose(0, 1)
             continue
         for number, position in (wanted[:, None] == members).nonzero().tolist():
-            maps[number, rows.pixels, columns.pixels] = inside[:, position]
+            maps[number, rows, columns] = inside[:, position]
     return maps
 
 

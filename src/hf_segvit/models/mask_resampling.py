@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 TILE_PIXELS = 48  # side of a tile on a CPU: smaller ones exclude more masks, larger ones cost fewer calls
 MAX_TILES_PER_AXIS = 24
-SERIAL_VALUES = 2**15 - 1  # most values for which PyTorch works on one thread
+_SERIAL_VALUES = 2**15 - 1  # most values for which PyTorch works on one thread
 _SERIAL_PRODUCT = 2**18  # most multiplications for which OpenBLAS, inside NumPy, works on one thread
 ROUNDING = 1e-5  # more than a float32 probability can miss a bound on it by
 ACCELERATOR_TILE_VALUES = 2**24  # values (masks x pixels) that are resampled at once elsewhere: 128 MiB in float64
@@ -45,12 +45,6 @@ class AxisBlock:
     def length(self) -> int:
         """Number of pixels."""
         return self.pixels.stop - self.pixels.start
-
-    def part(self, pixels: slice) -> "AxisBlock":
-        """Some of the pixels, counted from the first one of the block."""
-        length = len(range(self.length)[pixels])
-        start = self.pixels.start + pixels.start
-        return AxisBlock(slice(start, start + length), self.cells, self.weights[pixels])
 
     @property
     def num_cells(self) -> int:
@@ -149,17 +143,22 @@ class MaskTiles:
         """Tiles row by row."""
         return product(self.rows, self.columns)
 
-    def strips(self, rows: AxisBlock, columns: AxisBlock, count: int) -> list[AxisBlock]:
-        """Cut a tile's rows so that `count` masks on a strip are few enough values not to start threads for."""
-        if self.masks.device.type != "cpu":
-            return [rows]
-        step = max(1, SERIAL_VALUES // (count * columns.length))
-        starts = range(0, rows.length, step)
-        return [rows] if len(starts) == 1 else [rows.part(slice(start, start + step)) for start in starts]
+    def values(self, rows: AxisBlock, columns: AxisBlock, chosen: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of the masks `chosen` (k,) on one tile, in strips of few enough values not to start threads for.
 
-    def values(self, rows: AxisBlock, columns: AxisBlock, chosen: Tensor) -> Tensor:
-        """Logits of the masks `chosen` (k,) on one tile, (rows.length, k, columns.length) float32."""
-        return resample(self.masks[rows.cells, :, columns.cells].index_select(1, chosen), rows, columns).float()
+        Yields:
+            The strip's rows of the target, and (rows, k, columns.length) float32 values.
+        """
+        cells = self.masks[rows.cells, :, columns.cells].index_select(1, chosen)
+        wide = _interpolate_columns(cells, columns)
+        step = rows.length
+        if self.masks.device.type == "cpu":
+            step = max(1, _SERIAL_VALUES // (len(chosen) * columns.length))
+        for start in range(0, rows.length, step):
+            weights = rows.weights[start : start + step]
+            values = matmul(weights, wide).view(len(weights), -1, columns.length)
+            first = rows.pixels.start + start
+            yield slice(first, first + len(weights)), values.float()
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of all `values`, two of (K, len(rows), len(columns)) float32 on the CPU.
@@ -189,9 +188,20 @@ def tile_members(relevant: Tensor) -> Sequence[Tensor]:
 
 def resample(cells: Tensor, rows: AxisBlock, columns: AxisBlock) -> Tensor:
     """Interpolate what lies behind one tile: (cells, k, cells) -> (rows.length, k, columns.length)."""
-    height, count, width = cells.shape
-    values = matmul(rows.weights, cells.reshape(height, count * width))
-    return matmul(values.reshape(-1, width), columns.weights.T).view(rows.length, count, columns.length)
+    return matmul(rows.weights, _interpolate_columns(cells, columns)).view(rows.length, -1, columns.length)
+
+
+def serial_sigmoid_(values: Tensor) -> Tensor:
+    """Sigmoid in place of a contiguous tensor, on a CPU in pieces that are too small to start threads for."""
+    pieces = values.view(-1).split(_SERIAL_VALUES) if values.device.type == "cpu" else [values]
+    for piece in pieces:
+        piece.sigmoid_()
+    return values
+
+
+def _interpolate_columns(cells: Tensor, columns: AxisBlock) -> Tensor:
+    """(cells, k, cells) -> (cells, k * columns.length)."""
+    return matmul(cells.reshape(-1, cells.shape[2]), columns.weights.T).reshape(len(cells), -1)
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
@@ -209,6 +219,20 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
         return torch.from_numpy(np.matmul(a, b))
     parts = [np.matmul(a[start : start + step], b) for start in range(0, len(a), step)]
     return torch.from_numpy(np.concatenate(parts, axis=-2))
+
+
+def code_of_largest(values: Tensor, codes: Tensor) -> Tensor:
+    """For each pixel the code of its largest value; of equals the largest code.
+
+    Args:
+        values: (rows, k, columns).
+        codes: positive integers that broadcast to the shape of `values`.
+
+    Returns:
+        (rows, columns); 0 where a value is NaN.
+    """
+    # `max` with indices would start threads however little there is to do.
+    return ((values == values.amax(1, keepdim=True)) * codes).amax(1)
 
 
 def tiled_masks(

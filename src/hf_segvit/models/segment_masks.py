@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .mask_painting import count_labels, encode_masks, look_up, measure, paint_ids, paint_masks
-from .mask_resampling import ROUNDING, MaskTiles, Size, tile_members, tiled_masks
+from .mask_resampling import ROUNDING, MaskTiles, Size, code_of_largest, tile_members, tiled_masks
 from .semantic_segments import picture_sizes, semantic_segments, semantic_segments_from_windows
 
 __all__ = ["instance_segments", "panoptic_segments", "semantic_segments", "semantic_segments_from_windows"]
@@ -61,7 +61,7 @@ def panoptic_segments(
         ValueError: the number of sizes is not B, or a picture does not fit into the input.
     """
     # All later shapes depend on the class logits; they are small, so the host gets them once for the whole batch.
-    scores, labels = class_queries_logits.float().cpu().softmax(-1).max(-1)
+    scores, labels = class_queries_logits.detach().float().cpu().softmax(-1).max(-1)
     kept = (labels != class_queries_logits.shape[-1] - 1) & (scores > threshold)
     results = []
     for picture, sizes in enumerate(picture_sizes(len(kept), target_sizes, input_size, content_sizes)):
@@ -72,15 +72,17 @@ def panoptic_segments(
             continue
         tiles = tiled_masks(masks_queries_logits[picture], queries, input_size, *sizes)
         winners, mask_areas = _assign_pixels(tiles, scores[picture, queries], mask_threshold)
-        areas = torch.cat([mask_areas, count_labels(winners, 2 * len(queries))])
+        # Codes fall with the query, from 2K; an odd one is a pixel inside the mask, the even one below it is outside.
+        won_areas = count_labels(winners, 2 * len(queries) + 2)[2:].view(-1, 2).flip(0)
         ids, rows = _panoptic_rows(
             labels[picture, queries].tolist(),
             scores[picture, queries].tolist(),
-            areas.reshape(3, len(queries)).T.tolist(),
+            torch.column_stack([mask_areas, won_areas]).tolist(),
             overlap_mask_area_threshold,
             set(stuff_classes),
         )
-        results.append({"segmentation": look_up(winners, torch.tensor(ids, dtype=torch.int32)), "segments_info": rows})
+        id_of_code = torch.tensor([-1, -1] + [value for id_ in reversed(ids) for value in (-1, id_)], dtype=torch.int32)
+        results.append({"segmentation": look_up(winners, id_of_code), "segments_info": rows})
     return results
 
 
@@ -88,28 +90,27 @@ def _assign_pixels(tiles: MaskTiles, scores: Tensor, mask_threshold: float) -> t
     """Let K masks compete for the pixels; `scores` (K,) are on the CPU.
 
     Returns:
-        (H, W) int32: k where query k is largest and reaches the mask threshold, K + k where it is largest but does
-        not; and the (K,) int64 areas of the masks by themselves.
+        (H, W) int32 codes of the winners: 2 * (K - k), plus 1 where the probability reaches the mask threshold; and
+        the (K,) int64 areas of the masks by themselves.
     """
-    masks, count = tiles.masks, len(scores)
-    winners = torch.empty(tiles.size, dtype=torch.int32, device=masks.device)
-    areas = torch.zeros(count, dtype=torch.int64, device=masks.device)
-    weights = scores.to(masks.device, non_blocking=True)[:, None]
-    plan: Iterable[tuple[int, Tensor]] = repeat((-1, torch.arange(count, device=masks.device)), len(tiles))
+    device, count = tiles.masks.device, len(scores)
+    winners = torch.empty(tiles.size, dtype=torch.int32, device=device)
+    areas = torch.zeros(count, dtype=torch.int64, device=device)
+    weights = scores.to(device, non_blocking=True)[:, None]
+    codes = torch.arange(2 * count, 0, -2, dtype=torch.int32, device=device)[:, None]
+    plan: Iterable[tuple[int, Tensor]] = repeat((0, torch.arange(count, device=device)), len(tiles))
     if tiles.prunable:
         plan = _contests(tiles, weights[..., None], mask_threshold, areas)
-    for (rows, columns), (only_winner, members) in zip(tiles, plan, strict=True):
-        if only_winner >= 0:
-            winners[rows.pixels, columns.pixels] = only_winner
+    for (rows, columns), (only_code, members) in zip(tiles, plan, strict=True):
+        if only_code:
+            winners[rows.pixels, columns.pixels] = only_code
             continue
-        for strip in tiles.strips(rows, columns, len(members)):
-            probabilities = tiles.values(strip, columns, members).sigmoid_()
+        for row_pixels, logits in tiles.values(rows, columns, members):
+            probabilities = logits.sigmoid_()
             inside = probabilities >= mask_threshold
             areas.index_add_(0, members, inside.sum((0, 2)))
-            best = probabilities.mul_(weights[members]).max(1).indices
-            belongs = inside.gather(1, best[:, None])[:, 0]
-            best = members[best]
-            winners[strip.pixels, columns.pixels] = torch.where(belongs, best, best + count).int()
+            products = probabilities.mul_(weights[members])
+            winners[row_pixels, columns.pixels] = code_of_largest(products, inside + codes[members])
     return winners, areas
 
 
@@ -117,7 +118,7 @@ def _contests(tiles: MaskTiles, weights: Tensor, mask_threshold: float, areas: T
     """Find the masks that matter in each tile: those that may win a pixel and those whose outline crosses it.
 
     Returns:
-        For each tile the one value that `winners` has all over it, or -1 and the masks to compare. The areas of masks
+        For each tile the one code that `winners` has all over it, or 0 and the masks to compare. The areas of masks
         that need not be looked at in a tile, as they cover it, are added to `areas`.
     """
     lower, upper = (bound.sigmoid_() for bound in tiles.bounds())
@@ -129,8 +130,8 @@ def _contests(tiles: MaskTiles, weights: Tensor, mask_threshold: float, areas: T
     compared = (may_win | crossing) & ~decided
     areas += ((covering & ~compared) * tiles.areas).sum((1, 2))
     winner = may_win.int().argmax(0)
-    value = torch.where(covering.gather(0, winner[None])[0], winner, winner + len(weights))
-    return list(zip(torch.where(decided, value, -1).flatten().tolist(), tile_members(compared), strict=True))
+    code = 2 * (len(weights) - winner) + covering.gather(0, winner[None])[0]
+    return list(zip((code * decided).flatten().tolist(), tile_members(compared), strict=True))
 
 
 def _panoptic_rows(
@@ -138,13 +139,13 @@ def _panoptic_rows(
 ) -> tuple[list[int], list[dict[str, Any]]]:
     """Decide which of K queries become segments.
 
-    `areas` has for each query the pixels of its mask, those it won, and those where it was largest but below the mask
-    threshold. Returns the ids that stand for the 2K values of `winners`, and `segments_info`.
+    `areas` has for each query the pixels of its mask, those where it was largest but below the mask threshold, and
+    those it won. Returns an id for each query, -1 for those dropped, and `segments_info`.
     """
     ids: list[int] = []
     rows: list[dict[str, Any]] = []
     stuff_ids: dict[int, int] = {}
-    for label, score, (mask_area, won_area, largest_below) in zip(labels, scores, areas, strict=True):
+    for label, score, (mask_area, largest_below, won_area) in zip(labels, scores, areas, strict=True):
         if won_area == 0 or (won_area + largest_below) / mask_area < overlap_threshold:
             ids.append(-1)
             continue
@@ -154,7 +155,7 @@ def _panoptic_rows(
         if label in stuff:
             stuff_ids[label] = len(rows)
         rows.append(_row(len(rows), label, label in stuff, score))
-    return ids + [-1] * len(ids), rows
+    return ids, rows
 
 
 def _row(segment_id: int, label: int, fused: bool, score: float) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def instance_segments(
     """
     if return_binary_maps and return_coco_annotation:
         raise ValueError("return_binary_maps and return_coco_annotation are both set; ask for one of them")
-    probabilities = class_queries_logits.float().cpu().softmax(-1)[..., :-1]
+    probabilities = class_queries_logits.detach().float().cpu().softmax(-1)[..., :-1]
     num_classes = probabilities.shape[-1]
     results = []
     for picture, sizes in enumerate(picture_sizes(len(probabilities), target_sizes, input_size, content_sizes)):

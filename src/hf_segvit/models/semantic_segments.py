@@ -24,9 +24,11 @@ from .mask_resampling import (
     Size,
     axis_block,
     axis_blocks,
+    code_of_largest,
     finite_masks,
     matmul,
     resample,
+    serial_sigmoid_,
     tiles_per_axis,
     widened,
 )
@@ -185,7 +187,8 @@ def _classify(
                 merged = _merge(parts, classes, (row_block.num_cells, column_block.num_cells))
                 tile_scores = resample(merged, row_block, column_block)
                 tile = row_block.pixels, column_block.pixels
-                segmentation[tile] = classes[tile_scores.max(1).indices]
+                codes = code_of_largest(tile_scores, (num_classes - classes)[:, None])
+                segmentation[tile] = num_classes - codes.clamp_(min=1)
                 if scores is not None:
                     scores[:, *tile] = tile_scores.transpose(0, 1)
     return segmentation if scores is None else (segmentation, scores)
@@ -219,7 +222,7 @@ def _merge(parts: list[_Part], classes: Tensor, size: Size) -> Tensor:
     merged = torch.zeros((height, len(classes), width), device=classes.device)
     coverage = torch.zeros((height, 1, width), device=classes.device)
     for window, cells, rows, columns in parts:
-        probabilities = resample(cells, rows, columns).sigmoid_()
+        probabilities = serial_sigmoid_(resample(cells, rows, columns))
         place = rows.pixels, slice(None), columns.pixels
         merged[place] += matmul(window.class_probabilities[classes], probabilities)
         coverage[place] += 1
