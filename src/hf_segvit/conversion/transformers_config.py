@@ -7,32 +7,10 @@ import transformers
 from transformers import EomtConfig, EomtDinov3Config
 
 from ..models.configuration_eomt import EoMTConfig
+from ..models.transformers_eomt import SHARED_FIELDS
 
 # Fields that mean the same there under the same name.
-_SHARED_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "hidden_act",
-    "initializer_range",
-    "layer_norm_eps",
-    "num_channels",
-    "patch_size",
-    "drop_path_rate",
-    "num_upscale_blocks",
-    "attention_dropout",
-    "no_object_weight",
-    "class_weight",
-    "mask_weight",
-    "dice_weight",
-    "train_num_points",
-    "oversample_ratio",
-    "importance_sample_ratio",
-    "num_queries",
-    "num_register_tokens",
-    "id2label",
-    "label2id",
-)
+_SHARED_FIELDS = (*SHARED_FIELDS, "patch_size", "id2label", "label2id")
 # Fields that the functions below translate, or that have no bearing on what the model computes.
 _OTHER_FIELDS = {
     "image_size",

@@ -13,7 +13,7 @@ import torch
 TRANSFORMERS_EOMT_TYPES = ("eomt", "eomt_dinov3")
 
 # Fields that mean the same under the same name.
-_SHARED_FIELDS = (
+SHARED_FIELDS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -76,7 +76,7 @@ def translate_config(config_dict: dict[str, Any]) -> dict[str, Any]:
         ValueError: the model uses something that ours does not have; the message names it.
     """
     theirs = {**_DEFAULTS, **config_dict}
-    ours = {name: theirs[name] for name in (*_SHARED_FIELDS, *_GENERAL_FIELDS) if name in theirs}
+    ours = {name: theirs[name] for name in (*SHARED_FIELDS, *_GENERAL_FIELDS) if name in theirs}
     ours["model_type"] = "segvit_eomt"
     ours["image_size"] = theirs["image_size"]
     ours["patch_size"] = _single_patch_size(theirs["patch_size"])
