@@ -94,7 +94,7 @@ def test_the_data_set_ends_and_feeds_loader_workers():
         assert sample.keys() == {"image", "image_id", "segment_map", "segments"}
 
 
-@pytest.mark.parametrize(("difficulty", "fewest", "most"), [("easy", 1, 3), ("hard", 4, 12)])
+@pytest.mark.parametrize(("difficulty", "fewest", "most"), [("easy", 1, 3), ("medium", 2, 8), ("hard", 4, 12)])
 def test_number_of_things(difficulty, fewest, most):
     counts = [
         sum(row["label_id"] not in SCENE_STUFF_CLASSES for row in scene.segments) for scene in scenes(difficulty, 80)
@@ -207,7 +207,7 @@ def test_smooth_noise_is_smooth_and_fills_its_range():
     ("call", "message"),
     [
         (lambda: generate_scene(0, (8, 96)), r"size is \(8, 96\).*at least 16"),
-        (lambda: generate_scene(0, difficulty="medium"), "no difficulty 'medium'; choose one of easy, hard"),
+        (lambda: generate_scene(0, difficulty="extreme"), "no difficulty 'extreme'; choose one of easy, medium, hard"),
         (lambda: generate_scene(0, num_things=(3, 2)), r"num_things is \(3, 2\)"),
         (lambda: generate_scene(0, num_things=(-1, 2)), r"num_things is \(-1, 2\)"),
         (lambda: GeneratedScenes(5, "training"), "no split 'training'; choose one of train, val, test"),

@@ -32,7 +32,6 @@ SPLITS = ("train", "val", "test")
 
 # Classes that are a shape with one texture; the bare shape then never has it.
 _TEXTURED = {"striped disc": ("disc", "stripes"), "checkered square": ("square", "checker")}
-_RARE = {"crescent": 0.15, "heart": 0.15}  # times as frequent as other things
 _MIN_SIDE = 16  # pixels
 _MIN_STUFF = 0.004  # of the picture; what is left of a stuff class below it is void
 _TRIES = 25  # for a place where a thing hides no other too far
@@ -49,6 +48,7 @@ class Difficulty:
         min_visible: share of every thing that the others must leave visible.
         max_turn: largest rotation of a thing, in radians.
         textures: those that a thing may have, by shape, besides those that make a class.
+        rare: things that are less frequent than the others, with how many times as frequent they are.
         unlabelled: probability of an object without a class, which is void.
         noise: standard deviation of the camera's noise, in grey levels.
     """
@@ -59,6 +59,7 @@ class Difficulty:
     min_visible: float
     max_turn: float
     textures: Mapping[str, Sequence[str]]
+    rare: Mapping[str, float]
     unlabelled: float
     noise: float
 
@@ -66,11 +67,24 @@ class Difficulty:
 # In easy scenes the texture gives the shape away: shapes alone take a model that starts from nothing too long to learn
 # for a demo (five times the steps).
 _EASY_TEXTURES = {"disc": ("plain",), "square": ("dots",), "triangle": ("stripes",)}
+# In medium ones it narrows the choice to two shapes.
+_MEDIUM_TEXTURES = {
+    "disc": ("plain", "dots"),
+    "square": ("dots", "stripes"),
+    "triangle": ("stripes", "checker"),
+    "star": ("checker", "speckle"),
+    "ring": ("speckle", "plain"),
+    UNLABELLED: TEXTURES,
+}
 _ALL_TEXTURES = dict.fromkeys(SHAPES, TEXTURES)
+_RARE_IN_MEDIUM, _RARE_IN_HARD = {"star": 0.3, "ring": 0.3}, {"crescent": 0.15, "heart": 0.15}
 
 DIFFICULTIES = {
-    "easy": Difficulty(6, (1, 3), (0.14, 0.23), 0.65, 0.5, _EASY_TEXTURES, 0.0, 3.0),
-    "hard": Difficulty(len(SCENE_LABELS), (5, 12), (0.045, 0.17), 0.35, np.pi, _ALL_TEXTURES, 0.3, 7.0),
+    "easy": Difficulty(6, (1, 3), (0.14, 0.23), 0.65, 0.5, _EASY_TEXTURES, {}, 0.0, 3.0),
+    "medium": Difficulty(10, (3, 8), (0.08, 0.2), 0.4, np.pi, _MEDIUM_TEXTURES, _RARE_IN_MEDIUM, 0.1, 5.0),
+    "hard": Difficulty(
+        len(SCENE_LABELS), (5, 12), (0.045, 0.17), 0.35, np.pi, _ALL_TEXTURES, _RARE_IN_HARD, 0.3, 7.0
+    ),
 }
 
 
@@ -169,8 +183,9 @@ def generate_scene(
         size: (H, W) in pixels, each at least 16; textures and things grow with it.
         num_things: fewest and most things, instead of the difficulty's. One that would hide the others too far
             wherever it is put is left out.
-        difficulty: "easy" (few large things, 6 classes) or "hard" (many small ones that hide one another, 18 classes,
-            some rare, some alike, and objects that have no class).
+        difficulty: "easy" (few large things, 6 classes), "medium" (more and smaller ones that hide one another, 10 classes,
+            two of them rare, every texture on two shapes) or "hard" (many small ones, 18 classes, some rare, some
+            alike, any texture, and objects that have no class).
 
     Raises:
         ValueError: an argument is out of its range.
@@ -183,7 +198,7 @@ def generate_scene(
     labels = dict(enumerate(STUFF_PAINTERS))
 
     things = [name for name in names if name not in STUFF_PAINTERS]
-    weights = np.array([_RARE.get(name, 1.0) for name in things])
+    weights = np.array([settings.rare.get(name, 1.0) for name in things])
     areas: dict[int, int] = {}  # of whole things, by their number in `owner`
     chosen = list(rng.choice(things, int(rng.integers(low, high + 1)), p=weights / weights.sum()))
     if rng.random() < settings.unlabelled:
