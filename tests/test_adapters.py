@@ -1,0 +1,136 @@
+"""LoRA by PEFT: what is trained, and that merged, saved and reloaded models compute the same."""
+
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForUniversalSegmentation
+
+from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
+from hf_segvit.training.adapters import add_adapters, load_adapters, merge_adapters
+from hf_segvit.training.derivation import derive
+from hf_segvit.training.parameter_groups import build_optimizer, parameter_groups
+from hf_segvit.training.recipe import Recipe, load_recipe
+
+from .test_freezing import batch
+from .test_parameter_groups import tiny_vit_p
+from .tiny_models import DINOV2_GIANT, tiny_eomt
+
+pytest.importorskip("peft")
+HEADS = ("eomt.query.", "eomt.mask_head.", "eomt.upscale_block.", "class_predictor.")
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
+
+
+def plan_for(model):
+    return derive(Recipe(steps=10, learning_rate=0.05, layer_decay=1.0, lora=LORA), 16, config=model.config)
+
+
+def trained_adapters(**overrides):
+    """A model with adapters after three steps, in evaluation mode."""
+    model = add_adapters(tiny_eomt(**overrides), LORA)
+    optimizer = build_optimizer(model, plan_for(model))
+    model.train()
+    for _ in range(3):
+        model(**batch()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.set_masked_attention_probabilities(0.0)
+    return model.eval()
+
+
+def answers(model):
+    with torch.no_grad():
+        outputs = model(pixel_values=batch()["pixel_values"])
+    return outputs.class_queries_logits, outputs.masks_queries_logits
+
+
+def assert_same(model, other):
+    for one, another in zip(answers(model), answers(other), strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [{}, DINOV2_GIANT])
+def test_adapters_in_the_blocks_and_the_rest_in_full(family):
+    model = tiny_eomt(**family)
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.startswith("eomt.layers.")}
+    heads = {name for name, _ in model.named_parameters() if name.startswith(HEADS)}
+    adapted = add_adapters(model, LORA)
+    trained = {name.removeprefix("base_model.model.") for name, p in adapted.named_parameters() if p.requires_grad}
+    adapters = {name.partition(".lora_")[0] for name in trained if ".lora_" in name}
+    assert adapters == linear
+    rest = {name.replace("modules_to_save.default.", "") for name in trained if ".lora_" not in name}
+    assert rest == heads
+    roles = {group["role"] for group in parameter_groups(adapted, plan_for(adapted))}
+    assert roles == {"backbone", "rest"}
+
+
+def test_adapters_of_vit_p():
+    model = tiny_vit_p()
+    adapted = add_adapters(model, LORA)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    adapters = {name.split(".lora_")[0].rpartition(".")[2] for name in trained if ".lora_" in name}
+    assert adapters == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
+    in_full = {name for name in trained if ".lora_" not in name}
+    assert any("prompt_encoder" in name for name in in_full)
+    assert any("classifier" in name for name in in_full)
+    assert not any(".embeddings." in name or ".layernorm." in name for name in in_full)
+
+
+def test_new_adapters_change_nothing_and_trained_ones_do():
+    plain = tiny_eomt()
+    adapted = add_adapters(tiny_eomt(), LORA).eval()
+    assert_same(plain, adapted)
+    adapted = trained_adapters()
+    plain.set_masked_attention_probabilities(0.0)
+    assert (answers(plain)[1] - answers(adapted)[1]).abs().max() > 0.1
+    base = dict(tiny_eomt().named_parameters())
+    for name, parameter in adapted.named_parameters():
+        if ".base_layer." in name:
+            original = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            assert torch.equal(parameter, base[original]), "the adapted weights stay as they were"
+
+
+def test_merged_model_saves_and_loads_without_peft(tmp_path):
+    adapted = trained_adapters()
+    expected = answers(adapted)
+    merged = merge_adapters(adapted)
+    assert isinstance(merged, EoMTForUniversalSegmentation)
+    assert {name for name, _ in merged.named_parameters()} == {name for name, _ in tiny_eomt().named_parameters()}
+    merged.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("adapter*"))
+    loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path).eval()
+    assert loaded.config.masked_attention_probabilities == [0.0, 0.0]
+    for one, another in zip(answers(loaded), expected, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-5, atol=1e-5)
+    plain = tiny_eomt()
+    assert merge_adapters(plain) is plain
+
+
+def test_adapters_alone_go_back_onto_their_model(tmp_path):
+    adapted = trained_adapters()
+    adapted.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    fresh = tiny_eomt()
+    fresh.set_masked_attention_probabilities(0.0)
+    assert_same(load_adapters(fresh, tmp_path).eval(), adapted)
+
+
+def test_the_recipe_trains_few_parameters_at_one_rate():
+    recipe = load_recipe("own_lora")
+    assert recipe.layer_decay == 1.0
+    model = add_adapters(tiny_eomt(), recipe.lora)
+    assert model.peft_config["default"].r == 16
+    assert model.peft_config["default"].lora_alpha == 32
+    rates = {group["lr"] for group in parameter_groups(model, derive(recipe, 16, config=model.config))}
+    assert rates == {2e-4}
+
+
+def test_targets_can_be_chosen_and_unknown_ones_are_told(monkeypatch):
+    model = add_adapters(tiny_eomt(), {**LORA, "targets": ["q_proj", "v_proj"]})
+    names = {name.partition(".lora_")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert names == {"q_proj", "v_proj"}
+    with pytest.raises(ValueError, match=r"qkv, which the blocks do not have; choose from fc1"):
+        add_adapters(tiny_eomt(), {"targets": ["qkv"]})
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match=r"pip install"):
+        add_adapters(tiny_eomt(), LORA)
