@@ -16,9 +16,15 @@ from transformers.models.auto import modeling_auto
 
 from .models.configuration_eomt import EoMTConfig
 from .models.configuration_plain_vit import PlainViTConfig
+from .models.configuration_vit_p import ViTPConfig
+from .models.configuration_vit_p_fusion import ViTPFusionConfig
 from .models.image_processing_eomt import EoMTImageProcessor
+from .models.image_processing_vit_p import ViTPImageProcessor
+from .models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
 from .models.modeling_eomt import EoMTForUniversalSegmentation, EoMTModel
 from .models.modeling_plain_vit import PlainViTModel
+from .models.modeling_vit_p import ViTPModel
+from .models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 
 
 def register() -> None:
@@ -30,7 +36,17 @@ def register() -> None:
     AutoModelForUniversalSegmentation.register(EoMTConfig, EoMTForUniversalSegmentation, exist_ok=True)
     AutoModelForSemanticSegmentation.register(EoMTConfig, EoMTForUniversalSegmentation, exist_ok=True)
     AutoImageProcessor.register(EoMTConfig, image_processor_classes={"torchvision": EoMTImageProcessor}, exist_ok=True)
+    AutoConfig.register(ViTPConfig.model_type, ViTPConfig, exist_ok=True)
+    AutoModel.register(ViTPConfig, ViTPModel, exist_ok=True)
+    AutoImageProcessor.register(ViTPConfig, image_processor_classes={"torchvision": ViTPImageProcessor}, exist_ok=True)
+    AutoConfig.register(ViTPFusionConfig.model_type, ViTPFusionConfig, exist_ok=True)
+    AutoModelForUniversalSegmentation.register(ViTPFusionConfig, ViTPFusionForUniversalSegmentation, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(ViTPFusionConfig, ViTPFusionForUniversalSegmentation, exist_ok=True)
+    AutoImageProcessor.register(
+        ViTPFusionConfig, image_processor_classes={"torchvision": ViTPFusionImageProcessor}, exist_ok=True
+    )
     # The pipeline compares class names with this static table, which registration does not reach, and logs an error
     # for a name that it does not find.
     names = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
     names[EoMTConfig.model_type] = EoMTForUniversalSegmentation.__name__
+    names[ViTPFusionConfig.model_type] = ViTPFusionForUniversalSegmentation.__name__

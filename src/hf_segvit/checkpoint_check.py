@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .remote_code import AUTO_CLASSES, installed_class
+from .remote_code import AUTO_CLASSES, installed_class, whole_model_class
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
@@ -68,7 +68,8 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
 
     config = _load(installed_class(model_type, "AutoConfig"), folder, CONFIG)
     processor = _load(installed_class(model_type, "AutoImageProcessor"), folder, PROCESSOR)
-    unknown = [label for label in processor.stuff_classes or () if label not in config.id2label]
+    stuff_classes = getattr(processor, "stuff_classes", None)  # a point classifier's has none
+    unknown = [label for label in stuff_classes or () if label not in config.id2label]
     if unknown:
         raise ValueError(
             f"{folder / PROCESSOR}: stuff_classes names {unknown[:5]}, but the classes of {CONFIG} are 0 to "
@@ -144,7 +145,7 @@ def _read_weights(path: Path) -> dict[str, list[int]]:
 
 
 def _compare_with_model(folder: Path, config: Any, shapes: dict[str, list[int]]) -> None:
-    model_class = installed_class(config.model_type, "AutoModelForUniversalSegmentation")
+    model_class = whole_model_class(config.model_type)
     if config.architectures != [model_class.__name__]:
         raise ValueError(
             f"{folder / CONFIG}: architectures is {config.architectures}; only a {model_class.__name__} is complete, "

@@ -16,6 +16,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .models.configuration_vit_p_fusion import ViTPFusionConfig
+
 # Stands for the repository in cards made before it is known; a push replaces it.
 REPOSITORY_PLACEHOLDER = "your-name/your-model"
 # In every generated card. A push overwrites cards that have it and leaves all others alone.
@@ -29,6 +31,14 @@ _TASKS = {
     "instance": "Instance segmentation: every countable object gets a mask, a class and a score.",
     "semantic": "Semantic segmentation: every pixel gets a class.",
 }
+_EOMT = (
+    "An encoder-only mask transformer (EoMT, CVPR 2025): a plain Vision Transformer whose last blocks also process "
+    "learned queries, each of which predicts a class and a mask."
+)
+_FUSION = (
+    "Two models in one: a generator draws masks and names them, a point classifier (ViT-P, CVPR 2026) looks at a point "
+    "of each mask, and both opinions are fused."
+)
 _EOMT_BIBTEX = """@inproceedings{kerssies2025eomt,
   author    = {Kerssies, Tommie and Cavagnero, Niccol\\`o and Hermans, Alexander and Norouzi, Narges and
                Averta, Giuseppe and Leibe, Bastian and Dubbelman, Gijs and {de Geus}, Daan},
@@ -74,7 +84,12 @@ def make_model_card(
     """
     for result in results:
         check_result(result, "results")
-    title = repo_id.split("/")[-1] if repo_id != REPOSITORY_PLACEHOLDER else f"EoMT, {processor.task} segmentation"
+    fused = config.model_type == ViTPFusionConfig.model_type
+    name = "ViT-P fusion" if fused else "EoMT"
+    title = repo_id.split("/")[-1] if repo_id != REPOSITORY_PLACEHOLDER else f"{name}, {processor.task} segmentation"
+    facts = _fused_facts(config, processor) if fused else _facts(config, processor)
+    if num_parameters is not None:
+        facts["Parameters"] = f"{num_parameters / 1e6:.1f} million"
     metadata = ModelCardData(
         model_name=title,
         library_name="transformers",
@@ -82,28 +97,29 @@ def make_model_card(
         license=license,
         base_model=base_model,
         datasets=list(datasets) or None,
-        tags=["eomt", "hf-segvit", "vision-transformer", f"{processor.task}-segmentation"],
+        tags=["vit-p" if fused else "eomt", "hf-segvit", "vision-transformer", f"{processor.task}-segmentation"],
         eval_results=[entry for result in results for entry in _eval_results(result)] or None,
     )
     text = Template(files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8")).substitute(
         title=title,
-        description=(
-            "An encoder-only mask transformer (EoMT, CVPR 2025): a plain Vision Transformer whose last blocks also "
-            f"process learned queries, each of which predicts a class and a mask. {_TASKS[processor.task]}"
-        ),
-        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(config, processor, num_parameters).items()),
+        description=f"{_FUSION if fused else _EOMT} {_TASKS[processor.task]}",
+        facts="\n".join(f"| {name} | {value} |" for name, value in facts.items()),
         repo_id=repo_id,
         task=processor.task,
         remote_code=_remote_code(repo_id) if with_code else "",
         labels=_label_table(config.id2label, processor),
         training_data=training_data or "Not stated.",
         results=_result_table(results),
-        mask_grid=f"{config.upscale_factor} cells per {config.patch_size} pixels along each side",
+        mask_grid=(
+            "that of the generator"
+            if fused
+            else f"{config.upscale_factor} cells per {config.patch_size} pixels along each side"
+        ),
         licence=(
             f"Weights: {license or 'not stated; ask the author before using them'}. The code of hf-segvit, which loads "
             "them: Apache-2.0."
         ),
-        citation=f"```bibtex\n{_EOMT_BIBTEX}\n```",
+        citation="ViT-P (CVPR 2026), and the paper of the generator." if fused else f"```bibtex\n{_EOMT_BIBTEX}\n```",
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{GENERATED_MARK}\n\n{text}"
 
@@ -156,12 +172,27 @@ def check_result(result: Any, place: str) -> None:
             raise ValueError(f"{place}: metric {name} is {value!r}; expected a finite number")
 
 
-def _facts(config: Any, processor: Any, num_parameters: int | None) -> dict[str, str]:
+def _fused_facts(config: Any, processor: Any) -> dict[str, str]:
+    generator, classifier = config.generator_config, config.classifier_config
+    alpha = config.alpha
+    if isinstance(alpha, dict):
+        alpha = ", ".join(f"{weight:g} ({task})" for task, weight in sorted(alpha.items()))
+    height, width = processor.classifier.size["height"], processor.classifier.size["width"]
+    return {
+        "Task": f"{processor.task} segmentation",
+        "Classes": str(len(config.id2label)),
+        "Masks by": f"a generator of type {generator.model_type}, frozen",
+        "Labels by": f"the generator and a ViT-P of {len(classifier.id2label)} classes, weighted {alpha}",
+        "Input of the ViT-P": f"{height} x {width} pixels, {classifier.prompt_attention} prompts",
+    }
+
+
+def _facts(config: Any, processor: Any) -> dict[str, str]:
     height, width = processor.size["height"], processor.size["width"]
     windows = ", in overlapping windows" if processor.do_split_image else ", padded" if processor.do_pad else ""
     masked = any(p >= 0.5 for p in config.masked_attention_probabilities or ()) and config.masked_attention
     positions = "rotary" if config.position_embedding_type == "rope" else "learned"
-    facts = {
+    return {
         "Task": f"{processor.task} segmentation",
         "Classes": str(len(config.id2label)),
         "Input": f"{height} x {width} pixels{windows}",
@@ -172,9 +203,6 @@ def _facts(config: Any, processor: Any, num_parameters: int | None) -> dict[str,
         "Queries": f"{config.num_queries}, in the last {config.num_query_layers} blocks",
         "Attention masks in inference": "yes" if masked else "no",
     }
-    if num_parameters is not None:
-        facts["Parameters"] = f"{num_parameters / 1e6:.1f} million"
-    return facts
 
 
 def _remote_code(repo_id: str) -> str:

@@ -4,7 +4,7 @@
 network shows as whatever the last layer of the client raised. Here each of these is a `ValueError` with a remedy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,14 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .models.configuration_eomt import EoMTConfig
+from .models.configuration_vit_p import ViTPConfig
+from .models.configuration_vit_p_fusion import ViTPFusionConfig
 from .models.image_processing_eomt import EoMTImageProcessor
+from .models.image_processing_vit_p import ViTPImageProcessor
+from .models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
 from .models.modeling_eomt import EoMTForUniversalSegmentation
+from .models.modeling_vit_p import ViTPForPointClassification
+from .models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 from .models.transformers_eomt import TRANSFORMERS_EOMT_TYPES
 
 SEGMENTATION_TYPES = (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES)
@@ -47,17 +53,66 @@ def load_segmentation_model(
         ValueError: the source is not there or cannot be reached, is of another type, is damaged or lacks weights, or a
             weight is not finite; the message names the source, what is wrong and the remedy.
     """
+    model = _load_model(EoMTForUniversalSegmentation, SEGMENTATION_TYPES, "segments", source, revision, dtype)
+    return model, _load_processor(EoMTImageProcessor, source, revision)
+
+
+def load_point_classifier(
+    source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[ViTPForPointClassification, ViTPImageProcessor]:
+    """Load a ViT-P checkpoint of this package for inference.
+
+    Args:
+        source: a folder, or the id of a Hub repository.
+        revision: branch, tag or commit of the repository.
+        dtype: of the weights.
+
+    Returns:
+        The model, in evaluation mode on the CPU, and its image processor.
+
+    Raises:
+        ValueError: as for `load_segmentation_model`.
+    """
+    types = (ViTPConfig.model_type,)
+    model = _load_model(ViTPForPointClassification, types, "classifies points", source, revision, dtype)
+    return model, _load_processor(ViTPImageProcessor, source, revision)
+
+
+def load_fused_checkpoint(
+    source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[ViTPFusionForUniversalSegmentation, ViTPFusionImageProcessor]:
+    """Load a checkpoint of a generator and a ViT-P joined, for inference.
+
+    Args:
+        source: a folder, or the id of a Hub repository.
+        revision: branch, tag or commit of the repository.
+        dtype: of the weights.
+
+    Returns:
+        The model, in evaluation mode on the CPU, and its image processor.
+
+    Raises:
+        ValueError: as for `load_segmentation_model`.
+    """
+    types = (ViTPFusionConfig.model_type,)
+    model = _load_model(ViTPFusionForUniversalSegmentation, types, "segments", source, revision, dtype)
+    return model, _load_processor(ViTPFusionImageProcessor, source, revision)
+
+
+def _load_model(
+    cls: Any, types: Sequence[str], purpose: str, source: str, revision: str | None, dtype: torch.dtype
+) -> Any:
     _refuse_missing_folder(source)
     try:
         settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
         model_type = settings.get("model_type")
-        if model_type not in SEGMENTATION_TYPES:
+        if model_type not in types:
             raise ValueError(
-                f"{source} is a model of type {model_type!r}; this command segments with those of type "
-                f"{', '.join(SEGMENTATION_TYPES)}"
+                f"{source} is a model of type {model_type!r}; this command {purpose} with those of type "
+                f"{', '.join(types)}"
             )
         with quiet_transformers():
-            model, report = EoMTForUniversalSegmentation.from_pretrained(
+            model, report = cls.from_pretrained(
                 source,
                 revision=revision,
                 dtype=dtype,
@@ -71,7 +126,7 @@ def load_segmentation_model(
         raise ValueError(f"cannot load {source}: its weights are damaged ({error}); copy or save it again") from error
     _refuse_incomplete_weights(source, report)
     refuse_non_finite_weights(model, source)
-    return model.eval(), _load_processor(source, revision)
+    return model.eval()
 
 
 def refuse_non_finite_weights(model: torch.nn.Module, source: str) -> None:
@@ -89,9 +144,9 @@ def refuse_non_finite_weights(model: torch.nn.Module, source: str) -> None:
         )
 
 
-def _load_processor(source: str, revision: str | None) -> EoMTImageProcessor:
+def _load_processor(cls: Any, source: str, revision: str | None) -> Any:
     try:
-        return EoMTImageProcessor.from_pretrained(source, revision=revision or "main")
+        return cls.from_pretrained(source, revision=revision or "main")
     except OSError as error:
         if "JSON" in str(error):
             raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
@@ -112,8 +167,8 @@ def _refuse_incomplete_weights(source: str, report: dict[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
-            f"{source} lacks {len(missing)} of the model's weights, first {missing[0]}: it is no complete segmentation "
-            "model; train it, or copy it again"
+            f"{source} lacks {len(missing)} of the model's weights, first {missing[0]}: it is no complete model "
+            "of its type; train it, or copy it again"
         )
 
 

@@ -25,7 +25,20 @@ AUTO_CLASSES: dict[str, dict[str, str]] = {
         "AutoModelForSemanticSegmentation": "modeling_eomt.EoMTForUniversalSegmentation",
         "AutoImageProcessor": "image_processing_eomt.EoMTImageProcessor",
     },
+    "segvit_vit_p": {
+        "AutoConfig": "configuration_vit_p.ViTPConfig",
+        "AutoModel": "modeling_vit_p.ViTPModel",
+        "AutoImageProcessor": "image_processing_vit_p.ViTPImageProcessor",
+    },
+    "segvit_vit_p_fusion": {
+        "AutoConfig": "configuration_vit_p_fusion.ViTPFusionConfig",
+        "AutoModelForUniversalSegmentation": "modeling_vit_p_fusion.ViTPFusionForUniversalSegmentation",
+        "AutoModelForSemanticSegmentation": "modeling_vit_p_fusion.ViTPFusionForUniversalSegmentation",
+        "AutoImageProcessor": "image_processing_vit_p_fusion.ViTPFusionImageProcessor",
+    },
 }
+# Complete models that no Auto class is made for: Transformers has none for point classification.
+_WHOLE_MODELS = {"segvit_vit_p": "modeling_vit_p.ViTPForPointClassification"}
 
 
 def save_with_code(model: Any, processor: Any, folder: str | Path, **kwargs: Any) -> list[Path]:
@@ -102,7 +115,21 @@ def installed_class(model_type: str, auto_class: str) -> Any:
     Raises:
         ValueError: the type is none of `AUTO_CLASSES`.
     """
-    module, name = _auto_classes(model_type)[auto_class].split(".")
+    return _class(_auto_classes(model_type)[auto_class])
+
+
+def whole_model_class(model_type: str) -> Any:
+    """This package's own class of a complete model, with heads, of a model type.
+
+    Raises:
+        ValueError: the type is none of `AUTO_CLASSES`.
+    """
+    auto_classes = _auto_classes(model_type)
+    return _class(_WHOLE_MODELS.get(model_type) or auto_classes["AutoModelForUniversalSegmentation"])
+
+
+def _class(reference: str) -> Any:
+    module, name = reference.split(".")
     return getattr(import_module(f"{models.__name__}.{module}"), name)
 
 

@@ -1,12 +1,13 @@
 """Pictures in, segments out: a model with its image processor on a device.
 
 `Segmenter` answers a batch of pictures for one task; `SegmentedPicture` is the answer, with the class, score, area and
-box of every segment, whichever the task. `segment_files.py` writes it to disk.
+box of every segment, whichever the task. `segment_files.py` writes it to disk. With a fused model `Segmenter.compare`
+also says what its generator alone would have answered.
 
 Shapes: H W pixels of the picture as it was given, upright.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ from PIL import Image
 from scipy import ndimage
 
 from .devices import pick_device
-from .model_loading import load_segmentation_model
+from .fusion_loading import is_fused, load_fused_model, load_own_model, with_alpha
 from .models.image_processing_eomt import TASKS
 from .models.mask_encoding import decode_mask
+from .semantic_views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,31 @@ class Segmenter:
     """A model with its image processor, ready to segment pictures.
 
     Args:
-        model: an `EoMTForUniversalSegmentation`, or any model with Mask2Former-style outputs.
-        processor: the image processor that belongs to it.
+        model: an `EoMTForUniversalSegmentation`, a fused model, or any with Mask2Former-style outputs.
+        processor: the image processor that belongs to it, of this package.
         task: `panoptic`, `instance` or `semantic`; `None`: what the checkpoint was trained for.
         device: where to compute; `None` takes the best there is, see `pick_device`.
+        views: of each picture, for semantic segmentation.
 
     Raises:
-        ValueError: the checkpoint cannot do the task, or there is no such device.
+        ValueError: the checkpoint cannot do the task, views are given for another than semantic segmentation, or there
+            is no such device.
     """
 
     def __init__(
-        self, model: Any, processor: Any, *, task: str | None = None, device: str | torch.device | None = None
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        task: str | None = None,
+        device: str | torch.device | None = None,
+        views: Views = PLAIN,
     ) -> None:
         self.task = served_task(processor, task)
+        refuse_views(self.task, views)
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         self.model = model.eval().to(self.device)
-        self.processor = processor
+        self.processor, self.views = processor, views
         self.id2label: dict[int, str] = model.config.id2label
 
     @classmethod
@@ -92,11 +103,35 @@ class Segmenter:
         device: str | torch.device | None = None,
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
+        views: Views = PLAIN,
+        classifier: str | None = None,
+        alpha: float | None = None,
+        label_mismatch: str = "error",
     ) -> "Segmenter":
-        """Load a folder or Hub repository; see `load_segmentation_model` for the arguments and errors."""
+        """Load a folder or Hub repository.
+
+        Args:
+            source: a model of this package; with a classifier, any that `load_universal_model` takes.
+            task: as for the class, like `device` and `views`.
+            device: where to compute.
+            revision: branch, tag or commit of the repository.
+            dtype: of the weights.
+            views: of each picture, for semantic segmentation.
+            classifier: a ViT-P that corrects the labels.
+            alpha: its weight; `None`: 0.4, or what a fused checkpoint says.
+            label_mismatch: `"keep"` where ViT-P knows other classes, see `ViTPFusionConfig`.
+
+        Raises:
+            ValueError: as for `load_segmentation_model` and `load_fused_model`.
+        """
         device = device if isinstance(device, torch.device) else pick_device(device)
-        model, processor = load_segmentation_model(source, revision=revision, dtype=dtype)
-        return cls(model, processor, task=task, device=device)
+        if classifier is None and alpha is None:
+            model, processor = load_own_model(source, revision=revision, dtype=dtype)
+        else:
+            model, processor = load_fused_model(
+                source, classifier, alpha=alpha, label_mismatch=label_mismatch, revision=revision, dtype=dtype
+            )
+        return cls(model, processor, task=task, device=device, views=views)
 
     @property
     def default_threshold(self) -> float | None:
@@ -107,7 +142,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image], threshold: float | None = None) -> list[SegmentedPicture]:
-        """Segment pictures, all in one forward pass.
+        """Segment pictures, all in one forward pass (for each view).
 
         Args:
             pictures: upright RGB pictures, as `open_picture` returns them.
@@ -121,14 +156,57 @@ class Segmenter:
                 given for semantic segmentation, where every pixel has a class.
         """
         refuse_threshold(self.task, threshold)
+        return self._answers(self._ask(pictures, threshold), pictures, threshold) if pictures else []
+
+    @torch.inference_mode()
+    def compare(
+        self, pictures: Sequence[Image.Image], threshold: float | None = None
+    ) -> list[tuple[SegmentedPicture, SegmentedPicture]]:
+        """Segment pictures with a fused model, and say what its generator alone answers.
+
+        Args:
+            pictures: as for a call.
+            threshold: as for a call.
+
+        Returns:
+            For each picture the generator's answer and the fused one, of the same masks.
+
+        Raises:
+            ValueError: as for a call, or the model has no classifier.
+        """
+        refuse_threshold(self.task, threshold)
+        if not is_fused(self.model):
+            raise ValueError("there is nothing to compare: the model has no classifier; name one")
         if not pictures:
             return []
-        inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
-        outputs = self.model(**inputs)
+        views = self._ask(pictures, threshold)
+        alone = self._answers(views, pictures, threshold, lambda outputs: with_alpha(self.model, outputs, 0))
+        return list(zip(alone, self._answers(views, pictures, threshold), strict=True))
+
+    def _ask(self, pictures: Sequence[Image.Image], threshold: float | None) -> list[View]:
+        settings: dict[str, Any] = {}
+        if is_fused(self.model):
+            least = self.default_threshold if threshold is None else threshold
+            settings = {"task": self.task, "pruning_threshold": least}
+
+        def forward(pictures: list[Image.Image], **sizes: Any) -> Any:
+            inputs = self.processor(images=pictures, return_tensors="pt", **sizes).to(self.device)
+            return self.model(**inputs, **settings)
+
+        return ask_views(forward, self.processor, pictures, self.views, patch_size_of(self.model))
+
+    def _answers(
+        self,
+        views: list[View],
+        pictures: Sequence[Image.Image],
+        threshold: float | None,
+        change: Callable[[Any], Any] | None = None,
+    ) -> list[SegmentedPicture]:
         sizes = [(picture.height, picture.width) for picture in pictures]
         if self.task == "semantic":
-            maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+            maps = merge_views(self.processor, views, sizes, change)
             return [self._semantic(label_map.int().cpu().numpy()) for label_map in maps]
+        outputs = views[0].outputs if change is None else change(views[0].outputs)
         if self.task == "instance":
             answers = self.processor.post_process_instance_segmentation(
                 outputs, threshold=threshold, target_sizes=sizes, return_coco_annotation=True
@@ -182,6 +260,19 @@ def served_task(processor: Any, task: str | None = None) -> str:
             f"task {task!r}; it can do {', '.join(served)}"
         )
     return task
+
+
+def refuse_views(task: str, views: Views) -> None:
+    """Refuse several views for tasks whose segments could not be averaged.
+
+    Raises:
+        ValueError: naming the task and the remedy.
+    """
+    if not views.is_plain and task != "semantic":
+        raise ValueError(
+            f"several views (scales {list(views.scales)}, flip={views.flip}) can be averaged for semantic segmentation "
+            f"only, not for {task}; ask for task='semantic', or leave them out"
+        )
 
 
 def refuse_threshold(task: str, threshold: float | None) -> None:

@@ -2,7 +2,7 @@
 
 Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`; heavy imports happen in `run`.
 Exit codes: 0 all done; 1 done, but not for every input; 2 wrong usage, settings or files, told in one line on stderr;
-130 interrupted.
+75 training was asked to stop, has saved, and can go on; 130 interrupted.
 """
 
 import argparse
@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from . import check_data, convert, demo, evaluate, push, segment
+from . import check_data, classify_points, convert, demo, evaluate, push, segment, train
 
-COMMANDS = (segment, check_data, evaluate, demo, convert, push)
+COMMANDS = (segment, classify_points, check_data, train, evaluate, demo, convert, push)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = build_parser().parse_args(argv)
+    args = _parse(argv)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -40,6 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"hf-segvit {args.command}: error: {error}", file=sys.stderr)
         return 2
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. argparse takes no more `key=value` once an option came in between; they are collected here."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
 
 
 def build_parser() -> argparse.ArgumentParser:

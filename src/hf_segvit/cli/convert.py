@@ -15,6 +15,7 @@ examples:
       --base facebook/dinov3-vitl16-pretrain-lvd1689m
   hf-segvit convert timm timm/vit_base_patch14_reg4_dinov2.lvd142m backbone --set image_size=640 patch_size=16
   hf-segvit convert to-transformers eomt-large for-transformers
+  hf-segvit convert official-vit-p model_ADE20k_798_250point.pth vit-p-large-ade20k
 """
 
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ..models.configuration_plain_vit import PlainViTConfig
+from ..models.configuration_vit_p import ViTPConfig
 from ..models.modeling_plain_vit import PlainViTModel
 from .backbone_loading import converter_for, load_backbone, quiet
 from .families.source import pair
-from .key_maps import PATCH_KERNEL
+from .key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL
 from .resampling import fit_to_size
 from .weight_checks import check_complete, check_weights
 
@@ -47,6 +48,17 @@ def convert_backbone(
         ValueError: the name is unknown (the message has the nearest), the source is of another family, has a part or
             a weight that cannot be expressed, a weight is NaN or infinite, or sizes do not fit.
     """
+    fields, weights, _ = _converted(source, image_size, patch_size, state_dict)
+    return fields, weights
+
+
+def _converted(
+    source: Any,
+    image_size: int | Sequence[int] | None,
+    patch_size: int | None,
+    state_dict: Mapping[str, Tensor] | None,
+) -> tuple[dict[str, Any], dict[str, Tensor], Tensor | None]:
+    """What `convert_backbone` returns, and the position embedding (1, D) of the CLS token where the source has one."""
     named = isinstance(source, str | os.PathLike)
     place = os.fspath(source) if named else type(source).__name__
     model, weights = load_backbone(place, with_weights=state_dict is None) if named else (source, None)
@@ -67,7 +79,8 @@ def convert_backbone(
         "image_size": size[0] if size[0] == size[1] else list(size),
     }
     check_complete(fitted, _expected(PlainViTModel, PlainViTConfig(**fields)), f"{place} is not converted")
-    return fields, {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in fitted.items()}
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in fitted.items()}
+    return fields, own, None if converted.cls_position is None else converted.cls_position.clone()
 
 
 def model_from_backbone(
@@ -85,7 +98,11 @@ def model_from_backbone(
     Raises:
         ValueError: as `convert_backbone`, or a field contradicts the backbone's weights.
     """
-    fields, weights = convert_backbone(source, image_size, patch_size, kwargs.pop("state_dict", None))
+    fields, weights, cls_position = _converted(source, image_size, patch_size, kwargs.pop("state_dict", None))
+    takes_prompts = issubclass(cls.config_class, ViTPConfig)
+    if takes_prompts:
+        fields["use_cls_token"] = False
+        weights[CLS_TOKEN] = weights[CLS_TOKEN][:, :0]
     names = {field.name for field in dataclasses.fields(cls.config_class)} - {"dtype"} | {"num_labels"}
     asked = {name: kwargs.pop(name) for name in names & kwargs.keys()}
     config = cls.config_class(**{**fields, **asked})
@@ -95,6 +112,9 @@ def model_from_backbone(
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith("layernorm.")}
     check_complete(weights, expected, f"the fields {sorted(asked)} do not go with this backbone")
 
+    if takes_prompts:
+        zeros = torch.zeros(1, config.hidden_size)  # no position, as none was learned
+        weights[CLS_POSITION] = zeros if cls_position is None else cls_position
     prefix = next(name.removesuffix(PATCH_KERNEL) for name in _expected(cls, config) if name.endswith(PATCH_KERNEL))
     kwargs.setdefault("dtype", torch.float32)
     weights = {prefix + name: tensor for name, tensor in weights.items()}

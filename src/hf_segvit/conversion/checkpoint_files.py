@@ -30,7 +30,7 @@ SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 # Where training frameworks put the weights inside a larger checkpoint.
-_CONTAINERS = ("state_dict", "model", "model_state_dict")
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
 
 
 def find_checkpoint(

@@ -12,7 +12,7 @@ from .checkpoint_files import DEFAULT_MAX_BYTES
 
 TASKS = ("panoptic", "instance", "semantic")
 # Settings of a conversion that are no field of the config.
-EXTRA_FIELDS = ("num_labels", "native_image_size")
+EXTRA_FIELDS = ("num_labels", "native_image_size", "prompt_columns")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class ConversionOptions:
 
     Attributes:
         fields: config fields that the weights do not tell, or that are to change; `native_image_size` is the size that
-            the file's position embeddings are for, where that is not a square.
+            the file's position embeddings are for, where that is not a square, and `prompt_columns` the order of a
+            ViT-P encoder of boxes.
         base: folder or Hub id of the backbone that a delta file is to be added to.
         model: id of the released model that the file is, where its path does not say.
         labels: name of a published label table, or a file of labels.

@@ -11,14 +11,22 @@ from pathlib import Path
 
 from ..checkpoint_check import check_checkpoint
 from ..model_card import make_model_card
-from ..models.modeling_eomt import EoMTForUniversalSegmentation
+from ..models.modeling_plain_vit import PlainViTModel
+from ..models.modeling_vit_p import ViTPForPointClassification
+from ..point_model_card import make_point_model_card
 from .conversion_options import ConversionOptions
 from .convert_sources import Converted, from_official_eomt, from_timm, from_transformers_eomt
+from .convert_vit_p import from_official_vit_p
 from .folders import check_destination, complete_folder
 from .kinds import KINDS
 from .to_transformers import export_to_transformers
 
-_SOURCES = {"timm": from_timm, "official-eomt": from_official_eomt, "transformers-eomt": from_transformers_eomt}
+_SOURCES = {
+    "timm": from_timm,
+    "official-eomt": from_official_eomt,
+    "transformers-eomt": from_transformers_eomt,
+    "official-vit-p": from_official_vit_p,
+}
 _GENERAL_OPTIONS = ("max_bytes", "check")
 
 
@@ -73,18 +81,16 @@ def write_folder(converted: Converted, folder: Path) -> None:
     """
     converted.model.save_pretrained(folder)
     converted.processor.save_pretrained(folder)
-    if not isinstance(converted.model, EoMTForUniversalSegmentation):
+    if isinstance(converted.model, PlainViTModel):
         return  # a backbone: to start from, not to publish
     if converted.results:
         (folder / "results.json").write_text(json.dumps(converted.results, indent=2) + "\n", encoding="utf-8")
     checkpoint = check_checkpoint(folder)
-    card = make_model_card(
-        checkpoint.config,
-        checkpoint.processor,
-        num_parameters=checkpoint.num_parameters,
-        results=converted.results,
-        **converted.card,
-    )
+    about = {"num_parameters": checkpoint.num_parameters, "results": converted.results, **converted.card}
+    if isinstance(converted.model, ViTPForPointClassification):
+        card = make_point_model_card(checkpoint.config, **about)
+    else:
+        card = make_model_card(checkpoint.config, checkpoint.processor, **about)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..models.configuration_eomt import EoMTConfig
 from ..models.configuration_plain_vit import PlainViTConfig
 from ..models.image_processing_eomt import EoMTImageProcessor
+from ..models.image_processing_plain_vit import PlainViTImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
 from ..models.modeling_plain_vit import PlainViTModel
 from ..models.transformers_eomt import is_transformers_eomt, translate_state_dict
@@ -41,7 +42,7 @@ class Converted:
     """
 
     model: PreTrainedModel
-    processor: EoMTImageProcessor
+    processor: PlainViTImageProcessor
     lines: list[str]
     card: dict[str, Any] = field(default_factory=dict)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -73,7 +74,7 @@ def from_official_eomt(source: str, options: ConversionOptions) -> Converted:
         # Only `--set` brings in what the fields' types do not allow.
         raise ValueError(f"--set: {' '.join(str(error).split())}") from error
     remedy = f"{source} is damaged, or of a backbone that is not supported"
-    model = _whole_model(config, official.state_dict, remedy)
+    model = whole_model(EoMTForUniversalSegmentation, config, official.state_dict, remedy)
     lines = mapping_lines(official.state_dict) + official.notes
     processor = _processor(model.config, task, labels, official.pixel_mean, official.pixel_std, released)
     lines.append("not compared: the official code is no library; the folder is read back and checked instead")
@@ -186,7 +187,7 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
     config = EoMTConfig.from_pretrained(source, **where)
     if probabilities is not None:
         config.masked_attention_probabilities = probabilities
-    model = _whole_model(config, weights, f"{path} does not fit the config.json beside it")
+    model = whole_model(EoMTForUniversalSegmentation, config, weights, f"{path} does not fit the config.json beside it")
     processor = EoMTImageProcessor.from_pretrained(source, **where)
     lines = mapping_lines(model.state_dict())
     if options.labels:
@@ -220,13 +221,22 @@ def _compared_with_transformers(
     return compare_with_transformers(model, theirs, tolerance=1e-4)
 
 
-def _whole_model(config: EoMTConfig, state_dict: dict[str, torch.Tensor], remedy: str) -> EoMTForUniversalSegmentation:
-    """The model with exactly these weights, in their precision."""
+def whole_model(cls: Any, config: PlainViTConfig, state_dict: dict[str, torch.Tensor], remedy: str) -> Any:
+    """A model with exactly these weights, in their precision.
+
+    Args:
+        cls: its class.
+        config: its configuration.
+        state_dict: under its names.
+        remedy: ends the message where the weights do not fit.
+
+    Raises:
+        ValueError: a weight is missing, left over or of another shape.
+    """
     with torch.device("meta"):
-        expected = EoMTForUniversalSegmentation(config).state_dict()
+        expected = cls(config).state_dict()
     check_complete(state_dict, expected, remedy)
-    dtype = common_dtype(state_dict)
-    return EoMTForUniversalSegmentation.from_pretrained(None, config=config, state_dict=state_dict, dtype=dtype)
+    return cls.from_pretrained(None, config=config, state_dict=state_dict, dtype=common_dtype(state_dict))
 
 
 def from_timm(source: str, options: ConversionOptions) -> Converted:

@@ -15,6 +15,8 @@ KeyMap = Iterable[tuple[str, str]]
 
 CLS_TOKEN = "embeddings.cls_token"
 REGISTER_TOKENS = "embeddings.register_tokens"
+# Not a parameter of the plain ViT, but of ViT-P, whose prompts stand in the place of the CLS token.
+CLS_POSITION = "prompt_position_embedding"
 POSITION_TABLE = "embeddings.position_embeddings.weight"
 PATCH_KERNEL = "embeddings.patch_embeddings.projection.weight"
 # Names of packed matrices between `rename` and `unpack`.
@@ -83,7 +85,8 @@ def fold_prefix_positions(state_dict: Mapping[str, Tensor], num_prefix_positions
             and the registers'.
 
     Returns:
-        The weights with a position table (h * w, D) of the patches alone.
+        The weights with a position table (h * w, D) of the patches alone, and the position embedding (1, D) that was
+        added to the CLS token, as `CLS_POSITION`.
 
     Raises:
         ValueError: there is no position table.
@@ -94,6 +97,8 @@ def fold_prefix_positions(state_dict: Mapping[str, Tensor], num_prefix_positions
     table = folded[POSITION_TABLE].flatten(0, -2)
     folded[POSITION_TABLE] = table[num_prefix_positions:]
     prefix = table[:num_prefix_positions]
+    if len(prefix) and CLS_TOKEN in folded:
+        folded[CLS_POSITION] = prefix[:1]
     for name in (CLS_TOKEN, REGISTER_TOKENS):
         if len(prefix) and name in folded:
             count = folded[name].shape[1]

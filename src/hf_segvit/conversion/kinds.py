@@ -28,4 +28,7 @@ KINDS = {
     "to-transformers": Kind(
         "a checkpoint of this package, written as Transformers' own eomt or eomt_dinov3", ("revision",)
     ),
+    "official-vit-p": Kind(
+        "a checkpoint of the official ViT-P code: file, folder or Hub id", ("fields", "model", "labels", "revision")
+    ),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_plain_vit import PlainViTConfig
+from .configuration_plain_vit import PlainViTConfig, check_label_ids
 from .transformers_eomt import is_transformers_eomt, translate_config
 
 LOSS_NORMALIZATIONS = ("global", "per_rank")
@@ -95,11 +95,7 @@ class EoMTConfig(PlainViTConfig):
                 f"num_query_layers={self.num_query_layers} must be between 1 and num_hidden_layers="
                 f"{self.num_hidden_layers}: the queries join the last of the blocks"
             )
-        if self.id2label is not None and sorted(self.id2label) != list(range(len(self.id2label))):
-            raise ValueError(
-                f"id2label has the ids {sorted(self.id2label)}, not 0 to {len(self.id2label) - 1}: the class head has "
-                "one output per id; renumber the labels"
-            )
+        check_label_ids(self.id2label)
         if self.num_queries < 1:
             raise ValueError(f"num_queries={self.num_queries} must be at least 1")
         if self.num_upscale_blocks is None or self.num_upscale_blocks < 0:

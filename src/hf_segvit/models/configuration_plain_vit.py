@@ -4,6 +4,7 @@ One flat set of fields describes every supported family: a family is a choice of
 `PlainViTConfig.check` is the single place where impossible combinations are refused.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -179,6 +180,19 @@ class PlainViTConfig(PreTrainedConfig):
             raise ValueError(f"mlp_type={self.mlp_type!r} is not one of {MLP_TYPES}")
         if self.mlp_norm and self.mlp_type != "swiglu":
             raise ValueError(f"mlp_norm=True needs mlp_type='swiglu', not {self.mlp_type!r}")
+
+
+def check_label_ids(id2label: Mapping[Any, str] | None) -> None:
+    """Refuse labels that are not numbered from 0 without gaps.
+
+    Raises:
+        ValueError: naming the ids.
+    """
+    if id2label is not None and sorted(id2label) != list(range(len(id2label))):
+        raise ValueError(
+            f"id2label has the ids {sorted(id2label)}, not 0 to {len(id2label) - 1}: the class head has "
+            "one output per id; renumber the labels"
+        )
 
 
 def _nearest_multiple(length: int, step: int) -> int:

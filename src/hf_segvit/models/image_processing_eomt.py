@@ -12,19 +12,16 @@ from typing import Any, TypedDict
 
 import torch
 from PIL.Image import Resampling
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
-from transformers.utils import logging
 
 from .image_inputs import content_size, normalized_batch, scale_picture, views
 from .image_post_processing import SegmentationPostProcessing
+from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
 from .image_windows import Size, windows_of
 from .mask_labels import masks_of_label_maps, pad_label_map, read_label_maps, resize_label_map
 from .picture_decoding import as_list, picture_tensor
 from .transformers_eomt_processor import is_transformers_eomt_processor, translate_image_processor
-
-logger = logging.get_logger(__name__)
 
 TASKS = ("panoptic", "instance", "semantic")
 
@@ -54,8 +51,6 @@ class EoMTImageProcessorKwargs(TypedDict, total=False):
     num_instances: int
 
 
-# What a preprocessor_config.json holds besides.
-_NOT_SETTINGS = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
 # Settings that only post-processing heeds: a call that prepares pictures cannot change them for itself.
 _FIXED_SETTINGS = (
     "task",
@@ -68,7 +63,7 @@ _FIXED_SETTINGS = (
 )
 
 
-class EoMTImageProcessor(SegmentationPostProcessing, TorchvisionBackend):
+class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
     """Prepares pictures for `EoMTForUniversalSegmentation` and turns its outputs into segments.
 
     Args:
@@ -123,8 +118,6 @@ class EoMTImageProcessor(SegmentationPostProcessing, TorchvisionBackend):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in kwargs.keys() - self.valid_kwargs.__annotations__.keys() - _NOT_SETTINGS:
-            logger.warning(f"{type(self).__name__} has no setting {name!r}; it is kept, but has no effect")
         if self.task not in TASKS:
             raise ValueError(f"task={self.task!r}; it is one of {', '.join(map(repr, TASKS))}")
         if self.do_split_image is None:
@@ -146,13 +139,6 @@ class EoMTImageProcessor(SegmentationPostProcessing, TorchvisionBackend):
                 f"stuff_classes={self.stuff_classes} are not all classes of num_labels={self.num_labels}; pass the "
                 "stuff_classes of this label set, [] for none"
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as saved; without the names of remote code where that is not saved along."""
-        settings = super().to_dict()
-        if self._auto_class is None:
-            settings.pop("auto_map", None)
-        return settings
 
     @classmethod
     def get_image_processor_dict(
@@ -215,25 +201,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, TorchvisionBackend):
         data = super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, reading, **kwargs)
         if not return_loss_mask:
             data.pop("loss_mask", None)
-        if return_tensors not in (None, "pt"):
-            if str(getattr(return_tensors, "value", return_tensors)) != "np":
-                raise ValueError(f"return_tensors={return_tensors!r}; it is 'pt' or 'np'")
-            data = {
-                key: [v.cpu().numpy() for v in x] if isinstance(x, list) else x.cpu().numpy() for key, x in data.items()
-            }
-        return BatchFeature(data=data)
-
-    def _standardize_kwargs(self, size: Any = None, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        if isinstance(size, int):
-            size = {"height": size, "width": size}
-        settings = super()._standardize_kwargs(size=size, **kwargs)
-        height, width = settings["size"].height, settings["size"].width
-        if not (height and width and height > 0 and width > 0):
-            raise ValueError(
-                f"size={size}: the model's input is {{'height': H, 'width': W}} in pixels; pictures keep their "
-                "proportions inside it"
-            )
-        return settings
+        return BatchFeature(data=as_requested(data, return_tensors))
 
     def _preprocess_image_like_inputs(  # type: ignore[override]
         self,
@@ -268,11 +236,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, TorchvisionBackend):
             )
             for index, picture in enumerate(pictures)
         ]
-        mean, std = (_per_channel(settings[name]) for name in ("image_mean", "image_std"))
-        if not settings["do_normalize"]:
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
-        pixel_values = normalized_batch(views(scaled, windows, input_size), input_size, factor, mean, std)
+        pixel_values = normalized_batch(views(scaled, windows, input_size), input_size, **normalization(settings))
         device = pixel_values.device
         data: dict[str, Any] = {
             "pixel_values": pixel_values,
@@ -299,7 +263,3 @@ def _only_size(sizes: list[Size]) -> Size:
     if len(set(sizes)) > 1:
         raise ValueError(f"with do_pad=False all pictures must come out at one size, but they are {sizes}")
     return sizes[0]
-
-
-def _per_channel(values: Any) -> Sequence[float]:
-    return (float(values),) * 3 if isinstance(values, int | float) else tuple(float(value) for value in values)

@@ -114,10 +114,14 @@ class PlainViTEmbeddings(nn.Module):
         patches = self.patch_embeddings(pixel_values)
         if self.position_embeddings is not None:
             grid_size = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
-            patches = patches + resample_position_embeddings(self.position_embeddings.weight, self.grid_size, grid_size)
+            patches = patches + self.resample(self.position_embeddings.weight, grid_size)
         batch_size = patches.shape[0]
         prefix = (self.cls_token.expand(batch_size, -1, -1), self.register_tokens.expand(batch_size, -1, -1))
         return self.layernorm(torch.cat((*prefix, patches), dim=1))
+
+    def resample(self, table: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """The learned position embeddings (h * w, D) of a patch grid."""
+        return resample_position_embeddings(table, self.grid_size, grid_size)
 
 
 def resample_position_embeddings(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
@@ -141,10 +145,12 @@ def resample_position_embeddings(table: Tensor, old_grid: tuple[int, int], new_g
 class PlainViTLayer(GradientCheckpointingLayer):
     """One pre-norm block: attention and MLP, each with LayerScale and stochastic depth."""
 
+    attention_class: type[PlainViTAttention] = PlainViTAttention
+
     def __init__(self, config: PlainViTConfig, drop_path_rate: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = PlainViTAttention(config)
+        self.attention = self.attention_class(config)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = SwiGLU(config) if config.mlp_type == "swiglu" else PlainMLP(config)
         scale = config.layer_scale_init_value
@@ -243,12 +249,15 @@ class PlainViTPreTrainedModel(PreTrainedModel):
 class PlainViTModel(PlainViTPreTrainedModel):
     """The plain Vision Transformer without a head."""
 
+    embeddings_class: type[PlainViTEmbeddings] = PlainViTEmbeddings
+    layer_class: type[PlainViTLayer] = PlainViTLayer
+
     def __init__(self, config: PlainViTConfig):
         super().__init__(config)
-        self.embeddings = PlainViTEmbeddings(config)
+        self.embeddings = self.embeddings_class(config)
         depth = config.num_hidden_layers
         self.layers = nn.ModuleList(
-            PlainViTLayer(config, config.drop_path_rate * index / max(depth - 1, 1)) for index in range(depth)
+            self.layer_class(config, config.drop_path_rate * index / max(depth - 1, 1)) for index in range(depth)
         )
         normed = config.final_norm
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()

@@ -55,13 +55,7 @@ class PlainViTAttention(nn.Module):
         Returns:
             (B, T, D), and the weights (B, heads, T, T) where the back-end gives them.
         """
-        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-        if position_embeddings is not None:
-            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
-
+        query, key, value = self._project(hidden_states, position_embeddings)
         back_end = self.config._attn_implementation or "eager"
         if leading_mask is None:
             context, weights = self._attend(back_end, query, key, value, None)
@@ -76,6 +70,18 @@ class PlainViTAttention(nn.Module):
             if led_weights is not None and rest_weights is not None:
                 weights = torch.cat((led_weights, rest_weights), dim=2)
         return self.out_proj(self.norm(context.flatten(2))), weights
+
+    def _project(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, heads, T, E); the first two rotated where there are rotary embeddings."""
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
+        return query, key, value
 
     def _attend(
         self, back_end: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..key_maps import CLS_TOKEN, PATCH_KERNEL, POSITION_TABLE, REGISTER_TOKENS
+from ..key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL, POSITION_TABLE, REGISTER_TOKENS
 
 
 @dataclass
@@ -17,11 +17,17 @@ class SourceBackbone:
         state_dict: weights of a `PlainViTModel`.
         grid_size: patch rows and columns that it was made for.
         settings: fields of `PlainViTConfig` that shapes do not tell: heads, activation, epsilon, rotary embeddings.
+        cls_position: (1, D) position embedding that is part of the CLS token in `state_dict`, from which it is taken;
+            `None` where there is none.
     """
 
     state_dict: dict[str, Tensor]
     grid_size: tuple[int, int]
     settings: dict[str, Any]
+    cls_position: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.cls_position = self.state_dict.pop(CLS_POSITION, self.cls_position)
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of `PlainViTConfig`: the settings, and what is there to be read from names and shapes."""

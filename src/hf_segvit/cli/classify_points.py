@@ -1,0 +1,149 @@
+"""`hf-segvit classify-points`: what is at points and in boxes of a picture, as a table, a picture and JSON.
+
+The JSON file holds
+
+    {"format": "hf-segvit points", "version": 1, "model": "...", "picture": "cat.jpg", "width": 640, "height": 480,
+     "prompts": [{"point": [x, y], "classes": [{"label_id": 15, "label": "cat", "score": 0.98}, ...]},
+                 {"box": [x0, y0, x1, y1], "classes": [...]}]}
+
+in pixels of the picture as it is shown, with the EXIF orientation applied; classes come best first.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT, VERSION = "hf-segvit points", 1
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "classify-points",
+        help="say what is at points and in boxes of a picture",
+        description=(
+            "Say what is at points and in boxes of a picture, with a ViT-P model. Coordinates are pixels from the "
+            "upper left corner, x to the right, y down. Where a model's prompts are joint, answers depend on what else "
+            "is asked in the same call."
+        ),
+        epilog="example: hf-segvit classify-points street.jpg --points 120,80 400,310 --model vit-p --output named.png",
+    )
+    parser.add_argument("picture", metavar="PICTURE", help="picture file")
+    parser.add_argument("--points", nargs="+", default=[], metavar="X,Y", help="points")
+    parser.add_argument("--boxes", nargs="+", default=[], metavar="X0,Y0,X1,Y1", help="boxes")
+    parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="picture to write, with the prompts and answers")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
+    parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes to tell of each prompt (default 3)")
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is, in the order CUDA, MPS, CPU"
+    )
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify the prompts; see the module.
+
+    Raises:
+        ValueError: arguments, picture, model or device are bad, or memory ran out; the message says what to do.
+        OSError: a file cannot be written.
+    """
+    points = [_numbers(text, 2, "--points") for text in args.points]
+    boxes = [_numbers(text, 4, "--boxes") for text in args.boxes]
+    if not points and not boxes:
+        raise ValueError("nothing is asked; give --points X,Y ... or --boxes X0,Y0,X1,Y1 ...")
+    if args.top_k < 1:
+        raise ValueError(f"--top-k {args.top_k} must be at least 1")
+    if args.output is not None and args.output.suffix.lower() not in PICTURE_ENDINGS:
+        raise ValueError(f"--output {args.output}: its ending must be one of {', '.join(PICTURE_ENDINGS)}")
+
+    import torch
+
+    from ..atomic_files import prepare_output_folder, replacing
+    from ..devices import describe_device, pick_device
+    from ..model_loading import load_point_classifier
+    from ..models.picture_decoding import open_picture
+
+    picture = open_picture(args.picture)
+    for path in (args.output, args.json):
+        if path is not None:
+            prepare_output_folder(path.parent)
+    device = pick_device(args.device)
+    model, processor = load_point_classifier(args.model, revision=args.revision)
+    print(f"points classified with {args.model} on {describe_device(device)}", file=sys.stderr)
+    inputs = processor(picture, input_points=[points], input_boxes=[boxes], device=device)
+    try:
+        with torch.inference_mode():
+            outputs = model.eval().to(device)(**inputs)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"{device} ran out of memory; ask fewer points at once, or try --device cpu") from error
+    id2label = model.config.id2label
+    answer = processor.post_process_point_classification(outputs, top_k=args.top_k, id2label=id2label)[0]
+    rows = _rows(points, boxes, answer)
+    print(_table(rows))
+    if args.output is not None:
+        from ..prompt_drawing import draw_prompts
+
+        best = [row["classes"][0] for row in rows]
+        texts = [f"{first['label']} {first['score']:.2f}" for first in best]
+        with replacing(args.output) as partial:
+            draw_prompts(picture, points, boxes, [first["label_id"] for first in best], texts).save(partial)
+    if args.json is not None:
+        about = {"model": args.model, "picture": args.picture, "width": picture.width, "height": picture.height}
+        with replacing(args.json) as partial:
+            partial.write_text(
+                _json({"format": FORMAT, "version": VERSION, **about, "prompts": rows}), encoding="utf-8"
+            )
+    return 0
+
+
+def _numbers(text: str, count: int, option: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        form = "X,Y" if count == 2 else "X0,Y0,X1,Y1"
+        raise ValueError(f"{option} {text}: expected {form}, numbers with commas and no spaces between")
+    return [int(number) if number.is_integer() else number for number in numbers]
+
+
+def _rows(points: Sequence[Any], boxes: Sequence[Any], answer: dict[str, Any]) -> list[dict[str, Any]]:
+    prompts = [{"point": point} for point in points] + [{"box": box} for box in boxes]
+    return [
+        {
+            **prompt,
+            "classes": [
+                {"label_id": label_id, "label": label, "score": score}
+                for label_id, label, score in zip(label_ids, labels, scores, strict=True)
+            ],
+        }
+        for prompt, label_ids, labels, scores in zip(
+            prompts, answer["label_ids"].tolist(), answer["labels"], answer["scores"].tolist(), strict=True
+        )
+    ]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a prompt: where, then its classes with their scores, in columns."""
+    cells = [
+        [
+            ",".join(f"{number:g}" for number in (row["point"] if "point" in row else row["box"])),
+            *(f"{found['score']:6.1%} {found['label']}" for found in row["classes"]),
+        ]
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+
+
+def _json(description: dict[str, Any]) -> str:
+    """One line for each field and each prompt, for people and `diff`."""
+    fields = {name: json.dumps(value) for name, value in description.items()}
+    fields["prompts"] = "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in description["prompts"]) + "\n ]"
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {text}" for name, text in fields.items()) + "\n}\n"

@@ -1,0 +1,98 @@
+"""`hf-segvit train RECIPE key=value ...`: train by a recipe, see `hf_segvit.training`.
+
+The same command goes on where an interrupted one stopped. Several processes train together under
+`accelerate launch -m hf_segvit train RECIPE ...`. Exit code 75: it was asked to stop, has saved, and can go on.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model by a recipe",
+        description=(
+            "Train by a recipe: a YAML file, or the name of one that comes with the package (--list). Whatever it says "
+            "can be changed with key=value, as in data=coco:/data/coco batch_size=8 model_config.num_queries=100."
+        ),
+        epilog=(
+            "Writes model/, results.json, curves.png and checkpoints to the output folder. The same command goes on "
+            "from the newest valid checkpoint. SIGTERM and Ctrl-C finish the step, save, and end with exit code 75."
+        ),
+    )
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file, or name of a packaged recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    parser.add_argument("--output", metavar="DIR", help="folder for everything that is written; same as output=DIR")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        help="go on from the newest valid checkpoint in the output folder (default), or insist on a new run",
+    )
+    parser.add_argument("--push-to-hub", metavar="REPO", help="publish the result as owner/name")
+    parser.add_argument("--explain", action="store_true", help="print what follows from the recipe, and train nothing")
+    parser.add_argument("--list", action="store_true", help="print the packaged recipes")
+    parser.add_argument("--replay", type=Path, metavar="DIR", help="repeat a step that was not finite, see failures/")
+    parser.add_argument("--cpu", action="store_true", help="compute on the CPU even where there is a GPU")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; see the module.
+
+    Returns:
+        0, or 75 where training was asked to stop and can go on.
+
+    Raises:
+        ValueError: recipe, data or model do not go together, or training cannot go on; the message says what to do.
+        OSError: something cannot be written.
+    """
+    if args.list:
+        from ..training.recipe import packaged_recipes
+
+        print("\n".join(packaged_recipes()))
+        return 0
+    if args.replay is not None:
+        from ..training.replay import replay
+
+        print(replay(args.replay))
+        return 0
+    if args.recipe is None:
+        raise ValueError("name a recipe: a YAML file, or one of `hf-segvit train --list`")
+
+    from ..training.recipe import load_recipe
+
+    overrides = list(args.overrides)
+    for key, value in (("output", args.output), ("resume", args.resume), ("push_to_hub", args.push_to_hub)):
+        if value is not None:
+            overrides.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
+    recipe = load_recipe(args.recipe, overrides)
+    if args.explain:
+        print(_explanation(recipe))
+        return 0
+
+    from ..training.loop import train
+    from ..training.signals import STOPPED_EXIT_CODE
+
+    outcome = train(recipe, cpu=args.cpu)
+    if outcome.stopped is not None:
+        return STOPPED_EXIT_CODE
+    if outcome.results:
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in outcome.results["metrics"].items())
+        print(f"{scores or 'no scores'}: {outcome.results['selection']}")
+        print(f"model: {outcome.output / 'model'}", file=sys.stderr)
+    return 0
+
+
+def _explanation(recipe: Any) -> str:
+    from ..training.derivation import derive
+    from ..training.explanation import explain
+    from ..training.tasks import task_for
+    from ..training.trained_model import build_trained_model
+
+    task = task_for(recipe)
+    model, _ = build_trained_model(task)
+    return explain(derive(recipe, len(task.train_samples()), config=model.config), model)

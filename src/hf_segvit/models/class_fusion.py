@@ -1,0 +1,130 @@
+"""Fusion of two opinions about a query's class: the generator's and that of ViT-P (CVPR 2026).
+
+Of m, the generator's logits, p = softmax of the classes without no-object and v = the probability of no-object; with
+q = softmax of ViT-P's logits and g = p^(1 - alpha) q^alpha, the fused probability of a class and of no-object is, in
+the two forms that the official code has,
+
+    "oneformer":    (1 - v) g_c / sum(g)   and   v
+    "internimage":  (1 - v) g_c / Z        and   v / Z,   with Z = (1 - v) sum(g) + v
+
+All of it is computed as logarithms in float32, without the 1e-8 that the official code adds to probabilities.
+
+Shapes: ... any leading dimensions, such as B batch and Q queries; C classes of the generator without no-object, K
+classes of ViT-P.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+NORMALIZATIONS = ("oneformer", "internimage")
+NO_MATCH = -1
+
+
+def fuse_class_logits(
+    class_queries_logits: Tensor,
+    prompt_logits: Tensor,
+    alpha: float = 0.4,
+    normalization: str = "oneformer",
+    class_matches: Sequence[int] | None = None,
+) -> Tensor:
+    """Class logits whose softmax is the fused class probability.
+
+    Where only some classes are shared, p and q are renormalised on those and fused there; together they keep the mass
+    that the generator gave them, and the generator's own classes keep theirs.
+
+    Args:
+        class_queries_logits: (..., C + 1) of the generator, no-object last.
+        prompt_logits: (..., K) of ViT-P for a point in each query's mask.
+        alpha: weight of ViT-P in [0, 1]. 0 returns the generator's logits; 1 is ViT-P's answer among the classes.
+        normalization: `"oneformer"` keeps the generator's probability of no-object; with `"internimage"` it grows where
+            the two disagree.
+        class_matches: for each of the C classes the number that ViT-P gives it, or -1 if ViT-P does not know it; `None`
+            where both have the same classes in the same order.
+
+    Returns:
+        (..., C + 1) float32 (float64 for such inputs), no-object last: logarithms of probabilities, but for alpha 0.
+        Classes that the generator or ViT-P exclude (-inf) stay excluded; where nothing is left that both allow, the
+        generator's answer stands.
+
+    Raises:
+        ValueError: alpha is outside [0, 1], the normalisation unknown, or shapes or classes do not fit.
+    """
+    check_alpha(alpha)
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization={normalization!r} is not one of {', '.join(map(repr, NORMALIZATIONS))}")
+    if class_queries_logits.shape[:-1] != prompt_logits.shape[:-1]:
+        raise ValueError(
+            f"class_queries_logits {tuple(class_queries_logits.shape)} and prompt_logits {tuple(prompt_logits.shape)} "
+            "differ before the last dimension; give one row of prompt logits for each query"
+        )
+    num_classes, num_prompt_classes = class_queries_logits.shape[-1] - 1, prompt_logits.shape[-1]
+    shared, matched = _shared_classes(num_classes, num_prompt_classes, class_matches)
+    dtype = torch.promote_types(class_queries_logits.dtype, torch.float32)
+    if alpha == 0:
+        return class_queries_logits.to(dtype)
+
+    log_all = class_queries_logits.to(dtype).log_softmax(-1)
+    log_shared = log_all[..., :-1] if shared is None else log_all[..., shared]
+    log_mass = log_shared.logsumexp(-1, keepdim=True)
+    # A query that is no-object for certain has nothing to share out: its p may be anything, as long as it is a number.
+    log_p = log_shared - log_mass.masked_fill(log_mass == -torch.inf, 0)
+    log_q = (prompt_logits if matched is None else prompt_logits[..., matched]).to(dtype).log_softmax(-1)
+    # Apart from rounding, 0 * -inf is why alpha = 1 is not left to the formula.
+    log_g = log_q if alpha == 1 else (1 - alpha) * log_p + alpha * log_q
+    log_sum = log_g.logsumexp(-1, keepdim=True)
+    if normalization == "oneformer":
+        excluded = log_sum == -torch.inf
+        fused = log_mass + torch.where(excluded, log_p, log_g - log_sum.masked_fill(excluded, 0))
+    else:
+        fused = log_mass + log_g
+    if shared is None:
+        result = torch.cat((fused, log_all[..., -1:]), dim=-1)
+    else:
+        result = log_all.clone()
+        result[..., shared] = fused
+    if normalization == "internimage":
+        nothing_left = (result == -torch.inf).all(-1, keepdim=True)
+        result = torch.where(nothing_left, log_all, result).log_softmax(-1)
+    return result
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a weight that is no number in [0, 1].
+
+    Raises:
+        ValueError: naming it.
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+        raise ValueError(
+            f"alpha={alpha!r} is no number in [0, 1]: 0 is the generator's answer, 1 is ViT-P's; published is 0.4"
+        )
+
+
+def _shared_classes(
+    num_classes: int, num_prompt_classes: int, class_matches: Sequence[int] | None
+) -> tuple[list[int] | None, list[int] | None]:
+    """The generator's classes that are fused, and ViT-P's numbers of the same; `None` for all, in order."""
+    if class_matches is None:
+        if num_classes != num_prompt_classes:
+            raise ValueError(
+                f"the generator has {num_classes} classes besides no-object and the classifier {num_prompt_classes}; "
+                "say which are the same with class_matches, or take a classifier of the same classes"
+            )
+        return None, None
+    matches = [int(match) for match in class_matches]
+    if len(matches) != num_classes or any(not NO_MATCH <= match < num_prompt_classes for match in matches):
+        raise ValueError(
+            f"class_matches={matches} must hold one number for each of the generator's {num_classes} classes: that of "
+            f"the classifier, in [0, {num_prompt_classes}), or {NO_MATCH}"
+        )
+    shared = [label for label, match in enumerate(matches) if match != NO_MATCH]
+    if not shared:
+        raise ValueError("class_matches matches no class, so there is nothing to fuse; check the names of the classes")
+    matched = [matches[label] for label in shared]
+    if len(set(matched)) < len(matched):
+        raise ValueError(f"class_matches={matches} gives a class of the classifier to two of the generator's")
+    everything = len(shared) == num_classes
+    in_order = everything and num_classes == num_prompt_classes and matched == shared
+    return (None if everything else shared), (None if in_order else matched)

@@ -1,0 +1,158 @@
+"""Configuration of ViT-P fusion: a generator of masks, a classifier of points, and how their opinions are joined.
+
+Both parts keep their own configuration, `generator_config` and `classifier_config`. The generator may be EoMT of this
+package or any universal segmentation model of Transformers with Mask2Former's outputs. Its classes are those of the
+fused model.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+from .class_fusion import NORMALIZATIONS, check_alpha
+from .configuration_eomt import EoMTConfig
+from .configuration_vit_p import ViTPConfig
+from .image_processing_eomt import TASKS
+from .label_spaces import LABEL_MISMATCHES
+from .published_labels import find_published_labels
+
+OFFICIAL_GEOMETRIES = ("oneformer", "internimage")
+
+
+@strict
+class ViTPFusionConfig(PreTrainedConfig):
+    """Configuration of `ViTPFusionForUniversalSegmentation`.
+
+    Args:
+        generator_config: of the model that draws masks, or its fields with `model_type`.
+        classifier_config: of the ViT-P, or its fields.
+        task: `"panoptic"`, `"instance"` or `"semantic"`: what a call is for that does not say. It chooses alpha, and
+            the prompt of a OneFormer.
+        alpha: weight of ViT-P in [0, 1], or one for each task.
+        normalization: `"oneformer"` or `"internimage"`; see `fuse_class_logits`.
+        label_mismatch: `"error"` if both parts must know the same classes; `"keep"` fuses those that they share.
+        stuff_classes: ids of the stuff classes; `None`: those of the published label set that the classes are.
+        task_inputs: token ids of OneFormer's prompt for each task; other generators need none.
+        official_geometry: `None`, or `"oneformer"` or `"internimage"` to place points as the official code does, its
+            offsets included; for comparisons.
+        id2label: names of the fused classes; `None`: the generator's.
+    """
+
+    model_type = "segvit_vit_p_fusion"
+    has_no_defaults_at_init = True
+    sub_configs = {"generator_config": AutoConfig, "classifier_config": ViTPConfig}  # noqa: RUF012
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "generator_class_queries_logits",
+        "prompt_logits",
+        "prompts",
+        "content_sizes",
+        "patch_offsets",
+        "input_sizes",
+    ]
+
+    generator_config: dict | PreTrainedConfig | None = None
+    classifier_config: dict | PreTrainedConfig | None = None
+    task: str = "panoptic"
+    alpha: float | int | dict[str, float | int] = 0.4
+    normalization: str = "oneformer"
+    label_mismatch: str = "error"
+    stuff_classes: list[int] | None = None
+    task_inputs: dict[str, list[int]] | None = None
+    official_geometry: str | None = None
+
+    def __post_init__(self, **kwargs: Any):
+        if self.generator_config is None or self.classifier_config is None:
+            raise ValueError(
+                "a fused model needs generator_config and classifier_config; "
+                "ViTPFusionForUniversalSegmentation.from_generator_and_classifier makes it from two models"
+            )
+        self.generator_config = _sub_config(self.generator_config)
+        self.classifier_config = _sub_config(self.classifier_config)
+        if self.classifier_config.model_type != ViTPConfig.model_type:
+            raise ValueError(
+                f"classifier_config is of type {self.classifier_config.model_type!r}; the classifier must be a ViT-P "
+                f"({ViTPConfig.model_type!r})"
+            )
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label = dict(self.generator_config.id2label or {})
+        super().__post_init__(**kwargs)
+        if self.stuff_classes is None:
+            published = find_published_labels(self.id2label or {})
+            self.stuff_classes = list(published.stuff_classes) if published else []
+        self.stuff_classes = sorted(set(self.stuff_classes))
+        self.check()
+
+    def alpha_of(self, task: str) -> float:
+        """The weight of ViT-P in a task."""
+        return float(self.alpha[task] if isinstance(self.alpha, dict) else self.alpha)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as saved; without where the parts came from, and names of remote code that is not saved along."""
+        fields = super().to_dict()
+        for part in ("generator_config", "classifier_config"):
+            fields[part] = _without_origin(fields[part])
+        if self._auto_class is None:
+            fields.pop("auto_map", None)
+        return fields
+
+    def check(self) -> None:
+        """Refuse values that contradict each other.
+
+        Raises:
+            ValueError: naming the field, its value and the remedy.
+        """
+        for name, choices in (
+            ("task", TASKS),
+            ("normalization", NORMALIZATIONS),
+            ("label_mismatch", LABEL_MISMATCHES),
+            ("official_geometry", (None, *OFFICIAL_GEOMETRIES)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
+        if isinstance(self.alpha, dict):
+            if set(self.alpha) != set(TASKS):
+                raise ValueError(
+                    f"alpha={self.alpha} must have one weight for each of {', '.join(TASKS)}, or be one number"
+                )
+            for value in self.alpha.values():
+                check_alpha(value)
+        else:
+            check_alpha(self.alpha)
+        assert isinstance(self.generator_config, PreTrainedConfig)  # made above
+        own = len(self.id2label or {})
+        if own != len(self.generator_config.id2label or {}):
+            raise ValueError(
+                f"id2label names {own} classes, but the generator has {len(self.generator_config.id2label or {})}; "
+                "the fused model has the generator's classes, so leave id2label out or rename all of them"
+            )
+        if any(not 0 <= label < own for label in self.stuff_classes or ()):
+            raise ValueError(f"stuff_classes={self.stuff_classes} are not all among the classes 0 to {own - 1}")
+        if self.task_inputs is not None and set(self.task_inputs) != set(TASKS):
+            raise ValueError(
+                f"task_inputs has prompts for {sorted(self.task_inputs)}; it needs one for each of {', '.join(TASKS)}"
+            )
+
+
+def _without_origin(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a part without folders of this machine and names of its own remote code, at any depth."""
+    return {
+        name: _without_origin(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in ("_name_or_path", "auto_map")
+    }
+
+
+def _sub_config(fields: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
+    """A part's configuration; of our types by class, since the Auto classes need not know them."""
+    if isinstance(fields, PreTrainedConfig):
+        return fields
+    fields = dict(fields)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise ValueError("generator_config and classifier_config must say their model_type, as config.json does")
+    for config_class in (EoMTConfig, ViTPConfig):
+        if model_type == config_class.model_type:
+            return config_class(**fields)
+    return AutoConfig.for_model(model_type, **fields)

@@ -1,0 +1,128 @@
+"""The parts of a fused model, from ids, folders or objects: generator, classifier, and the prompts of a OneFormer.
+
+A checkpoint of Transformers' own EoMT becomes EoMT of this package, which is the same function and faster; one that is
+given as an object stays what it is.
+"""
+
+import os
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForUniversalSegmentation, AutoTokenizer, PreTrainedConfig
+
+from .configuration_eomt import EoMTConfig
+from .configuration_vit_p import ViTPConfig
+from .image_processing_eomt import TASKS
+from .modeling_eomt import EoMTForUniversalSegmentation
+from .modeling_vit_p import ViTPForPointClassification
+from .transformers_eomt import TRANSFORMERS_EOMT_TYPES
+
+Source = str | os.PathLike[str] | nn.Module
+
+
+def generator_of(source: Source, **kwargs: Any) -> Any:
+    """The generator: an object as it is, or loaded from a folder or the Hub.
+
+    Args:
+        source: a model with the outputs of Mask2Former, or where one is saved.
+        kwargs: for `from_pretrained`, such as `revision`.
+
+    Raises:
+        ValueError: what is saved there is no universal segmentation model.
+    """
+    if isinstance(source, nn.Module):
+        return source
+    model_type = _model_type(source, kwargs)
+    if model_type in (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES):
+        return EoMTForUniversalSegmentation.from_pretrained(source, **kwargs)
+    try:
+        return AutoModelForUniversalSegmentation.from_pretrained(source, **kwargs)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ValueError(
+            f"the generator is of type {model_type!r}; it must be a universal segmentation model of Transformers, such "
+            "as Mask2Former, or an EoMT (is the order generator, classifier?)"
+        ) from error
+
+
+def classifier_of(source: Source, **kwargs: Any) -> ViTPForPointClassification:
+    """The classifier: an object as it is, or loaded from a folder or the Hub.
+
+    Args:
+        source: a ViT-P, or where one is saved.
+        kwargs: for `from_pretrained`, such as `revision`.
+
+    Raises:
+        ValueError: it is no ViT-P.
+    """
+    name = ViTPForPointClassification.__name__
+    if isinstance(source, nn.Module):
+        # By name: code that came with a checkpoint has one copy of a class for each file that needs it.
+        if any(base.__name__ == name for base in type(source).__mro__):
+            return source  # type: ignore[return-value]
+        model_type: str | None = type(source).__name__
+    else:
+        model_type = _model_type(source, kwargs)
+    if model_type != ViTPConfig.model_type:
+        raise ValueError(
+            f"the classifier is of type {model_type!r}; it must be a ViT-P ({ViTPConfig.model_type!r}): a {name}, or a "
+            "folder or Hub id of one (is the order generator, classifier?)"
+        )
+    return ViTPForPointClassification.from_pretrained(source, **kwargs)  # type: ignore[arg-type]
+
+
+def oneformer_task_inputs(source: Any, sequence_length: int, **kwargs: Any) -> dict[str, list[int]]:
+    """The token ids of OneFormer's prompt "the task is ..." for each task, so that no tokenizer is needed later.
+
+    Args:
+        source: a OneFormerProcessor or a tokenizer, or where one is saved.
+        sequence_length: of the prompts, the model's `task_seq_len`.
+        kwargs: for `from_pretrained`, such as `revision`.
+
+    Returns:
+        `sequence_length` ids for each task, 0 where there is no token.
+
+    Raises:
+        ValueError: there is no tokenizer, or none that knows these words.
+    """
+    where = source if isinstance(source, str | os.PathLike) else type(source).__name__
+    if isinstance(source, str | os.PathLike):
+        try:
+            source = AutoTokenizer.from_pretrained(source, **_where(kwargs))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{source}: a OneFormer is told its task in words, and there is no tokenizer ({error}); pass "
+                "task_inputs={task: token ids}, or generator_processor=OneFormerProcessor.from_pretrained(...)"
+            ) from error
+    tokenizer = getattr(source, "tokenizer", source)
+    if not callable(tokenizer) or isinstance(tokenizer, nn.Module):
+        raise ValueError(
+            "a OneFormer is told its task in words: pass generator_processor=OneFormerProcessor.from_pretrained(...), "
+            "or task_inputs={task: token ids}"
+        )
+    prompts = [f"the task is {task}" for task in TASKS]
+    tokens = tokenizer(prompts, padding="max_length", max_length=sequence_length, truncation=True)
+    inputs = {
+        task: [int(token) * int(real) for token, real in zip(ids, mask, strict=True)]
+        for task, ids, mask in zip(TASKS, tokens["input_ids"], tokens["attention_mask"], strict=True)
+    }
+    if len({tuple(ids) for ids in inputs.values()}) < len(TASKS):
+        # Transformers makes a tokenizer that knows no word where a folder has none.
+        raise ValueError(
+            f"the tokenizer of {where} cannot tell the tasks {', '.join(TASKS)} apart: its vocabulary is missing or "
+            f"{sequence_length} tokens are too few; pass generator_processor=OneFormerProcessor.from_pretrained(...) "
+            "or task_inputs={task: token ids}"
+        )
+    return inputs
+
+
+def _model_type(source: Any, kwargs: dict[str, Any]) -> str | None:
+    settings, _ = PreTrainedConfig.get_config_dict(source, **_where(kwargs))
+    return settings.get("model_type")
+
+
+def _where(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of the arguments of `from_pretrained`, those that say where a checkpoint is."""
+    names = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+    return {name: kwargs[name] for name in names if name in kwargs}

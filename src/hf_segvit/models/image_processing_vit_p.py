@@ -1,0 +1,265 @@
+"""Image processor of ViT-P: pictures, points and boxes in, tensors for the model out, and its logits back to names.
+
+Pictures are squashed to the input, their aspect not kept, as in the official code; prompts are given in pixels of the
+original picture and scaled with it. Resizing is antialiased bilinear on 8-bit values.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+from PIL.Image import Resampling
+from torch import Tensor
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
+
+from .configuration_vit_p import POINT_ORIGINS
+from .image_inputs import normalized_batch, scale_picture
+from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
+from .image_windows import Size
+from .picture_decoding import as_list, picture_tensor
+from .prompt_inputs import prompts_of
+
+
+class ViTPImageProcessorKwargs(TypedDict, total=False):
+    """The settings of `ViTPImageProcessor`, as stored in preprocessor_config.json."""
+
+    size: int | list[int] | tuple[int, ...] | dict[str, int] | SizeDict
+    do_resize: bool
+    resample: int | Resampling
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: float | list[float] | tuple[float, ...]
+    image_std: float | list[float] | tuple[float, ...]
+    patch_size: int | None
+    point_origin: str
+    id2label: dict[int, str] | dict[str, str] | None
+
+
+class ViTPImageProcessor(PlainViTImageProcessor):
+    """Prepares pictures and prompts for `ViTPForPointClassification` and names its answers.
+
+    Args:
+        size: height and width of the model's input: `{"height": ..., "width": ...}`, a pair, or one integer.
+        do_resize: squash pictures to the input; without, they must have its size.
+        resample: Pillow's number of the filter; 2 is bilinear.
+        do_rescale: multiply by `rescale_factor`.
+        rescale_factor: 1/255 takes 8-bit values to [0, 1].
+        do_normalize: subtract `image_mean` and divide by `image_std`.
+        image_mean: mean of each channel in [0, 1].
+        image_std: standard deviation of each channel in [0, 1].
+        patch_size: of the model, for checking `size`; `None` does not check.
+        point_origin: what a point (x, y) means: `"center"`, the middle of the pixel of that number, or `"corner"`, its
+            upper left corner (official weights). It is that of the model's config.
+        id2label: names of the classes, for post-processing and for checking labels.
+
+    Raises:
+        ValueError: settings that contradict each other or are out of range.
+    """
+
+    valid_kwargs = ViTPImageProcessorKwargs  # type: ignore[assignment] # only what this processor heeds
+    model_input_names = ["pixel_values", "prompts", "prompt_mask"]  # noqa: RUF012
+
+    size = {"height": 518, "width": 518}  # noqa: RUF012
+    do_resize = True
+    resample = Resampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    patch_size: int | None = 14
+    point_origin = "center"
+    id2label: Mapping[Any, str] | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.id2label is not None:  # keys of JSON are strings
+            self.id2label = {int(index): name for index, name in self.id2label.items()}
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        """Prepare pictures, and prompts where given; see `preprocess`."""
+        return self.preprocess(images, *args, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any,
+        input_points: Any = None,
+        input_boxes: Any = None,
+        input_labels: Any = None,
+        *,
+        return_tensors: str | None = "pt",
+        device: Any = None,
+        input_data_format: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare pictures, and prompts where given.
+
+        Args:
+            images: a picture or a list of them: Pillow images, paths, URLs, arrays or tensors; see `picture_tensor`.
+            input_points: for each picture its points (x, y) in pixels of the picture, as in `[[[x, y], ...], ...]`; of
+                a single picture `[[x, y], ...]` will do.
+            input_boxes: for each picture its boxes (x0, y0, x1, y1), edges in pixels. One without area is a point.
+            input_labels: for each picture the classes of its points, then of its boxes; -100 for those without.
+            return_tensors: `"pt"`, or `"np"` for NumPy arrays.
+            device: where to work and leave the tensors; `None` is the CPU, or where a tensor is.
+            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
+            kwargs: settings for this call only.
+
+        Returns:
+            `pixel_values` (B, 3, height, width) float32 and `original_sizes` (B, 2) int64, height and width of the
+            pictures. With prompts: `prompts` (B, N, 4) float32, the points of each picture before its boxes, and
+            `prompt_mask` (B, N) bool, False for padding; with labels: `labels` (B, N) int64.
+
+        Raises:
+            ValueError: pictures that cannot be read, prompts that lie outside, are not numbers, of the wrong shape or
+                none, unknown labels, and settings that do not fit; the message names picture and prompt.
+        """
+        reading = {"device": device, "input_data_format": input_data_format}
+        data = super().preprocess(images, input_points, input_boxes, input_labels, reading, **kwargs)
+        return BatchFeature(data=as_requested(data, return_tensors))
+
+    def prepare_prompts(
+        self,
+        original_sizes: Tensor | Sequence[Size],
+        input_points: Any = None,
+        input_boxes: Any = None,
+        input_labels: Any = None,
+    ) -> dict[str, Tensor]:
+        """Prompts for pictures that were prepared, and perhaps encoded, before.
+
+        Args:
+            original_sizes: (height, width) of each picture in pixels, as a call of the processor returns them.
+            input_points: as in `preprocess`.
+            input_boxes: as in `preprocess`.
+            input_labels: as in `preprocess`.
+
+        Returns:
+            `prompts` and `prompt_mask`, and `labels` where given, as in `preprocess`; where the sizes are.
+
+        Raises:
+            ValueError: as in `preprocess`.
+        """
+        sizes = original_sizes.tolist() if isinstance(original_sizes, Tensor) else original_sizes
+        device = original_sizes.device if isinstance(original_sizes, Tensor) else None
+        num_labels = len(self.id2label) if self.id2label else None
+        data = prompts_of(
+            [(int(height), int(width)) for height, width in sizes],
+            input_points,
+            input_boxes,
+            input_labels,
+            point_origin=self.point_origin,
+            num_labels=num_labels,
+        )
+        return {name: tensor.to(device) for name, tensor in data.items()}
+
+    def post_process_point_classification(
+        self, outputs: Any, top_k: int = 1, id2label: Mapping[Any, str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The most probable classes of every prompt.
+
+        Args:
+            outputs: the model's, with `logits` (B, N, C) and, where prompts were padded, `prompt_mask` (B, N).
+            top_k: how many classes a prompt, best first; at most C are there.
+            id2label: names of the classes; `None`: the processor's, or `LABEL_0` and so on where it has none.
+
+        Returns:
+            For each picture a dict with `label_ids` (n, K) int64 and `scores` (n, K) float32, probabilities, of its n
+            real prompts, on the logits' device, and `labels`, for each prompt a list of K names.
+
+        Raises:
+            ValueError: `top_k` is below 1, or a class has no name.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} must be at least 1")
+        names = id2label if id2label is not None else self.id2label
+        logits = outputs.logits
+        num_labels = logits.shape[-1]
+        if names is not None and (missing := [index for index in range(num_labels) if index not in names]):
+            raise ValueError(f"id2label has no name for class {missing[0]} of the {num_labels} that the model knows")
+        scores, label_ids = logits.float().softmax(dim=-1).topk(min(top_k, num_labels), dim=-1)
+        mask = getattr(outputs, "prompt_mask", None)
+        answers = []
+        for index in range(len(logits)):
+            real = slice(None) if mask is None else mask[index].bool().to(scores.device)
+            ids = label_ids[index][real]
+            answers.append(
+                {
+                    "label_ids": ids,
+                    "scores": scores[index][real],
+                    "labels": [[f"LABEL_{i}" if names is None else names[i] for i in row] for row in ids.tolist()],
+                }
+            )
+        return answers
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        settings = super()._standardize_kwargs(**kwargs)
+        patch_size, size = settings["patch_size"], settings["size"]
+        if patch_size is not None and (size.height % patch_size or size.width % patch_size):
+            nearest = [max(round(side / patch_size), 1) * patch_size for side in (size.height, size.width)]
+            raise ValueError(
+                f"size {size.height} x {size.width} is no multiple of patch_size={patch_size}; the nearest that is: "
+                f"{{'height': {nearest[0]}, 'width': {nearest[1]}}}"
+            )
+        if settings["point_origin"] not in POINT_ORIGINS:
+            raise ValueError(f"point_origin={settings['point_origin']!r} is not one of {POINT_ORIGINS}")
+        return settings
+
+    def _preprocess_image_like_inputs(  # type: ignore[override]
+        self,
+        images: Any,
+        input_points: Any,
+        input_boxes: Any,
+        input_labels: Any,
+        reading: dict[str, Any],
+        **settings: Any,
+    ) -> dict[str, Any]:
+        pictures = [
+            picture_tensor(picture, f"images[{index}]", **reading) for index, picture in enumerate(as_list(images, 3))
+        ]
+        if not pictures:
+            raise ValueError("images is empty; give at least one picture")
+        picture_sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
+        input_size = (settings["size"].height, settings["size"].width)
+        if not settings["do_resize"]:
+            _check_sizes(picture_sizes, input_size)
+        prompts: dict[str, Tensor] = {}
+        if input_points is not None or input_boxes is not None:
+            names = settings["id2label"]
+            prompts = prompts_of(
+                picture_sizes,
+                input_points,
+                input_boxes,
+                input_labels,
+                point_origin=settings["point_origin"],
+                num_labels=len(names) if names else None,
+            )
+        elif input_labels is not None:
+            raise ValueError("input_labels came without input_points or input_boxes, whose classes they are")
+        scaled = [
+            scale_picture(
+                picture,
+                input_size,
+                resample=settings["resample"],
+                do_rescale=settings["do_rescale"],
+                name=f"images[{index}]",
+            )
+            for index, picture in enumerate(pictures)
+        ]
+        pixel_values = normalized_batch(scaled, input_size, **normalization(settings))
+        device = pixel_values.device
+        return {
+            "pixel_values": pixel_values,
+            "original_sizes": torch.tensor(picture_sizes, dtype=torch.int64, device=device),
+            **{name: tensor.to(device) for name, tensor in prompts.items()},
+        }
+
+
+def _check_sizes(picture_sizes: Sequence[Size], input_size: Size) -> None:
+    for index, size in enumerate(picture_sizes):
+        if size != input_size:
+            raise ValueError(
+                f"images[{index}] is {size[0]} x {size[1]} pixels (height x width) with do_resize=False, but the input "
+                f"is {input_size[0]} x {input_size[1]}; pass do_resize=True or another size="
+            )

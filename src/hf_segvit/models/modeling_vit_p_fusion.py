@@ -1,0 +1,335 @@
+"""ViT-P fusion (CVPR 2026): a frozen generator draws masks, ViT-P says what is in them, and both opinions are joined.
+
+In here, in this order: the model, its output. The generator is EoMT of this package, or EoMT, EoMT-DINOv3, Mask2Former,
+MaskFormer or OneFormer of Transformers. The outputs carry fused `class_queries_logits` beside the generator's masks, so
+every Mask2Former-style post-processor works on them. The formula is in `class_fusion.py`, points in `query_points.py`.
+
+Shapes: B pictures, R rows of the generator's outputs (one a picture, or one a window), Q queries, C classes without
+no-object, K classes of ViT-P, H W pixels of the generator's input, h w mask cells.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
+from transformers.utils import logging
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from .class_fusion import check_alpha, fuse_class_logits
+from .configuration_eomt import EoMTConfig
+from .configuration_vit_p_fusion import ViTPFusionConfig
+from .fusion_sources import Source, classifier_of, generator_of, oneformer_task_inputs
+from .image_processing_eomt import TASKS
+from .label_spaces import match_label_spaces
+from .modeling_eomt import EoMTForUniversalSegmentation
+from .modeling_vit_p import ViTPForPointClassification
+from .prompt_packing import classify_rows
+from .query_points import official_query_points, query_points
+from .query_pruning import queries_that_matter
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ViTPFusionOutput(ModelOutput):
+    """What `ViTPFusionForUniversalSegmentation` returns; any Mask2Former-style post-processor understands it.
+
+    Args:
+        class_queries_logits: (R, Q, C + 1) float32, fused, no-object last.
+        masks_queries_logits: (R, Q, h, w) of the generator, before the sigmoid.
+        generator_class_queries_logits: (R, Q, C + 1) of the generator.
+        prompt_logits: (R, Q, K) of ViT-P, NaN for queries it was not asked about; `None` with alpha 0.
+        prompts: (R, Q, 4) what ViT-P was asked about, in [0, 1] of the whole picture; `None` with alpha 0.
+        content_sizes: (B, 2) passed through from the image processor for its post-processing.
+        patch_offsets: (R, 3) passed through from the image processor for its post-processing.
+        input_sizes: (R, 2) int64 height and width of the generator's input, for post-processing.
+    """
+
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    generator_class_queries_logits: Tensor | None = None
+    prompt_logits: Tensor | None = None
+    prompts: Tensor | None = None
+    content_sizes: Tensor | None = None
+    patch_offsets: Tensor | None = None
+    input_sizes: Tensor | None = None
+
+
+class ViTPFusionForUniversalSegmentation(PreTrainedModel):
+    """A generator of masks whose labels ViT-P corrects; semantic, instance and panoptic segmentation.
+
+    `from_generator_and_classifier` makes one of two trained models. The generator is frozen: it has no gradients and
+    stays in evaluation mode when the model is trained.
+    """
+
+    config: ViTPFusionConfig
+    config_class = ViTPFusionConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def __init__(self, config: ViTPFusionConfig):
+        super().__init__(config)
+        assert isinstance(config.generator_config, PreTrainedConfig)
+        self.generator = _generator_from_config(config.generator_config)
+        self.classifier = ViTPForPointClassification(config.classifier_config)  # type: ignore[arg-type]
+        self._adopt()
+        self.post_init()
+
+    @classmethod
+    def from_generator_and_classifier(
+        cls,
+        generator: Source,
+        classifier: Source,
+        alpha: float | dict[str, float] = 0.4,
+        *,
+        generator_processor: Any = None,
+        generator_kwargs: dict[str, Any] | None = None,
+        classifier_kwargs: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> "ViTPFusionForUniversalSegmentation":
+        """Join two trained models; their image processor is made by `ViTPFusionImageProcessor`'s method of this name.
+
+        Args:
+            generator: a model with the outputs of Mask2Former, or a folder or Hub id of one. An object is not copied:
+                it becomes part of the fused model, frozen.
+            classifier: a ViT-P, or a folder or Hub id of one; an object is not copied either.
+            alpha: weight of ViT-P in [0, 1], or one for each task.
+            generator_processor: of a OneFormer that is an object, its OneFormerProcessor, which knows the words of its
+                prompts.
+            generator_kwargs: for the generator's `from_pretrained`, such as `revision` or `dtype`.
+            classifier_kwargs: the same for the classifier.
+            settings: other fields of `ViTPFusionConfig`.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: a part is of another kind, their classes differ, or a setting does not fit.
+        """
+        generator_kwargs = generator_kwargs or {}
+        classifier_model = classifier_of(classifier, **(classifier_kwargs or {}))
+        generator_model = generator_of(generator, **generator_kwargs)
+        generator_config, classifier_config = generator_model.config, classifier_model.config
+        if generator_config.model_type == "oneformer" and settings.get("task_inputs") is None:
+            tokens = generator if generator_processor is None else generator_processor
+            settings["task_inputs"] = oneformer_task_inputs(tokens, generator_config.task_seq_len, **generator_kwargs)
+        config = cls.config_class(
+            generator_config=generator_config, classifier_config=classifier_config, alpha=alpha, **settings
+        )
+        # The parts are there already: building others beside them would take memory, and initialising them weights.
+        with torch.device("meta"):
+            model = cls(config)
+        model.generator, model.classifier = generator_model, classifier_model
+        model._adopt()
+        if model.label_match.description:
+            logger.warning(
+                f"{sum(match >= 0 for match in model.label_match.class_matches)} classes are fused; "
+                f"{model.label_match.description}"
+            )
+        return model.eval()
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Called by Transformers when this class comes from a checkpoint's own code: let the pipeline know its name."""
+        super().register_for_auto_class(auto_class)
+        MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault(ViTPFusionConfig.model_type, cls.__name__)
+
+    def _adopt(self) -> None:
+        """Freeze the generator, keep one configuration for each part, and match the classes."""
+        self.train(self.training)
+        self.config.generator_config = self.generator.config
+        self.config.classifier_config = self.classifier.config
+        self.label_match = match_label_spaces(
+            self.generator.config.id2label or {}, self.classifier.config.id2label or {}, self.config.label_mismatch
+        )
+
+    def train(self, mode: bool = True) -> "ViTPFusionForUniversalSegmentation":
+        """Set the classifier's mode; the generator stays in evaluation mode and without gradients."""
+        super().train(mode)
+        # Here, since `from_pretrained` replaces all parameters and calls this afterwards.
+        self.generator.eval().requires_grad_(False)
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that turns the classifier's pixels into tokens."""
+        return self.classifier.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        classifier_pixel_values: Tensor | None = None,
+        content_sizes: Tensor | None = None,
+        task: str | None = None,
+        alpha: float | None = None,
+        pruning_threshold: float | None = None,
+        pixel_mask: Tensor | None = None,
+        patch_offsets: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        **kwargs: Any,
+    ) -> ViTPFusionOutput:
+        """Segment pictures; the arguments are what `ViTPFusionImageProcessor` returns, and how to fuse.
+
+        Args:
+            pixel_values: (R, 3, H, W) the generator's input.
+            classifier_pixel_values: (B, 3, height, width) the whole pictures, without padding, for ViT-P; not needed
+                with alpha 0.
+            content_sizes: (B, 2) height and width of the scaled pictures in pixels of the generator's input, before
+                padding or cutting; `None`: they fill it.
+            task: `"panoptic"`, `"instance"` or `"semantic"`; `None`: the config's.
+            alpha: weight of ViT-P for this call; `None`: the config's for the task.
+            pruning_threshold: with isolated prompts, leave out of ViT-P the queries that cannot appear in an answer to
+                the task with this threshold or a higher one, by `queries_that_matter`. The answer is the same, but the
+                outputs serve this task only. `None` asks about all queries, as joint prompts always do.
+            pixel_mask: (R, H, W) where the picture is, for generators that want it.
+            patch_offsets: (R, 3) windows, in the order of their pictures: picture, first pixel, pixel behind the last.
+            original_sizes: (B, 2) sizes of the pictures as given, for `official_geometry="oneformer"`.
+            kwargs: `return_dict`.
+
+        Raises:
+            ValueError: an input is missing or does not fit, or the generator's outputs are of another kind.
+        """
+        _refuse_unknown(kwargs)
+        task = self.config.task if task is None else task
+        if task not in TASKS:
+            raise ValueError(f"task={task!r} is not one of {', '.join(map(repr, TASKS))}")
+        alpha = self.config.alpha_of(task) if alpha is None else alpha
+        check_alpha(alpha)
+        class_logits, mask_logits = self._generate(pixel_values, pixel_mask, task)
+        input_size = (int(pixel_values.shape[-2]), int(pixel_values.shape[-1]))
+        fused, prompts, prompt_logits = class_logits.float(), None, None
+        if alpha > 0:
+            pictures = _check_pictures(classifier_pixel_values, content_sizes, patch_offsets, len(pixel_values))
+            points = self._points(mask_logits, input_size, content_sizes, patch_offsets, original_sizes)
+            prompts = torch.cat((points, torch.zeros_like(points)), dim=-1)
+            wanted = None
+            if pruning_threshold is not None and self.classifier.config.prompt_attention == "isolated":
+                wanted = queries_that_matter(class_logits, task, pruning_threshold)
+            picture_of_row = None if patch_offsets is None else patch_offsets[:, 0].long()
+            prompt_logits = classify_rows(self.classifier, pictures, prompts, picture_of_row, wanted)
+            fused = self.fuse(class_logits, prompt_logits, alpha=alpha)
+            if wanted is not None:
+                fused = torch.where(wanted[..., None], fused, class_logits.float())
+        return ViTPFusionOutput(
+            class_queries_logits=fused,
+            masks_queries_logits=mask_logits,
+            generator_class_queries_logits=class_logits,
+            prompt_logits=prompt_logits,
+            prompts=prompts,
+            content_sizes=content_sizes,
+            patch_offsets=patch_offsets,
+            input_sizes=torch.tensor(input_size, device=pixel_values.device).expand(len(pixel_values), 2),
+        )
+
+    def fuse(
+        self, class_queries_logits: Tensor, prompt_logits: Tensor, alpha: float | None = None, task: str | None = None
+    ) -> Tensor:
+        """Fuse again what a call returned, with another alpha: nothing is computed twice.
+
+        Args:
+            class_queries_logits: (..., C + 1) the output's `generator_class_queries_logits`.
+            prompt_logits: (..., K) the output's `prompt_logits`.
+            alpha: weight of ViT-P; `None`: the config's for the task.
+            task: as in `forward`.
+
+        Returns:
+            (..., C + 1) float32.
+
+        Raises:
+            ValueError: as `fuse_class_logits`.
+        """
+        return fuse_class_logits(
+            class_queries_logits,
+            prompt_logits,
+            self.config.alpha_of(task or self.config.task) if alpha is None else alpha,
+            self.config.normalization,
+            self.label_match.class_matches,
+        )
+
+    @torch.no_grad()
+    def _generate(self, pixel_values: Tensor, pixel_mask: Tensor | None, task: str) -> tuple[Tensor, Tensor]:
+        """Class and mask logits of the generator."""
+        inputs: dict[str, Any] = {"pixel_values": pixel_values}
+        if pixel_mask is not None:
+            inputs["pixel_mask"] = pixel_mask
+        if self.config.task_inputs is not None:
+            tokens = torch.tensor(self.config.task_inputs[task], device=pixel_values.device)
+            inputs["task_inputs"] = tokens.expand(len(pixel_values), -1)
+        outputs = self.generator(**inputs)
+        class_logits = getattr(outputs, "class_queries_logits", None)
+        mask_logits = getattr(outputs, "masks_queries_logits", None)
+        num_classes = len(self.label_match.class_matches)
+        if class_logits is None or mask_logits is None:
+            raise ValueError(
+                f"the generator {type(self.generator).__name__} answers with {', '.join(outputs)}; fusion needs "
+                "class_queries_logits and masks_queries_logits, as a Mask2Former has them"
+            )
+        if class_logits.shape[-1] != num_classes + 1:
+            raise ValueError(
+                f"the generator {type(self.generator).__name__} answers with {class_logits.shape[-1]} class logits, "
+                f"but its id2label names {num_classes} classes, which with no-object makes {num_classes + 1}; correct "
+                "id2label in its config"
+            )
+        return class_logits, mask_logits
+
+    def _points(
+        self,
+        mask_logits: Tensor,
+        input_size: tuple[int, int],
+        content_sizes: Tensor | None,
+        patch_offsets: Tensor | None,
+        original_sizes: Tensor | None,
+    ) -> Tensor:
+        geometry = self.config.official_geometry
+        if original_sizes is not None and geometry != "oneformer":
+            raise ValueError(
+                "the inputs were made by a processor of official_geometry='oneformer', whose picture for ViT-P is "
+                f"padded, but the model's config has official_geometry={geometry!r}; use the same for both"
+            )
+        if geometry is None:
+            return query_points(mask_logits, input_size, content_sizes, patch_offsets)
+        return official_query_points(mask_logits, input_size, geometry, content_sizes, original_sizes)
+
+
+def _generator_from_config(config: PreTrainedConfig) -> Any:
+    # By its type's name: code that came with a checkpoint has one copy of a class for each file that needs it.
+    if config.model_type == EoMTConfig.model_type:
+        return EoMTForUniversalSegmentation(config)  # type: ignore[arg-type]
+    return AutoModelForUniversalSegmentation.from_config(config)
+
+
+def _check_pictures(
+    pictures: Tensor | None, content_sizes: Tensor | None, patch_offsets: Tensor | None, num_rows: int
+) -> Tensor:
+    """The classifier's pictures, if they and all sizes belong to the generator's input."""
+    if pictures is None:
+        raise ValueError(
+            "classifier_pixel_values are missing: ViT-P looks at the pictures too; make the inputs with a "
+            "ViTPFusionImageProcessor, or pass alpha=0 for the generator's answer"
+        )
+    expected = len(pictures) if patch_offsets is not None else num_rows
+    for name, value, count in (
+        ("classifier_pixel_values", pictures, expected),
+        ("content_sizes", content_sizes, expected),
+        ("patch_offsets", patch_offsets, num_rows),
+    ):
+        if value is not None and len(value) != count:
+            raise ValueError(
+                f"{name} has {len(value)} rows, but pixel_values call for {count}; give the model all that one call of "
+                "the processor returned"
+            )
+    return pictures
+
+
+def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+    unknown = [name for name, value in kwargs.items() if value is not None]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)}: not understood here; the generator is frozen, so train it and the ViT-P on their "
+            "own and join them afterwards"
+        )

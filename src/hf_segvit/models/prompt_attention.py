@@ -1,0 +1,116 @@
+"""Blocks in which prompts and the tokens of a picture attend to each other, jointly or with prompts isolated.
+
+In here: the block, its attention, and the mask of isolated prompts. Isolated prompts see themselves and the picture,
+which does not see them: its tokens are those of a plain ViT, run without a mask in any back-end, and their keys and
+values can be kept for prompts that are asked later.
+
+Shapes: B batch, N prompts, S picture tokens (registers and patches), T = N + S, D hidden size, E channels of one head,
+G prompts of a group.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .modeling_plain_vit import PlainViTLayer
+from .plain_vit_attention import PlainViTAttention
+
+KeysValues = tuple[Tensor, Tensor]
+
+# Isolated prompts that share a masked product: of their mutual scores only the diagonal counts, so groups are small
+# against a picture's thousand patches.
+PROMPTS_PER_GROUP = 256
+
+
+class PromptAttention(PlainViTAttention):
+    """Self-attention of prompts, which come first, and the tokens of a picture."""
+
+    def forward(  # type: ignore[override] # also returns keys and values
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        key_mask: Tensor | None = None,
+        isolation: Tensor | None = None,
+        image_keys_values: KeysValues | None = None,
+    ) -> tuple[Tensor, Tensor | None, KeysValues]:
+        """Attend.
+
+        Args:
+            hidden_states: (B, T, D); without picture where `image_keys_values` stand for it, without prompts to encode
+                it.
+            position_embeddings: cosines and sines (T, E) of `rotary_embeddings`.
+            key_mask: boolean (B, 1, 1, T), True where a token may be seen (joint prompts).
+            isolation: `isolation_mask`, where prompts are isolated.
+            image_keys_values: keys and values (B, heads, S, E) that this block made of the picture earlier.
+
+        Returns:
+            (B, T, D), the weights (B, heads, T, T) where the back-end gives them, and keys and values (B, heads, T, E).
+        """
+        query, key, value = self._project(hidden_states, position_embeddings)
+        back_end = self.config._attn_implementation or "eager"
+        masked_back_end = "eager" if back_end == "eager" else "sdpa"
+        if isolation is None:
+            context, weights = self._attend(
+                back_end if key_mask is None else masked_back_end, query, key, value, key_mask
+            )
+        else:
+            num_image_tokens = isolation.shape[1] - isolation.shape[0]
+            num_prompts = query.shape[2] - (num_image_tokens if image_keys_values is None else 0)
+            image_keys, image_values = image_keys_values or (key[:, :, num_prompts:], value[:, :, num_prompts:])
+            contexts, weights = [], None
+            for start in range(0, num_prompts, isolation.shape[0]):
+                group = slice(start, min(start + isolation.shape[0], num_prompts))
+                count = group.stop - group.start
+                answer, weights = self._attend(
+                    masked_back_end,
+                    query[:, :, group],
+                    torch.cat((key[:, :, group], image_keys), dim=2),
+                    torch.cat((value[:, :, group], image_values), dim=2),
+                    # The lower right corner of the mask is the mask of a smaller group.
+                    isolation[None, None, -count:, -count - num_image_tokens :],
+                )
+                contexts.append(answer)
+            if image_keys_values is None:
+                answer, image_weights = self._attend(
+                    back_end, query[:, :, num_prompts:], image_keys, image_values, None
+                )
+                contexts.append(answer)
+                if weights is not None and image_weights is not None:
+                    weights = torch.cat((weights, F.pad(image_weights, (num_prompts, 0))), dim=2)
+            context = torch.cat(contexts, dim=1)
+        return self.out_proj(self.norm(context.flatten(2))), weights, (key, value)
+
+
+class ViTPLayer(PlainViTLayer):
+    """A block of the plain ViT for prompts and picture."""
+
+    attention_class = PromptAttention
+    attention: PromptAttention
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, return_keys_values: bool = False, **attention_arguments: Any
+    ) -> Tensor | tuple[Tensor, KeysValues]:
+        """Transform (B, T, D); returns keys and values of the tokens too if asked. See `PromptAttention.forward`."""
+        attended, _, keys_values = self.attention(self.norm1(hidden_states), **attention_arguments)
+        hidden_states = self._add(hidden_states, attended, self.layer_scale1)
+        hidden_states = self._add(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
+        return (hidden_states, keys_values) if return_keys_values else hidden_states
+
+
+def isolation_mask(num_prompts: int, num_image_tokens: int, device: torch.device, one_group: bool = False) -> Tensor:
+    """Which keys a group of isolated prompts may see: each its own and all of the picture's.
+
+    Args:
+        num_prompts: N.
+        num_image_tokens: S.
+        device: where to make it.
+        one_group: all prompts in one group, whatever their number, for a back-end that returns weights.
+
+    Returns:
+        Boolean (G, G + S).
+    """
+    group = num_prompts if one_group else min(num_prompts, PROMPTS_PER_GROUP)
+    own = torch.eye(group, dtype=torch.bool, device=device)
+    return torch.cat((own, own.new_ones(group, num_image_tokens)), dim=1)
