@@ -12,7 +12,6 @@ from hf_segvit.data.color_jitter import jitter_colors
 from hf_segvit.data.entry_decoding import decode_entry
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.data.mask_augmentation import Crop, MaskAugmentation
-from hf_segvit.data.point_augmentation import PointAugmentation, draw_crop, draw_points
 from hf_segvit.models.mask_encoding import encode_mask
 
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)  # void and three segments
@@ -201,61 +200,6 @@ def test_color_jitter_has_the_official_parameters():
     assert min(saturation) < 0.45
     assert max(saturation) > 0.9
     assert len(set(saturation)) > 300
-
-
-def test_points_are_balanced_between_classes():
-    label_map = np.full((20, 30), -1)
-    label_map[:, :28] = 2
-    label_map[3, 29] = 7
-    points, labels = draw_points(label_map, 1000, np.random.default_rng(0))
-    assert sorted(labels.unique().tolist()) == [2, 7]
-    assert (labels == 7).float().mean() == pytest.approx(0.5, abs=0.05)
-    columns, rows = (points[:, 0] * 30 - 0.5), (points[:, 1] * 20 - 0.5)
-    found = label_map[rows.round().long().numpy(), columns.round().long().numpy()]
-    np.testing.assert_array_equal(found, labels.numpy())
-    assert len(points[labels == 2].unique(dim=0)) > 300
-    points, labels = draw_points(np.full((4, 4), -1), 5, np.random.default_rng(0))
-    assert labels.tolist() == [-100] * 5
-
-
-def test_corners_that_a_rotation_uncovers_are_void():
-    # The official code fills them with 0, which for COCO is the class "person".
-    entry = entry_of(np.full((40, 40), 3), [{"id": 3, "label_id": 9, "is_crowd": False}])
-    for crop in (False, True):
-        transform = PointAugmentation((28, 28), num_points=50, crop=crop)
-        for index in range(10):
-            sample = transform(entry, sample_generator(0, 0, index))
-            assert sample.pixels.shape == (3, 28, 28)
-            assert set(sample.point_labels.tolist()) == {9}
-
-
-def test_points_follow_the_picture():
-    image = np.zeros((60, 80, 3), np.uint8)
-    image[:, 40:] = 255
-    segment_map = (image[..., 0] > 0).astype(np.int32)
-    entry = entry_of(segment_map, [{"id": i, "label_id": i, "is_crowd": False} for i in range(2)], image)
-    transform = PointAugmentation((56, 56), num_points=100)
-    agree = []
-    for index in range(10):
-        sample = transform(entry, sample_generator(0, 0, index))
-        columns, rows = (sample.points * 56).long().clamp(max=55).T
-        level = sample.pixels[0, rows, columns]
-        sharp = (level == 0) | (level == 255)
-        agree.append((level[sharp] > 0) == (sample.point_labels[sharp] == 1))
-    assert torch.cat(agree).float().mean() > 0.97  # black corners touch white ones
-
-
-def test_crops_of_points_have_the_papers_area_and_ratio():
-    generator = np.random.default_rng(0)
-    boxes = np.array([draw_crop((300, 300), generator) for _ in range(500)])
-    areas, ratios = boxes[:, 2] * boxes[:, 3] / 90000, boxes[:, 3] / boxes[:, 2]
-    assert 0.49 < areas.min() < 0.55
-    assert areas.max() > 0.9
-    assert ratios.min() > 0.74
-    assert ratios.max() < 1.35
-    assert (boxes[:, 0] + boxes[:, 2] <= 300).all()
-    # No allowed crop fits into a very long picture: the largest in its middle.
-    assert draw_crop((10, 1000), generator) == (0, 493, 10, 13)
 
 
 def test_entries_and_arguments_that_do_not_fit_are_refused():

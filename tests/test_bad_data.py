@@ -2,6 +2,18 @@
 
 The numbers are those of the list of bad inputs that this package promises to withstand (1 to 56: pictures, annotation
 JSON, mask PNGs, folder layout). Nothing here may crash the interpreter or read outside of the data set's folder.
+
+Where to look:
+- pictures (1 to 18): empty, truncated, wrong checksum, no picture, wrong ending, tiny, long, odd sides, bombs, colour
+  modes, palettes, 16 bits, orientation, several frames, arrays, formats that are not read. The same pictures read
+  quickly for training: test_quick_entries.py; given to the image processor: test_picture_decoding.py.
+- annotations (19 to 38): missing lists, doubled and unknown ids, order, categories, segments that PNG or JSON lack, no
+  segments, crowd flags, areas, boxes, polygons, runs, file names, encodings, size and depth. Areas that differ from
+  their masks: test_readers_coco.py; labelme and YOLO: test_readers_outlines.py.
+- masks (39 to 48): other size, JPEG, colours, palettes, unknown values, all void, binary, off by one, train ids.
+  Regions against objects in Cityscapes' instanceIds: test_readers_label_maps.py.
+- layout (49 to 56): empty, one picture, the same in two splits, loops, unsafe archives, bombs, tar files, pipes, names.
+  Doubled, encrypted and oddly compressed members, damaged archives: test_archives.py.
 """
 
 import io
@@ -87,6 +99,7 @@ def _with_picture(root: Path, content: bytes, name: str = "one.jpg", mask: Any =
         pytest.param(_bomb(), "decompression bomb|limit", id="9 bomb"),
         pytest.param(b"\0\0\0\x18ftypheic" + bytes(40), "not a picture", id="18 HEIC"),
         pytest.param(b"#?RADIANCE\n" + bytes(40), "not a picture", id="18 HDR"),
+        pytest.param(b"\0\0\0\x1cftypavif" + bytes(40), "not a picture", id="18 AVIF"),
     ],
 )
 def test_unreadable_pictures(tmp_path: Path, content: bytes, message: str) -> None:

@@ -118,3 +118,8 @@ def test_bad_arguments_are_refused():
             build(3, dilation_ratio=0)
         with pytest.raises(ValueError, match="num_labels is 0"):
             build(0)
+
+
+def test_counts_of_other_classes_are_not_merged():
+    with pytest.raises(ValueError, match=r"cannot merge counts of shapes \{'boundary': \(4, 3\)\} into counts of"):
+        BoundaryIoU(num_labels=3).merge(BoundaryIoU(num_labels=4))

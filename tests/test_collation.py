@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_segvit.data.augmentation import AugmentedDataset, AugmentedSample, augmentation
-from hf_segvit.data.collation import MaskCollator, PointCollator, binary_masks, normalize_pixels
+from hf_segvit.data.collation import MaskCollator, PointCollator, binary_masks, normalize_pixels, placed_pixels
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from tests.tiny_models import tiny_eomt
 
@@ -51,6 +51,30 @@ def test_the_device_finishes_what_collation_left():
         assert torch.equal(binary_masks(segment_map, len(labels)), masks)
 
 
+@pytest.mark.parametrize("scale_range", [(0.1, 0.9), (1.1, 2.0)])
+def test_pictures_that_the_device_scales_become_the_same(scale_range):
+    scenes = GeneratedScenes(6, size=(48, 64))
+    now, later = (
+        AugmentedDataset(
+            scenes, augmentation("eomt_coco_panoptic", (56, 64), scale_range=scale_range, scale_later=scale_later)
+        )
+        for scale_later in (False, True)
+    )
+    samples = [[dataset[index] for index in range(6)] for dataset in (now, later)]
+    expected = MaskCollator(on_device=True)(samples[0])
+    batch = MaskCollator(on_device=True)(samples[1])
+    assert "pixel_values" not in batch
+    assert any(tuple(crop.shape) != (3, 56, 64) for crop in batch["crops"])
+    assert all(crop.untyped_storage().nbytes() == crop.numel() for crop in batch["crops"])  # nothing else travels
+    placed = placed_pixels(batch["crops"], batch["placements"], (56, 64))
+    assert torch.equal(placed, expected["pixel_values"])
+    assert torch.equal(batch["segment_maps"], expected["segment_maps"])
+    # Without a device that finishes, and beside samples that are finished, collation scales.
+    for mixed in (samples[1], [samples[0][0], *samples[1][1:]]):
+        whole = MaskCollator()(mixed)
+        assert torch.equal(whole["pixel_values"], normalize_pixels(expected["pixel_values"]))
+
+
 def test_overlapping_masks_are_handed_on():
     overlapping = sample(2)
     overlapping.masks = torch.ones(2, 8, 8, dtype=torch.bool)
@@ -77,10 +101,11 @@ def test_points_become_prompts():
     assert batch["pixel_values"].shape == (3, 3, 28, 42)
     assert batch["prompts"].shape == (3, 5, 4)
     assert not batch["prompts"][..., 2:].any()
-    assert torch.equal(batch["prompts"][1, :, :2], samples[1].points)
-    assert torch.equal(batch["labels"], torch.stack([s.point_labels for s in samples]))
+    assert torch.equal(batch["prompts"][1], samples[1].prompts)
+    assert torch.equal(batch["labels"], torch.stack([s.prompt_labels for s in samples]))
+    assert batch["prompt_mask"].all()
     assert batch["labels"].dtype == torch.int64
-    with pytest.raises(ValueError, match="no points"):
+    with pytest.raises(ValueError, match="no prompts"):
         PointCollator()([sample(1)])
 
 

@@ -4,6 +4,7 @@ processes, foreign models, reports."""
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.evaluation import Predictor, evaluate, load_predictor
 from hf_segvit.evaluation.partial_results import PartialResults, delete_partial_results
 from hf_segvit.evaluation.report import draw_worst, result_text, write_json
-from hf_segvit.evaluation.tasks import evaluation_task, label_id_table
+from hf_segvit.evaluation.tasks import evaluation_task
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from tests.tiny_models import tiny_eomt
 
@@ -207,7 +208,10 @@ def test_processes_share_the_pictures_without_repeating_one(tmp_path, scenes):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29611", "WORLD_SIZE": "2"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = [
         subprocess.Popen(
@@ -263,12 +267,6 @@ def test_models_of_transformers_are_evaluated(task, tmp_path, scenes):
 
 
 def test_classes_are_matched_by_name(scenes):
-    labels = {0: "cat", 1: "Dog", 2: "sea  lion"}
-    assert label_id_table(labels, {0: "CAT", 1: "dog", 2: "sea lion"}) is None
-    assert label_id_table(labels, {0: "sea lion", 1: "cat", 2: "dog"}).tolist() == [1, 2, 0]
-    assert label_id_table(labels, {0: "cat", 1: "hound", 2: "seal"}) is None  # other spellings, same order
-    with pytest.raises(ValueError, match=r"3 classes and the data set 2.*model alone has \['sea lion'\]"):
-        label_id_table(labels, {0: "cat", 1: "dog"})
     # A model that numbers the same classes the other way round gets the same score.
     last = max(scenes.id2label)
     for task in TASKS:
@@ -288,6 +286,83 @@ def test_classes_are_matched_by_name(scenes):
         flipped.task = task
         result = evaluate(flipped, dataset_for(task, scenes), scenes.id2label)
         assert result.metrics[HEADLINES[task]] == pytest.approx(1.0)
+
+
+def test_classes_that_only_their_order_matches_are_told(scenes):
+    oracle = Oracle(scenes, "panoptic")
+    oracle.id2label = {**scenes.id2label, 3: "rectangle"}
+    result = evaluate(oracle, scenes, scenes.id2label)
+    assert result.metrics["pq"] == pytest.approx(1.0)
+    assert ["'rectangle' as 'square'" in note for note in result.notes] == [True]
+    assert "'rectangle' as 'square'" in result_text(result)
+
+
+class WrongLabels(Oracle):
+    """The true masks, each called the class behind its own."""
+
+    def __call__(self, pictures):
+        table = np.roll(np.arange(len(self.id2label)), -1)
+        relabel = evaluation_task(self.task, len(table)).relabel
+        return [relabel(answer, table) for answer in super().__call__(pictures)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_oracle_is_what_perfect_labels_would_give(task, tmp_path, scenes):
+    dataset, headline = dataset_for(task, scenes), HEADLINES[task]
+    settings = {"stuff_classes": scenes.stuff_classes, "more_metrics": ["oracle"], "chunk_size": 3}
+    result = evaluate(WrongLabels(scenes, task), dataset, scenes.id2label, **settings)
+    plain = evaluate(WrongLabels(scenes, task), dataset, scenes.id2label, stuff_classes=scenes.stuff_classes)
+    assert result.metrics[headline] == plain.metrics[headline] < 0.1
+    assert result.metrics[f"oracle_{headline}"] == pytest.approx(1.0)
+    truth = evaluate(Oracle(scenes, task), dataset, scenes.id2label, stuff_classes=scenes.stuff_classes)
+    perfect = {row["label"]: row["loss"] == pytest.approx(0) for row in truth.classes}
+    assert all(row["oracle"] == pytest.approx(1.0) for row in result.classes if perfect.get(row["label"]))
+    text = result_text(result)
+    assert "the same masks with perfect labels" in text
+    assert "(100.00)" in text
+    # Missing masks stay missing.
+    spoilt = evaluate(WrongLabels(scenes, task, spoil=[1]), dataset, scenes.id2label, **settings)
+    assert 0.3 < spoilt.metrics[f"oracle_{headline}"] < 1
+    # What was counted on disk, the oracle's share too, is not counted again.
+    folder = {"partial_folder": tmp_path / "partial"}
+    first = evaluate(WrongLabels(scenes, task, spoil=[1]), dataset, scenes.id2label, **settings, **folder)
+    again = WrongLabels(scenes, task)
+    np.testing.assert_equal(vars(evaluate(again, dataset, scenes.id2label, **settings, **folder)), vars(first))
+    assert again.calls == 0
+    with pytest.raises(ValueError, match=r"another evaluation \(metrics"):
+        evaluate(again, dataset, scenes.id2label, **folder)
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_boundaries_are_scored_beside_areas(task, scenes):
+    dataset = dataset_for(task, scenes)
+
+    class Shifted(Oracle):
+        """The truth, two pixels to the right."""
+
+        def __call__(self, pictures):
+            shifted = []
+            for answer in super().__call__(pictures):
+                if task == "semantic":
+                    shifted.append(np.roll(answer, 2, axis=1))
+                else:
+                    shifted.append({**answer, "segmentation": np.roll(answer["segmentation"], 2, axis=1)})
+            return shifted
+
+    result = evaluate(Shifted(scenes, task), dataset, scenes.id2label, more_metrics=["boundary"])
+    name = {"semantic": "boundary_iou", "instance": "boundary_ap"}[task]
+    books = evaluation_task(task, len(scenes.id2label))
+    metric, shifted = books.new_boundary_metric(), Shifted(scenes, task)
+    for index in range(len(scenes)):
+        entry = dataset[index]
+        metric.add_batch(predictions=shifted([entry["image"]]), references=[books.reference(entry)])
+    expected = metric.compute()
+    assert result.metrics[name] == expected[name.replace("boundary_ap", "ap")]
+    assert result.metrics[name] < result.metrics[HEADLINES[task]] - 0.05
+    column = {"semantic": "iou", "instance": "ap"}[task]
+    rows = [(row["boundary"], expected["per_class"][row["label_id"]][column]) for row in result.classes]
+    assert [found for found, _ in rows] == [value for _, value in rows]
+    assert name in result_text(result)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -327,6 +402,7 @@ def test_the_command_writes_its_results(checkpoint, tmp_path, capsys):
     numbers = tmp_path / "new" / "numbers.json"
     command = ["evaluate", "--model", checkpoint, "--data", "generated:easy", "--task", "semantic", "--limit", "5"]
     command += ["--batch-size", "2", "--device", "cpu", "--worst", "2", "--output", str(tmp_path / "out")]
+    command += ["--oracle", "--boundary"]
     assert main([*command, "--json", str(numbers)]) == 0
     printed = capsys.readouterr().out
     assert "semantic, 5 pictures" in printed
@@ -338,6 +414,8 @@ def test_the_command_writes_its_results(checkpoint, tmp_path, capsys):
     predictor = load_predictor(checkpoint, task="semantic")
     expected = evaluate(predictor, dataset, dataset.id2label).metrics["mean_iou"]
     assert content["metrics"]["mean_iou"] == pytest.approx(expected, rel=1e-3)
+    assert content["metrics"]["oracle_mean_iou"] > content["metrics"]["mean_iou"]
+    assert 0 < content["metrics"]["boundary_iou"] < 1
 
 
 @pytest.mark.parametrize(
@@ -350,6 +428,7 @@ def test_the_command_writes_its_results(checkpoint, tmp_path, capsys):
         (["--split", "nowhere"], "nowhere"),
         (["--model", "/no/such/folder"], "no folder /no/such/folder"),
         (["--device", "cuda:99"], "cuda:99"),
+        (["--task", "panoptic", "--boundary"], "--boundary is for the tasks semantic and instance"),
     ],
 )
 def test_the_command_says_what_is_wrong(change, message, checkpoint, capsys):
@@ -366,5 +445,9 @@ def test_bad_settings_are_refused(scenes):
         evaluate(oracle, scenes, scenes.id2label, batch_size=0)
     with pytest.raises(ValueError, match="6 classes and the data set 5"):
         evaluate(oracle, scenes, {index: scenes.id2label[index] for index in range(5)})
+    with pytest.raises(ValueError, match="there is no metric 'depth'; choose among oracle, boundary"):
+        evaluate(oracle, scenes, scenes.id2label, more_metrics=["depth"])
+    with pytest.raises(ValueError, match="not for panoptic"):
+        evaluate(oracle, scenes, scenes.id2label, more_metrics=["boundary"])
     with pytest.raises(ValueError, match="there is no task 'depth'"):
         evaluation_task("depth", 3)

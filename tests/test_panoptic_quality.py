@@ -195,12 +195,13 @@ def test_merged_processes_equal_one_process():
             predictions=[predictions[i] for i in ids], references=[references[i] for i in ids], image_ids=ids
         )
     shards[0].merge(shards[1])
-    shards[0].merge(json.loads(json.dumps(shards[2].state_dict() | {"counts": shards[2].counts.tolist()})))
-    np.testing.assert_allclose(shards[0].counts, one.counts, rtol=0, atol=1e-12)
+    counts = {"panoptic": shards[2].counts["panoptic"].tolist()}
+    shards[0].merge(json.loads(json.dumps(shards[2].state_dict() | {"counts": counts})))
+    np.testing.assert_allclose(shards[0].counts["panoptic"], one.counts["panoptic"], rtol=0, atol=1e-12)
     assert (shards[0].num_images, shards[0].image_ids) == (6, set(range(6)))
     with pytest.raises(ValueError, match="image id 1 was counted already"):
         shards[0].merge(shards[1])
-    with pytest.raises(ValueError, match=r"cannot merge counts of shape \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"cannot merge counts of shapes \{'panoptic': \(2, 4\)\}"):
         one.merge(PanopticQuality(num_labels=2, stuff_classes=[]))
 
 
@@ -230,7 +231,7 @@ def test_bad_input_is_named_and_counts_nothing(prediction, reference, message):
     with pytest.raises(ValueError, match=message):
         metric.add_batch(predictions=[GOOD, prediction], references=[GOOD, reference], image_ids=["a", "b"])
     assert metric.num_images == 0
-    assert not metric.counts.any()
+    assert not metric.counts["panoptic"].any()
     assert not metric.image_ids
 
 
@@ -267,7 +268,7 @@ def test_real_annotations(sample_data, json_name, png_folder, limit):
     assert (result["pq"], result["sq"], result["rq"]) == (1, 1, 1)
     crowds = sum(row["is_crowd"] for reference in references for row in reference["segments_info"])
     segments = sum(len(reference["segments_info"]) for reference in references)
-    assert perfect.counts[:, 0].sum() == segments - crowds
+    assert perfect.counts["panoptic"][:, 0].sum() == segments - crowds
     for reference in references[:limit]:
         assert_same(perturbed(rng, reference), reference, num_labels)
 

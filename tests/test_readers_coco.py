@@ -22,8 +22,11 @@ from hf_segvit.data.reading import (
     load_segmentation_dataset,
     metadata,
 )
+from hf_segvit.evaluation.tasks import evaluation_task
+from hf_segvit.metrics.mask_average_precision import MaskAveragePrecision
 from hf_segvit.models.mask_encoding import decode_mask
 
+from .coco_instances import STATISTICS, pycocotools_statistics
 from .data_folders import SIZE, coco_folder, panoptic_folder, write_json, write_mask, write_picture
 
 
@@ -54,6 +57,22 @@ def test_panoptic_agrees_with_json_and_png(sample_data: Path) -> None:
     assert (facts.task, facts.split, facts.format) == ("panoptic", "train", "coco")
     assert facts.id2label == label_table("coco_panoptic").id2label
     assert facts.stuff_classes == list(range(80, 133))
+
+
+def test_an_archive_may_wrap_all_in_one_folder(tmp_path: Path) -> None:
+    spec = coco_folder(tmp_path / "data")
+    for name, top in (("plain.zip", ""), ("wrapped.zip", "my data/")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file in sorted((tmp_path / "data").rglob("*.*")):
+                archive.write(file, top + str(file.relative_to(tmp_path / "data")))
+        zipped = load_segmentation_dataset(f"coco_folder:{tmp_path / name}")
+        assert metadata(zipped)[0]["image"]["member"] == f"{top}train/a.jpg"
+        assert zipped[0]["segments"] == load_segmentation_dataset(spec)[0]["segments"]
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:  # two folders on top are no wrapping
+        archive.writestr("my data/train.json", b"{}")
+        archive.writestr("other/a.jpg", b"")
+    with pytest.raises(ValueError, match="no split of a coco_folder data set is there"):
+        available_splits(f"coco_folder:{tmp_path / 'two.zip'}")
 
 
 def test_official_archives_give_the_same(sample_data: Path, tmp_path: Path) -> None:
@@ -102,6 +121,51 @@ def test_instances_equal_pycocotools(sample_data: Path, tmp_path: Path) -> None:
         assert (row["label_id"], row["is_crowd"]) == (labels[entry["category_id"]], bool(entry["iscrowd"]))
 
 
+def test_areas_of_annotations_decide_what_is_small_as_in_pycocotools(tmp_path: Path) -> None:
+    size = (60, 80)
+    squares = {  # (side of the square, area that the annotation states): COCO's borders are at 32 and 96 squared
+        1: (31, 1100.0),  # small by its mask, medium by its annotation
+        2: (34, 900.0),  # the other way round
+        3: (20, None),  # an annotation without area
+    }
+    annotations, results = [], []
+    for number, (side, area) in squares.items():
+        outline = [[5, 5, 5 + side, 5, 5 + side, 5 + side, 5, 5 + side]]
+        row = {"id": number, "image_id": number, "category_id": 3, "segmentation": outline, "iscrowd": 0}
+        annotations.append(row if area is None else {**row, "area": area})
+        (rle,) = coco_mask.frPyObjects(outline, *size)
+        # Of the first the prediction is right, of the second half of it, of the third nothing.
+        guess = np.zeros(size, dtype=np.uint8, order="F")
+        guess[5 : 5 + (side, side * 2 // 3, 0)[number - 1], 5 : 5 + side] = 1
+        counts = (rle if number == 1 else coco_mask.encode(guess))["counts"].decode()
+        results.append(
+            {"image_id": number, "category_id": 3, "segmentation": {"size": [*size], "counts": counts}, "score": 0.9}
+        )
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": size[0], "width": size[1]} for n in squares]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "cat"}]}
+    for number in squares:
+        write_picture(tmp_path / "train" / f"{number}.jpg", size)
+    write_json(tmp_path / "annotations" / "instances_train.json", content)
+
+    dataset = load_segmentation_dataset(f"coco_folder:{tmp_path}")
+    assert [sample["segments"][0].get("area") for sample in dataset] == [1100.0, 900.0, None]
+    task, by_mask = evaluation_task("instance", 1), MaskAveragePrecision(1)
+    metric = task.new_metric()
+    for sample, row in zip(dataset, results, strict=True):
+        prediction = {"segmentation": [row["segmentation"]], "segments_info": [{"label_id": 0, "score": 0.9}]}
+        metric.add_batch(predictions=[prediction], references=[task.reference(sample)])
+        reference = task.reference(sample)
+        rows = [{key: value for key, value in row.items() if key != "area"} for row in reference["segments_info"]]
+        by_mask.add_batch(predictions=[prediction], references=[{**reference, "segments_info": rows}])
+    # pycocotools cannot do without an area: a file without one is scored by the mask's.
+    annotations[2]["area"] = float(coco_mask.area(coco_mask.frPyObjects(annotations[2]["segmentation"], *size))[0])
+    content["annotations"] = [{**row, "bbox": [0, 0, 1, 1]} for row in annotations]
+    expected = pycocotools_statistics({**content, "info": {}}, results)
+    found = metric.compute()
+    np.testing.assert_allclose([found[name] for name in STATISTICS], expected, rtol=0, atol=1e-14)
+    assert found["ap_medium"] != pytest.approx(by_mask.compute()["ap_medium"], abs=0.1)
+
+
 def test_own_instances(tmp_path: Path) -> None:
     dataset = load_segmentation_dataset(coco_folder(tmp_path))
     sample = dataset[0]
@@ -133,7 +197,7 @@ def test_own_panoptic(tmp_path: Path) -> None:
 
 def test_rows_are_mapped_and_filtered_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_segmentation_dataset(coco_folder(tmp_path))
-    monkeypatch.setattr("hf_segvit.data.decoding.decode_picture", None)
+    monkeypatch.setattr("hf_segvit.data.decoding.read_location", None)
     assert len(filter_metadata(dataset, lambda row: len(row["segments"]) == 3)) == 1
     assert len(filter_metadata(dataset, lambda row: row["image_id"] != 5)) == 0
     monkeypatch.undo()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_segvit.data.checking import check_dataset
 from hf_segvit.data.label_tables import label_table
 from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset, metadata
 
@@ -65,7 +66,8 @@ def test_ade20k_panoptic_and_instance(tmp_path: Path) -> None:
     assert describe(instances).stuff_classes == []
 
 
-def test_ade20k_archives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("top", ["", "download/"], ids=["official", "one more folder on top"])
+def test_ade20k_archives(tmp_path: Path, top: str) -> None:
     _ade_objects(tmp_path / "plain")
     place = tmp_path / "plain" / "ADEChallengeData2016"
     (tmp_path / "zipped").mkdir()
@@ -77,7 +79,8 @@ def test_ade20k_archives(tmp_path: Path) -> None:
             for member in members:
                 for file in (place / member).rglob("*.*"):
                     prefix = "ADEChallengeData2016/" if member != "annotations_instance" else ""
-                    archive.write(file, prefix + str(file.relative_to(place)))
+                    archive.write(file, top + prefix + str(file.relative_to(place)))
+            archive.writestr("__MACOSX/._junk", b"")
     one = load_segmentation_dataset(f"ade20k:{tmp_path / 'plain'}", task="panoptic")[0]
     other = load_segmentation_dataset(f"ade20k:{tmp_path / 'zipped'}", task="panoptic")[0]
     assert np.array_equal(one["segment_map"], other["segment_map"])
@@ -257,5 +260,21 @@ def test_generated_scenes() -> None:
     labels = {row["id"]: row["label_id"] for row in dataset[2]["segments"]} | {-1: -1}
     expected = np.vectorize(labels.get)(dataset[2]["segment_map"])
     assert np.array_equal(semantic[2]["segment_map"], expected)
-    with pytest.raises(ValueError, match="choose generated:easy or generated:hard"):
-        load_segmentation_dataset("generated:medium")
+    with pytest.raises(ValueError, match="choose generated:easy or generated:"):
+        load_segmentation_dataset("generated:nowhere")
+
+
+def test_instances_of_generated_scenes_are_their_things() -> None:
+    options = {"num_scenes": 4, "size": (64, 80), "seed": 3}
+    panoptic = load_segmentation_dataset("generated:hard", **options)
+    instance = load_segmentation_dataset("generated:hard", task="instance", **options)
+    names, all_names, stuff = describe(instance).id2label, describe(panoptic).id2label, describe(panoptic).stuff_classes
+    assert list(names.values()) == [name for label, name in all_names.items() if label not in stuff]
+    assert describe(instance).stuff_classes == []
+    for whole, things in zip(panoptic, instance, strict=True):
+        expected = {row["id"]: all_names[row["label_id"]] for row in whole["segments"] if row["label_id"] not in stuff}
+        assert {row["id"]: names[row["label_id"]] for row in things["segments"]} == expected
+        is_thing = np.isin(whole["segment_map"], list(expected))
+        assert np.array_equal(things["segment_map"], np.where(is_thing, whole["segment_map"], -1))
+        assert np.array_equal(np.asarray(things["image"]), np.asarray(whole["image"]))
+    assert check_dataset("generated:easy", task="instance", split="val", num_scenes=3).problems.errors == []

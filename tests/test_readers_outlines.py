@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from hf_segvit.data.json_files import read_json
 from hf_segvit.data.problems import ProblemList
 from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset
 from hf_segvit.models.mask_encoding import decode_mask
@@ -63,6 +64,28 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     assert (semantic[7:10, 6:10] == 0).all()
     assert semantic[-1, -1] == -1
     assert semantic[3, 3] == 2
+
+
+def test_labelme_reads_each_file_once_and_the_labels_of_all_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, label in (("train", "dog"), ("val", "ant")):
+        _labelme(tmp_path / split, {"label": label, "points": TRIANGLE})
+    (tmp_path / "val" / "broken.json").write_text("{")
+    read: list[str] = []
+
+    def counted(location: Any) -> Any:
+        read.append(location["member"])
+        return read_json(location)
+
+    monkeypatch.setattr("hf_segvit.data.readers.labelme.read_json", counted)
+    dataset = load_segmentation_dataset(f"labelme:{tmp_path}", split="train")
+    assert describe(dataset).id2label == {0: "ant", 1: "dog"}
+    assert [row["label_id"] for row in dataset[0]["segments"]] == [1]
+    assert len(dataset) == 1
+    assert len(read) == len(set(read)) == 3
+    with pytest.raises(ValueError, match=r"broken\.json: no valid JSON"):
+        load_segmentation_dataset(f"labelme:{tmp_path}", split="val")
 
 
 def test_labelme_leaves_out_what_has_no_area(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-TASKS = ("panoptic", "instance", "semantic")
+from .evaluate_points import add_point_options, run_points
+
+TASKS = ("panoptic", "instance", "semantic", "points")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,7 +21,8 @@ def add_parser(subparsers: Any) -> None:
         help="score a model on a data set",
         description=(
             "Score a model on a data set: panoptic quality, mask AP or mean IoU, as the data sets' own evaluators do. "
-            "Takes this package's models and any of Transformers' for universal segmentation."
+            "Takes this package's models and any of Transformers' for universal segmentation; with task points, "
+            "a ViT-P and its accuracy."
         ),
         epilog="With --output DIR: results.json, results.txt and worst.png; an interrupted run goes on from there.",
     )
@@ -39,10 +42,17 @@ def add_parser(subparsers: Any) -> None:
         default="exclude",
         help="mean IoU: leave classes that occur nowhere out of the mean (default), or count them as zero",
     )
+    parser.add_argument(
+        "--oracle", action="store_true", help="beside each score, what the same masks would reach with perfect labels"
+    )
+    parser.add_argument(
+        "--boundary", action="store_true", help="also boundary IoU (semantic) or boundary AP (instance)"
+    )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--rows", type=int, default=20, metavar="N", help="classes in the printed table (default 20)")
     parser.add_argument("--worst", type=int, default=8, metavar="N", help="worst pictures to draw (default 8)")
+    add_point_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,6 +73,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threshold {args.threshold} is outside [0, 1]")
     if args.threshold is not None and args.task != "panoptic":
         raise ValueError(f"--threshold {args.threshold} has no meaning for task {args.task}; leave it out")
+    if args.boundary and args.task in ("panoptic", "points"):
+        raise ValueError(f"--boundary is for the tasks semantic and instance, not for {args.task}; leave it out")
+    if args.oracle and args.task == "points":
+        raise ValueError("--oracle is for segmentation, not for points; leave it out")
+    if args.task == "points":
+        return run_points(args)
 
     from accelerate import PartialState
 
@@ -92,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         threshold=args.threshold,
         stuff_classes=stuff_classes,
     )
+    more_metrics = [name for name in ("oracle", "boundary") if getattr(args, name)]
     names = ("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit")
     about = {name: getattr(args, name) for name in names}
     partial_folder = args.output / "partial" if args.output is not None else None
@@ -104,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         num_workers=workers,
         absent=args.absent_classes,
+        more_metrics=more_metrics,
         partial_folder=partial_folder,
         about=about,
         progress=True,

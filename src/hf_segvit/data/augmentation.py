@@ -6,11 +6,12 @@
   point_augmentation.py) are what they are made of.
 - `AugmentedSample`: what comes out; collation.py makes batches of it.
 
-An id map stays one integer channel until the batch is made. H W pixels, n segments, N points.
+An id map stays one integer channel until the batch is made. H W pixels, n segments, N prompts.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .placement import Placement
+from .quick_entries import quick_entries
+
 
 @dataclass
 class AugmentedSample:
@@ -27,13 +31,14 @@ class AugmentedSample:
 
     Attributes:
         image_id: the picture's name in its data set.
-        pixels: (3, H, W) uint8.
+        pixels: (3, H, W) uint8; with a `placement` (3, h, w), what was cut out.
         segment_map: (H, W) int16, place of each pixel's segment in `labels`; -1 where there is none.
         labels: (n,) int64 label ids.
         counted: (H, W) bool, False where pixels are void, a crowd or padding; `None`: all count.
         masks: (n, H, W) bool where masks may overlap and the map cannot hold them; otherwise `None`.
-        points: (N, 2) float32 x, y in [0, 1], for point classification.
-        point_labels: (N,) int64.
+        placement: how `pixels` are still to be scaled; `None`: they are finished.
+        prompts: (N, 4) float32 centre x, centre y, width, height in [0, 1], for point classification.
+        prompt_labels: (N,) int64, -100 where a prompt has none.
     """
 
     image_id: Any
@@ -42,8 +47,9 @@ class AugmentedSample:
     labels: Tensor
     counted: Tensor | None = None
     masks: Tensor | None = None
-    points: Tensor | None = None
-    point_labels: Tensor | None = None
+    placement: Placement | None = None
+    prompts: Tensor | None = None
+    prompt_labels: Tensor | None = None
 
 
 class Augmentation(Protocol):
@@ -62,12 +68,19 @@ class AugmentedDataset(Dataset):
         dataset: entries of our readers.
         augmentation: what to do with them.
         seed: of all randomness.
+        cache: folder that keeps id maps in a form that is quicker to read, see `MapCache`; some 3 kB a picture of
+            COCO. It serves as long as the files are the same, also other runs; `None` keeps none.
+
+    Raises:
+        ValueError: the seed is negative, or the folder cannot be written to.
     """
 
-    def __init__(self, dataset: Any, augmentation: Augmentation, seed: int = 0) -> None:
+    def __init__(
+        self, dataset: Any, augmentation: Augmentation, seed: int = 0, cache: str | os.PathLike[str] | None = None
+    ) -> None:
         if seed < 0:
             raise ValueError(f"seed is {seed}; give a number of at least 0")
-        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+        self.dataset, self.augmentation, self.seed = quick_entries(dataset, cache), augmentation, seed
         # In shared memory, as workers that persist have their own copy of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

@@ -1,7 +1,8 @@
 """COCO's instance form: annotations with polygons or run-length masks, which may overlap.
 
 Outlines are checked when the file is read, so that training does not stop at one in its third hour; masks are drawn
-when a picture is asked for. Images without annotations are kept: they teach what is no object.
+when a picture is asked for. Images without annotations are kept: they teach what is no object. An annotation's `area`
+is kept, as COCO's evaluator takes it, not the mask's, to tell small from large.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..models.picture_decoding import MAX_PICTURE_PIXELS
 from .coco_annotations import CocoFile, crowd_flag, is_id, known_category
 from .polygons import compressed_counts, polygon_fault, rle_fault
 from .problems import ProblemList
@@ -61,8 +63,9 @@ def instance_rows(file: CocoFile, labels: Mapping[int, int], problems: ProblemLi
 def _outline(
     entry: Mapping[str, Any], size: tuple[int, int], name: str, item: str, problems: ProblemList
 ) -> dict[str, Any] | None:
-    """`polygons` and `rle` of an annotation, or `None` if it cannot be drawn."""
+    """`polygons`, `rle` and `area` of an annotation, or `None` if it cannot be drawn."""
     _check_box(entry, name, item, problems)
+    area = _stated_area(entry, name, item, problems)
     outline = entry.get("segmentation")
     if isinstance(outline, list) and outline:
         if isinstance(outline[0], int | float):
@@ -72,22 +75,30 @@ def _outline(
             if fault := polygon_fault(polygon, size):
                 problems.error(name, item, f"{fault}; correct or remove the annotation")
                 return None
-        return {"polygons": outline, "rle": {"size": list(size), "counts": None}}
+        return {"polygons": outline, "rle": {"size": list(size), "counts": None}, "area": area}
     if isinstance(outline, dict):
         if fault := rle_fault(outline, size):
             problems.error(name, item, f"{fault}; correct or remove the annotation")
             return None
-        return {"polygons": None, "rle": {"size": list(size), "counts": compressed_counts(outline["counts"])}}
+        rle = {"size": list(size), "counts": compressed_counts(outline["counts"])}
+        return {"polygons": None, "rle": rle, "area": area}
     problems.error(name, item, "it has no segmentation (polygons or RLE); boxes alone cannot train masks")
     return None
 
 
 def _check_box(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> None:
-    # Boxes and areas are not used; wrong ones still tell that an export went wrong.
-    box, area = entry.get("bbox"), entry.get("area")
+    # Boxes are not used; wrong ones still tell that an export went wrong.
+    box = entry.get("bbox")
     if box is not None:
         plain = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
         if not plain or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
             problems.warn(name, item, f"bbox {box!r} is no box; it is not used")
-    if area is not None and not (isinstance(area, int | float) and area > 0):
-        problems.warn(name, item, f"area is {area!r}; it is not used")
+
+
+def _stated_area(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> float | None:
+    """The annotation's `area` in pixels, which average precision sorts objects by size with; `None`: the mask's own."""
+    area = entry.get("area")
+    if area is None or (isinstance(area, int | float) and 0 < area <= MAX_PICTURE_PIXELS):
+        return None if area is None else float(area)
+    problems.warn(name, item, f"area is {area!r}; the mask's own is used")
+    return None

@@ -47,6 +47,7 @@ class DataFolder:
         if not self.path.exists():
             raise ValueError(f"{name}: no such file or folder; check the path (it is read from {Path.cwd()})")
         self.archives: list[str] = []
+        self._top_folders: dict[str, str] = {}
         if self.path.is_file():
             if _TAR.search(name) or not name.lower().endswith(".zip"):
                 raise ValueError(
@@ -92,8 +93,9 @@ class DataFolder:
             if self.path.is_dir() and path.is_file():
                 return {"archive": None, "member": str(path)}
             for archive in self.archives:
-                if name in open_archive(archive):
-                    return {"archive": archive, "member": name}
+                for member in (name, f"{self._top_folder(archive)}{name}"):
+                    if member in open_archive(archive):
+                        return {"archive": archive, "member": member}
         return None
 
     def folders(self, folder: str = "") -> list[str]:
@@ -132,14 +134,20 @@ class DataFolder:
     def _in_archives(self, folder: str) -> dict[str, Location]:
         prefix = f"{folder}/" if folder else ""
         for archive in self.archives:
-            found: dict[str, Location] = {
-                name[len(prefix) :]: {"archive": archive, "member": name}
-                for name in open_archive(archive)
-                if name.startswith(prefix) and not name.startswith("__MACOSX/") and "/." not in f"/{name}"
-            }
+            found = _below(archive, prefix)
+            if not found and (top := self._top_folder(archive)):
+                found = _below(archive, top + prefix)
             if found:
                 return found
         return {}
+
+    def _top_folder(self, archive: str) -> str:
+        """`NAME/` if all that an archive holds lies in one folder, as some zip tools wrap it; otherwise ""."""
+        if archive not in self._top_folders:
+            names = {name.partition("/")[::2] for name in open_archive(archive) if not _is_hidden(name)}
+            tops = {top for top, _ in names}
+            self._top_folders[archive] = f"{tops.pop()}/" if len(tops) == 1 and all(rest for _, rest in names) else ""
+        return self._top_folders[archive]
 
 
 def safe_name(text: object, where: str) -> str:
@@ -200,6 +208,19 @@ def by_stem(files: Mapping[str, Location]) -> dict[str, Location]:
             )
         found[stem] = location
     return found
+
+
+def _below(archive: str, prefix: str) -> dict[str, Location]:
+    """Locations in an archive by their names behind a prefix."""
+    return {
+        name[len(prefix) :]: {"archive": archive, "member": name}
+        for name in open_archive(archive)
+        if name.startswith(prefix) and not _is_hidden(name)
+    }
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith("__MACOSX/") or "/." in f"/{name}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

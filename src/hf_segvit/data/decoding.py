@@ -7,7 +7,7 @@ readers of all formats that store outlines. All can be pickled; open files live 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Protocol
@@ -49,9 +49,12 @@ class SampleDecoder:
 
     Attributes:
         read_masks: the format's rule.
+        read_picture: what makes a picture of a file's content, its name and the size of its mask; `None`:
+            `picture_in_frame`.
     """
 
     read_masks: MaskReader
+    read_picture: Callable[[bytes, str, tuple[int, int] | None], Any] | None = None
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Decode the rows of a batch, whichever columns it has."""
@@ -75,31 +78,28 @@ class SampleDecoder:
             if "segments" in row:
                 decoded["segments"] = segments
         if "image" in row:
-            decoded["image"] = decode_picture(row["image"], size)
+            image = (self.read_picture or picture_in_frame)(read_location(row["image"]), name, size)
+            decoded["image"] = image
             if "segment_map" in row and decoded["segment_map"] is None and not decoded.get("segments"):
-                height, width = decoded["image"].height, decoded["image"].width
-                decoded["segment_map"] = np.full((height, width), VOID, dtype=np.int32)
+                shape = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
+                decoded["segment_map"] = np.full(shape, VOID, dtype=np.int32)
         return decoded
 
 
-def decode_picture(location: Location, size: tuple[int, int] | None = None) -> Image.Image:
+def picture_in_frame(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
     """The picture as RGB, in the frame of its annotation.
 
     A picture whose EXIF block turns it sideways is upright for viewers, but many tools annotate the stored pixels. The
     mask's size says which of the two was annotated, and that one is returned.
 
     Args:
-        location: where it is.
+        content: of the file.
+        name: of the file, for errors.
         size: (H, W) of the mask; `None` where there is none: the picture is turned upright.
 
     Raises:
         ValueError: it cannot be read, or neither way has the mask's size.
     """
-    return picture_in_frame(read_location(location), location_name(location), size)
-
-
-def picture_in_frame(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """`decode_picture` of a file's content."""
     image = open_image_file(content, name)
     if size is None:
         return to_rgb(image, name)
@@ -141,7 +141,7 @@ def orientation(image: Image.Image) -> int:
 
 @dataclass(frozen=True)
 class PolygonMasks:
-    """Segments as `rle`, which may overlap, from polygons or runs; `segment_map` is `None`."""
+    """Segments as `rle`, which may overlap, from polygons or runs, with the stated `area`; `segment_map` is `None`."""
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
@@ -151,6 +151,7 @@ class PolygonMasks:
                 "label_id": row["label_id"],
                 "is_crowd": row["is_crowd"],
                 "rle": _checked_rle(row, name),
+                **({} if row.get("area") is None else {"area": row["area"]}),
             }
             for row in segments or []
         ]

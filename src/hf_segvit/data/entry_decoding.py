@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.mask_encoding import decode_mask
+from .run_maps import RunMap
 
 CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
 
@@ -43,15 +44,19 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     """Decode an entry.
 
     Args:
-        entry: `image`, `image_id`, `segment_map` (`None` where every segment has an `rle`) and `segments`.
+        entry: `image` (Pillow, (H, W, 3) uint8, or a tensor (3, H, W) uint8), `image_id`, `segment_map` ((H, W), or a
+            `RunMap`; `None` where every segment has an `rle`) and `segments`.
 
     Raises:
         ValueError: sizes differ, or the map holds ids that `segments` has no row for.
     """
     name = f"image {entry.get('image_id')!r}"
     image = entry["image"]
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else image
-    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
+    if isinstance(image, Tensor):
+        pixels = image
+    else:
+        picture = image.convert("RGB") if isinstance(image, Image.Image) else image
+        pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
     size = (pixels.shape[1], pixels.shape[2])
     rows = [row for row in entry["segments"] if not row["is_crowd"]]
     crowds = [row for row in entry["segments"] if row["is_crowd"]]
@@ -63,14 +68,14 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
             segment_map[_mask(row, size, name)] = CROWD
         segment_map[masks.any(0)] = 0
         return DecodedEntry(pixels, segment_map, labels, masks)
-    id_map = np.asarray(entry["segment_map"])
+    id_map = entry["segment_map"] if isinstance(entry["segment_map"], RunMap) else np.asarray(entry["segment_map"])
     if id_map.shape != size:
         raise ValueError(f"{name} is {size[0]} x {size[1]} but its segment map {id_map.shape} (height x width)")
     values = {row["id"]: place for place, row in enumerate(rows)} | {row["id"]: CROWD for row in crowds}
     return DecodedEntry(pixels, replace_ids(id_map, values, name), labels, None)
 
 
-def replace_ids(id_map: np.ndarray, values: Mapping[int, int], name: str = "the image") -> np.ndarray:
+def replace_ids(id_map: np.ndarray | RunMap, values: Mapping[int, int], name: str = "the image") -> np.ndarray:
     """Replace the ids of a map (H, W) by other numbers; -1 stays.
 
     Returns:
@@ -79,18 +84,14 @@ def replace_ids(id_map: np.ndarray, values: Mapping[int, int], name: str = "the 
     Raises:
         ValueError: the map holds another id.
     """
-    flat = np.ascontiguousarray(id_map).reshape(-1)
     # Segments are compact, so a picture has far fewer runs of equal ids than pixels: ids are looked up once per run.
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    found = flat[starts].tolist()
+    runs = id_map if isinstance(id_map, RunMap) else RunMap.of(id_map)
     table = {-1: -1, **values}
-    try:
-        replaced = [table[value] for value in found]
-    except KeyError:
-        strangers = sorted(set(found) - set(table))[:5]
-        raise ValueError(f"{name}: its map holds ids {strangers} that segments has no row for; add the rows") from None
-    lengths = np.diff(starts, append=len(flat))
-    return np.repeat(np.array(replaced, dtype=np.int16), lengths).reshape(id_map.shape)
+    found = runs.ids.tolist()
+    strangers = [value for value in found if value not in table]
+    if strangers:
+        raise ValueError(f"{name}: its map holds ids {strangers[:5]} that segments has no row for; add the rows")
+    return runs.unrolled(np.array([table[value] for value in [*found, -1]], dtype=np.int16))
 
 
 def _mask(row: Mapping[str, Any], size: tuple[int, int], name: str) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Data sets for segmentation: `load_segmentation_dataset("FORMAT:PATH")` reads any of `FORMATS` to `datasets.Dataset`.
 
 Columns: `image` (Pillow, RGB), `image_id`, `segment_map` ((H, W) int32 ids, void -1; `None` where segments have `rle`)
-and `segments` (rows of `id`, `label_id`, `is_crowd`, and `rle` where masks may overlap). In semantic data a segment is
-a class, and its id the label id. Pictures and masks are decoded when a sample is asked for. The table itself holds
-where files are: `metadata(dataset)` shows it, so that filters need not decode, and `describe` tells names and task.
+and `segments` (rows of `id`, `label_id`, `is_crowd`; where masks may overlap also `rle`, and `area` if the annotation
+states one, which average precision goes by). In semantic data a segment is a class, and its id the label id. Pictures
+and masks are decoded when a sample is asked for. The table itself holds where files are: `metadata(dataset)` shows it,
+so that filters need not decode, and `describe` tells names and task.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ FORMATS = {
     "labelme": "labelme's JSON files beside pictures",
     "yolo": "YOLO segmentation labels and data.yaml",
     "hub": "a data set of the Hub, or saved by `datasets`",
-    "generated": "drawn scenes; PATH is easy or hard",
+    "generated": "drawn scenes: panoptic, semantic or instance; PATH is the difficulty, such as easy or hard",
 }
 
 
@@ -46,7 +47,7 @@ class Reading:
         labels: class names by label id, 0 first.
         stuff_classes: label ids that are stuff.
         rows: of the table: `image` and `segment_map` (lists of) locations, `image_id`, `segments` or `None`.
-        outlines: rows of segments have `polygons` and `rle`.
+        outlines: rows of segments have `polygons` and `rle`, and perhaps `area`.
         dataset: instead of rows, a table that exists already.
         decoder: instead of `SampleDecoder(read_masks)`.
     """
@@ -141,6 +142,15 @@ def available_splits(spec: str, **options: Any) -> list[str]:
     return sorted(found, key=lambda name: (rank.get(name, 2), name))
 
 
+def available_tasks(spec: str) -> tuple[str, ...]:
+    """The tasks that a data set can be read for.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    return tuple(_reader(spec)[2].TASKS)
+
+
 def describe(dataset: datasets.Dataset) -> DataDescription:
     """Names, task and origin of a data set of ours, also after `map`, `filter`, `select` and the like.
 
@@ -229,6 +239,7 @@ def _features(reading: Reading) -> datasets.Features:
     if reading.outlines:
         segment["polygons"] = datasets.List(datasets.List(datasets.Value("float64")))
         segment["rle"] = {"size": datasets.List(datasets.Value("int32")), "counts": text}
+        segment["area"] = datasets.Value("float64")
     return datasets.Features(
         {
             "image": location,

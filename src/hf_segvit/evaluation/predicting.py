@@ -1,23 +1,26 @@
 """Pictures in, answers out in the form that the metrics take.
 
-`Predictor` asks a model for one task; `load_predictor` loads one: ours, or any of Transformers' models for universal
-segmentation (Mask2Former, MaskFormer, OneFormer, EoMT), whose peculiarities it hides.
+`Predictor` asks a model for one task; `load_predictor` loads one: ours, any of Transformers' models for universal
+segmentation (Mask2Former, MaskFormer, OneFormer, EoMT), whose peculiarities it hides, or one of them joined with a
+ViT-P. `AlphaPredictor` answers with several weights of the ViT-P at once.
 
 H W pixels of the picture as it was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor, PreTrainedConfig
 
-from ..model_loading import SEGMENTATION_TYPES, load_segmentation_model
+from ..fusion_loading import is_fused, load_fused_model, load_universal_model, with_alpha
+from ..models.class_fusion import check_alpha
 from ..models.image_post_processing import SegmentationPostProcessing
-from ..segmentation import served_task
+from ..models.segment_masks import instance_segments
+from ..segmentation import refuse_views, served_task
+from ..semantic_views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 
 
 class Predictor:
@@ -31,9 +34,10 @@ class Predictor:
         threshold: score that a panoptic segment needs; `None`: the processor's own value. Of instances all are kept,
             as average precision ranks them.
         stuff_classes: label ids whose panoptic segments are merged, where the processor stores none.
+        views: of each picture, for semantic segmentation.
 
     Raises:
-        ValueError: the checkpoint cannot do the task.
+        ValueError: the checkpoint cannot do the task, or views are given for another than semantic segmentation.
     """
 
     def __init__(
@@ -45,16 +49,20 @@ class Predictor:
         device: str | torch.device = "cpu",
         threshold: float | None = None,
         stuff_classes: Sequence[int] = (),
+        views: Views = PLAIN,
     ) -> None:
         self.task = served_task(processor, task)
+        refuse_views(self.task, views)
         self.model, self.processor = model.eval().to(device), processor
         self.device, self.threshold, self.stuff_classes = torch.device(device), threshold, list(stuff_classes)
+        self.views = views
         self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
         self._is_ours = isinstance(processor, SegmentationPostProcessing)
+        self._is_oneformer = getattr(model.config, "model_type", None) == "oneformer"
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Any]:
-        """Answer a batch, all in one forward pass.
+        """Answer a batch, all in one forward pass where the processor can.
 
         Returns:
             For each picture what the metric of the task takes: a label map (H, W), or `segmentation` and
@@ -63,18 +71,45 @@ class Predictor:
         Raises:
             ValueError: a picture cannot be brought to the model's input.
         """
-        inputs = self._inputs(list(pictures)).to(self.device)
-        outputs = self.model(**inputs)
-        sizes = [(picture.height, picture.width) for picture in pictures]
+        return [answer for batch in self._batches(pictures) for answer in self._answers(*self._ask(batch))]
+
+    def _batches(self, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
+        """Pictures that may go together: Transformers' post-processing stretches a batch's padding over the picture."""
+        size = dict(getattr(self.processor, "image_processor", self.processor).size)
+        if self._is_ours or size.get("height") or len({picture.size for picture in pictures}) == 1:
+            return [list(pictures)]
+        return [[picture] for picture in pictures]
+
+    def _ask(self, pictures: list[Image.Image]) -> tuple[list[View], list[tuple[int, int]]]:
+        """The model's outputs for each view, and (height, width) of the pictures."""
+        views = ask_views(self._outputs, self.processor, pictures, self.views, patch_size_of(self.model))
+        return views, [(picture.height, picture.width) for picture in pictures]
+
+    def _outputs(self, pictures: list[Image.Image], **settings: Any) -> Any:
+        inputs = self._inputs(pictures, **settings).to(self.device)
+        outputs = self.model(**inputs, **self._model_settings())
+        if self._is_oneformer:
+            outputs["input_sizes"] = torch.tensor(inputs["pixel_values"].shape[-2:]).expand(len(pictures), 2)
+        return outputs
+
+    def _inputs(self, pictures: list[Image.Image], **settings: Any) -> Any:
+        if self._is_oneformer:
+            settings["task_inputs"] = [self.task] * len(pictures)
+        return self.processor(images=pictures, return_tensors="pt", **settings)
+
+    def _model_settings(self) -> dict[str, Any]:
+        if not is_fused(self.model):
+            return {}
+        threshold = self.processor.threshold if self.threshold is None else self.threshold
+        return {"task": self.task, "pruning_threshold": threshold if self.task == "panoptic" else None}
+
+    def _answers(self, views: list[View], sizes: list[tuple[int, int]], change: Any = None) -> list[Any]:
+        """Post-processed outputs of pictures, changed before that if a function is given."""
         if self.task == "semantic":
-            maps = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-            return [label_map.cpu() for label_map in maps]
+            return [label_map.cpu() for label_map in merge_views(self.processor, views, sizes, change)]
+        outputs = views[0].outputs if change is None else change(views[0].outputs)
         if self.task == "instance":
-            form = {"return_coco_annotation": True} if self._is_ours else {"return_binary_maps": True}
-            answers = self.processor.post_process_instance_segmentation(
-                outputs, threshold=0.0, target_sizes=sizes, **form
-            )
-            return [_on_cpu(answer) for answer in answers]
+            return [_on_cpu(answer) for answer in self._instances(outputs, sizes)]
         settings: dict[str, Any] = {} if self.threshold is None else {"threshold": self.threshold}
         if not self._is_ours:
             settings["label_ids_to_fuse"] = set(self.stuff_classes)
@@ -83,10 +118,62 @@ class Predictor:
         answers = self.processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes, **settings)
         return [_one_row_per_segment(_on_cpu(answer)) for answer in answers]
 
-    def _inputs(self, pictures: list[Image.Image]) -> Any:
-        if getattr(self.model.config, "model_type", None) == "oneformer":
-            return self.processor(pictures, task_inputs=[self.task] * len(pictures), return_tensors="pt")
-        return self.processor(images=pictures, return_tensors="pt")
+    def _instances(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        if self._is_oneformer:
+            # Its processor takes logits for probabilities, and gives masks that do not overlap; the official code's
+            # rule, which is ours too, takes the best pairs of query and class as they are.
+            height, width = outputs["input_sizes"][0].tolist()
+            return instance_segments(
+                outputs.class_queries_logits,
+                outputs.masks_queries_logits,
+                sizes,
+                input_size=(height, width),
+                threshold=0.0,
+                return_coco_annotation=True,
+            )
+        form = {"return_coco_annotation": True} if self._is_ours else {"return_binary_maps": True}
+        return self.processor.post_process_instance_segmentation(outputs, threshold=0.0, target_sizes=sizes, **form)
+
+
+class AlphaPredictor(Predictor):
+    """A fused model, asked once and fused with several alphas.
+
+    Args:
+        alphas: weights of ViT-P in [0, 1]; 0 is the generator alone.
+        arguments: as of `Predictor`, whose model is a fused one.
+
+    Raises:
+        ValueError: the model is not fused, or an alpha is outside [0, 1].
+    """
+
+    def __init__(self, *arguments: Any, alphas: Sequence[float], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        if not is_fused(self.model):
+            raise ValueError(f"{type(self.model).__name__} has no classifier whose weight alpha could be; name one")
+        for alpha in alphas:
+            check_alpha(alpha)
+        self.alphas = list(alphas)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[list[Any]]:
+        """Answer a batch.
+
+        Returns:
+            For each picture the answers with each alpha, in the form of `Predictor`'s.
+        """
+        rows: list[list[Any]] = []
+        for batch in self._batches(pictures):
+            views, sizes = self._ask(batch)
+            columns = [self._answers(views, sizes, self._change(alpha)) for alpha in self.alphas]
+            rows += [list(answers) for answers in zip(*columns, strict=True)]
+        return rows
+
+    def _model_settings(self) -> dict[str, Any]:
+        # Alpha 1 has ViT-P asked; all queries are, so that its answers serve any alpha.
+        return {"task": self.task, "alpha": 1.0}
+
+    def _change(self, alpha: float) -> Callable[[Any], Any]:
+        return lambda outputs: with_alpha(self.model, outputs, alpha)
 
 
 def load_predictor(
@@ -97,6 +184,11 @@ def load_predictor(
     revision: str | None = None,
     threshold: float | None = None,
     stuff_classes: Sequence[int] = (),
+    views: Views = PLAIN,
+    classifier: str | None = None,
+    alpha: float | None = None,
+    label_mismatch: str = "error",
+    alphas: Sequence[float] | None = None,
 ) -> Predictor:
     """Load a checkpoint for evaluation.
 
@@ -107,26 +199,36 @@ def load_predictor(
         revision: branch, tag or commit of the repository.
         threshold: score that a panoptic segment needs.
         stuff_classes: label ids whose segments are merged.
+        views: of each picture, for semantic segmentation.
+        classifier: folder or Hub id of a ViT-P that corrects the labels.
+        alpha: its weight; `None`: 0.4, or what a fused checkpoint says.
+        label_mismatch: `"keep"` where ViT-P knows other classes, see `ViTPFusionConfig`.
+        alphas: answer with each of these, see `AlphaPredictor`.
 
     Raises:
         ValueError: it cannot be loaded, is no model for universal segmentation, or cannot do the task.
     """
-    try:
-        model_type = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
-    except OSError:
-        model_type = None  # load_segmentation_model says what is wrong
-    if model_type is None or model_type in SEGMENTATION_TYPES:
-        model, processor = load_segmentation_model(source, revision=revision)
+    if classifier is None and alpha is None and alphas is None:
+        model, processor = load_universal_model(source, revision=revision)
     else:
-        try:
-            model = AutoModelForUniversalSegmentation.from_pretrained(source, revision=revision)
-            loader = AutoProcessor if model_type == "oneformer" else AutoImageProcessor
-            processor = loader.from_pretrained(source, revision=revision)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"cannot load {source}, a model of type {model_type!r}, for universal segmentation: {error}"
-            ) from error
-    return Predictor(model, processor, task=task, device=device, threshold=threshold, stuff_classes=stuff_classes)
+        model, processor = load_fused_model(
+            source,
+            classifier,
+            alpha=alpha,
+            label_mismatch=label_mismatch,
+            stuff_classes=stuff_classes,
+            revision=revision,
+        )
+    settings: dict[str, Any] = {
+        "task": task,
+        "device": device,
+        "threshold": threshold,
+        "stuff_classes": stuff_classes,
+        "views": views,
+    }
+    if alphas is None:
+        return Predictor(model, processor, **settings)
+    return AlphaPredictor(model, processor, alphas=alphas, **settings)
 
 
 def _on_cpu(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,17 +12,27 @@ from PIL import Image
 
 from ..atomic_files import replacing
 from ..visualize import contact_sheet, draw_segments
+from .label_matching import match_labels
 from .predicting import Predictor
 from .running import EvaluationResult, PictureScore
-from .tasks import evaluation_task, label_id_table
+from .tasks import evaluation_task
+
+_ORACLE = "oracle_"
 
 
 def result_text(result: EvaluationResult, max_rows: int = 20) -> str:
-    """The metrics, and the classes that hurt most; scores are in percent."""
-    metrics = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
+    """The metrics, with the oracle's beside them, and the classes that hurt most; scores are in percent."""
+    scores = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
+    oracle = {name.removeprefix(_ORACLE): value for name, value in scores.items() if name.startswith(_ORACLE)}
+    metrics = {name: value for name, value in scores.items() if not name.startswith(_ORACLE)}
     lines = [f"{result.task}, {result.num_images} pictures"]
+    if oracle:
+        lines.append("  in brackets: the same masks with perfect labels")
+    lines += [f"  note: {note}" for note in result.notes]
     width = max(map(len, metrics))
-    lines += [f"  {name:{width}}  {_cell(value)}" for name, value in metrics.items()]
+    for name, value in metrics.items():
+        bound = f"  ({_cell(oracle[name])})" if name in oracle else ""
+        lines.append(f"  {name:{width}}  {_cell(value)}{bound}")
     if "absent" in result.metrics:
         treatment = {"exclude": "left out of the means", "zero": "counted as zero"}[result.metrics["absent"]]
         lines.append(f"  classes that occur nowhere are {treatment}; the mean is over {result.metrics['num_classes']}")
@@ -55,6 +65,7 @@ def write_json(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -
         **about,
         "task": result.task,
         "num_images": result.num_images,
+        "notes": result.notes,
         "metrics": result.metrics,
         "classes": result.classes,
         "pictures": [vars(picture) for picture in result.pictures],
@@ -79,7 +90,7 @@ def draw_worst(
         ValueError: the file cannot be written.
     """
     task = evaluation_task(predictor.task, len(id2label))
-    table = label_id_table(predictor.id2label, id2label)
+    table = match_labels(predictor.id2label, id2label).table
     panels = []
     for picture in pictures:
         entry = dataset[picture.index]

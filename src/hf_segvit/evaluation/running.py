@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from transformers.utils import logging
 
-from ..metrics.accumulation import merge_across_processes
 from ..metrics.mean_iou import Absent
+from .counting import MAIN, EvaluationCounts
+from .label_matching import match_labels
 from .partial_results import PartialResults
 from .predicting import Predictor
-from .tasks import EvaluationTask, evaluation_task, label_id_table
+from .tasks import EvaluationTask, evaluation_task
+
+logger = logging.get_logger(__name__)
 
 CHUNK_SIZE = 200  # pictures that an interruption can lose
 
@@ -50,10 +53,12 @@ class EvaluationResult:
     Attributes:
         task: `panoptic`, `instance` or `semantic`.
         num_images: pictures that were counted.
-        metrics: what the metric computes, without its `per_class`.
+        metrics: what the metric computes, without its `per_class`; with further metrics also theirs, as `oracle_pq`
+            and the like.
         classes: a row for every class that occurs, what hurts most first: `label_id`, `label`, `loss` (by how much the
-            mean would rise if the class were perfect) and the columns of the task.
+            mean would rise if the class were perfect), the columns of the task, and the main one of further metrics.
         pictures: the score of every picture, the worst first.
+        notes: what a reader of the numbers should know.
     """
 
     task: str
@@ -61,6 +66,7 @@ class EvaluationResult:
     metrics: dict[str, Any]
     classes: list[dict[str, Any]]
     pictures: list[PictureScore]
+    notes: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -72,6 +78,7 @@ def evaluate(
     batch_size: int = 1,
     num_workers: int = 0,
     absent: Absent = "exclude",
+    more_metrics: Sequence[str] = (),
     partial_folder: Path | None = None,
     about: Mapping[str, Any] | None = None,
     chunk_size: int = CHUNK_SIZE,
@@ -87,6 +94,8 @@ def evaluate(
         batch_size: pictures at a time.
         num_workers: processes that read pictures.
         absent: what classes that occur nowhere mean for mean IoU, see `MeanIoU`.
+        more_metrics: what to compute beside the task's own metric: "oracle", the score that the same masks would reach
+            with perfect labels (see `OracleClassification`), and "boundary", boundary IoU or boundary AP.
         partial_folder: keep counts here, and go on from those that are there; `None` keeps none. They stay when the
             result is returned: the caller deletes them once it has written that.
         about: what is evaluated; counts in the folder of something else are an error.
@@ -103,21 +112,25 @@ def evaluate(
         raise ValueError("the data set has no pictures; check its split")
     state = PartialState()
     task = evaluation_task(predictor.task, len(id2label), stuff_classes, absent)
-    table = label_id_table(predictor.id2label, id2label)
+    labels = match_labels(predictor.id2label, id2label)
+    table = labels.table
+    if labels.warning and state.is_main_process:
+        logger.warning(labels.warning)
+    counts, chunk = EvaluationCounts(task, more_metrics), EvaluationCounts(task, more_metrics)
     saved: list[dict[str, Any]] = []
     partial = None
     if partial_folder is not None:
-        partial = PartialResults(partial_folder, {**(about or {}), "pictures": len(dataset)})
+        partial = PartialResults(
+            partial_folder, {**(about or {}), "pictures": len(dataset), "metrics": list(counts.metrics)}
+        )
         saved = partial.read()
     state.wait_for_everyone()  # before anyone writes what others must not read
 
-    done = {picture[0] for chunk in saved for picture in chunk["pictures"]}
+    done = {picture[0] for part in saved for picture in part["pictures"]}
     waiting = [index for index in range(len(dataset)) if index not in done]
-    books = _Books(task)
     if state.is_main_process:
-        for chunk in saved:
-            books.merge(chunk)
-    chunk_books = _Books(task)
+        for part in saved:
+            counts.merge(part)
     loader: DataLoader = DataLoader(
         _Indexed(dataset, waiting[state.process_index :: state.num_processes]),
         batch_size=batch_size,
@@ -130,43 +143,25 @@ def evaluate(
             pictures = [_picture(entry) for _, entry in batch]
             for (index, entry), prediction in zip(batch, predictor(pictures), strict=True):
                 answer = prediction if table is None else task.relabel(prediction, table)
-                chunk_books.count(index, entry, answer)
+                chunk.count(index, entry, answer)
             bar.update(len(batch))
-            if len(chunk_books.pictures) >= chunk_size:
-                chunk_books.move_to(books, partial)
-    if chunk_books.pictures:
-        chunk_books.move_to(books, partial)
+            if len(chunk.pictures) >= chunk_size:
+                _move(chunk, counts, partial)
+    if chunk.pictures:
+        _move(chunk, counts, partial)
 
-    merge_across_processes(books.metric)
-    scores = [PictureScore(*picture) for picture in gather_object(books.pictures)]
-    return _result(task, predictor.task, books.metric, id2label, scores)
+    counts.merge_across_processes()
+    notes = [labels.warning] if labels.warning else []
+    return _result(task, predictor.task, counts, id2label, notes)
 
 
-class _Books:
-    """Counts, and the scores of the pictures that they are of."""
-
-    def __init__(self, task: EvaluationTask) -> None:
-        self.task, self.metric, self.single = task, task.new_metric(), task.new_metric()
-        self.pictures: list[list[Any]] = []
-
-    def count(self, index: int, entry: Mapping[str, Any], answer: Any) -> None:
-        image_id = entry["image_id"]
-        self.single.reset()
-        self.single.add_batch(predictions=[answer], references=[self.task.reference(entry)], image_ids=[image_id])
-        self.metric.merge(self.single)
-        self.pictures.append([index, image_id, self.task.picture_score(self.single)])
-
-    def merge(self, state: Mapping[str, Any]) -> None:
-        self.metric.merge(state["metric"])
-        self.pictures.extend(state["pictures"])
-
-    def move_to(self, others: _Books, partial: PartialResults | None) -> None:
-        state = {"metric": self.metric.state_dict(), "pictures": self.pictures}
-        others.merge(state)
-        if partial is not None:
-            partial.save(state)
-        self.metric.reset()
-        self.pictures = []
+def _move(chunk: EvaluationCounts, counts: EvaluationCounts, partial: PartialResults | None) -> None:
+    """Add a chunk to all counts, save it, and start another."""
+    state = chunk.state_dict()
+    counts.merge(state)
+    if partial is not None:
+        partial.save(state)
+    chunk.reset()
 
 
 class _Indexed(Dataset):
@@ -189,21 +184,28 @@ def _picture(entry: Mapping[str, Any]) -> Image.Image:
 
 
 def _result(
-    task: EvaluationTask, name: str, metric: Any, id2label: Mapping[int, str], scores: list[PictureScore]
+    task: EvaluationTask, name: str, counts: EvaluationCounts, id2label: Mapping[int, str], notes: list[str]
 ) -> EvaluationResult:
+    metric = counts.metrics[MAIN]
     computed = metric.compute()
-    per_class = computed.pop("per_class")
+    per_class, further = computed.pop("per_class"), dict[str, dict[int, float]]()
     num_classes = max(computed["num_classes"], 1)
+    for other, values in ((key, one.compute()) for key, one in counts.metrics.items() if key != MAIN):
+        further[other] = {label: row[task.columns[0]] for label, row in values.pop("per_class").items()}
+        scores = {key: value for key, value in values.items() if isinstance(value, float)}
+        computed |= {f"{other}_{key.removeprefix(f'{other}_')}": value for key, value in scores.items()}
     rows = []
     for label, values in per_class.items():
         columns = task.row(label, values, metric)
-        score = next(iter(columns.values()))
+        score = columns.pop(task.columns[0])
         if math.isnan(score) or ("tp" in values and not values["tp"] + values["fp"] + values["fn"]):
             continue
         if columns.get("mostly taken for") is not None:
             columns["mostly taken for"] = id2label[columns["mostly taken for"]]
-        rows.append({"label_id": label, "label": id2label[label], "loss": (1 - score) / num_classes, **columns})
+        row = {"label_id": label, "label": id2label[label], "loss": (1 - score) / num_classes, task.columns[0]: score}
+        rows.append(row | {other: values[label] for other, values in further.items()} | columns)
     weight = "pixels" if "pixels" in task.columns else "references"
     rows.sort(key=lambda row: (-row["loss"], -row.get(weight, row.get("missed", 0)), row["label_id"]))
-    scores.sort(key=lambda picture: (math.isnan(picture.score), picture.score, picture.index))
-    return EvaluationResult(name, metric.num_images, computed, rows, scores)
+    pictures = [PictureScore(*picture) for picture in counts.pictures]
+    pictures.sort(key=lambda picture: (math.isnan(picture.score), picture.score, picture.index))
+    return EvaluationResult(name, metric.num_images, computed, rows, pictures, notes)

@@ -1,7 +1,7 @@
 """What evaluation needs to know of each task: the metric, the truth it takes, and what its counts mean for one picture.
 
 `EvaluationTask` is the interface; `evaluation_task` chooses by name. Label ids are those of the data set; `relabel`
-brings the model's answers to them where the two number the same classes differently.
+brings the model's answers to them where the two number the same classes differently (label_matching.py).
 
 C classes, H W pixels.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..data.entry_decoding import replace_ids
+from ..metrics.boundary import BoundaryAveragePrecision, BoundaryIoU
 from ..metrics.instance_masks import decoded_masks
 from ..metrics.instance_matching import unpack
 from ..metrics.mask_average_precision import MaskAveragePrecision
@@ -40,6 +41,14 @@ class EvaluationTask(ABC):
     @abstractmethod
     def new_metric(self) -> Any:
         """An empty metric."""
+
+    @abstractmethod
+    def new_boundary_metric(self) -> Any:
+        """An empty metric of the same kind that looks at outlines.
+
+        Raises:
+            ValueError: the task has none.
+        """
 
     @abstractmethod
     def reference(self, entry: Mapping[str, Any]) -> Any:
@@ -74,6 +83,10 @@ class PanopticTask(EvaluationTask):
         # Transformers' processors write void as 0, where there is no segment of that id.
         return PanopticQuality(self.num_labels, self.stuff_classes, void_ids=(-1, 0))
 
+    def new_boundary_metric(self) -> Any:
+        """There is none."""
+        raise ValueError("boundaries are scored for the tasks semantic and instance, not for panoptic; leave them out")
+
     def reference(self, entry: Mapping[str, Any]) -> Any:
         """The truth, as the metric takes it."""
         return {"segmentation": np.asarray(entry["segment_map"]), "segments_info": entry["segments"]}
@@ -84,7 +97,7 @@ class PanopticTask(EvaluationTask):
 
     def picture_score(self, metric: PanopticQuality) -> float:
         """Panoptic quality of all segments together, whatever their class."""
-        found, false, missed, iou = metric.counts.sum(0)
+        found, false, missed, iou = metric.counts["panoptic"].sum(0)
         return _share(iou, found + (false + missed) / 2)
 
     def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
@@ -107,6 +120,10 @@ class SemanticTask(EvaluationTask):
     def new_metric(self) -> MeanIoU:
         """An empty metric."""
         return MeanIoU(self.num_labels, ignore_index=None, absent=self.absent)
+
+    def new_boundary_metric(self) -> BoundaryIoU:
+        """Boundary IoU."""
+        return BoundaryIoU(self.num_labels, ignore_index=None, absent=self.absent)
 
     def reference(self, entry: Mapping[str, Any]) -> Any:
         """The truth, as the metric takes it."""
@@ -146,6 +163,10 @@ class InstanceTask(EvaluationTask):
     def new_metric(self) -> MaskAveragePrecision:
         """An empty metric."""
         return MaskAveragePrecision(self.num_labels)
+
+    def new_boundary_metric(self) -> BoundaryAveragePrecision:
+        """Boundary AP."""
+        return BoundaryAveragePrecision(self.num_labels)
 
     def reference(self, entry: Mapping[str, Any]) -> Any:
         """The truth, as the metric takes it."""
@@ -204,37 +225,6 @@ def evaluation_task(
     if name not in tasks:
         raise ValueError(f"there is no task {name!r}; choose one of {', '.join(tasks)}")
     return tasks[name](num_labels, stuff_classes, absent)
-
-
-def label_id_table(model_labels: Mapping[int, str], data_labels: Mapping[int, str]) -> np.ndarray | None:
-    """Which label id of the data set each of the model's classes is.
-
-    Names are compared without case; where all of them agree, so do the classes, in whatever order. Where they do not,
-    but there are as many, the order decides: published checkpoints spell some names differently.
-
-    Returns:
-        (C,) int64, or `None` where both number alike.
-
-    Raises:
-        ValueError: the model has other classes; the message names some.
-    """
-    ours, theirs = (
-        {index: " ".join(str(name).casefold().split()) for index, name in labels.items()}
-        for labels in (model_labels, data_labels)
-    )
-    if ours == theirs:
-        return None
-    if sorted(ours.values()) == sorted(theirs.values()) and len(set(ours.values())) == len(ours):
-        index_of = {name: index for index, name in theirs.items()}
-        return np.array([index_of[ours[index]] for index in sorted(ours)], dtype=np.int64)
-    if len(ours) == len(theirs):
-        return None
-    only_model = [name for name in ours.values() if name not in theirs.values()][:5]
-    only_data = [name for name in theirs.values() if name not in ours.values()][:5]
-    raise ValueError(
-        f"the model has {len(ours)} classes and the data set {len(theirs)}; the model alone has {only_model}, the data "
-        f"set alone {only_data}: evaluate on the data that the model was trained for, or fine-tune it"
-    )
 
 
 def _relabelled_rows(rows: Sequence[Mapping[str, Any]], table: np.ndarray) -> list[dict[str, Any]]:

@@ -84,7 +84,12 @@ class ImageMetric(ABC):
         """
         state = other.state_dict() if isinstance(other, ImageMetric) else other
         counts = {name: np.asarray(value) for name, value in state["counts"].items()}
-        theirs, ours = ({name: value.shape[1:] for name, value in books.items()} for books in (counts, self.counts))
+        empty = self._no_counts()
+        # Empty books without rows grow by rows; all others keep their shape.
+        theirs, ours = (
+            {name: value.shape[not len(empty.get(name, ())) :] for name, value in books.items()}
+            for books in (counts, empty)
+        )
         if theirs != ours:
             raise ValueError(f"cannot merge counts of shapes {theirs} into counts of {ours}: the metrics differ")
         self._reject_repeated(state["image_ids"])
@@ -129,7 +134,7 @@ class ImageMetric(ABC):
 
 
 class MergeableMetric(Protocol):
-    """What can be merged: `ImageMetric`, `PanopticQuality`, and anything with these three methods."""
+    """What can be merged: `ImageMetric`, `OracleClassification`, and anything with these three methods."""
 
     def reset(self) -> None:
         """Forget everything that was added."""

@@ -3,22 +3,23 @@
 `PanopticQuality` accumulates counts (never pictures) over batches and processes; `panoptic_quality_from_counts`
 turns counts into the result. `panoptic_counts` (sibling module) scores one picture, for callers that keep their own
 books: worst pictures, oracle labels. Counts are float64 arrays (C, 4): true positives, false positives, false
-negatives, summed IoU of the true positives. C classes.
+negatives, summed IoU of the true positives; the metric holds them as `counts["panoptic"]`. C classes.
 
 Source of the measure: Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from .accumulation import ImageMetric
 from .panoptic_counts import panoptic_counts
 
 
-class PanopticQuality:
+class PanopticQuality(ImageMetric):
     """Panoptic quality over a data set: feed batches, merge processes, compute.
 
     A prediction is what `post_process_panoptic_segmentation` returns: `segmentation` (H, W), a tensor or array of
@@ -50,80 +51,17 @@ class PanopticQuality:
             raise ValueError(f"stuff_classes {strangers} are not label ids; those are 0..{num_labels - 1}")
         self.num_labels = num_labels
         self.void_ids = tuple(void_ids)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything that was added."""
-        self.counts = np.zeros((self.num_labels, 4))
-        self.num_images = 0
-        self.image_ids: set[Hashable] = set()
-
-    def add_batch(
-        self,
-        *,
-        predictions: Sequence[Mapping[str, Any]],
-        references: Sequence[Mapping[str, Any]],
-        image_ids: Sequence[Hashable] | None = None,
-    ) -> None:
-        """Count a batch; on an error nothing of the batch is counted.
-
-        Args:
-            predictions: one mapping per picture, see the class.
-            references: as many, in the same order and at the same (H, W).
-            image_ids: as many names, all of them new to this metric; without them nothing is checked.
-
-        Raises:
-            ValueError: lengths or sizes differ, an image id was seen before, a label id is out of range, or a map
-                and its rows disagree; the message names the picture's place in the batch, and its id.
-        """
-        lengths = {"predictions": len(predictions), "references": len(references)}
-        if image_ids is not None:
-            lengths["image_ids"] = len(image_ids)
-            self._reject_repeated(image_ids)
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"a batch needs one entry per picture in each list, but their lengths are {lengths}")
-        batch = np.zeros_like(self.counts)
-        for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-            name = f"image {index}" if image_ids is None else f"image {index} (id {image_ids[index]!r})"
-            batch += panoptic_counts(prediction, reference, self.num_labels, self.void_ids, name)
-        self._add(batch, len(predictions), image_ids or ())
+        super().__init__()
 
     def compute(self) -> dict[str, Any]:
         """The result so far, in [0, 1]; see `panoptic_quality_from_counts`. Nothing is reset."""
-        return panoptic_quality_from_counts(self.counts, self.stuff_classes)
+        return panoptic_quality_from_counts(self.counts["panoptic"], self.stuff_classes)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything accumulated, as plain objects that can be sent between processes or stored."""
-        ids = list(self.image_ids)
-        return {"counts": self.counts.copy(), "num_images": self.num_images, "image_ids": ids}
+    def _no_counts(self) -> dict[str, np.ndarray]:
+        return {"panoptic": np.zeros((self.num_labels, 4))}
 
-    def merge(self, other: PanopticQuality | Mapping[str, Any]) -> None:
-        """Add what another process counted: its metric, or that metric's `state_dict()`.
-
-        Raises:
-            ValueError: the numbers of classes differ, or both saw the same image id.
-        """
-        state = other.state_dict() if isinstance(other, PanopticQuality) else other
-        counts = np.asarray(state["counts"], dtype=np.float64)
-        if counts.shape != self.counts.shape:
-            raise ValueError(f"cannot merge counts of shape {counts.shape} into counts of {self.counts.shape}")
-        self._reject_repeated(state["image_ids"])
-        self._add(counts, state["num_images"], state["image_ids"])
-
-    def _add(self, counts: np.ndarray, num_images: int, image_ids: Sequence[Hashable]) -> None:
-        self.counts += counts
-        self.num_images += num_images
-        self.image_ids.update(image_ids)
-
-    def _reject_repeated(self, image_ids: Sequence[Hashable]) -> None:
-        seen = set(self.image_ids)
-        for image_id in image_ids:
-            if image_id in seen:
-                raise ValueError(
-                    f"image id {image_id!r} was counted already, and each picture counts once; shard the evaluation "
-                    "without padding, or drop the repeated samples"
-                )
-            seen.add(image_id)
+    def _count(self, prediction: Any, reference: Any, name: str, image_id: Hashable) -> dict[str, np.ndarray]:
+        return {"panoptic": panoptic_counts(prediction, reference, self.num_labels, self.void_ids, name)}
 
 
 def panoptic_quality_from_counts(counts: np.ndarray, stuff_classes: Iterable[int]) -> dict[str, Any]:

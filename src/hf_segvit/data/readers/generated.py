@@ -1,4 +1,7 @@
-"""Drawn scenes with exact truth, see generated_scenes.py; PATH is `easy` or `hard`."""
+"""Drawn scenes with exact truth, see generated_scenes.py; PATH is the difficulty, such as `easy` or `hard`.
+
+Instance data are the things alone, with classes of their own; all else is void then.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from PIL import Image
 from ..archives import Location
 from ..decoding import semantic_segments
 from ..generated_scenes import DIFFICULTIES, SPLITS, GeneratedScenes
+from ..mask_files import VOID
 from ..problems import ProblemList
 from ..reading import Reading
 
-TASKS = ("panoptic", "semantic")
-LAYOUT = "PATH is easy or hard"
+TASKS = ("panoptic", "semantic", "instance")
+LAYOUT = f"PATH is one of {', '.join(DIFFICULTIES)}"
 
 
 def splits(path: str) -> list[str]:
@@ -55,8 +59,12 @@ def read(
     rows: list[dict[str, Any]] = [
         {"image": nowhere, "image_id": index, "segment_map": [], "segments": None} for index in range(num_scenes)
     ]
-    names = list(scenes.id2label.values())
-    return Reading(None, names, scenes.stuff_classes, rows, decoder=SceneDecoder(scenes, task == "semantic"))
+    names, things = list(scenes.id2label.values()), None
+    if task == "instance":
+        things = {label: place for place, label in enumerate(sorted(set(scenes.id2label) - set(scenes.stuff_classes)))}
+        names = [names[label] for label in things]
+    decoder = SceneDecoder(scenes, task == "semantic", things)
+    return Reading(None, names, [] if things else scenes.stuff_classes, rows, decoder=decoder)
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,13 @@ class SceneDecoder:
     Attributes:
         scenes: by image id.
         semantic: merge the segments of a class into one.
+        things: label ids of things alone, by their label ids in the scenes; all other segments become void. `None`
+            keeps all as they are.
     """
 
     scenes: GeneratedScenes
-    semantic: bool
+    semantic: bool = False
+    things: Mapping[int, int] | None = None
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Draw; batches without `image_id` stay as they are."""
@@ -80,8 +91,16 @@ class SceneDecoder:
         """Draw the scene of one row."""
         scene = dict(self.scenes[row["image_id"]])
         scene["image"] = Image.fromarray(scene["image"])
+        segments = scene["segments"]
         if self.semantic:
-            table = np.array([*(segment["label_id"] for segment in scene["segments"]), -1], dtype=np.int32)
+            table = np.array([*(segment["label_id"] for segment in segments), VOID], dtype=np.int32)
             scene["segment_map"] = table[scene["segment_map"]]
             scene["segments"] = semantic_segments(scene["segment_map"])
+        elif self.things is not None:
+            kept = [segment for segment in segments if segment["label_id"] in self.things]
+            table = np.full(len(segments) + 1, VOID, dtype=np.int32)
+            for segment in kept:
+                table[segment["id"]] = segment["id"]
+            scene["segment_map"] = table[scene["segment_map"]]
+            scene["segments"] = [{**segment, "label_id": self.things[segment["label_id"]]} for segment in kept]
         return scene

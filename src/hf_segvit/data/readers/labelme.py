@@ -57,21 +57,25 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     folder = DataFolder(path)
     prefix = "" if split == WHOLE else f"{split}/"
     pictures = folder.files("", suffixes=PICTURE_SUFFIXES)
-    files = {
-        name: location
-        for name, location in folder.files("", suffixes=(".json",)).items()
-        if name.startswith(prefix) and posixpath.basename(name) not in CLASS_FILES
-    }
-    contents = {}
-    for name, location in files.items():
-        try:
-            contents[name] = _checked(read_json(location), location_name(location))
-        except ValueError as error:
-            problems.error(location_name(location), "", str(error).removeprefix(f"{location_name(location)}: "))
+    files = folder.files("", suffixes=(".json",))
     source = classes if classes is not None else folder.file(*CLASS_FILES)
+    contents, labels = dict[str, dict[str, Any]](), set[str]()
+    for name, location in files.items():
+        is_own = name.startswith(prefix)
+        # Labels are looked for in all splits, so that all number their classes alike.
+        if posixpath.basename(name) in CLASS_FILES or not (is_own or source is None):
+            continue
+        try:
+            content = _checked(read_json(location), location_name(location))
+        except ValueError as error:
+            if is_own:  # those of other splits are told when these are read
+                problems.error(location_name(location), "", str(error).removeprefix(f"{location_name(location)}: "))
+            continue
+        labels |= _labels(content)
+        if is_own:
+            contents[name] = content
     if source is None:
-        # Of all splits, so that all number their classes alike.
-        source = sorted({label for text in folder.files("", suffixes=(".json",)).values() for label in _labels(text)})
+        source = sorted(labels)
         if not source:
             raise ValueError(f"{path}: no JSON file has a shape with a label; expected {LAYOUT}")
     names = read_classes(source).names
@@ -100,14 +104,8 @@ def _checked(content: Any, name: str) -> dict[str, Any]:
     return content
 
 
-def _labels(location: Location) -> set[str]:
-    if posixpath.basename(location["member"]) in CLASS_FILES:
-        return set()
-    try:
-        shapes = _checked(read_json(location), location_name(location))["shapes"]
-    except ValueError:  # told where the file's own split is read
-        return set()
-    labels = [shape.get("label") for shape in shapes if isinstance(shape, dict)]
+def _labels(content: Mapping[str, Any]) -> set[str]:
+    labels = [shape.get("label") for shape in content["shapes"] if isinstance(shape, dict)]
     return {label for label in labels if isinstance(label, str) and label not in _NO_CLASS}
 
 

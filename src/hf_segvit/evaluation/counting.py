@@ -1,0 +1,84 @@
+"""What an evaluation counts while it runs: the metric of the task, others on request, and a score for each picture.
+
+`EvaluationCounts` feeds all metrics with the same answers; its state can be stored, sent to another process and merged.
+`METRICS` says which metrics there may be beside the task's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from ..metrics.accumulation import merge_across_processes
+from ..metrics.oracle_classification import OracleClassification
+from .tasks import EvaluationTask
+
+MAIN = "main"
+# By name: what else can be counted. Results have the name before theirs, such as `oracle_pq`.
+METRICS: dict[str, Callable[[EvaluationTask], Any]] = {
+    "oracle": lambda task: OracleClassification(task.new_metric()),
+    "boundary": lambda task: task.new_boundary_metric(),
+}
+
+
+class EvaluationCounts:
+    """Counts of a task, and the scores of the pictures that they are of.
+
+    Args:
+        task: what is evaluated.
+        more: names in `METRICS`, counted beside the task's own metric.
+
+    Raises:
+        ValueError: there is no such metric, or the task has none of its kind.
+
+    Attributes:
+        metrics: by name; the task's own is `MAIN`.
+        pictures: [place in the data set, image id, score] of each picture.
+    """
+
+    def __init__(self, task: EvaluationTask, more: Sequence[str] = ()) -> None:
+        unknown = [name for name in more if name not in METRICS]
+        if unknown:
+            raise ValueError(f"there is no metric {unknown[0]!r}; choose among {', '.join(METRICS)}")
+        self.task, self.single = task, task.new_metric()
+        self.metrics: dict[str, Any] = {MAIN: task.new_metric(), **{name: METRICS[name](task) for name in more}}
+        self.pictures: list[list[Any]] = []
+
+    def count(self, index: int, entry: Mapping[str, Any], answer: Any) -> None:
+        """Count the answer to the picture at a place of the data set."""
+        image_id, reference = entry["image_id"], self.task.reference(entry)
+        batch = {"predictions": [answer], "references": [reference], "image_ids": [image_id]}
+        self.single.reset()
+        self.single.add_batch(**batch)
+        self.metrics[MAIN].merge(self.single)
+        for name, metric in self.metrics.items():
+            if name != MAIN:
+                metric.add_batch(**batch)
+        self.pictures.append([index, image_id, self.task.picture_score(self.single)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything counted, as plain objects and arrays."""
+        return {
+            "metrics": {name: metric.state_dict() for name, metric in self.metrics.items()},
+            "pictures": self.pictures,
+        }
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add a `state_dict()`."""
+        for name, metric in self.metrics.items():
+            metric.merge(state["metrics"][name])
+        self.pictures.extend(state["pictures"])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for metric in self.metrics.values():
+            metric.reset()
+        self.pictures = []
+
+    def merge_across_processes(self) -> None:
+        """Make every process of the run hold what all have counted; all must call it."""
+        for metric in self.metrics.values():
+            merge_across_processes(metric)
+        self.pictures = list(gather_object(self.pictures))
