@@ -29,12 +29,13 @@ from hf_segvit.data.collation import MaskCollator
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
-from hf_segvit.training.demo_loop import masked_attention_probabilities
+from hf_segvit.training.annealing import MaskAnnealing
 
 POWER = 0.9
 WARMUP = 0.05  # share of the budget
 IGNORED = 255
 NUM_QUERIES = 24  # for 11 classes; of both models that have queries
+SHARES = 120_000  # parts of the budget, as steps of the annealing
 NUM_POINTS = 1024  # of both mask losses; a crop has 1728 cells at stride 4
 
 
@@ -157,7 +158,7 @@ def predict(model: nn.Module, recipe: Recipe, pixel_values: Tensor, size: tuple[
 
 def _anneal(model: EoMTForUniversalSegmentation, share: float) -> None:
     model.set_masked_attention_probabilities(
-        masked_attention_probabilities(min(share, 1.0), 1, model.config.num_query_layers)
+        MaskAnnealing.by_rule(SHARES, model.config.num_query_layers).probabilities(round(SHARES * min(share, 1.0)))
     )
 
 

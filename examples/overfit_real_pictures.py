@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from hf_segvit import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.cli import main as hf_segvit
 from hf_segvit.metrics.panoptic_quality import PanopticQuality
 from hf_segvit.models.segment_masks import panoptic_segments
-from hf_segvit.training.demo_loop import train
+from hf_segvit.training.loop import train
+from hf_segvit.training.recipe import Recipe
+from hf_segvit.training.tasks.eomt import EoMTTask
 
 STUFF_CLASSES = list(range(80, 133))
 
@@ -91,6 +92,40 @@ def reference(picture: dict[str, Any]) -> dict[str, Any]:
     return {"segmentation": picture["segment_map"], "segments_info": picture["segments"]}
 
 
+class PicturesTask(EoMTTask):
+    """A few pictures in memory, as they are."""
+
+    def __init__(self, recipe: Recipe, config: EoMTConfig, processor: EoMTImageProcessor, batch: Any) -> None:
+        super().__init__(recipe)
+        self.config, self.processor, self.batch = config, processor, batch
+
+    def build_model(self) -> tuple[Any, Any]:
+        return EoMTForUniversalSegmentation(self.config), self.processor
+
+    def train_samples(self) -> "PicturesTask":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.batch["pixel_values"])
+
+    def sample(self, epoch: int, index: int) -> tuple[Any, ...]:
+        return tuple(self.batch[name][index] for name in ("pixel_values", "mask_labels", "class_labels"))
+
+    def collator(self, processor: Any, device: torch.device) -> Any:
+        return collate
+
+    def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
+        return {"pq": 0.0}  # scored below, through the command line
+
+    def validation_name(self) -> dict[str, str]:
+        return {"task": "panoptic", "dataset": "the training pictures", "split": "train"}
+
+
+def collate(samples: list[tuple[Any, ...]]) -> dict[str, Any]:
+    pictures, masks, classes = zip(*samples, strict=True)
+    return {"pixel_values": torch.stack(pictures), "mask_labels": list(masks), "class_labels": list(classes)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", default=Path("../shared/data/coco_train100"))
@@ -128,28 +163,23 @@ def main() -> None:
     batch = processor(
         [Image.open(p["path"]) for p in pictures], [p["segment_map"] for p in pictures], [mapping(p) for p in pictures]
     )
-    batch = {name: batch[name] for name in ("pixel_values", "mask_labels", "class_labels")}
-    order = torch.Generator().manual_seed(0)
-
-    def make_batch(step: int) -> dict[str, Any]:
-        """Half of the pictures a step: the noise helps, and a step takes half the time."""
-        chosen = torch.randperm(len(pictures), generator=order)[: max(1, len(pictures) // 2)].tolist()
-        return {
-            "pixel_values": batch["pixel_values"][chosen],
-            "mask_labels": [batch["mask_labels"][i] for i in chosen],
-            "class_labels": [batch["class_labels"][i] for i in chosen],
-        }
-
-    model = EoMTForUniversalSegmentation(config).train()
-    with tqdm(total=arguments.steps, unit="step") as bar:
-
-        def show(step: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
-            bar.update()
-
-        train(model, make_batch, steps=arguments.steps, learning_rate=1e-3, on_step=show)
-    model.save_pretrained(arguments.output / "model")
-    processor.save_pretrained(arguments.output / "model")
+    recipe = Recipe(
+        data=str(arguments.data),
+        steps=arguments.steps,
+        batch_size=max(1, len(pictures) // 2),  # half of the pictures a step: the noise helps, and a step takes half
+        learning_rate=1e-3,
+        weight_decay_mode="matrices",
+        max_grad_norm=1.0,
+        warmup_steps=[50],
+        layer_decay=1.0,
+        num_workers=0,
+        evaluate_every=1e9,
+        trackers=[],
+        draw=0,
+        resume=False,
+        output=str(arguments.output),
+    )
+    train(recipe, task=PicturesTask(recipe, config, processor, batch))
 
     files = [str(p["path"]) for p in pictures]
     segments = arguments.output / "segments"

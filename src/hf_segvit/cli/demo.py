@@ -14,7 +14,7 @@ def add_parser(subparsers: Any) -> None:
         description=(
             "Draw scenes, train a tiny EoMT on them, measure it on scenes it has not seen, save it, load it back "
             "through Transformers, and draw what it sees. Needs no network and no data; takes under 3 minutes on 2 "
-            "cores. Writes demo.png, loss.png, results.json and model/."
+            "cores. Writes demo.png, curves.png, results.json and model/."
         ),
     )
     parser.add_argument(

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..models.label_spaces import first_synonym, whole_name
+
 _GENERIC = re.compile(r"label_?\d+")  # Transformers' names where nobody gave any
 _SHOWN = 5  # names in a message
 
@@ -68,7 +70,7 @@ def match_labels(model_labels: Mapping[int, str], data_labels: Mapping[int, str]
     if all(_GENERIC.fullmatch(str(name).casefold()) for name in model_labels.values()):
         return LabelMatch(None)
     place: dict[int, int] = {}
-    for form in (_whole, _first_synonym):
+    for form in (whole_name, first_synonym):
         ours = _unique_names(model_labels, place.keys(), form)
         theirs = _unique_names(data_labels, place.values(), form)
         place |= {ours[name]: theirs[name] for name in ours if name in theirs}
@@ -91,13 +93,5 @@ def _unique_names(labels: Mapping[int, str], matched: Iterable[int], form: Calla
 
 
 def _strangers(labels: Mapping[int, str], others: Mapping[int, str]) -> list[str]:
-    known = {_first_synonym(str(name)) for name in others.values()}
-    return [str(name) for name in labels.values() if _first_synonym(str(name)) not in known][:_SHOWN]
-
-
-def _whole(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.casefold().strip()))
-
-
-def _first_synonym(name: str) -> str:
-    return _whole(re.split("[,;]", name)[0])
+    known = {first_synonym(name) for name in others.values()}
+    return [str(name) for name in labels.values() if first_synonym(name) not in known][:_SHOWN]

@@ -1,0 +1,221 @@
+"""Checkpoints that survive: written beside and renamed, complete only with their manifest, and checked before use.
+
+A checkpoint is a folder `step-00001234` with a model that can be used as it is (`config.json`, `model.safetensors`,
+`preprocessor_config.json`), and what training needs to go on: `ema.safetensors`, `optimizer.pt`, `random_states.pt` and
+`state.json`. `manifest.json`, written last, lists sizes and SHA-256 of all of them. `Checkpoints` saves, finds the
+newest valid one, and deletes what is neither among the last nor the best. Pickles are read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+MODEL, EMA, OPTIMIZER, RANDOM, STATE = (
+    "model.safetensors",
+    "ema.safetensors",
+    "optimizer.pt",
+    "random_states.pt",
+    "state.json",
+)
+_NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL = ".partial-"
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that is not what its manifest says."""
+
+
+@dataclass
+class TrainingState:
+    """Everything that a checkpoint holds.
+
+    Attributes:
+        step: steps taken.
+        model: state of the model.
+        ema: moving average, or `None`.
+        optimizer: states of optimiser, schedule and gradient scaler by name.
+        random_states: of each process.
+        progress: plain values for JSON: history, best score, what is trained on.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Any]
+    random_states: list[dict[str, Any]]
+    progress: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: that holds them; it is made when the first is saved.
+        keep_last: newest ones that are kept.
+        report: takes a line of text for people, about damaged checkpoints.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2, report: Callable[[str], None] = print) -> None:
+        self.folder, self.keep_last, self.report = folder, keep_last, report
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints there are, valid or not, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, state: TrainingState, save_settings: Callable[[Path], None], keep: int | None = None) -> Path:
+        """Write a checkpoint; on an error, those that were there stay as they are.
+
+        Args:
+            state: to write.
+            save_settings: writes `config.json` and the like into a folder.
+            keep: step of the best checkpoint, which is not deleted.
+
+        Raises:
+            OSError: it cannot be written, as where the disk is full; the message says which checkpoint remains.
+        """
+        target = self.path(state.step)
+        partial = self.folder / f"{_PARTIAL}{target.name}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            save_settings(partial)
+            _write(partial, state)
+            _write_manifest(partial, state.step)
+            if target.exists():  # of an earlier run that was at the same step, or damaged
+                shutil.rmtree(target)
+            os.replace(partial, target)
+            _sync(self.folder)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise OSError(
+                f"cannot save {target}: {reason}; {self._what_remains()}. Make room or choose another output, and "
+                "start again: training goes on from there"
+            ) from error
+        self.prune(keep)
+        return target
+
+    def newest_valid(self) -> Path | None:
+        """The newest checkpoint that is complete and unchanged; those that are not are reported and passed over."""
+        for step in reversed(self.steps()):
+            path = self.path(step)
+            try:
+                check(path)
+            except DamagedCheckpoint as error:
+                self.report(f"skipping a damaged checkpoint: {error}")
+            else:
+                return path
+        return None
+
+    def prune(self, keep: int | None = None) -> None:
+        """Delete all but the last `keep_last` and the one of step `keep`, and what interrupted saves left."""
+        steps = self.steps()
+        for step in steps[: -self.keep_last or None]:
+            if step != keep:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+        for path in self.folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _what_remains(self) -> str:
+        steps = self.steps()
+        return f"the checkpoint of step {steps[-1]} is unharmed" if steps else "there is no checkpoint yet"
+
+
+def check(path: Path) -> None:
+    """See that a checkpoint is complete and unchanged.
+
+    Raises:
+        DamagedCheckpoint: naming the file and what is wrong with it.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{path} has no {MANIFEST}, so it was not finished") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path / MANIFEST} cannot be read ({error})") from error
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file():
+            raise DamagedCheckpoint(f"{file} is missing")
+        if file.stat().st_size != facts["size"]:
+            raise DamagedCheckpoint(f"{file} has {file.stat().st_size} bytes and should have {facts['size']}")
+        if _sha256(file) != facts["sha256"]:
+            raise DamagedCheckpoint(f"{file} has changed since it was written (its SHA-256 differs)")
+
+
+def read(path: Path) -> TrainingState:
+    """Read a checkpoint that `check` has found valid, onto the CPU."""
+    state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    return TrainingState(
+        step=state["step"],
+        model=load_file(path / MODEL),
+        ema=load_file(path / EMA) if (path / EMA).is_file() else None,
+        optimizer=torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True),
+        random_states=torch.load(path / RANDOM, map_location="cpu", weights_only=True),
+        progress=state["progress"],
+    )
+
+
+def _write(folder: Path, state: TrainingState) -> None:
+    save_file(_storable(state.model), folder / MODEL, metadata={"format": "pt"})
+    if state.ema is not None:
+        save_file(_storable(state.ema), folder / EMA, metadata={"format": "pt"})
+    torch.save(state.optimizer, folder / OPTIMIZER)
+    torch.save(state.random_states, folder / RANDOM)
+    text = json.dumps({"step": state.step, "progress": state.progress}, indent=1)
+    (folder / STATE).write_text(text + "\n", encoding="utf-8")
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    """Sizes and hashes of all files, each of which is on the disk before the manifest is."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        _sync(path)
+        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    text = json.dumps({"step": step, "files": files}, indent=1)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    _sync(folder / MANIFEST)
+    _sync(folder)
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, so that a crash of the machine cannot reorder what was written."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # folders on Windows
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,138 @@
+"""What the training loop needs to know of a model: `TrainingTask` is the interface, `task_for` chooses by recipe.
+
+The loop (loop.py) does steps, schedules, checkpoints and logs; a task supplies model, data, loss, evaluation and
+pictures. `TrainingSamples` is what a task gives the loop to train on. EoMT's task is in eomt.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...model_loading import quiet_transformers
+
+_TASKS = {"eomt": ("eomt", "EoMTTask"), "vit_p": ("vit_p", "ViTPTask")}
+
+
+class TrainingSamples(Protocol):
+    """Samples to train on: the same for an epoch and index on every process and worker, however often it is asked.
+
+    `data_order.EpochSamples` makes one of an `AugmentedDataset`.
+    """
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+
+    def sample(self, epoch: int, index: int) -> Any:
+        """What the collator makes batches of."""
+
+    def name(self, index: int) -> str:
+        """The picture in words, for errors."""
+
+
+class TrainingTask(ABC):
+    """One kind of model, as the training loop sees it.
+
+    Args:
+        recipe: what to train, see `Recipe`. Data sets are opened when they are first asked for.
+
+    Attributes:
+        headline: name of the metric by which checkpoints are compared; higher is better.
+    """
+
+    headline: str
+
+    def __init__(self, recipe: Any) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def build_model(self) -> tuple[Any, Any]:
+        """The model, on the CPU and in float32, and its image processor.
+
+        Raises:
+            ValueError: recipe and data set, checkpoint or backbone do not go together.
+        """
+
+    @abstractmethod
+    def train_samples(self) -> TrainingSamples:
+        """The samples to train on.
+
+        Raises:
+            ValueError: the data set cannot be read.
+        """
+
+    @abstractmethod
+    def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
+        """What makes a batch of samples, for a model that computes on `device`; it runs in the workers."""
+
+    @abstractmethod
+    def normalizers(self, model: Any, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
+        """What the losses of this step are divided by; `None` where it needs nothing from the other batches.
+
+        Called once a step by every process, with all the micro-batches of the process. The quotients must be such that
+        the sum over micro-batches, averaged over processes, is the loss of the joint batch.
+        """
+
+    @abstractmethod
+    def loss(self, model: Any, batch: Mapping[str, Any], normalizers: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-batch on the model's device, and its parts without gradient, for the log."""
+
+    def prepare_batch(self, batch: Mapping[str, Any], processor: Any) -> dict[str, Any]:
+        """Finish a batch that has just been copied to the device."""
+        return dict(batch)
+
+    def before_step(self, model: Any, step: int, plan: Any) -> dict[str, float]:
+        """Set what changes with the step, from 0 on, such as annealing; the result is logged.
+
+        Called once more with the number of all steps when training is over.
+        """
+        return {}
+
+    def not_comparable_yet(self, model: Any) -> str | None:
+        """Why evaluations do not count for the best checkpoint yet; `None` once they do."""
+        return None
+
+    @abstractmethod
+    def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
+        """Metrics on the validation data, at most `limit` pictures; every process calls it and gets the same."""
+
+    @abstractmethod
+    def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
+        """Pictures of the first `count` validation samples with truth and answer side by side."""
+
+    @abstractmethod
+    def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
+        """The text of README.md for the trained model; `about` says how it was trained."""
+
+    def validation_name(self) -> dict[str, str]:
+        """`task`, `dataset` and `split` of the validation data, as results.json has them."""
+        return {
+            "task": self.recipe.task,
+            "dataset": str(self.recipe.val_data or self.recipe.data),
+            "split": str(self.recipe.val_split),
+        }
+
+    def save(self, model: Any, processor: Any, folder: Path) -> None:
+        """Write the trained model for use, not for going on."""
+        with quiet_transformers():
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+
+def task_for(recipe: Any) -> TrainingTask:
+    """The task of a recipe.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if recipe.model not in _TASKS:
+        raise ValueError(f"model is {recipe.model!r}; choose one of {', '.join(_TASKS)}")
+    module, name = _TASKS[recipe.model]
+    return getattr(importlib.import_module(f".{module}", __package__), name)(recipe)

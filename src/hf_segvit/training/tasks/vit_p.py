@@ -1,0 +1,253 @@
+"""ViT-P under the training loop: a point classifier from scratch, from a backbone or from a checkpoint.
+
+Prompts are drawn as the recipe's `points` say (point_recipes.py), also from a mixture of data sets. Training in two
+stages, such as boxes first and points then, are two recipes: the second starts with `init` from the model of the first,
+whose head is kept where the classes are the same and made anew where they are not or `reset_head` asks for it. The loss
+is the mean cross-entropy of the labelled prompts of all processes and micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...data.augmentation import AugmentedDataset, augmentation
+from ...data.collation import PointCollator, normalize_pixels
+from ...data.mixture import MixedDataset, MixturePart
+from ...data.prompt_sampling import IGNORED
+from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
+from ...evaluation.points import PointPredictor, evaluate_points, point_source
+from ...evaluation.predicting import load_predictor
+from ...model_loading import load_point_classifier
+from ...models.configuration_vit_p import ViTPConfig
+from ...models.image_processing_vit_p import ViTPImageProcessor
+from ...models.modeling_vit_p import ViTPForPointClassification
+from ...point_model_card import make_point_model_card
+from ...visualize import draw_segments
+from ..data_order import EpochSamples
+from ..derivation import augmentation_name, image_size, model_fields
+from ..point_recipes import needs_segments, point_settings
+from ..recipe import Recipe
+from . import TrainingSamples, TrainingTask
+from .eomt import _strip, _validation_split
+
+_EVALUATION_BATCH = 8  # pictures
+
+
+class ViTPTask(TrainingTask):
+    """Training of `ViTPForPointClassification`; see `TrainingTask` for the methods."""
+
+    headline = "top_1"
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.points = point_settings(recipe.points)
+        self._train: Any = None
+        self._validation: Any = None
+        self._size: tuple[int, int] = image_size(recipe)
+
+    def build_model(self) -> tuple[Any, Any]:
+        """The model of the recipe, with the classes of the training data, and a processor for its input size."""
+        recipe, id2label = self.recipe, self.description.id2label
+        fields = model_fields(recipe)
+        labels: dict[str, Any] = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+        if recipe.init is not None:
+            if recipe.image_size is not None:
+                fields["image_size"] = recipe.image_size
+            model = self._from_checkpoint({**fields, **labels})
+        elif recipe.backbone is not None:
+            model = ViTPForPointClassification.from_backbone(
+                recipe.backbone, image_size=list(self._size), **fields, **labels
+            )
+        else:
+            model = ViTPForPointClassification(ViTPConfig(**{"image_size": list(self._size), **fields}, **labels))
+        self._size = image_size(recipe, model.config)
+        processor = ViTPImageProcessor(
+            size={"height": self._size[0], "width": self._size[1]},
+            patch_size=model.config.patch_size,
+            point_origin=model.config.point_origin,
+            id2label=id2label,
+        )
+        return model, processor
+
+    def train_samples(self) -> TrainingSamples:
+        """The training pictures, of all parts of the mixture, augmented as the recipe says."""
+        recipe, settings = self.recipe, self.points
+        own = self._training_data()
+        if not settings.mixture:
+            return EpochSamples(AugmentedDataset(own, self._augmentation(settings.sampling), seed=recipe.seed))
+        parts = [MixturePart(own, self._augmentation(settings.sampling), settings.share)]
+        for part in settings.mixture:
+            data = _read(part.data, part.split, needs_segments(part.sampling))
+            _refuse_other_classes(part.data, describe(data), self.description)
+            parts.append(MixturePart(data, self._augmentation(part.sampling), part.share))
+        return MixedDataset(parts, seed=recipe.seed)
+
+    def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
+        """Batches for the model; for a GPU, pixels are finished there."""
+        return PointCollator(processor.image_mean, processor.image_std, on_device=device.type != "cpu")
+
+    def prepare_batch(self, batch: Mapping[str, Any], processor: Any) -> dict[str, Any]:
+        """Finish what the collator left to the device."""
+        pixels = batch["pixel_values"]
+        if pixels.dtype == torch.uint8:
+            pixels = normalize_pixels(pixels, processor.image_mean, processor.image_std)
+        return {**batch, "pixel_values": pixels}
+
+    def normalizers(self, model: Any, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
+        """Labelled prompts of all micro-batches and processes, over the number of processes."""
+        count = torch.tensor(sum(int((batch["labels"] != IGNORED).sum()) for batch in batches), dtype=torch.float32)
+        count = count.to(device)
+        num_processes = 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            num_processes = torch.distributed.get_world_size()
+            torch.distributed.all_reduce(count)
+        return count.clamp(min=1) / num_processes
+
+    def loss(self, model: Any, batch: Mapping[str, Any], normalizers: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss; it has no parts."""
+        return model(**batch, loss_normalizer=normalizers).loss, {}
+
+    def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
+        """Accuracy and calibration at every kind of points of the recipe.
+
+        Random points have the plain names, such as `top_1`; the others theirs before, such as `interior_top_1`.
+        """
+        dataset, description = self.validation_data(limit)
+        predictor = PointPredictor(model, processor, device)
+        numbers: dict[str, float] = {}
+        for kind in self.points.evaluate:
+            source = self._point_source(kind, description, device)
+            batch_size = self.recipe.device_batch_size or _EVALUATION_BATCH
+            result = evaluate_points(predictor, dataset, description.id2label, source, batch_size=batch_size)
+            prefix = "" if kind == self.points.evaluate[0] else f"{kind}_"
+            numbers |= {f"{prefix}{name}": float(value) for name, value in result.metrics.items()}
+        return {name: value for name, value in numbers.items() if value == value}  # undefined ones are left out
+
+    def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
+        """For each picture a strip of picture, true classes and answers, at the innermost point of every segment."""
+        dataset, description = self.validation_data(count)
+        predictor = PointPredictor(model, processor, device)
+        source = point_source("interior", description.id2label)
+        strips = []
+        for index in range(len(dataset)):
+            entry = dataset[index]
+            image = entry["image"]
+            image = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+            asked = source(entry, index)
+            probabilities = predictor([image], [asked.points])[0].softmax(-1)
+            drawings = [
+                _draw_points(image, asked.points, asked.labels.tolist(), None, description.id2label),
+                _draw_points(
+                    image,
+                    asked.points,
+                    probabilities.argmax(-1).tolist(),
+                    probabilities.amax(-1).tolist() if len(probabilities) else [],
+                    predictor.id2label,
+                ),
+            ]
+            strips.append(_strip([image, *drawings]))
+        return strips
+
+    def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
+        """The card, with the scores and how the model was trained."""
+        source = self.recipe.init or self.recipe.backbone
+        return make_point_model_card(
+            model.config,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            results=results,
+            training_data=about,
+            base_model=source if source and source.count("/") == 1 and not source.startswith((".", "/")) else None,
+        )
+
+    def validation_name(self) -> dict[str, str]:
+        """What the scores are of."""
+        description = self.validation_data(None)[1]
+        dataset = str(self.recipe.val_data or self.recipe.data)
+        return {"task": self.recipe.task, "dataset": dataset, "split": description.split}
+
+    @property
+    def description(self) -> DataDescription:
+        """Classes of the training data."""
+        return describe(self._training_data())
+
+    def validation_data(self, limit: int | None) -> tuple[Any, DataDescription]:
+        """The validation data, or its first pictures, and what its classes are."""
+        if self._validation is None:
+            spec = self.recipe.val_data or self.recipe.data
+            dataset = _read(spec, self.recipe.val_split or _validation_split(spec), "interior" in self.points.evaluate)
+            self._validation = (dataset, describe(dataset))
+        dataset, description = self._validation
+        return (dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), description
+
+    def _training_data(self) -> Any:
+        if self._train is None:
+            recipe = self.recipe
+            if recipe.data is None:
+                raise ValueError("the recipe names no data; add data=FORMAT:PATH, such as data=coco:/data/coco")
+            self._train = _read(recipe.data, recipe.train_split, self.points.wants_segments)
+        return self._train
+
+    def _augmentation(self, sampling: Mapping[str, Any]) -> Any:
+        options = {**self.recipe.augmentation_options, **sampling}
+        return augmentation(augmentation_name(self.recipe), self._size, **options)
+
+    def _point_source(self, kind: str, description: DataDescription, device: torch.device) -> Any:
+        generator = None
+        if kind == "maximum" and self.points.generator is not None:
+            generator = load_predictor(self.points.generator, task="panoptic", device=device)
+        num_points = self.points.sampling.get("num_points", 200)
+        return point_source(
+            kind, description.id2label, num_points=num_points, seed=self.recipe.seed, generator=generator
+        )
+
+    def _from_checkpoint(self, fields: dict[str, Any]) -> Any:
+        """A point classifier with the fields of the recipe; its head is new where the classes are other ones."""
+        source = str(self.recipe.init)
+        before, _ = load_point_classifier(source)  # says in one line what is wrong with a checkpoint
+        # Training points are the middles of pixels, whatever the checkpoint's were.
+        fields = {"point_origin": "center", **fields}
+        model = ViTPForPointClassification.from_pretrained(
+            source, dtype=torch.float32, ignore_mismatched_sizes=True, **fields
+        )
+        if self.points.reset_head or list((before.config.id2label or {}).values()) != list(fields["id2label"].values()):
+            for module in model.classifier.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=model.config.initializer_range)
+                    nn.init.zeros_(module.bias)
+        return model
+
+
+def _read(spec: str, split: str | None, with_segments: bool) -> Any:
+    """A data set, for the task that tells what the points need."""
+    order = ("panoptic", "instance", "semantic") if with_segments else ("semantic", "panoptic", "instance")
+    task = next(name for name in order if name in available_tasks(spec))
+    return load_segmentation_dataset(spec, split=split, task=task)
+
+
+def _refuse_other_classes(spec: str, theirs: DataDescription, ours: DataDescription) -> None:
+    if theirs.id2label != ours.id2label:
+        names = [name for name in theirs.id2label.values() if name not in ours.id2label.values()][:5]
+        raise ValueError(
+            f"points.mixture: {spec} has {len(theirs.id2label)} classes, {names} among them, and {ours.format}:"
+            f"{ours.path} has {len(ours.id2label)}; data sets that are mixed need the same classes in the same order"
+        )
+
+
+def _draw_points(
+    image: Image.Image, points: Tensor, labels: list[int], scores: list[float] | None, id2label: Mapping[int, str]
+) -> Image.Image:
+    """A disc at every point, in the colour and with the name of its class."""
+    radius = max(2.0, 0.02 * min(image.size))
+    rows, columns = np.mgrid[: image.height, : image.width] + 0.5
+    discs = np.full((image.height, image.width), -1, dtype=np.int64)
+    info = []
+    for place, ((x, y), label) in enumerate(zip(points.tolist(), labels, strict=True)):
+        discs[(columns - x * image.width) ** 2 + (rows - y * image.height) ** 2 <= radius**2] = place
+        info.append({"id": place, "label_id": label, **({} if scores is None else {"score": scores[place]})})
+    return draw_segments(image, discs, info, id2label, alpha=0.9)

@@ -1,0 +1,198 @@
+"""What a run tells while it trains: a progress bar, Accelerate's trackers, and `history.jsonl`.
+
+`Tracking` gathers the numbers of each step and writes their means every `log_every` steps: losses by layer, learning
+rates, annealing, throughput, time spent waiting for data, and memory. The history belongs to the checkpoints: a run
+that goes on drops what was written after the step that it goes on from, so that curves have no double points.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..atomic_files import replacing
+from .derivation import TrainingPlan
+
+HISTORY = "history.jsonl"
+_NO_CURVES = ("step", "seconds per step", "share of time waiting for data")
+
+
+class Tracking:
+    """The log of one run.
+
+    Args:
+        accelerator: of the run.
+        plan: that is trained by.
+        folder: for the history.
+        start_step: step that the run goes on from.
+        progress: show a progress bar, or where there is no terminal a line for each record.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, plan: TrainingPlan, folder: Path, start_step: int, progress: bool
+    ) -> None:
+        self.accelerator, self.plan = accelerator, plan
+        self.path = folder / HISTORY
+        self.progress = progress and accelerator.is_main_process
+        if accelerator.is_main_process:
+            self._drop_after(start_step)
+        if plan.recipe.trackers:
+            accelerator.init_trackers("logs", config=_plain(plan.recipe.to_dict()))
+        terminal = self.progress and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=plan.total_steps, initial=start_step, unit="step", disable=not terminal, dynamic_ncols=True
+        )
+        self._lines = self.progress and not terminal
+        self._start = time.perf_counter()
+        self._start_step = start_step
+        self._parts: Tensor | None = None
+        self._begin_window()
+
+    def step(
+        self,
+        step: int,
+        loss: float,
+        gradient_norm: float,
+        parts: Mapping[str, Tensor],
+        waited: float,
+        settings: Mapping[str, float],
+    ) -> None:
+        """Take in a step; every process calls it.
+
+        Args:
+            step: its number, from 1.
+            loss: of the joint batch.
+            gradient_norm: before clipping.
+            parts: of the loss, of this process.
+            waited: seconds for data.
+            settings: learning rates, annealing and the like, as they were in this step.
+        """
+        self._count += 1
+        self._loss += loss
+        self._norm += gradient_norm
+        self._waited += waited
+        if parts:
+            values = torch.stack(list(parts.values()))
+            self._parts = values if self._parts is None else self._parts + values
+        self._bar.update()
+        if step % self.plan.recipe.log_every == 0 or step == self.plan.total_steps:
+            self._record(step, list(parts), settings)
+
+    def scores(self, step: int, metrics: Mapping[str, float], images: Sequence[Image.Image] = ()) -> None:
+        """Record an evaluation, with pictures of predictions."""
+        self._write(step, {f"score/{name}": value for name, value in metrics.items()})
+        if not images or not self.accelerator.is_main_process:
+            return
+        for tracker in self.accelerator.trackers:
+            if not hasattr(tracker, "log_images"):
+                continue
+            if tracker.name == "tensorboard":
+                for number, image in enumerate(images):
+                    pixels = np.asarray(image)[None]
+                    tracker.log_images({f"predictions/{number}": pixels}, step=step, dataformats="NHWC")
+            else:
+                tracker.log_images({"predictions": list(images)}, step=step)
+
+    def say(self, text: str) -> None:
+        """Print a line, above the progress bar where there is one; the main process alone."""
+        if self.progress:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Finish the bar and the trackers."""
+        self._bar.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers = []
+
+    def _begin_window(self) -> None:
+        self._window_start = time.perf_counter()
+        self._count, self._loss, self._norm, self._waited = 0, 0.0, 0.0, 0.0
+        self._parts = None
+
+    def _record(self, step: int, names: Sequence[str], settings: Mapping[str, float]) -> None:
+        seconds = (time.perf_counter() - self._window_start) / self._count
+        values = {"loss": self._loss / self._count, "gradient norm": self._norm / self._count}
+        if self._parts is not None:
+            means = self.accelerator.reduce(self._parts / self._count, "mean")
+            values.update(zip(names, means.tolist(), strict=True))
+        values.update(settings)
+        values["pictures per second"] = self.plan.recipe.batch_size / seconds
+        values["seconds per step"] = seconds
+        values["share of time waiting for data"] = self._waited / self._count / seconds
+        values["memory in MiB"] = memory_mib(self.accelerator.device)
+        self._write(step, values)
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        if self._lines:
+            left = (time.perf_counter() - self._start) / (step - self._start_step) * (self.plan.total_steps - step)
+            self.say(
+                f"step {step}/{self.plan.total_steps}: loss {values['loss']:.3f}, "
+                f"{values['pictures per second']:.1f} pictures/s, {_duration(left)} left"
+            )
+        self._begin_window()
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.accelerator.trackers:
+            self.accelerator.log(dict(values), step=step)
+
+    def _drop_after(self, step: int) -> None:
+        rows = [row for row in read_history(self.path) if row["step"] <= step] if step else []
+        with replacing(self.path) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The records of a run, in order; what an interruption cut off is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) pairs by name, as `plot_curves` takes them."""
+    history: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in _NO_CURVES and isinstance(value, int | float):
+                history.setdefault(name, []).append((row["step"], value))
+    return history
+
+
+def memory_mib(device: torch.device) -> float:
+    """Most memory that was in use so far, in MiB: the GPU's, or that of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as trackers take them: what is no number or text becomes text."""
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
+    }

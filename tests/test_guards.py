@@ -1,0 +1,157 @@
+"""Failures of training: not finite, out of memory, workers that raise or die, each with a message that helps."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from hf_segvit.cli import main
+from hf_segvit.training.data_order import StepOrder, TrainingLoader
+from hf_segvit.training.guards import NonFiniteGuard, TrainingFailed, explained_out_of_memory
+from hf_segvit.training.loop import train
+from hf_segvit.training.replay import replay
+from hf_segvit.training.tasks.eomt import EoMTTask
+
+from .tiny_training import saved_tensors, tiny_recipe
+
+
+class SpoiledTask(EoMTTask):
+    """Some calls of the loss are not finite; the weights are remembered before each."""
+
+    def __init__(self, recipe, bad, where="loss"):
+        super().__init__(recipe)
+        self.bad, self.where, self.calls, self.weights = bad, where, 0, []
+
+    def loss(self, model, batch, normalizers):
+        self.calls += 1
+        self.weights.append(model.class_predictor.weight.detach().clone())
+        loss, parts = super().loss(model, batch, normalizers)
+        if self.calls not in self.bad:
+            return loss, parts
+        if self.where == "loss":
+            return loss * float("nan"), parts
+        return loss + model.class_predictor.bias.sum().mul(0).sqrt(), parts  # finite; its gradient is 0 * infinity
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_and_kept(tmp_path, where, capsys):
+    recipe = tiny_recipe(tmp_path)
+    task = SpoiledTask(recipe, {3}, where)
+    outcome = train(recipe, task=task, cpu=True)
+    assert outcome.step == 6
+    assert outcome.results["skipped_steps"] == 1
+    assert torch.equal(task.weights[2], task.weights[3]), "step 3 left the weights alone"
+    assert not torch.equal(task.weights[3], task.weights[4])
+    assert all(torch.isfinite(tensor).all() for tensor in saved_tensors(tmp_path).values())
+    place = tmp_path / "failures" / "step-00000003"
+    printed = capsys.readouterr().err
+    assert "step 3: loss" in printed
+    assert f"hf-segvit train --replay {place}" in printed
+    text = replay(place)
+    assert "gradients that are not finite: none" in text, "the task itself is fine; only the test spoils it"
+
+
+def test_replay_names_what_is_not_finite(tmp_path, capsys):
+    recipe = tiny_recipe(tmp_path)
+
+    class Broken(EoMTTask):
+        def build_model(self):
+            model, processor = super().build_model()
+            with torch.no_grad():
+                model.eomt.layers[1].mlp.fc2.weight[0, 0] = float("inf")
+            return model, processor
+
+    with pytest.raises(TrainingFailed, match=r"3 times in a row, so training stops\. Lower learning_rate"):
+        train(recipe, task=Broken(recipe), cpu=True)
+    place = tmp_path / "failures" / "step-00000001"
+    assert main(["train", "--replay", str(place)]) == 0
+    printed = capsys.readouterr().out
+    assert "the first output that is not finite is that of eomt.layers.1.mlp" in printed
+    assert "weights that are not finite: eomt.layers.1.mlp.fc2.weight" in printed
+    assert main(["train", "--replay", str(tmp_path)]) == 2
+    assert "holds no batch-0.pt" in capsys.readouterr().err
+
+
+def test_too_many_in_all_stop_too():
+    guard = NonFiniteGuard(max_consecutive=3, max_skipped=4)
+    for step in range(3):
+        guard.failed(step, float("nan"), 1.0, None)
+        guard.passed()
+    with pytest.raises(TrainingFailed, match="4 times, so training stops"):
+        guard.failed(9, 1.0, float("inf"), None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_says_what_to_change(error):
+    with (
+        pytest.raises(TrainingFailed, match=r"^out of memory \(.*try: this first; then that$"),
+        explained_out_of_memory(["this first", "then that"]),
+    ):
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match=r"^other$"), explained_out_of_memory([]):
+        raise RuntimeError("other")
+
+
+def test_out_of_memory_in_training(tmp_path, capsys):
+    recipe = tiny_recipe(tmp_path)
+
+    class Greedy(EoMTTask):
+        def loss(self, model, batch, normalizers):
+            if self.recipe.device_batch_size is None:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().loss(model, batch, normalizers)
+
+    with pytest.raises(TrainingFailed, match=r"out of memory.*device_batch_size=2"):
+        train(recipe, task=Greedy(recipe), cpu=True)
+    smaller = recipe.changed(device_batch_size=2)
+    assert train(smaller, task=Greedy(smaller), cpu=True).step == 6
+
+
+class Samples:
+    """Samples of which one raises, or ends its worker."""
+
+    def __init__(self, bad, action):
+        self.bad, self.action = bad, action
+
+    def __len__(self):
+        return 8
+
+    def sample(self, epoch, index):
+        if index == self.bad and self.action == "raise":
+            raise OSError("image file is truncated")
+        if index == self.bad:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+    def name(self, index):
+        return f"sample {index}, image 'cat {index}.jpg'"
+
+
+def batches(samples, num_workers):
+    return TrainingLoader(samples, StepOrder(8, 2, 0), list, start_step=0, total_steps=4, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_picture_that_cannot_be_read_is_named(num_workers):
+    with pytest.raises(ValueError, match=r"image 'cat 5\.jpg' cannot be read for training.*truncated.*check-data"):
+        list(batches(Samples(5, "raise"), num_workers))
+
+
+def test_a_worker_that_is_killed_names_its_picture():
+    with pytest.raises(ValueError, match=r"was killed while it read sample 5, image 'cat 5\.jpg'.*lower num_workers"):
+        list(batches(Samples(5, "kill"), 1))  # the others would be waited for
+
+
+def test_pictures_are_named_as_their_data_set_does(tmp_path):
+    samples = EoMTTask(tiny_recipe(tmp_path)).train_samples()
+    assert samples.name(3) == "sample 3, image 3, generated:easy"

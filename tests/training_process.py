@@ -1,0 +1,93 @@
+"""One process of a run of several, for test_training_processes.py: `python -m tests.training_process SETTINGS`.
+
+SETTINGS is JSON: `recipe` (fields), `counts` (objects of each picture), `fail` (process that raises in step 2), `stop`
+(process that is sent SIGTERM in step 3), `timeout` (seconds). Rank, world size and address come from the environment.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+
+from hf_segvit.training.loop import train
+from hf_segvit.training.recipe import Recipe
+from hf_segvit.training.tasks.eomt import EoMTTask
+
+torch.set_num_threads(1)
+
+
+class CountedTask(EoMTTask):
+    """Random pictures with a given number of objects each; where the criterion samples follows from the picture."""
+
+    def __init__(self, recipe, counts):
+        super().__init__(recipe)
+        self.counts = counts
+
+    def train_samples(self):
+        return self
+
+    def __len__(self):
+        return len(self.counts)
+
+    def sample(self, epoch, index):
+        generator = torch.Generator().manual_seed(100 * epoch + index)
+        count = self.counts[index]
+        return (
+            torch.randn(3, 64, 64, generator=generator),
+            torch.rand(count, 64, 64, generator=generator) > 0.7,
+            torch.randint(6, (count,), generator=generator),
+        )
+
+    def name(self, index):
+        return f"sample {index}"
+
+    def collator(self, processor, device):
+        return collate
+
+    def evaluate(self, model, processor, device, limit):
+        return {"pq": 0.0}
+
+    def validation_name(self):
+        return {"task": "panoptic", "dataset": "random", "split": "val"}
+
+
+class RepeatableTask(CountedTask):
+    """What is drawn at random is the same for every picture, however they are split over processes and batches."""
+
+    def loss(self, model, batch, normalizers):
+        criterion = (model.module if hasattr(model, "module") else model).criterion
+        criterion._random_points = lambda sets, points, device: fixed_points(points).expand(sets, -1, -1)
+        return super().loss(model, batch, normalizers)
+
+
+def fixed_points(count):
+    return torch.rand(1, count, 2, generator=torch.Generator().manual_seed(count))
+
+
+def collate(samples):
+    pictures, masks, classes = zip(*samples, strict=True)
+    return {"pixel_values": torch.stack(pictures), "mask_labels": list(masks), "class_labels": list(classes)}
+
+
+def main(settings):
+    recipe = Recipe(**settings["recipe"])
+    task = (RepeatableTask if settings.get("repeatable") else CountedTask)(recipe, settings["counts"])
+    rank = int(os.environ.get("RANK", 0))
+    losses = []
+
+    def on_step(step, loss):
+        losses.append(loss)
+        if step == 1 and rank == settings.get("fail"):
+            raise SystemExit("this process fails")
+        if step == 2 and rank == settings.get("stop"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = train(recipe, task=task, cpu=True, on_step=on_step, process_timeout=settings.get("timeout", 60))
+    if rank == 0:
+        print(json.dumps({"losses": losses, "step": outcome.step, "stopped": outcome.stopped}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
