@@ -1,7 +1,8 @@
 """`hf-segvit segment`: pictures in, overlays and segment lists out.
 
 What can be wrong is looked for in the order in which it costs the user least: arguments, pictures, the output folder,
-the device, then the model. A picture that cannot be read is reported and the rest go on.
+the device, then the model. A picture that cannot be read is reported and the rest go on. With `--classifier` a ViT-P
+corrects the labels of any generator's masks; `--compare` shows and lists what it changed.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..picture_files import PICTURE_SUFFIXES, PictureFile, find_pictures, output_names
+from .model_options import add_classifier_options, add_view_options, check_classifier_options, views_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,6 +48,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
+    add_classifier_options(parser)
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="with --classifier: also NAME.comparison.png, and what label changed, with old and new name and score",
+    )
+    add_view_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -62,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size {args.batch_size} must be at least 1")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is outside [0, 1]")
+    check_classifier_options(args)
+    views = views_of(args)
     pictures, missing = find_pictures(args.pictures)
     if not pictures:
         raise ValueError(
@@ -76,26 +87,42 @@ def run(args: argparse.Namespace) -> int:
 
     from ..atomic_files import prepare_output_folder
     from ..devices import describe_device, pick_device
+    from ..fusion_loading import is_fused
+    from ..label_changes import changes_text, label_changes
     from ..segment_files import write_segment_files
     from ..segmentation import Segmenter, refuse_threshold
 
     prepare_output_folder(args.output)
     device = pick_device(args.device)
     segmenter = Segmenter.from_pretrained(
-        args.model, task=args.task, device=device, revision=args.revision, dtype=getattr(torch, args.dtype)
+        args.model,
+        task=args.task,
+        device=device,
+        revision=args.revision,
+        dtype=getattr(torch, args.dtype),
+        views=views,
+        classifier=args.classifier,
+        alpha=args.alpha,
+        label_mismatch=args.label_mismatch,
     )
     refuse_threshold(segmenter.task, args.threshold)
-    print(f"{segmenter.task} segmentation with {args.model} on {describe_device(device)}", file=sys.stderr)
+    fused = is_fused(segmenter.model)
+    if args.compare and not fused:
+        raise ValueError("--compare shows what a classifier changes; name one with --classifier")
+    named = args.model if args.classifier is None else f"{args.model} and {args.classifier}"
+    print(f"{segmenter.task} segmentation with {named} on {describe_device(device)}", file=sys.stderr)
 
-    about = {"model": args.model, "threshold": args.threshold}
+    about = {"model": args.model, "classifier": args.classifier, "threshold": args.threshold}
     if args.threshold is None:
         about["threshold"] = segmenter.default_threshold
+    if fused:
+        about["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
     names = output_names([file.place for file in pictures])
     prefixes = {file: args.output / name for file, name in zip(pictures, names, strict=True)}
     failures = 0
     with tqdm(total=len(pictures), unit="picture", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
         for batch, errors in _batches(pictures, args.batch_size, pool):
-            answers, refusals = _segment(segmenter, batch, args.threshold)
+            answers, refusals = _segment(segmenter, batch, args.threshold, args.compare)
             written = [
                 pool.submit(
                     write_segment_files,
@@ -104,9 +131,14 @@ def run(args: argparse.Namespace) -> int:
                     answer,
                     segmenter.id2label,
                     {**about, "picture": str(file.path)},
+                    before,
                 )
-                for file, picture, answer in answers
+                for file, picture, answer, before in answers
             ]
+            for file, picture, answer, before in answers:
+                if before is not None:
+                    text = changes_text(label_changes(before, answer), picture.width * picture.height)
+                    bar.write(f"{file.path}:\n{text}")
             for error in errors + refusals:
                 bar.write(_message(error), file=sys.stderr)
             failures += len(errors) + len(refusals)
@@ -141,22 +173,30 @@ def _batches(
 
 
 def _segment(
-    segmenter: "Segmenter", batch: Sequence[tuple[PictureFile, "Image"]], threshold: float | None
-) -> tuple[list[tuple[PictureFile, "Image", "SegmentedPicture"]], list[str]]:
-    """Answers for a batch, and what is wrong with pictures that the model cannot take, such as extremely long ones."""
+    segmenter: "Segmenter", batch: Sequence[tuple[PictureFile, "Image"]], threshold: float | None, compare: bool
+) -> tuple[list[tuple[PictureFile, "Image", "SegmentedPicture", "SegmentedPicture | None"]], list[str]]:
+    """Answers for a batch, and what is wrong with pictures that the model cannot take, such as extremely long ones.
+
+    The last of each answer is what the generator alone would have said, if that is to be compared.
+    """
     import torch
 
+    pictures = [picture for _, picture in batch]
+    befores: Sequence[SegmentedPicture | None] = [None] * len(batch)
     try:
-        answers = segmenter([picture for _, picture in batch], threshold)
+        if compare:
+            befores, answers = (list(side) for side in zip(*segmenter.compare(pictures, threshold), strict=True))
+        else:
+            answers = segmenter(pictures, threshold)
     except ValueError as error:
         if len(batch) == 1:
             return [], [f"{batch[0][0].path}: {error}"]
-        singly = [_segment(segmenter, [pair], threshold) for pair in batch]
+        singly = [_segment(segmenter, [pair], threshold, compare) for pair in batch]
         return [row for rows, _ in singly for row in rows], [error for _, errors in singly for error in errors]
     except torch.OutOfMemoryError as error:
         remedy = "a smaller --batch-size" if len(batch) > 1 else "--dtype bfloat16, or --device cpu"
         raise ValueError(f"{segmenter.device} ran out of memory at {batch[0][0].path}; try {remedy}") from error
-    return [(file, picture, answer) for (file, picture), answer in zip(batch, answers, strict=True)], []
+    return [(*pair, answer, before) for pair, answer, before in zip(batch, answers, befores, strict=True)], []
 
 
 def _report(message: str) -> None:

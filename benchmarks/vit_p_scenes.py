@@ -1,0 +1,279 @@
+"""ViT-P in miniature: what small point classifiers learn of generated scenes from scratch, and from which labels.
+
+    python benchmarks/vit_p_scenes.py classes --output runs/vit_p --seed 0 [--eomt FOLDER]
+    python benchmarks/vit_p_scenes.py attention --output runs/vit_p --seed 0
+    python benchmarks/vit_p_scenes.py boxes --output runs/vit_p --seed 0
+    python benchmarks/vit_p_scenes.py coarse --output runs/vit_p --seed 0
+    python benchmarks/vit_p_scenes.py alone --output runs/vit_p --seed 0    # boxes and coarse labels without fine ones
+    python benchmarks/vit_p_scenes.py timing --output runs/vit_p
+    python benchmarks/vit_p_scenes.py table --output runs/vit_p
+
+Each experiment trains the cells that it compares, on one thread; a finished cell is not repeated, so that experiments
+may share one. All cells of a seed take as many steps of as many points. "Few" cells have fine labels of FEW scenes;
+boxes and coarse labels are those of other scenes. Scores are of 200 unseen scenes: at random points, all classes
+equally often, asked together as in training; and at the innermost point of every segment.
+"""
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import machine
+from torch import Tensor
+from torch.optim import AdamW
+from tqdm import tqdm
+from vit_p_scenes_peers import eomt_accuracy, linear_accuracy, score
+from vit_p_scenes_report import draw_curves, markdown_table, read_results
+from vit_p_scenes_timing import time_prompts
+
+from hf_segvit.atomic_files import replacing
+from hf_segvit.data.augmentation import AugmentedDataset
+from hf_segvit.data.collation import PointCollator, normalize_pixels
+from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels
+from hf_segvit.data.mixture import MixedDataset, MixturePart
+from hf_segvit.data.point_augmentation import PointAugmentation
+from hf_segvit.models.configuration_vit_p import ViTPConfig
+from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
+from hf_segvit.training.data_order import EpochSamples, StepOrder
+from hf_segvit.training.schedules import learning_rate_factor
+
+IMAGE_SIZE, NUM_TEST_SCENES = 96, 200
+NUM_SCENES, FEW = 3000, 60  # with any labels, and with fine ones where these are few
+NUM_POINTS, BATCH_SIZE = 32, 8
+LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, MAX_GRAD_NORM = 1.5e-3, 50, 0.05, 1.0
+RECORD_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of scenes `start` to `stop`, and their share of the samples."""
+
+    source: str
+    start: int = 0
+    stop: int = NUM_SCENES
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training on labels of some kinds, with a schedule of its own."""
+
+    labels: tuple[Labels, ...]
+    share: float = 1.0  # of the steps
+
+
+FINE, FEW_FINE = Labels("mask"), Labels("mask", 0, FEW)
+BOXES, COARSE = Labels("box", FEW), Labels("coarse", FEW)
+CELLS: dict[str, tuple[str, tuple[Stage, ...]]] = {
+    "joint": ("joint", (Stage((FINE,)),)),
+    "isolated": ("isolated", (Stage((FINE,)),)),
+    "few fine": ("joint", (Stage((FEW_FINE,)),)),
+    "boxes, then few fine": ("joint", (Stage((BOXES,), 0.7), Stage((FEW_FINE,), 0.3))),
+    "few fine + coarse": ("joint", (Stage((FEW_FINE, Labels("coarse", FEW, share=3.0))),)),
+    "boxes alone": ("joint", (Stage((BOXES,)),)),
+    "coarse alone": ("joint", (Stage((COARSE,)),)),
+}
+EXPERIMENTS = {
+    "classes": ("joint",),
+    "attention": ("joint", "isolated"),
+    "boxes": ("few fine", "boxes, then few fine"),
+    "coarse": ("few fine", "few fine + coarse"),
+    "alone": ("boxes alone", "coarse alone"),
+}
+
+
+class Scenes:
+    """Scenes of a difficulty, each drawn once."""
+
+    def __init__(self, split: str, number: int, seed: int, difficulty: str) -> None:
+        scenes = GeneratedScenes(number, split, seed=seed, size=(IMAGE_SIZE, IMAGE_SIZE), difficulty=difficulty)
+        self.rows = [scenes[index] for index in tqdm(range(number), desc=f"drawing {split} scenes", disable=None)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+def model_config(attention: str, difficulty: str) -> ViTPConfig:
+    """A model of six blocks."""
+    id2label = scene_labels(difficulty)
+    return ViTPConfig(
+        hidden_size=144,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        intermediate_size=432,
+        image_size=IMAGE_SIZE,
+        patch_size=12,
+        layer_scale_init_value=None,
+        initializer_range=0.08,  # about 1 / sqrt(hidden_size): nothing is pretrained here
+        prompt_attention=attention,
+        id2label=id2label,
+        label2id={name: label for label, name in id2label.items()},
+    )
+
+
+@torch.no_grad()
+def place_aware(model: Any) -> Any:
+    """A new model in which a prompt looks at the patches near it from the start.
+
+    Where nothing is pretrained, most of training goes by until prompts find their place: position embeddings are random
+    and drown in the content of the patches. So every patch gets the code that the prompt encoder has for its middle,
+    plus waves of several lengths that tell neighbours apart; and queries and keys start equal, so that tokens with like
+    codes attend to each other. All of it is trained like the rest.
+    """
+    vit_p, config = model.vit_p, model.config
+    vit_p.prompt_encoder.weight.normal_()
+    vit_p.prompt_position_embedding.normal_()
+    rows, columns = ((torch.arange(length) + 0.5) / length for length in config.grid_size)
+    centers = torch.cartesian_prod(rows, columns).flip(1)  # x, y
+    waves = torch.logspace(0, math.log10(config.grid_size[0]), config.hidden_size // 4) * math.pi / 2
+    phases = (2 * centers - 1)[:, :, None] * waves
+    codes = vit_p.prompt_encoder(as_prompts(centers)[0]) + vit_p.prompt_position_embedding
+    vit_p.embeddings.position_embeddings.weight.copy_(
+        codes + 0.5 * torch.cat([phases.sin(), phases.cos()], 2).flatten(1)
+    )
+    for layer in vit_p.layers:
+        layer.attention.k_proj.weight.copy_(layer.attention.q_proj.weight)
+    return model
+
+
+def training_samples(stage: Stage, scenes: Scenes, seed: int) -> Any:
+    """The samples of a stage; pictures are cropped and mirrored, not turned."""
+    parts = []
+    for labels in stage.labels:
+        augment = PointAugmentation(
+            (IMAGE_SIZE, IMAGE_SIZE), num_points=NUM_POINTS, source=labels.source, max_rotation=0.0
+        )
+        parts.append(MixturePart(scenes.rows[labels.start : labels.stop], augment, labels.share))
+    if len(parts) == 1:
+        return EpochSamples(AugmentedDataset(parts[0].dataset, parts[0].augmentation, seed=seed))
+    return MixedDataset(parts, seed=seed)
+
+
+def train(cell: str, scenes: Scenes, difficulty: str, steps: int, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Train the model of a cell; also its history and the processor time that it took."""
+    attention, stages = CELLS[cell]
+    torch.manual_seed(seed)
+    model = place_aware(ViTPForPointClassification(model_config(attention, difficulty))).train()
+    collate, history, done, start = PointCollator(), [], 0, time.process_time()
+    for number, stage in enumerate(stages):
+        samples = training_samples(stage, scenes, seed + number)
+        order = StepOrder(len(samples), BATCH_SIZE, seed + number)
+        stage_steps = steps - done if stage is stages[-1] else round(stage.share * steps)
+        optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+        for step in tqdm(range(stage_steps), desc=f"{cell}, seed {seed}", disable=None):
+            factor = learning_rate_factor(step, idle=0, warmup=WARMUP_STEPS, total_steps=stage_steps, schedule="cosine")
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * factor
+            outputs = model(**collate([samples.sample(*key) for key in order.step_samples(step)]))
+            outputs.loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+            if (done + step + 1) % RECORD_EVERY == 0:
+                history.append([done + step + 1, float(outputs.loss.detach())])
+        done += stage_steps
+    return model.eval(), {"seconds": time.process_time() - start, "history": history}
+
+
+@torch.inference_mode()
+def accuracy(model: Any, tests: Scenes) -> dict[str, Any]:
+    """Scores by kind of points."""
+    return score(
+        tests,
+        model.config.num_labels,
+        NUM_POINTS,
+        lambda entry, points: model(pixel_values(entry), as_prompts(points)).logits[0],
+    )
+
+
+def pixel_values(entry: Any) -> Tensor:
+    """(1, 3, H, W) of a scene."""
+    return normalize_pixels(torch.from_numpy(entry["image"]).permute(2, 0, 1)[None].contiguous())
+
+
+def as_prompts(points: Tensor) -> Tensor:
+    """(1, N, 4) prompts of points (N, 2)."""
+    return torch.cat([points, torch.zeros_like(points)], dim=1)[None]
+
+
+def run_cell(cell: str, args: argparse.Namespace, scenes: dict[str, Scenes]) -> None:
+    """Train and score a cell, unless it was."""
+    name = cell.replace(", ", "-").replace(" + ", "-and-").replace(" ", "-")
+    path = args.output / f"{name}-seed{args.seed}.json"
+    facts = {"cell": cell, "seed": args.seed, "steps": args.steps, "difficulty": args.difficulty}
+    if path.exists():
+        found = json.loads(path.read_text())
+        if {key: found[key] for key in facts} != facts:
+            raise SystemExit(f"{path} is of another setting; choose another --output")
+        print(f"{cell}, seed {args.seed}: finished before")
+        return
+    draw_scenes(scenes, args)
+    if cell == "linear baseline":
+        size = (args.steps, BATCH_SIZE, NUM_POINTS)
+        result = linear_accuracy(scenes["train"], scenes["test"], len(scene_labels(args.difficulty)), args.seed, size)
+    elif cell == "EoMT":
+        result = eomt_accuracy(args.eomt, scenes["test"], NUM_POINTS)
+    else:
+        model, about = train(cell, scenes["train"], args.difficulty, args.steps, args.seed)
+        model.save_pretrained(path.with_suffix(""))
+        stages = [asdict(stage) for stage in CELLS[cell][1]]
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        result = {**about, "stages": stages, "parameters": parameters, "scores": accuracy(model, scenes["test"])}
+    write_json(path, {**facts, **result, "machine": machine()})
+    shown = {kind: round(100 * scores["top_1"], 1) for kind, scores in result["scores"].items()}
+    print(f"{cell}, seed {args.seed}: top-1 {shown}, {result.get('seconds', 0):.0f} s of processor time", flush=True)
+
+
+def draw_scenes(scenes: dict[str, Scenes], args: argparse.Namespace) -> None:
+    """Draw training and test scenes, the first time that they are needed."""
+    if not scenes:
+        scenes["train"] = Scenes("train", args.scenes, args.seed, args.difficulty)
+        scenes["test"] = Scenes("test", args.test_scenes, 0, args.difficulty)
+
+
+def write_json(path: Path, values: Any) -> None:
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all", "timing", "table"])
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of results")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2000, help="of each cell")
+    parser.add_argument("--difficulty", default="medium", help="of the scenes")
+    parser.add_argument("--scenes", type=int, default=NUM_SCENES, help=argparse.SUPPRESS)
+    parser.add_argument("--test-scenes", type=int, default=NUM_TEST_SCENES, help=argparse.SUPPRESS)
+    parser.add_argument("--eomt", metavar="FOLDER", help="trained EoMT to compare with, for `classes`")
+    parser.add_argument("--large", action="store_true", help="timing: also of a ViT-S at 518 pixels, random weights")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    if args.experiment == "timing":
+        write_json(args.output / "timing.json", time_prompts(model_config, args.difficulty, args.large))
+    if args.experiment in ("timing", "table"):
+        results, timing = read_results(args.output)
+        print(markdown_table(results, timing))
+        if results:
+            draw_curves(results, args.output / "curves.png")
+        return
+    experiments = list(EXPERIMENTS) if args.experiment == "all" else [args.experiment]
+    cells = list(dict.fromkeys(cell for name in experiments for cell in EXPERIMENTS[name]))
+    if "classes" in experiments:
+        cells += ["linear baseline", *(["EoMT"] if args.eomt else [])]
+    scenes: dict[str, Scenes] = {}
+    for cell in cells:
+        run_cell(cell, args, scenes)
+
+
+if __name__ == "__main__":
+    main()
