@@ -129,7 +129,7 @@ class TrainingCrops:
 
     def __init__(self, frames: Sequence[Frame], batch_size: int, seed: int, workers: int = 0) -> None:
         crops = augmentation("eomt_semantic", INPUT, scale_range=SCALES)
-        self.dataset = AugmentedDataset([_scaled_entry(frame) for frame in frames], crops, seed=seed)
+        self.dataset = AugmentedDataset([scaled_entry(frame) for frame in frames], crops, seed=seed)
         self.batch_size, self.seed, self.workers = min(batch_size, len(frames)), seed, workers
 
     def __iter__(self) -> Iterator[list[AugmentedSample]]:
@@ -148,7 +148,7 @@ class TrainingCrops:
             epoch += 1
 
 
-def _scaled_entry(frame: Frame) -> dict[str, Any]:
+def scaled_entry(frame: Frame) -> dict[str, Any]:
     """The frame at INPUT, as a reader gives it: decoding full frames would take longer than a small step."""
     height, width = INPUT
     labels = Image.fromarray(frame.labels.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)
