@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
 from hf_segvit.data.augmentation import AUGMENTATIONS, AugmentedDataset, augmentation, sample_generator
+from hf_segvit.data.collation import MaskCollator
 from hf_segvit.data.color_jitter import jitter_colors
 from hf_segvit.data.entry_decoding import decode_entry
 from hf_segvit.data.generated_scenes import GeneratedScenes
@@ -15,6 +16,12 @@ from hf_segvit.data.mask_augmentation import Crop, MaskAugmentation
 from hf_segvit.models.mask_encoding import encode_mask
 
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)  # void and three segments
+
+
+def loss_mask(sample):
+    """(H, W) bool, what the collator makes of a sample."""
+    return MaskCollator(with_loss_mask=True)([sample])["loss_mask"][0]
+
 
 
 def entry_of(segment_map, segments, image=None):
@@ -51,7 +58,7 @@ def test_labels_follow_the_picture(scale_range, size):
             assert (labels[sample.pixels[channel] > 200] == label).all()
         assert (labels[sample.pixels.amax(0) == 0] == -1).all()
         assert sorted(labels[labels >= 0].unique().tolist()) == sorted(sample.labels.tolist())
-        assert torch.equal(sample.counted, labels >= 0)
+        assert torch.equal(loss_mask(sample), labels >= 0)
 
 
 def test_the_crop_is_cut_and_resized_as_torchvision_does():
@@ -73,8 +80,8 @@ def test_the_crop_is_cut_and_resized_as_torchvision_does():
     )[0, 0].flip(-1)
     assert torch.equal(sample.labels[sample.segment_map[:, :60].long()], labels.long())
     assert (sample.segment_map[:, 60:] == -1).all()
-    assert not sample.counted[:, 60:].any()
-    assert sample.counted[:, :60].all()
+    assert not loss_mask(sample)[:, 60:].any()
+    assert loss_mask(sample)[:, :60].all()
 
 
 def test_scales_are_those_of_the_recipe():
@@ -106,11 +113,11 @@ def test_crowds_void_and_padding_do_not_count():
     assert sample.labels.tolist() == [1, 2]
     counted = torch.zeros(40, 80, dtype=torch.bool)
     counted[20:, :60] = True
-    assert torch.equal(sample.counted, counted)
+    assert torch.equal(loss_mask(sample), counted)
     # In instance segmentation what is no object is background, but crowds are still neither.
     transform = MaskAugmentation((40, 80), scale_range=(1.0, 1.0), flip_probability=0, void_counts=True)
     counted[:20, :30] = True
-    assert torch.equal(transform(quarters(crowd=True), sample_generator(0, 0, 0)).counted, counted)
+    assert torch.equal(loss_mask(transform(quarters(crowd=True), sample_generator(0, 0, 0))), counted)
 
 
 def test_pictures_without_objects_pass():
@@ -120,7 +127,7 @@ def test_pictures_without_objects_pass():
         sample = MaskAugmentation((16, 16))(entry, sample_generator(0, 0, 0))
         assert sample.labels.shape == (0,)
         assert (sample.segment_map == -1).all()
-        assert not sample.counted.any()
+        assert not loss_mask(sample).any()
 
 
 def test_a_crop_without_segments_is_drawn_again_but_not_for_ever():

@@ -165,5 +165,5 @@ def _placed(sample: AugmentedSample) -> Tensor:
 
 def _counted(sample: AugmentedSample) -> Tensor:
     if sample.counted is None:
-        return torch.ones(sample.pixels.shape[1:], dtype=torch.bool)
+        return sample.segment_map >= 0
     return sample.counted

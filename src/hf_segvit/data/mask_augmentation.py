@@ -112,7 +112,8 @@ class MaskAugmentation:
     ) -> AugmentedSample:
         part = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         placement = Placement(crop.new_height, crop.new_width, crop.flip)
-        counted = segment_map >= (-1 if self.void_counts else 0)  # crowds never count
+        told_apart = self.void_counts or decoded.masks is not None  # void from crowds, or mask from mask
+        counted = segment_map >= (-1 if self.void_counts else 0) if told_apart else None
         if decoded.masks is None:
             segment_map, present = _renumbered(segment_map, len(decoded.labels))
             masks = None
@@ -127,7 +128,7 @@ class MaskAugmentation:
             pixels=part.clone() if self.scale_later else place(part, placement, self.size),
             segment_map=torch.from_numpy(_padded(segment_map, self.size, fill=-1)),
             labels=torch.from_numpy(decoded.labels[present]),
-            counted=torch.from_numpy(_padded(counted, self.size, fill=False)),
+            counted=None if counted is None else torch.from_numpy(_padded(counted, self.size, fill=False)),
             masks=masks,
             placement=placement if self.scale_later else None,
         )
@@ -167,7 +168,7 @@ def _renumbered(segment_map: np.ndarray, num_segments: int) -> tuple[np.ndarray,
     present = np.zeros(num_segments + 1, dtype=bool)
     present[values] = True  # of void, the last
     present = present[:-1]
-    table = np.full(num_segments + 1, -1, dtype=np.int16)
+    table = np.full(num_segments + 1, -1, dtype=segment_map.dtype)
     table[:-1][present] = np.arange(present.sum())
     return np.repeat(table[values], np.diff(starts, append=len(flat))).reshape(segment_map.shape), present
 
