@@ -20,9 +20,10 @@ from camvid_data import INPUT, LABELS, SPLITS, read_split, scaled_entry
 from measuring import machine
 from torch.optim import AdamW
 from tqdm import tqdm
-from vit_p_scenes import as_prompts, pixel_values, place_aware, write_json
+from vit_p_scenes import as_prompts, pixel_values, write_json
 from vit_p_scenes_peers import eomt_accuracy, linear_accuracy, score
 from vit_p_scenes_report import markdown_table, read_results
+from vit_p_scenes_start import place_aware
 
 from hf_segvit.data.augmentation import AugmentedDataset
 from hf_segvit.data.collation import PointCollator

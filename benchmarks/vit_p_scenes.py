@@ -5,18 +5,19 @@
     python benchmarks/vit_p_scenes.py boxes --output runs/vit_p --seed 0
     python benchmarks/vit_p_scenes.py coarse --output runs/vit_p --seed 0
     python benchmarks/vit_p_scenes.py alone --output runs/vit_p --seed 0    # boxes and coarse labels without fine ones
+    python benchmarks/vit_p_scenes.py pretrained --output runs/vit_p --seed 0 --eomt FOLDER
     python benchmarks/vit_p_scenes.py timing --output runs/vit_p
     python benchmarks/vit_p_scenes.py table --output runs/vit_p
 
 Each experiment trains the cells that it compares, on one thread; a finished cell is not repeated, so that experiments
 may share one. All cells of a seed take as many steps of as many points. "Few" cells have fine labels of FEW scenes;
-boxes and coarse labels are those of other scenes. Scores are of 200 unseen scenes: at random points, all classes
+boxes and coarse labels are those of other scenes. "pretrained" starts from the encoder of an EoMT, as the two models
+start from the same backbone where there is one. Scores are of 200 unseen scenes: at random points, all classes
 equally often, asked together as in training; and at the innermost point of every segment.
 """
 
 import argparse
 import json
-import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from torch.optim import AdamW
 from tqdm import tqdm
 from vit_p_scenes_peers import eomt_accuracy, linear_accuracy, score
 from vit_p_scenes_report import draw_curves, markdown_table, read_results
+from vit_p_scenes_start import from_eomt, place_aware
 from vit_p_scenes_timing import time_prompts
 
 from hf_segvit.atomic_files import replacing
@@ -38,6 +40,7 @@ from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels
 from hf_segvit.data.mixture import MixedDataset, MixturePart
 from hf_segvit.data.point_augmentation import PointAugmentation
 from hf_segvit.models.configuration_vit_p import ViTPConfig
+from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 from hf_segvit.training.data_order import EpochSamples, StepOrder
 from hf_segvit.training.schedules import learning_rate_factor
@@ -77,6 +80,7 @@ CELLS: dict[str, tuple[str, tuple[Stage, ...]]] = {
     "few fine + coarse": ("joint", (Stage((FEW_FINE, Labels("coarse", FEW, share=3.0))),)),
     "boxes alone": ("joint", (Stage((BOXES,)),)),
     "coarse alone": ("joint", (Stage((COARSE,)),)),
+    "EoMT's encoder": ("joint", (Stage((FINE,)),)),
 }
 EXPERIMENTS = {
     "classes": ("joint",),
@@ -84,6 +88,7 @@ EXPERIMENTS = {
     "boxes": ("few fine", "boxes, then few fine"),
     "coarse": ("few fine", "few fine + coarse"),
     "alone": ("boxes alone", "coarse alone"),
+    "pretrained": ("EoMT's encoder",),
 }
 
 
@@ -119,37 +124,12 @@ def model_config(attention: str, difficulty: str) -> ViTPConfig:
     )
 
 
-@torch.no_grad()
-def place_aware(model: Any) -> Any:
-    """A new model in which a prompt looks at the patches near it from the start.
-
-    Where nothing is pretrained, most of training goes by until prompts find their place: position embeddings are random
-    and drown in the content of the patches. So every patch gets the code that the prompt encoder has for its middle,
-    plus waves of several lengths that tell neighbours apart; and queries and keys start equal, so that tokens with like
-    codes attend to each other. All of it is trained like the rest.
-    """
-    vit_p, config = model.vit_p, model.config
-    vit_p.prompt_encoder.weight.normal_()
-    vit_p.prompt_position_embedding.normal_()
-    rows, columns = ((torch.arange(length) + 0.5) / length for length in config.grid_size)
-    centers = torch.cartesian_prod(rows, columns).flip(1)  # x, y
-    waves = torch.logspace(0, math.log10(config.grid_size[0]), config.hidden_size // 4) * math.pi / 2
-    phases = (2 * centers - 1)[:, :, None] * waves
-    codes = vit_p.prompt_encoder(as_prompts(centers)[0]) + vit_p.prompt_position_embedding
-    vit_p.embeddings.position_embeddings.weight.copy_(
-        codes + 0.5 * torch.cat([phases.sin(), phases.cos()], 2).flatten(1)
-    )
-    for layer in vit_p.layers:
-        layer.attention.k_proj.weight.copy_(layer.attention.q_proj.weight)
-    return model
-
-
-def training_samples(stage: Stage, scenes: Scenes, seed: int) -> Any:
+def training_samples(stage: Stage, scenes: Scenes, seed: int, num_points: int) -> Any:
     """The samples of a stage; pictures are cropped and mirrored, not turned."""
     parts = []
     for labels in stage.labels:
         augment = PointAugmentation(
-            (IMAGE_SIZE, IMAGE_SIZE), num_points=NUM_POINTS, source=labels.source, max_rotation=0.0
+            (IMAGE_SIZE, IMAGE_SIZE), num_points=num_points, source=labels.source, max_rotation=0.0
         )
         parts.append(MixturePart(scenes.rows[labels.start : labels.stop], augment, labels.share))
     if len(parts) == 1:
@@ -157,14 +137,22 @@ def training_samples(stage: Stage, scenes: Scenes, seed: int) -> Any:
     return MixedDataset(parts, seed=seed)
 
 
-def train(cell: str, scenes: Scenes, difficulty: str, steps: int, seed: int) -> tuple[Any, dict[str, Any]]:
+def train(
+    cell: str, scenes: Scenes, difficulty: str, steps: int, seed: int, eomt: str | None = None, points: int = NUM_POINTS
+) -> tuple[Any, dict[str, Any]]:
     """Train the model of a cell; also its history and the processor time that it took."""
     attention, stages = CELLS[cell]
     torch.manual_seed(seed)
-    model = place_aware(ViTPForPointClassification(model_config(attention, difficulty))).train()
+    config = model_config(attention, difficulty)
+    if cell == "EoMT's encoder":
+        if eomt is None:
+            raise SystemExit("give --eomt FOLDER, the EoMT whose encoder is to be taken")
+        model = from_eomt(eomt, config).train()
+    else:
+        model = place_aware(ViTPForPointClassification(config)).train()
     collate, history, done, start = PointCollator(), [], 0, time.process_time()
     for number, stage in enumerate(stages):
-        samples = training_samples(stage, scenes, seed + number)
+        samples = training_samples(stage, scenes, seed + number, points)
         order = StepOrder(len(samples), BATCH_SIZE, seed + number)
         stage_steps = steps - done if stage is stages[-1] else round(stage.share * steps)
         optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
@@ -206,7 +194,7 @@ def as_prompts(points: Tensor) -> Tensor:
 
 def run_cell(cell: str, args: argparse.Namespace, scenes: dict[str, Scenes]) -> None:
     """Train and score a cell, unless it was."""
-    name = cell.replace(", ", "-").replace(" + ", "-and-").replace(" ", "-")
+    name = cell.replace("'", "").replace(", ", "-").replace(" + ", "-and-").replace(" ", "-")
     path = args.output / f"{name}-seed{args.seed}.json"
     facts = {"cell": cell, "seed": args.seed, "steps": args.steps, "difficulty": args.difficulty}
     if path.exists():
@@ -222,8 +210,11 @@ def run_cell(cell: str, args: argparse.Namespace, scenes: dict[str, Scenes]) -> 
     elif cell == "EoMT":
         result = eomt_accuracy(args.eomt, scenes["test"], NUM_POINTS)
     else:
-        model, about = train(cell, scenes["train"], args.difficulty, args.steps, args.seed)
+        model, about = train(cell, scenes["train"], args.difficulty, args.steps, args.seed, args.eomt, args.points)
         model.save_pretrained(path.with_suffix(""))
+        size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        processor = ViTPImageProcessor(size=size, patch_size=model.config.patch_size)
+        processor.save_pretrained(path.with_suffix(""))
         stages = [asdict(stage) for stage in CELLS[cell][1]]
         parameters = sum(parameter.numel() for parameter in model.parameters())
         result = {**about, "stages": stages, "parameters": parameters, "scores": accuracy(model, scenes["test"])}
@@ -253,8 +244,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--difficulty", default="medium", help="of the scenes")
     parser.add_argument("--scenes", type=int, default=NUM_SCENES, help=argparse.SUPPRESS)
     parser.add_argument("--test-scenes", type=int, default=NUM_TEST_SCENES, help=argparse.SUPPRESS)
-    parser.add_argument("--eomt", metavar="FOLDER", help="trained EoMT to compare with, for `classes`")
+    parser.add_argument("--eomt", metavar="FOLDER", help="trained EoMT to compare with or to start from")
     parser.add_argument("--large", action="store_true", help="timing: also of a ViT-S at 518 pixels, random weights")
+    parser.add_argument("--points", type=int, default=NUM_POINTS, help="of a picture in training")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

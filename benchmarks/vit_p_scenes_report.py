@@ -19,6 +19,7 @@ ORDER = (
     "boxes alone",
     "few fine + coarse",
     "coarse alone",
+    "EoMT's encoder",
 )
 RARE_SHARE = 0.5  # a class is rare where test scenes have less than this share of the mean number of segments
 

@@ -1,11 +1,14 @@
 """Write the cards in this folder anew: `python model_cards/make_cards.py`."""
 
+from functools import partial
 from pathlib import Path
 
 from hf_segvit.model_card import make_model_card
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.published_labels import published_label_sets
+from hf_segvit.training.recipe import packaged_recipes
+from hf_segvit.training.recipe_cards import recipe_card
 
 
 def example_card() -> str:
@@ -20,7 +23,7 @@ def example_card() -> str:
     )
 
 
-CARDS = {"example.md": example_card}
+CARDS = {"example.md": example_card} | {f"{name}.md": partial(recipe_card, name) for name in packaged_recipes()}
 
 if __name__ == "__main__":
     for name, card in CARDS.items():

@@ -43,13 +43,13 @@ def run(tmp_path, experiment, *options) -> None:
 def test_cells_train_on_the_labels_that_they_are_named_after():
     cells = vit_p_scenes.CELLS
     scenes = vit_p_scenes.Scenes("train", 64, 0, "easy")
-    few = vit_p_scenes.training_samples(cells["few fine"][1][0], scenes, 0)
+    few = vit_p_scenes.training_samples(cells["few fine"][1][0], scenes, 0, 32)
     assert len(few) == vit_p_scenes.FEW == 60
-    boxes, then = (vit_p_scenes.training_samples(stage, scenes, 0) for stage in cells["boxes, then few fine"][1])
+    boxes, then = (vit_p_scenes.training_samples(stage, scenes, 0, 32) for stage in cells["boxes, then few fine"][1])
     assert len(boxes) == 4  # of other scenes than the fine labels
     assert (boxes.sample(0, 0).prompts[:, 2:] > 0).any()
     assert torch.equal(then.sample(0, 5).prompts, few.sample(0, 5).prompts)
-    mixed = vit_p_scenes.training_samples(cells["few fine + coarse"][1][0], scenes, 0)
+    mixed = vit_p_scenes.training_samples(cells["few fine + coarse"][1][0], scenes, 0, 32)
     assert [part.augmentation.sampling.source for part in mixed.parts] == ["mask", "coarse"]
     assert [len(part.dataset) for part in mixed.parts] == [60, 4]
     assert mixed.ends.tolist() == [16, 64]

@@ -133,7 +133,8 @@ def complete_card(card: str, repo_id: str, with_code: bool) -> str:
         with_code: whether it carries the code; if not, the section on `trust_remote_code` goes.
     """
     if not with_code:
-        card = card.replace(_remote_code(REPOSITORY_PLACEHOLDER), "")
+        for section in (_remote_code, point_remote_code):
+            card = card.replace(section(REPOSITORY_PLACEHOLDER), "")
     return card.replace(REPOSITORY_PLACEHOLDER, repo_id)
 
 
@@ -214,6 +215,22 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 processor = AutoImageProcessor.from_pretrained("{repo_id}", trust_remote_code=True)
 model = AutoModelForUniversalSegmentation.from_pretrained("{repo_id}", trust_remote_code=True).eval()
+```
+"""
+
+
+def point_remote_code(repo_id: str) -> str:
+    """The section of a point classifier's card on `trust_remote_code`; no Auto class is for models with prompts."""
+    return f"""
+Without the package, by running the code that is part of this repository; read it first:
+
+```python
+from transformers import AutoImageProcessor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+processor = AutoImageProcessor.from_pretrained("{repo_id}", trust_remote_code=True)
+head = get_class_from_dynamic_module("modeling_vit_p.ViTPForPointClassification", "{repo_id}")
+model = head.from_pretrained("{repo_id}").eval()
 ```
 """
 

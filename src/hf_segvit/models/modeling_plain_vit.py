@@ -100,8 +100,11 @@ class PlainViTEmbeddings(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         self.grid_size = config.grid_size
-        self.cls_token = nn.Parameter(torch.empty(1, int(config.use_cls_token), config.hidden_size))
-        self.register_tokens = nn.Parameter(torch.empty(1, config.num_register_tokens, config.hidden_size))
+        # What has no elements takes no gradient: FSDP2 cannot exchange an empty one.
+        cls_token = torch.empty(1, int(config.use_cls_token), config.hidden_size)
+        self.cls_token = nn.Parameter(cls_token, requires_grad=cls_token.numel() > 0)
+        register_tokens = torch.empty(1, config.num_register_tokens, config.hidden_size)
+        self.register_tokens = nn.Parameter(register_tokens, requires_grad=register_tokens.numel() > 0)
         self.patch_embeddings = PatchEmbeddings(config)
         self.position_embeddings: nn.Embedding | None = None
         if config.has_learned_positions:

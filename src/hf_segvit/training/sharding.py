@@ -7,6 +7,7 @@ before; its parameters are `DTensor`s, and an optimiser is made after sharding.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,8 +65,9 @@ def whole_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Any],
     """States of a sharded model and its optimiser as one process would have them; all processes have to call.
 
     Returns:
-        Plain tensors on the CPU by parameter name, for `model.save_pretrained(folder, state_dict=...)`, and the
-        optimiser's state, also by parameter name; both empty on all processes but the first.
+        Plain tensors on the CPU by parameter name, for `model.save_pretrained(folder, state_dict=...)`, which empties
+        the dict, and the optimiser's state, also by parameter name. Both are empty on all processes but the first; on
+        one process alone they are not copies.
     """
     return get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
@@ -87,4 +89,5 @@ def load_whole_state(
     # One after the other: `set_state_dict` would leave the model out where its state is empty, on all but one process.
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=is_initialized())
     set_model_state_dict(model, dict(model_state), options=options)
-    set_optimizer_state_dict(model, optimizer, dict(optimizer_state), options=options)
+    # A copy, as PyTorch makes the tensors that are given the optimiser's own, and would share them with a second one.
+    set_optimizer_state_dict(model, optimizer, copy.deepcopy(dict(optimizer_state)), options=options)
