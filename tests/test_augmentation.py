@@ -23,7 +23,6 @@ def loss_mask(sample):
     return MaskCollator(with_loss_mask=True)([sample])["loss_mask"][0]
 
 
-
 def entry_of(segment_map, segments, image=None):
     """An entry whose picture is painted in a colour for each of up to three segments, by their order."""
     segment_map = np.asarray(segment_map, dtype=np.int32)

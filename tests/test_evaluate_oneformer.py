@@ -77,7 +77,7 @@ def test_the_model_is_told_its_task(checkpoint):
     logits = {}
     for task in ("panoptic", "semantic"):
         predictor = load_predictor(checkpoint, task=task)
-        inputs = predictor._inputs(pictures()[:1])
+        inputs = predictor.inputs(pictures()[:1])
         with torch.no_grad():
             logits[task] = predictor.model(**inputs).class_queries_logits
         with torch.no_grad():
@@ -98,7 +98,7 @@ def test_instances_are_those_of_the_official_rule(checkpoint):
     predictor = load_predictor(checkpoint, task="instance")
     picture = pictures()[0]
     (answer,) = predictor([picture])
-    inputs = predictor._inputs([picture])
+    inputs = predictor.inputs([picture])
     with torch.no_grad():
         outputs = predictor.model(**inputs)
     probabilities = outputs.class_queries_logits[0].softmax(-1)[:, :-1]

@@ -347,6 +347,16 @@ def test_the_position_of_the_cls_token_is_not_its_content():
     assert not ViTPModel.from_backbone(plain).prompt_position_embedding.any()
 
 
+def test_from_scratch_prompts_have_a_position_as_patches_do():
+    torch.manual_seed(0)
+    config = ViTPConfig(
+        hidden_size=512, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, initializer_range=0.1
+    )
+    vit = ViTPForPointClassification(config).vit_p
+    assert vit.prompt_position_embedding.std().item() == pytest.approx(0.1, rel=0.1)  # of 512 numbers
+    assert vit.embeddings.position_embeddings.weight.std().item() == pytest.approx(0.1, rel=0.1)
+
+
 def test_a_backbone_without_cls_position_gives_none():
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     rotary = PlainViTModel(PlainViTConfig(**sizes, image_size=64, position_embedding_type="rope"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from .tiny_training import assert_equal, saved_tensors, tiny_recipe
 
@@ -36,7 +38,8 @@ def run(num_processes, recipe, check=True, **settings):
         command = [sys.executable, "-m", "tests.training_process", text]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         root = Path(__file__).parents[1]
-        processes.append(subprocess.Popen(command, env=environment, cwd=root, **pipes))
+        # Each in a group of its own, so that signals to the group of one reach its workers and not us.
+        processes.append(subprocess.Popen(command, env=environment, cwd=root, start_new_session=True, **pipes))
     try:
         outputs = [process.communicate(timeout=120) for process in processes]
     finally:
@@ -84,6 +87,51 @@ def test_a_resumed_run_of_two_equals_an_uninterrupted_one(tmp_path):
     report, _, errors = run(1, recipe(tmp_path / "two", **changes))
     assert report["step"] == 4
     assert "there were 2 processes and are 1 now" in errors[0]
+
+
+def test_a_signal_to_everyone_is_agreed_on(tmp_path):
+    """As a scheduler sends it: workers get it too, and go on until all processes have finished the same step."""
+    stopped, _, _ = run(2, recipe(tmp_path, num_workers=1), stop_all=True)
+    assert stopped["stopped"] == "SIGTERM"
+    assert 1 <= stopped["step"] < 4
+    whole, _, _ = run(2, recipe(tmp_path, num_workers=1))
+    assert whole["step"] == 4
+
+
+def test_sharded_weights_train_as_whole_ones(tmp_path):
+    changes = {"ema_decay": 0.9, "evaluate_every": 1.0}
+    one, _, _ = run(1, recipe(tmp_path / "one", **changes), repeatable=True)
+    two, _, _ = run(2, recipe(tmp_path / "two", **changes), repeatable=True, sharded=True)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)  # float32 sums in another order
+    evaluations = [json.loads((tmp_path / name / "results.json").read_text())["evaluations"] for name in ("one", "two")]
+    scores = [[row["metrics"]["pq"] for row in rows] for rows in evaluations]
+    assert len(scores[0]) == 2
+    assert scores[1] == pytest.approx(scores[0], rel=1e-3)
+    published = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")]
+    assert published[0].keys() == published[1].keys()
+    for name, tensor in published[0].items():
+        # Adam's first steps are as long as the learning rate, whatever the gradient: near zero their sign may differ.
+        assert torch.allclose(published[1][name], tensor, atol=5e-3), name
+        assert (published[1][name] - tensor).abs().mean() <= 1e-4, name
+
+
+def test_a_resumed_run_of_sharded_weights_equals_an_uninterrupted_one(tmp_path):
+    changes = {"ema_decay": 0.9, "device_batch_size": 1}
+    whole, _, _ = run(2, recipe(tmp_path / "one", **changes), repeatable=True, sharded=True)
+    stopped, _, _ = run(2, recipe(tmp_path / "two", **changes), repeatable=True, sharded=True, stop=1)
+    assert stopped["step"] == 3
+    for name in ("alone", "ddp"):
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+    run(2, recipe(tmp_path / "two", **changes), repeatable=True, sharded=True)
+    assert_equal(saved_tensors(tmp_path / "one"), saved_tensors(tmp_path / "two"))
+
+    # Others may go on with what sharded processes have begun, and the other way round.
+    for name, count in (("alone", 1), ("ddp", 2)):
+        report, _, _ = run(count, recipe(tmp_path / name, **changes), repeatable=True)
+        assert report["losses"] == pytest.approx(whole["losses"][3:], rel=1e-4), name
+    run(1, recipe(tmp_path / "back", **changes), repeatable=True, stop=0)  # alone, it stops a step earlier
+    report, _, _ = run(2, recipe(tmp_path / "back", **changes), repeatable=True, sharded=True)
+    assert report["losses"] == pytest.approx(whole["losses"][2:], rel=1e-4)
 
 
 def test_a_process_that_fails_does_not_leave_the_other_waiting(tmp_path):

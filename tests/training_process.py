@@ -1,18 +1,23 @@
 """One process of a run of several, for test_training_processes.py: `python -m tests.training_process SETTINGS`.
 
 SETTINGS is JSON: `recipe` (fields), `counts` (objects of each picture), `fail` (process that raises in step 2), `stop`
-(process that is sent SIGTERM in step 3), `timeout` (seconds). Rank, world size and address come from the environment.
+(process that is sent SIGTERM in step 3), `stop_all` (every process and its workers are, in step 2), `sharded` (weights
+are, by FSDP2), `timeout` (seconds). Rank, world size and address come from the environment.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import torch
 
-from hf_segvit.training.loop import train
+from hf_segvit.training import loop
+from hf_segvit.training.parameter_groups import build_optimizer
 from hf_segvit.training.recipe import Recipe
+from hf_segvit.training.schedules import learning_rate_schedule
+from hf_segvit.training.sharding import shard_model
 from hf_segvit.training.tasks.eomt import EoMTTask
 
 torch.set_num_threads(1)
@@ -47,7 +52,10 @@ class CountedTask(EoMTTask):
         return collate
 
     def evaluate(self, model, processor, device, limit):
-        return {"pq": 0.0}
+        """A number that the weights decide; processes ask a different number of times, as for pictures."""
+        for _ in range(1 + int(os.environ.get("RANK", 0))):
+            outputs = model(torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64))
+        return {"pq": float(outputs.class_queries_logits.detach().std())}
 
     def validation_name(self):
         return {"task": "panoptic", "dataset": "random", "split": "val"}
@@ -71,7 +79,16 @@ def collate(samples):
     return {"pixel_values": torch.stack(pictures), "mask_labels": list(masks), "class_labels": list(classes)}
 
 
+def prepare_sharded(accelerator, model, plan):
+    """As on GPUs under fsdp2.yaml; on CPUs Accelerate leaves sharding out."""
+    model = shard_model(model)
+    optimizer = build_optimizer(model, plan)
+    return model, accelerator.prepare(optimizer), learning_rate_schedule(optimizer, plan)
+
+
 def main(settings):
+    if settings.get("sharded"):
+        loop.prepare = prepare_sharded
     recipe = Recipe(**settings["recipe"])
     task = (RepeatableTask if settings.get("repeatable") else CountedTask)(recipe, settings["counts"])
     rank = int(os.environ.get("RANK", 0))
@@ -81,10 +98,14 @@ def main(settings):
         losses.append(loss)
         if step == 1 and rank == settings.get("fail"):
             raise SystemExit("this process fails")
+        if step == 1 and settings.get("stop_all"):
+            # From outside: what the parent itself sends its workers ends them.
+            text = f"import os, signal; os.killpg({os.getpgrp()}, signal.SIGTERM)"
+            subprocess.run([sys.executable, "-c", text], check=False)
         if step == 2 and rank == settings.get("stop"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    outcome = train(recipe, task=task, cpu=True, on_step=on_step, process_timeout=settings.get("timeout", 60))
+    outcome = loop.train(recipe, task=task, cpu=True, on_step=on_step, process_timeout=settings.get("timeout", 60))
     if rank == 0:
         print(json.dumps({"losses": losses, "step": outcome.step, "stopped": outcome.stopped}))
 

@@ -149,10 +149,12 @@ def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, licen
     elif model_type == ViTPConfig.model_type:
         card = make_point_model_card(
             checkpoint.config,
+            checkpoint.processor,
             repo_id=repo_id,
             num_parameters=checkpoint.num_parameters,
             results=results,
             license=license,
+            with_code=with_code,
         )
     else:
         card = make_model_card(

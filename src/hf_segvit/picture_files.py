@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 # Pictures that this package writes; a folder that holds them too is not segmented twice.
-RESULT_ENDINGS = (".overlay.png", ".panoptic.png", ".semantic.png")
+RESULT_ENDINGS = (".overlay.png", ".comparison.png", ".panoptic.png", ".semantic.png")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from .model_card import GENERATED_MARK, REPOSITORY_PLACEHOLDER, check_result
+from .model_card import GENERATED_MARK, REPOSITORY_PLACEHOLDER, check_result, point_remote_code
 
 _TEXT = """# {title}
 
@@ -34,7 +34,7 @@ with torch.inference_mode():
     logits = model(pixel_values=inputs["pixel_values"], prompts=inputs["prompts"]).logits
 print(model.config.id2label[int(logits[0, 0].argmax())])
 ```
-
+{remote_code}
 ## Labels
 
 {labels}
@@ -64,6 +64,7 @@ _ATTENTION = {
 
 def make_point_model_card(
     config: Any,
+    processor: Any,
     *,
     repo_id: str = REPOSITORY_PLACEHOLDER,
     num_parameters: int | None = None,
@@ -71,6 +72,7 @@ def make_point_model_card(
     training_data: str | None = None,
     base_model: str | None = None,
     license: str | None = None,
+    with_code: bool = True,
 ) -> str:
     """Write the model card of a `ViTPForPointClassification`; see `make_model_card` for the arguments.
 
@@ -83,7 +85,7 @@ def make_point_model_card(
     for result in results:
         check_result(result, "results")
     title = repo_id.split("/")[-1] if repo_id != REPOSITORY_PLACEHOLDER else "ViT-P, point classification"
-    height, width = config.image_height_width
+    height, width = processor.size["height"], processor.size["width"]
     facts = {
         "Classes": str(len(config.id2label)),
         "Input": f"{height} x {width} pixels, squashed",
@@ -106,6 +108,7 @@ def make_point_model_card(
         title=title,
         facts=_rows(facts.items()),
         repo_id=repo_id,
+        remote_code=point_remote_code(repo_id) if with_code else "",
         labels=", ".join(f"{index} {' '.join(str(name).split())}" for index, name in sorted(config.id2label.items())),
         training_data=training_data or "Not stated.",
         results=_result_table(results),

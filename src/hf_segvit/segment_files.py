@@ -11,7 +11,14 @@ ids in COCO's encoding, id = R + 256 * G + 65536 * B, void 0. `NAME.semantic.png
 
 `id` is the value of the segment's pixels in the PNG beside: 1, 2, ... (panoptic), the class (semantic, where `score`
 is null). Instances are numbered 1, 2, ... and carry `segmentation`, their mask in COCO's RLE, as they may overlap.
-`area` and `bbox` are in pixels of the picture as it is shown, with the EXIF orientation applied.
+`area` and `bbox` are in pixels of the picture as it is shown, with the EXIF orientation applied. With a classifier the
+fields `classifier` and `alpha` follow `model`; after a comparison there are also NAME.comparison.png and
+
+     "label_changes": [{"id": 1, "area": 1234, "old": {"label_id": 16, "label": "dog", "score": 0.61},
+                        "new": {"label_id": 15, "label": "cat", "score": 0.98}}]
+
+where `old` is null for a segment that the generator alone would not have shown, and `new` (with `id`) for one that no
+longer reaches the threshold.
 """
 
 import json
@@ -23,6 +30,7 @@ from PIL import Image
 
 from .atomic_files import replacing
 from .data.panoptic_png import panoptic_png
+from .label_changes import draw_comparison, label_changes
 from .segmentation import SegmentedPicture
 from .visualize import draw_segments
 
@@ -35,6 +43,7 @@ def write_segment_files(
     answer: SegmentedPicture,
     id2label: dict[int, str],
     about: dict[str, Any],
+    before: SegmentedPicture | None = None,
 ) -> list[Path]:
     """Write the files of one picture, each whole or not at all.
 
@@ -43,7 +52,8 @@ def write_segment_files(
         picture: the picture, for the overlay.
         answer: its segments.
         id2label: names of all classes.
-        about: `model`, `threshold` and `picture` of the JSON file.
+        about: `model`, `threshold` and `picture` of the JSON file, and `classifier` and `alpha` if there are.
+        before: what the generator alone answered, to draw and list what changed.
 
     Returns:
         The files written.
@@ -52,7 +62,8 @@ def write_segment_files(
         OSError: the folder cannot be written to.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    paths = {ending: prefix.with_name(f"{prefix.name}.{ending}") for ending in _endings(answer.task)}
+    endings = (*_endings(answer.task), *(() if before is None else ("comparison.png",)))
+    paths = {ending: prefix.with_name(f"{prefix.name}.{ending}") for ending in endings}
     rows = [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in answer.segments]
     with replacing(paths["overlay.png"]) as partial:
         draw_segments(picture, answer.segment_map, rows, id2label).save(partial)
@@ -62,9 +73,12 @@ def write_segment_files(
         with replacing(paths["semantic.png"]) as partial:
             label_map = answer.segment_map.astype(np.uint8 if len(id2label) <= 256 else np.uint16)
             Image.fromarray(label_map).save(partial)
+    if before is not None:
+        with replacing(paths["comparison.png"]) as partial:
+            draw_comparison(picture, before, answer, id2label).save(partial)
     # Last, so that whoever finds the list finds what it speaks of.
     with replacing(paths["segments.json"]) as partial:
-        partial.write_text(_json(_description(answer, about)), encoding="utf-8")
+        partial.write_text(_json(_description(answer, about, before)), encoding="utf-8")
     return list(paths.values())
 
 
@@ -74,12 +88,15 @@ def _endings(task: str) -> tuple[str, ...]:
     return ("overlay.png", f"{task}.png", "segments.json")
 
 
-def _description(answer: SegmentedPicture, about: dict[str, Any]) -> dict[str, Any]:
+def _description(
+    answer: SegmentedPicture, about: dict[str, Any], before: SegmentedPicture | None = None
+) -> dict[str, Any]:
     height, width = answer.segment_map.shape
+    first = 0 if answer.task == "semantic" else 1
     segments = []
     for segment in answer.segments:
         row: dict[str, Any] = {
-            "id": segment.id if answer.task == "semantic" else segment.id + 1,
+            "id": segment.id + first,
             "label_id": segment.label_id,
             "label": segment.label,
             "score": segment.score,
@@ -89,10 +106,11 @@ def _description(answer: SegmentedPicture, about: dict[str, Any]) -> dict[str, A
         if segment.rle is not None:
             row["segmentation"] = segment.rle
         segments.append(row)
-    return {
+    description = {
         "format": FORMAT,
         "version": VERSION,
         "model": about["model"],
+        **{name: about[name] for name in ("classifier", "alpha") if about.get(name) is not None},
         "task": answer.task,
         "threshold": about["threshold"],
         "picture": about["picture"],
@@ -100,11 +118,15 @@ def _description(answer: SegmentedPicture, about: dict[str, Any]) -> dict[str, A
         "height": height,
         "segments": segments,
     }
+    if before is not None:
+        description["label_changes"] = [change.as_row(first) for change in label_changes(before, answer)]
+    return description
 
 
 def _json(description: dict[str, Any]) -> str:
-    """One line for each field and each segment, for people and `diff`."""
+    """One line for each field, segment and change, for people and `diff`."""
     fields = {name: json.dumps(value) for name, value in description.items()}
-    if description["segments"]:
-        fields["segments"] = "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in description["segments"]) + "\n ]"
+    for name in ("segments", "label_changes"):
+        if description.get(name):
+            fields[name] = "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in description[name]) + "\n ]"
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {text}" for name, text in fields.items()) + "\n}\n"

@@ -145,7 +145,11 @@ def contact_sheet(
 
 
 def plot_curves(
-    history: Mapping[str, Sequence[tuple[float, float]]], path: str | PathLike[str], *, title: str = ""
+    history: Mapping[str, Sequence[tuple[float, float]]],
+    path: str | PathLike[str],
+    *,
+    title: str = "",
+    x_label: str = "step",
 ) -> None:
     """Plot histories into a file, one panel per quantity, whole or not at all.
 
@@ -153,6 +157,7 @@ def plot_curves(
         history: (step, value) pairs by name; names of the form `group/name` share the panel of their group.
         path: the file; its ending (.png, .svg, .pdf) chooses the format, and its folder must be there.
         title: above all panels.
+        x_label: what the first of each pair is.
 
     Raises:
         ValueError: there is nothing to plot, or the file cannot be written.
@@ -182,8 +187,9 @@ def plot_curves(
                 (line,) = axes.plot(steps, _running_mean(values), linewidth=1.8, label=label)
                 axes.plot(steps, values, linewidth=0.7, alpha=0.3, color=line.get_color(), zorder=1)
         axes.set_title(group, fontsize=11)
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.set_xlabel(x_label)
+        whole = all(float(step).is_integer() for name in names for step, _ in history[name])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=whole, nbins=6))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:

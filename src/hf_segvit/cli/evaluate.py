@@ -2,16 +2,23 @@
 
 With `--output`, counts are kept while it runs, so that the same command goes on where an interrupted one stopped, and
 the table, all numbers and a drawing of the worst pictures are written there. Several processes share the work under
-`accelerate launch -m hf_segvit evaluate ...`.
+`accelerate launch -m hf_segvit evaluate ...`. With `--classifier` a ViT-P corrects the labels: evaluate_fusion.py.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from .evaluate_fusion import add_fusion_options, alphas_to_score, check_fusion_options, run_sweep
 from .evaluate_points import add_point_options, run_points
+from .model_options import add_view_options, views_of
 
 TASKS = ("panoptic", "instance", "semantic", "points")
+# What makes two evaluations the same, so that one may go on where the other stopped.
+ABOUT = (
+    *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
+    *("classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip"),
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,6 +60,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--rows", type=int, default=20, metavar="N", help="classes in the printed table (default 20)")
     parser.add_argument("--worst", type=int, default=8, metavar="N", help="worst pictures to draw (default 8)")
     add_point_options(parser)
+    add_fusion_options(parser)
+    add_view_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -77,6 +86,10 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--boundary is for the tasks semantic and instance, not for {args.task}; leave it out")
     if args.oracle and args.task == "points":
         raise ValueError("--oracle is for segmentation, not for points; leave it out")
+    check_fusion_options(args)
+    views = views_of(args)
+    if not views.is_plain and args.task != "semantic":
+        raise ValueError(f"--tta-scales and --tta-flip are for task semantic, not for {args.task}; leave them out")
     if args.task == "points":
         return run_points(args)
 
@@ -107,25 +120,27 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         threshold=args.threshold,
         stuff_classes=stuff_classes,
+        views=views,
+        classifier=args.classifier,
+        alpha=args.alpha,
+        label_mismatch=args.label_mismatch,
     )
-    more_metrics = [name for name in ("oracle", "boundary") if getattr(args, name)]
-    names = ("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit")
-    about = {name: getattr(args, name) for name in names}
+    about = {name: getattr(args, name) for name in ABOUT}
     partial_folder = args.output / "partial" if args.output is not None else None
-    workers = args.workers if args.workers is not None else 4 if device.type == "cuda" else 0
-    result = evaluate(
-        predictor,
-        dataset,
-        id2label,
-        stuff_classes=stuff_classes,
-        batch_size=args.batch_size,
-        num_workers=workers,
-        absent=args.absent_classes,
-        more_metrics=more_metrics,
-        partial_folder=partial_folder,
-        about=about,
-        progress=True,
-    )
+    settings: dict[str, Any] = {
+        "stuff_classes": stuff_classes,
+        "batch_size": args.batch_size,
+        "num_workers": args.workers if args.workers is not None else 4 if device.type == "cuda" else 0,
+        "absent": args.absent_classes,
+        "more_metrics": [name for name in ("oracle", "boundary") if getattr(args, name)],
+        "partial_folder": partial_folder,
+        "about": about,
+        "progress": True,
+    }
+    alphas = alphas_to_score(args, predictor)
+    if alphas is not None:
+        return run_sweep(args, predictor, alphas, dataset, id2label, about, settings)
+    result = evaluate(predictor, dataset, id2label, **settings)
     if not state.is_main_process:
         return 0
     print(result_text(result, args.rows))

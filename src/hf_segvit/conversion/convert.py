@@ -88,7 +88,7 @@ def write_folder(converted: Converted, folder: Path) -> None:
     checkpoint = check_checkpoint(folder)
     about = {"num_parameters": checkpoint.num_parameters, "results": converted.results, **converted.card}
     if isinstance(converted.model, ViTPForPointClassification):
-        card = make_point_model_card(checkpoint.config, **about)
+        card = make_point_model_card(checkpoint.config, checkpoint.processor, **about)
     else:
         card = make_model_card(checkpoint.config, checkpoint.processor, **about)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -34,8 +34,8 @@ class AugmentedSample:
         pixels: (3, H, W) uint8; with a `placement` (3, h, w), what was cut out.
         segment_map: (H, W) int8 or int16, place of each pixel's segment in `labels`; -1 where there is none.
         labels: (n,) int64 label ids.
-        counted: (H, W) bool, False where pixels are void, a crowd or padding; `None`: those of `segment_map` that are of
-            no segment.
+        counted: (H, W) bool, False where pixels are void, a crowd or padding; `None`: where `segment_map`
+            has no segment.
         masks: (n, H, W) bool where masks may overlap and the map cannot hold them; otherwise `None`.
         placement: how `pixels` are still to be scaled; `None`: they are finished.
         prompts: (N, 4) float32 centre x, centre y, width, height in [0, 1], for point classification.

@@ -82,9 +82,7 @@ _RARE_IN_MEDIUM, _RARE_IN_HARD = {"star": 0.3, "ring": 0.3}, {"crescent": 0.15, 
 DIFFICULTIES = {
     "easy": Difficulty(6, (1, 3), (0.14, 0.23), 0.65, 0.5, _EASY_TEXTURES, {}, 0.0, 3.0),
     "medium": Difficulty(10, (3, 8), (0.08, 0.2), 0.4, np.pi, _MEDIUM_TEXTURES, _RARE_IN_MEDIUM, 0.1, 5.0),
-    "hard": Difficulty(
-        len(SCENE_LABELS), (5, 12), (0.045, 0.17), 0.35, np.pi, _ALL_TEXTURES, _RARE_IN_HARD, 0.3, 7.0
-    ),
+    "hard": Difficulty(len(SCENE_LABELS), (5, 12), (0.045, 0.17), 0.35, np.pi, _ALL_TEXTURES, _RARE_IN_HARD, 0.3, 7.0),
 }
 
 
@@ -183,9 +181,9 @@ def generate_scene(
         size: (H, W) in pixels, each at least 16; textures and things grow with it.
         num_things: fewest and most things, instead of the difficulty's. One that would hide the others too far
             wherever it is put is left out.
-        difficulty: "easy" (few large things, 6 classes), "medium" (more and smaller ones that hide one another, 10 classes,
-            two of them rare, every texture on two shapes) or "hard" (many small ones, 18 classes, some rare, some
-            alike, any texture, and objects that have no class).
+        difficulty: "easy" (few large things, 6 classes), "medium" (more and smaller ones that hide one another, 10
+            classes, two of them rare, every texture on two shapes) or "hard" (many small ones, 18 classes, some rare,
+            some alike, any texture, and objects that have no class).
 
     Raises:
         ValueError: an argument is out of its range.

@@ -1,7 +1,8 @@
 """What an evaluation counts while it runs: the metric of the task, others on request, and a score for each picture.
 
 `EvaluationCounts` feeds all metrics with the same answers; its state can be stored, sent to another process and merged.
-`METRICS` says which metrics there may be beside the task's own.
+`VariantCounts` are those of several answers to the same pictures. `METRICS` says which metrics there may be beside the
+task's own.
 """
 
 from __future__ import annotations
@@ -82,3 +83,49 @@ class EvaluationCounts:
         for metric in self.metrics.values():
             merge_across_processes(metric)
         self.pictures = list(gather_object(self.pictures))
+
+
+class VariantCounts:
+    """Counts of several variants of a model, which all answer the same pictures.
+
+    Args:
+        task: what is evaluated.
+        variants: their names.
+        more: names in `METRICS`, counted for each.
+
+    Attributes:
+        counts: `EvaluationCounts` by name.
+    """
+
+    def __init__(self, task: EvaluationTask, variants: Sequence[str], more: Sequence[str] = ()) -> None:
+        self.counts = {name: EvaluationCounts(task, more) for name in variants}
+
+    @property
+    def pictures(self) -> list[list[Any]]:
+        """[place in the data set, image id, score] of each picture, with the score of the first variant."""
+        return next(iter(self.counts.values())).pictures
+
+    def count(self, index: int, entry: Mapping[str, Any], answers: Sequence[Any]) -> None:
+        """Count the variants' answers to the picture at a place of the data set."""
+        for counts, answer in zip(self.counts.values(), answers, strict=True):
+            counts.count(index, entry, answer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything counted, as plain objects and arrays."""
+        states = {name: counts.state_dict() for name, counts in self.counts.items()}
+        return {"variants": states, "pictures": self.pictures}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add a `state_dict()`."""
+        for name, counts in self.counts.items():
+            counts.merge(state["variants"][name])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for counts in self.counts.values():
+            counts.reset()
+
+    def merge_across_processes(self) -> None:
+        """Make every process of the run hold what all have counted; all must call it."""
+        for counts in self.counts.values():
+            counts.merge_across_processes()

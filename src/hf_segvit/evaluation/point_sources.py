@@ -103,7 +103,7 @@ class MaximumPoints:
         segment_map, labels = labelled_segments(entry)
         image = entry["image"]
         picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
-        inputs = self.generator._inputs([picture]).to(self.generator.device)
+        inputs = self.generator.inputs([picture]).to(self.generator.device)
         outputs = self.generator.model(**inputs)
         class_logits, mask_logits = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
         if len(mask_logits) != 1:

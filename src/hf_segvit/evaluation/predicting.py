@@ -86,13 +86,14 @@ class Predictor:
         return views, [(picture.height, picture.width) for picture in pictures]
 
     def _outputs(self, pictures: list[Image.Image], **settings: Any) -> Any:
-        inputs = self._inputs(pictures, **settings).to(self.device)
+        inputs = self.inputs(pictures, **settings).to(self.device)
         outputs = self.model(**inputs, **self._model_settings())
         if self._is_oneformer:
             outputs["input_sizes"] = torch.tensor(inputs["pixel_values"].shape[-2:]).expand(len(pictures), 2)
         return outputs
 
-    def _inputs(self, pictures: list[Image.Image], **settings: Any) -> Any:
+    def inputs(self, pictures: list[Image.Image], **settings: Any) -> Any:
+        """The processor's output for pictures, on the CPU, with further settings for it."""
         if self._is_oneformer:
             settings["task_inputs"] = [self.task] * len(pictures)
         return self.processor(images=pictures, return_tensors="pt", **settings)
@@ -113,7 +114,7 @@ class Predictor:
         settings: dict[str, Any] = {} if self.threshold is None else {"threshold": self.threshold}
         if not self._is_ours:
             settings["label_ids_to_fuse"] = set(self.stuff_classes)
-        elif self.processor.stuff_classes is None:
+        elif not self.processor.stuff_classes:
             settings["stuff_classes"] = self.stuff_classes
         answers = self.processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes, **settings)
         return [_one_row_per_segment(_on_cpu(answer)) for answer in answers]
@@ -139,17 +140,27 @@ class AlphaPredictor(Predictor):
     """A fused model, asked once and fused with several alphas.
 
     Args:
+        predictor: whose model is a fused one; it can go on being used.
         alphas: weights of ViT-P in [0, 1]; 0 is the generator alone.
-        arguments: as of `Predictor`, whose model is a fused one.
 
     Raises:
         ValueError: the model is not fused, or an alpha is outside [0, 1].
     """
 
-    def __init__(self, *arguments: Any, alphas: Sequence[float], **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, predictor: Predictor, alphas: Sequence[float]) -> None:
+        super().__init__(
+            predictor.model,
+            predictor.processor,
+            task=predictor.task,
+            device=predictor.device,
+            threshold=predictor.threshold,
+            stuff_classes=predictor.stuff_classes,
+            views=predictor.views,
+        )
         if not is_fused(self.model):
-            raise ValueError(f"{type(self.model).__name__} has no classifier whose weight alpha could be; name one")
+            raise ValueError(
+                f"{type(self.model).__name__} has no classifier whose weight alpha could be; name one with --classifier"
+            )
         for alpha in alphas:
             check_alpha(alpha)
         self.alphas = list(alphas)
@@ -188,7 +199,6 @@ def load_predictor(
     classifier: str | None = None,
     alpha: float | None = None,
     label_mismatch: str = "error",
-    alphas: Sequence[float] | None = None,
 ) -> Predictor:
     """Load a checkpoint for evaluation.
 
@@ -203,32 +213,19 @@ def load_predictor(
         classifier: folder or Hub id of a ViT-P that corrects the labels.
         alpha: its weight; `None`: 0.4, or what a fused checkpoint says.
         label_mismatch: `"keep"` where ViT-P knows other classes, see `ViTPFusionConfig`.
-        alphas: answer with each of these, see `AlphaPredictor`.
 
     Raises:
         ValueError: it cannot be loaded, is no model for universal segmentation, or cannot do the task.
     """
-    if classifier is None and alpha is None and alphas is None:
+    if classifier is None and alpha is None:
         model, processor = load_universal_model(source, revision=revision)
     else:
         model, processor = load_fused_model(
-            source,
-            classifier,
-            alpha=alpha,
-            label_mismatch=label_mismatch,
-            stuff_classes=stuff_classes,
-            revision=revision,
+            source, classifier, alpha=alpha, label_mismatch=label_mismatch, revision=revision
         )
-    settings: dict[str, Any] = {
-        "task": task,
-        "device": device,
-        "threshold": threshold,
-        "stuff_classes": stuff_classes,
-        "views": views,
-    }
-    if alphas is None:
-        return Predictor(model, processor, **settings)
-    return AlphaPredictor(model, processor, alphas=alphas, **settings)
+    return Predictor(
+        model, processor, task=task, device=device, threshold=threshold, stuff_classes=stuff_classes, views=views
+    )
 
 
 def _on_cpu(answer: Mapping[str, Any]) -> dict[str, Any]:

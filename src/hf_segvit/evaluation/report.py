@@ -61,8 +61,12 @@ def write_json(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -
     Raises:
         ValueError: the file cannot be written.
     """
-    content = {
-        **about,
+    write_content(path, {**about, **result_content(result)})
+
+
+def result_content(result: EvaluationResult) -> dict[str, Any]:
+    """Everything that an evaluation found, for JSON."""
+    return {
         "task": result.task,
         "num_images": result.num_images,
         "notes": result.notes,
@@ -70,6 +74,14 @@ def write_json(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -
         "classes": result.classes,
         "pictures": [vars(picture) for picture in result.pictures],
     }
+
+
+def write_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, whole or not at all; numbers that are undefined become null.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
     try:
         with replacing(path) as partial:
             partial.write_text(json.dumps(_without_nan(content), indent=1) + "\n", encoding="utf-8")

@@ -1,13 +1,14 @@
 """The evaluation loop: every picture is asked, counted once, and the counts are kept on disk until the result is there.
 
 Started by `accelerate launch`, each process takes its share of the pictures, by index and without padding, and the
-counts are merged at the end; alone it does everything itself.
+counts are merged at the end; alone it does everything itself. `evaluate` is for one answer to each picture,
+`evaluate_variants` for several.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..metrics.mean_iou import Absent
-from .counting import MAIN, EvaluationCounts
+from .counting import MAIN, EvaluationCounts, VariantCounts
 from .label_matching import match_labels
 from .partial_results import PartialResults
 from .predicting import Predictor
@@ -106,23 +107,86 @@ def evaluate(
         ValueError: model and data set have different classes, a picture cannot be read, segmented or counted, or the
             folder holds another evaluation; the message says which and why.
     """
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+        "absent": absent,
+        "more_metrics": more_metrics,
+    }
+    settings |= {"partial_folder": partial_folder, "about": about, "chunk_size": chunk_size, "progress": progress}
+    results = evaluate_variants(
+        predictor.task,
+        predictor.id2label,
+        lambda pictures: [[answer] for answer in predictor(pictures)],
+        dataset,
+        id2label,
+        variants=(MAIN,),
+        stuff_classes=stuff_classes,
+        **settings,
+    )
+    return results[MAIN]
+
+
+def evaluate_variants(
+    task_name: str,
+    model_labels: Mapping[int, str],
+    predict: Callable[[Sequence[Image.Image]], Sequence[Sequence[Any]]],
+    dataset: Any,
+    id2label: Mapping[int, str],
+    *,
+    variants: Sequence[str],
+    stuff_classes: Sequence[int] = (),
+    batch_size: int = 1,
+    num_workers: int = 0,
+    absent: Absent = "exclude",
+    more_metrics: Sequence[str] = (),
+    partial_folder: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    chunk_size: int = CHUNK_SIZE,
+    progress: bool = False,
+) -> dict[str, EvaluationResult]:
+    """Evaluate several variants of a model that answer together; every process of the run must call it.
+
+    Args:
+        task_name: `panoptic`, `instance` or `semantic`.
+        model_labels: the model's classes.
+        predict: for each picture of a batch the answers of all variants, in their order.
+        dataset: as for `evaluate`, as are all arguments below.
+        id2label: the data set's classes.
+        variants: names.
+        stuff_classes: label ids.
+        batch_size: pictures at a time.
+        num_workers: processes that read pictures.
+        absent: what classes that occur nowhere mean for mean IoU.
+        more_metrics: what to compute beside the task's own metric, for each variant.
+        partial_folder: where to keep counts.
+        about: what is evaluated.
+        chunk_size: pictures to count before counts are saved.
+        progress: show a progress bar.
+
+    Returns:
+        The result of each variant, by name.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size {chunk_size}; both must be at least 1")
     if not len(dataset):
         raise ValueError("the data set has no pictures; check its split")
     state = PartialState()
-    task = evaluation_task(predictor.task, len(id2label), stuff_classes, absent)
-    labels = match_labels(predictor.id2label, id2label)
+    task = evaluation_task(task_name, len(id2label), stuff_classes, absent)
+    labels = match_labels(model_labels, id2label)
     table = labels.table
     if labels.warning and state.is_main_process:
         logger.warning(labels.warning)
-    counts, chunk = EvaluationCounts(task, more_metrics), EvaluationCounts(task, more_metrics)
+    counts, chunk = (VariantCounts(task, variants, more_metrics) for _ in range(2))
     saved: list[dict[str, Any]] = []
     partial = None
     if partial_folder is not None:
-        partial = PartialResults(
-            partial_folder, {**(about or {}), "pictures": len(dataset), "metrics": list(counts.metrics)}
-        )
+        metrics = [MAIN, *more_metrics]
+        extent = {"pictures": len(dataset), "metrics": metrics, "variants": list(variants)}
+        partial = PartialResults(partial_folder, {**(about or {}), **extent})
         saved = partial.read()
     state.wait_for_everyone()  # before anyone writes what others must not read
 
@@ -141,9 +205,10 @@ def evaluate(
     with tqdm(total=len(loader.dataset), unit="picture", disable=None if show else True) as bar:  # type: ignore[arg-type]
         for batch in loader:
             pictures = [_picture(entry) for _, entry in batch]
-            for (index, entry), prediction in zip(batch, predictor(pictures), strict=True):
-                answer = prediction if table is None else task.relabel(prediction, table)
-                chunk.count(index, entry, answer)
+            for (index, entry), answers in zip(batch, predict(pictures), strict=True):
+                if table is not None:
+                    answers = [task.relabel(answer, table) for answer in answers]
+                chunk.count(index, entry, answers)
             bar.update(len(batch))
             if len(chunk.pictures) >= chunk_size:
                 _move(chunk, counts, partial)
@@ -152,10 +217,10 @@ def evaluate(
 
     counts.merge_across_processes()
     notes = [labels.warning] if labels.warning else []
-    return _result(task, predictor.task, counts, id2label, notes)
+    return {name: _result(task, task_name, one, id2label, notes) for name, one in counts.counts.items()}
 
 
-def _move(chunk: EvaluationCounts, counts: EvaluationCounts, partial: PartialResults | None) -> None:
+def _move(chunk: VariantCounts, counts: VariantCounts, partial: PartialResults | None) -> None:
     """Add a chunk to all counts, save it, and start another."""
     state = chunk.state_dict()
     counts.merge(state)

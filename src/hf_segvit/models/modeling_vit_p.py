@@ -226,8 +226,8 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self:
-            init.zeros_(self.prompt_position_embedding)
+        if module is self:  # of the same kind as the position embeddings of patches
+            init.trunc_normal_(self.prompt_position_embedding, std=self.config.initializer_range)
 
     @merge_with_config_defaults
     @capture_outputs

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -149,10 +150,33 @@ class TrainingLoader:
             yield step
 
 
+def worker_count(num_workers: int | None, num_processes: int, device: torch.device) -> int:
+    """Processes that read pictures for each process that trains: as asked for, or what the machine has."""
+    if num_workers is not None:
+        return num_workers
+    cores = (os.cpu_count() or 1) // num_processes
+    if device.type == "cpu":
+        return min(2, cores // 4)  # the model needs the cores
+    return min(8, cores)
+
+
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole group of processes; the parent still needs the batches of the step that it finishes."""
+    """Ctrl-C, and a scheduler's SIGTERM, reach the whole group of processes.
+
+    The parent still needs the batches of the step that it finishes, and of another where it waits for other parents to
+    agree. Its own SIGTERM is how it ends a worker, and the only one that does, where the system tells who sent it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler: this is how the parent ends a worker
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with_the_parents_signal, daemon=True).start()
+
+
+def _end_with_the_parents_signal() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @dataclass

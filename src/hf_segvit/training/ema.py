@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .distributed_state import spread_like, whole
+
 
 class MovingAverage:
     """Exponential moving average of the trainable parameters, in float32 on their device.
@@ -53,8 +55,8 @@ class MovingAverage:
             _set(parameters, current)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The average by parameter name."""
-        return self.average
+        """The average by parameter name; where weights are sharded, all processes have to call."""
+        return whole(self.average)
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Go on from a saved average.
@@ -67,7 +69,7 @@ class MovingAverage:
             raise ValueError(f"the saved moving average is of other parameters, such as {different[0]}")
         self.steps = steps
         for name, average in self.average.items():
-            average.copy_(tensors[name])
+            average.copy_(spread_like(tensors[name], average))
 
 
 def _trainable(model: nn.Module) -> dict[str, Any]:

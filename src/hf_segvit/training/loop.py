@@ -1,7 +1,8 @@
 """The training loop: one for every model, on one process or many, through Accelerate.
 
 `train` runs a recipe to its end, or from its newest checkpoint, and returns a `TrainingOutcome`. What a step is, is in
-optimizer_step.py; what a model needs, in tasks/; what is saved, in checkpoints.py. The folder `output` receives:
+optimizer_step.py; what a model needs, in tasks/; how a run is saved and gone on with, in saving.py. The folder `output`
+receives:
 
 - `model/`: the best weights with configuration, image processor, scores and model card; `results.json`; `curves.png`;
 - `checkpoints/`: the last and the best, to go on from; `history.jsonl` and the trackers' logs;
@@ -11,9 +12,8 @@ optimizer_step.py; what a model needs, in tasks/; what is saved, in checkpoints.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,31 +21,31 @@ from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
 
-from ..atomic_files import prepare_output_folder, replacing
+from ..atomic_files import prepare_output_folder
 from ..devices import describe_device
-from ..visualize import contact_sheet
 from .adapters import merge_adapters
-from .checkpoints import Checkpoints, TrainingState, read
-from .data_order import StepOrder, TrainingLoader
+from .checkpoints import Checkpoints, read
+from .data_order import StepOrder, TrainingLoader, worker_count
 from .derivation import TrainingPlan, derive
 from .ema import MovingAverage
 from .explanation import memory_advice
 from .guards import NonFiniteGuard, explained_out_of_memory
 from .optimizer_step import OptimizerStep, StepOutcome
+from .output_folders import output_folder
 from .parameter_groups import build_optimizer
-from .random_states import random_states, restore_random_states, seed_everything, unchanged_random_states
+from .random_states import random_states, seed_everything, unchanged_random_states
 from .recipe import Recipe
-from .replay import save_for_replay
+from .replay import save_failed_step
 from .results import write_results
-from .resuming import identity, refuse_other_run
-from .schedules import learning_rate_schedule
+from .resuming import identity
+from .saving import RunParts, RunSaver
+from .schedules import highest_rates, learning_rate_schedule
 from .selection import Selection
 from .signals import StopRequested, StopSignals
 from .tasks import TrainingTask, task_for
 from .tracking import Tracking, memory_mib
-from .trained_model import build_trained_model
+from .trained_model import WholeModel, build_trained_model, compile_blocks
 
 PROCESS_TIMEOUT = 1800.0  # seconds that a process waits for the others
 
@@ -115,9 +115,11 @@ def train(
     return TrainingOutcome(output, run.step, stopped, results, run.core.eval(), run.processor)
 
 
-def output_folder(recipe: Recipe) -> Path:
-    """Where a recipe writes to."""
-    return Path(recipe.output or Path("runs") / recipe.name)
+def prepare(accelerator: Accelerator, model: Any, plan: TrainingPlan) -> tuple[Any, Any, Any]:
+    """Model and optimiser, spread over the processes as these were launched, and the schedule of the learning rates."""
+    optimizer = build_optimizer(model, plan)
+    schedule = learning_rate_schedule(optimizer, plan)
+    return *accelerator.prepare(model, optimizer), schedule
 
 
 class _Run:
@@ -135,6 +137,8 @@ class _Run:
         self.recipe, self.task, self.accelerator, self.output, self.signals = recipe, task, accelerator, output, signals
         seed_everything(recipe.seed)  # the same initial weights on all processes
         self.core, self.processor = build_trained_model(task)
+        self.whole = WholeModel(task)
+        task.device = accelerator.device
         samples = task.train_samples()
         task.validation_name()  # reads the validation data: better now than after an epoch
         self.plan: TrainingPlan = derive(recipe, len(samples), accelerator.num_processes, self.core.config)
@@ -143,37 +147,38 @@ class _Run:
             self.core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if recipe.compile:
             compile_blocks(self.core)
-        optimizer = build_optimizer(self.core, self.plan)
-        self.schedule = learning_rate_schedule(optimizer, self.plan)
-        self.model, self.optimizer = accelerator.prepare(self.core, optimizer)
+        self.model, self.optimizer, schedule = prepare(accelerator, self.core, self.plan)
         self.core = accelerator.unwrap_model(self.model)
         self.ema = None if recipe.ema_decay is None else MovingAverage(self.core, recipe.ema_decay)
         self.take_step = OptimizerStep(
-            accelerator, task, self.model, self.processor, self.optimizer, self.schedule, recipe.max_grad_norm
+            accelerator, task, self.model, self.processor, self.optimizer, schedule, recipe.max_grad_norm
         )
 
-        self.identity = identity(recipe, len(samples), self.plan.total_steps)
         self.selection = Selection(recipe.keep_best or task.headline, recipe.patience)
         self.guard = NonFiniteGuard()
-        self.step, self.saved_step, self.seconds = 0, -1, 0.0
         messages: list[str] = []
-        self.checkpoints = Checkpoints(output / "checkpoints", recipe.keep_last, messages.append)
+        self.saver = RunSaver(
+            accelerator,
+            recipe,
+            Checkpoints(output / "checkpoints", recipe.keep_last, messages.append),
+            identity(recipe, len(samples), self.plan.total_steps),
+            RunParts(self.model, self.processor, self.optimizer, schedule, self.ema, self.selection, self.guard),
+        )
         seed_everything(recipe.seed, 0, accelerator.process_index)
-        self._resume(messages)
+        self.step, self.seconds = self.saver.resume(messages.append)
         self.tracking = Tracking(accelerator, self.plan, output, self.step, progress)
         for message in messages:
             self.tracking.say(message)
-        order = StepOrder(len(samples), recipe.batch_size, recipe.seed)
         self.loader = TrainingLoader(
             samples,
-            order,
+            StepOrder(len(samples), recipe.batch_size, recipe.seed),
             task.collator(self.processor, accelerator.device),
             start_step=self.step,
             total_steps=self.plan.total_steps,
             process=accelerator.process_index,
             num_processes=accelerator.num_processes,
             num_micro_batches=self.plan.accumulation_steps,
-            num_workers=_num_workers(recipe, accelerator),
+            num_workers=worker_count(recipe.num_workers, accelerator.num_processes, accelerator.device),
             pin_memory=accelerator.device.type == "cuda",
         )
 
@@ -188,13 +193,8 @@ class _Run:
         with contextlib.closing(iter(self.loader)) as batches:  # whose workers end with the block
             while self.step < total and not self.selection.out_of_patience:
                 start = time.perf_counter()
-                settings.update(self._learning_rates())
-                try:
-                    micro_batches = next(batches)
-                except ValueError:
-                    if alone and self.signals.requested:  # by a signal to all processes, workers included
-                        return self._stop()
-                    raise
+                settings.update(highest_rates(self.optimizer))
+                micro_batches = next(batches)
                 waited = time.perf_counter() - start
                 outcome = self._one_step(micro_batches)
                 self.step += 1
@@ -209,17 +209,18 @@ class _Run:
                     return self._stop()
                 if self._due(self.plan.evaluate_every_steps) and self._evaluate():
                     return self._stop()
-                if self._due(self.plan.save_every_steps) and self.saved_step != self.step:
-                    self._save()
+                if self._due(self.plan.save_every_steps):
+                    self.saver.save(self.step, self.seconds)
         return None
 
     def finish(self) -> dict[str, Any]:
         """Put the best weights into the model and write all results."""
         accelerator = self.accelerator
+        self.core = self.whole.of(self.core)
         self.task.before_step(self.core, self.plan.total_steps, self.plan)
         best = self.selection.best
         if best is not None and best["step"] != self.step:
-            state = read(self.checkpoints.path(best["step"]))
+            state = read(self.saver.checkpoints.path(best["step"]))
             self.core.load_state_dict(state.model | (state.ema or {}))
         elif self.ema is not None:
             self.core.load_state_dict(self.ema.tensors(), strict=False)
@@ -250,26 +251,15 @@ class _Run:
             if self.ema is not None and outcome.updated:
                 self.ema.update(self.core)
             return outcome
-        place = self.output / "failures" / f"step-{self.step + 1:08d}"
-        first = self.guard.skipped == 0
-        if first:
-            self._save_failure(place, micro_batches, before)
-        text = self.guard.failed(self.step + 1, outcome.loss, outcome.gradient_norm, place if first else None)
-        self.tracking.say(text)
+        step, place = self.step + 1, None
+        if self.guard.skipped == 0:
+            place = self.output / "failures" / f"step-{step:08d}"
+            try:
+                save_failed_step(place, step, self.accelerator, self.task, self.model, micro_batches, before)
+            except OSError as error:
+                self.tracking.say(f"the batch of step {step} could not be saved for replay: {error}")
+        self.tracking.say(self.guard.failed(step, outcome.loss, outcome.gradient_norm, place))
         return outcome
-
-    def _save_failure(self, place: Path, micro_batches: list[dict[str, Any]], before: Mapping[str, Any]) -> None:
-        normalizers = self.task.normalizers(self.core, micro_batches, self.accelerator.device)
-        facts: dict[str, Any] = {"recipe": self.recipe.to_dict(), "step": self.step + 1}
-        probabilities = getattr(self.core.config, "masked_attention_probabilities", None)
-        if probabilities is not None:
-            facts["masked_attention_probabilities"] = list(probabilities)
-        index = self.accelerator.process_index
-        weights = self.core.state_dict() if index == 0 else None
-        try:
-            save_for_replay(place, index, micro_batches, normalizers, before, weights, facts)
-        except OSError as error:
-            self.tracking.say(f"the batch of step {self.step + 1} could not be saved for replay: {error}")
 
     def _evaluate(self) -> bool:
         """Score the model, or its moving average; whether it was asked to stop in the middle."""
@@ -283,131 +273,30 @@ class _Run:
                 unchanged_random_states(),
                 average,
             ):
-                self.core.eval()
-                device = self.accelerator.device
-                metrics = self.task.evaluate(self.core, self.processor, device, self.recipe.evaluate_limit)
+                model, device = self.whole.of(self.core).eval(), self.accelerator.device
+                self.task.before_step(model, self.step, self.plan)
+                metrics = self.task.evaluate(model, self.processor, device, self.recipe.evaluate_limit)
                 if self.recipe.draw and self.accelerator.is_main_process:
-                    images = self.task.draw(self.core, self.processor, device, self.recipe.draw)
+                    images = self.task.draw(model, self.processor, device, self.recipe.draw)
         except StopRequested:
             return True
         finally:
             self.model.train()
         is_best = self.selection.add(self.step, metrics, self.task.not_comparable_yet(self.core))
-        if images:
-            self._write_predictions(images)
         self.tracking.scores(self.step, metrics, images)
         name = self.selection.metric
         remark = ", the best so far" if is_best else ""
         self.tracking.say(f"step {self.step}: {name} {metrics[name]:.4f}{remark}")
         if is_best:
-            self._save()
+            self.saver.save(self.step, self.seconds)
         return False
-
-    def _write_predictions(self, images: list[Any]) -> None:
-        folder = self.output / "predictions"
-        folder.mkdir(exist_ok=True)
-        with replacing(folder / f"step-{self.step:08d}.png") as partial:
-            contact_sheet([[image] for image in images]).save(partial)
 
     def _stop(self) -> str:
         """Save where the run is; the name of the signal."""
-        if self.saved_step != self.step:
-            self._save()
+        self.saver.save(self.step, self.seconds)
         name = self.signals.requested or "a signal to another process"
         self.tracking.say(f"{name}: saved at step {self.step}; the same command goes on from there")
         return name
 
     def _due(self, every: int) -> bool:
         return self.step > 0 and (self.step % every == 0 or self.step == self.plan.total_steps)
-
-    def _learning_rates(self) -> dict[str, float]:
-        """The highest of each role."""
-        rates: dict[str, float] = {}
-        for group in self.optimizer.param_groups:
-            name = f"learning rate/{group['role']}"
-            rates[name] = max(rates.get(name, 0.0), group["lr"])
-        return rates
-
-    def _save(self) -> None:
-        accelerator = self.accelerator
-        states = gather_object([random_states()])
-        model = accelerator.get_state_dict(self.model)
-        if accelerator.is_main_process:
-            optimizer = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
-            if accelerator.scaler is not None:
-                optimizer["scaler"] = accelerator.scaler.state_dict()
-            progress = {
-                "identity": self.identity,
-                "selection": self.selection.state(),
-                "skipped_steps": self.guard.skipped,
-                "seconds": self.seconds,
-                "ema_steps": 0 if self.ema is None else self.ema.steps,
-            }
-            average = None if self.ema is None else self.ema.tensors()
-            state = TrainingState(self.step, model, average, optimizer, states, progress)
-            best = self.selection.best
-            self.checkpoints.save(state, self._save_settings, None if best is None else best["step"])
-        self.saved_step = self.step
-        accelerator.wait_for_everyone()
-
-    def _save_settings(self, folder: Path) -> None:
-        self.core.config.architectures = [type(getattr(self.core, "base_model", self.core)).__name__]
-        self.core.config.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-
-    def _resume(self, messages: list[str]) -> None:
-        """Go on from the newest valid checkpoint, if there is one."""
-        newest: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            if not self.recipe.resume and self.checkpoints.steps():
-                raise ValueError(
-                    f"{self.checkpoints.folder} holds checkpoints of an earlier run; delete them or give another "
-                    "output= to begin anew, or go on with resume=true"
-                )
-            newest = [self.checkpoints.newest_valid()]
-        broadcast_object_list(newest)
-        if newest[0] is None:
-            return
-        path: Path = newest[0]
-        state = read(path)
-        refuse_other_run(state.progress["identity"], self.identity, path)
-        self.core.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer["optimizer"])
-        self.schedule.load_state_dict(state.optimizer["schedule"])
-        if self.accelerator.scaler is not None and "scaler" in state.optimizer:
-            self.accelerator.scaler.load_state_dict(state.optimizer["scaler"])
-        if self.ema is not None and state.ema is not None:
-            self.ema.restore(state.ema, state.progress["ema_steps"])
-        self.selection.restore(state.progress["selection"])
-        self.guard.skipped = state.progress["skipped_steps"]
-        self.step = self.saved_step = state.step
-        self.seconds = state.progress["seconds"]
-        messages.append(f"going on from {path}")
-        if len(state.random_states) == self.accelerator.num_processes:
-            restore_random_states(state.random_states[self.accelerator.process_index])
-        else:
-            seed_everything(self.recipe.seed, self.step, self.accelerator.process_index)
-            messages.append(
-                f"there were {len(state.random_states)} processes and are {self.accelerator.num_processes} now: the "
-                "batches are the same, but what is drawn at random in the model is not"
-            )
-
-
-def compile_blocks(model: Any) -> None:
-    """Compile the repeated blocks in place: a fraction of the time that the whole model takes, and about as fast.
-
-    What changes from step to step, such as annealing, stays outside, so that nothing is compiled again for it.
-    """
-    repeated = set(model._no_split_modules or ())
-    for module in model.modules():
-        if type(module).__name__ in repeated:
-            module.compile()
-
-
-def _num_workers(recipe: Recipe, accelerator: Accelerator) -> int:
-    if recipe.num_workers is not None:
-        return recipe.num_workers
-    cores = (os.cpu_count() or 1) // accelerator.num_processes
-    if accelerator.device.type == "cpu":
-        return min(2, cores // 4)  # the model needs the cores
-    return min(8, cores)

@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from .tasks import TrainingTask
+
+_LEFT_ON_CPU = ("placements",)  # read as numbers, for which a device would be waited for
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class OptimizerStep:
             parts = {name: parts[name] + term for name, term in terms.items()} if parts else dict(terms)
 
         norm = accelerator.clip_grad_norm_(self._parameters, self.max_grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         loss_value, gradient_norm, stopping = self._shared(total, norm, stop)
         scaled = accelerator.scaler is not None
         finite = math.isfinite(loss_value) and (scaled or math.isfinite(gradient_norm))
@@ -121,11 +126,11 @@ class OptimizerStep:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A batch with all its tensors on a device."""
+    """A batch with its tensors on a device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
-        return {key: to_device(entry, device) for key, entry in value.items()}
+        return {key: entry if key in _LEFT_ON_CPU else to_device(entry, device) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [to_device(entry, device) for entry in value]
     return value

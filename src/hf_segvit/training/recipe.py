@@ -68,6 +68,7 @@ class Recipe:
         ema_decay: of the moving average of the weights that is evaluated and saved; `None` keeps none.
         seed: of all randomness.
         num_workers: processes that read pictures; `None` takes what the machine has.
+        cache: keep id maps in a form that is quicker to read, in this folder, or with `True` in `output`'s `cache`.
         evaluate_every: epochs between evaluations; `None` is one, or more where that were over 50 evaluations.
         evaluate_limit: score the first so many pictures alone.
         keep_best: score that decides which checkpoint is best; `None` is the headline of the task.
@@ -128,6 +129,7 @@ class Recipe:
     ema_decay: float | None = None
     seed: int = 0
     num_workers: int | None = None
+    cache: bool | str = False
     evaluate_every: float | None = None
     evaluate_limit: int | None = None
     keep_best: str | None = None

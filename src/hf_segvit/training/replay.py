@@ -1,7 +1,8 @@
 """A step that went wrong, kept and repeated.
 
-`save_for_replay` writes what a step was computed from: batch, random states, normalisers and weights. `replay` computes
-it again in full precision, and says which input, output, weight or gradient is not finite first.
+`save_failed_step` writes what a step of a run was computed from: batch, random states, normalisers and weights, with
+`save_for_replay`. `replay` computes it again in full precision, and says which input, output, weight or gradient is not
+finite first.
 """
 
 from __future__ import annotations
@@ -12,16 +13,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .distributed_state import collect_weights
 from .optimizer_step import to_device
 from .random_states import restore_random_states
 from .recipe import Recipe
-from .tasks import task_for
+from .tasks import TrainingTask, task_for
 from .trained_model import build_trained_model
 
 BATCH, WEIGHTS = "batch-{process}.pt", "model.safetensors"
+
+
+def save_failed_step(
+    folder: Path,
+    step: int,
+    accelerator: Accelerator,
+    task: TrainingTask,
+    model: Any,
+    batches: Sequence[Mapping[str, Any]],
+    random_states: Mapping[str, Any],
+) -> None:
+    """Keep a step of a run; all processes call it.
+
+    Args:
+        folder: is made.
+        step: its number.
+        accelerator: of the run.
+        task: of the run.
+        model: prepared by the accelerator.
+        batches: micro-batches of this process.
+        random_states: of this process, from before the step.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    core = accelerator.unwrap_model(model)
+    normalizers = task.normalizers(core, batches, accelerator.device)
+    facts: dict[str, Any] = {"recipe": task.recipe.to_dict(), "step": step}
+    probabilities = getattr(core.config, "masked_attention_probabilities", None)
+    if probabilities is not None:
+        facts["masked_attention_probabilities"] = list(probabilities)
+    weights = collect_weights(accelerator, model)
+    index = accelerator.process_index
+    save_for_replay(folder, index, batches, normalizers, random_states, None if index else weights, facts)
 
 
 def save_for_replay(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 _MAY_CHANGE = {
-    "name", "output", "resume", "push_to_hub", "trackers", "log_every", "draw", "num_workers", "evaluate_every",
-    "evaluate_limit", "keep_best", "patience", "save_every", "save_every_steps", "keep_last", "val_data", "val_split",
-    "device_batch_size", "gradient_checkpointing", "compile",
+    "name", "output", "resume", "push_to_hub", "trackers", "log_every", "draw", "num_workers", "cache",
+    "evaluate_every", "evaluate_limit", "keep_best", "patience", "save_every", "save_every_steps", "keep_last",
+    "val_data", "val_split", "device_batch_size", "gradient_checkpointing", "compile",
 }  # fmt: skip
 
 

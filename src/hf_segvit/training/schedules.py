@@ -42,6 +42,15 @@ def learning_rate_schedule(optimizer: Optimizer, plan: TrainingPlan) -> LambdaLR
     return LambdaLR(optimizer, factors)
 
 
+def highest_rates(optimizer: Optimizer) -> dict[str, float]:
+    """The highest learning rate of each role, as a curve by its name."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        name = f"learning rate/{group['role']}"
+        rates[name] = max(rates.get(name, 0.0), group["lr"])
+    return rates
+
+
 def warmup_of(role: str, warmup_steps: tuple[int, ...]) -> tuple[int, int]:
     """Steps for which parameters of a role stand still, and those over which they then warm up."""
     if len(warmup_steps) == 2 and role == BACKBONE:

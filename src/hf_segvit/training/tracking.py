@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..atomic_files import replacing
+from ..visualize import contact_sheet
 from .derivation import TrainingPlan
 
 HISTORY = "history.jsonl"
@@ -91,10 +92,14 @@ class Tracking:
             self._record(step, list(parts), settings)
 
     def scores(self, step: int, metrics: Mapping[str, float], images: Sequence[Image.Image] = ()) -> None:
-        """Record an evaluation, with pictures of predictions."""
+        """Record an evaluation, with pictures of predictions, which also go to the folder `predictions`."""
         self._write(step, {f"score/{name}": value for name, value in metrics.items()})
         if not images or not self.accelerator.is_main_process:
             return
+        folder = self.path.parent / "predictions"
+        folder.mkdir(exist_ok=True)
+        with replacing(folder / f"step-{step:08d}.png") as partial:
+            contact_sheet([[image] for image in images]).save(partial)
         for tracker in self.accelerator.trackers:
             if not hasattr(tracker, "log_images"):
                 continue

@@ -1,10 +1,15 @@
-"""The model as it is trained: built by its task, with its frozen parts and adapters."""
+"""The model as it is trained, and as a single process can run it.
+
+`build_trained_model` has it built by its task and adds frozen parts and adapters, `compile_blocks` compiles its blocks;
+`WholeModel` is the same model where the trained one is sharded over processes.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .adapters import add_adapters
+from .distributed_state import is_sharded, whole
 from .freezing import freeze
 from .tasks import TrainingTask
 
@@ -20,3 +25,35 @@ def build_trained_model(task: TrainingTask) -> tuple[Any, Any]:
     if task.recipe.lora is not None:
         model = add_adapters(model, task.recipe.lora)
     return model, processor
+
+
+def compile_blocks(model: Any) -> None:
+    """Compile the repeated blocks in place: a fraction of the time that the whole model takes, and about as fast.
+
+    What changes from step to step, such as annealing, stays outside, so that nothing is compiled again for it.
+    """
+    repeated = set(model._no_split_modules or ())
+    for module in model.modules():
+        if type(module).__name__ in repeated:
+            module.compile()
+
+
+class WholeModel:
+    """A model whose weights may be sharded, as each process can run it on its own: scoring is not done in step.
+
+    Args:
+        task: builds the copy, which is kept for the next time.
+    """
+
+    def __init__(self, task: TrainingTask) -> None:
+        self.task = task
+        self._copy: Any = None
+
+    def of(self, model: Any) -> Any:
+        """The model itself where it is whole, else a copy with its weights; then all processes have to call."""
+        if not is_sharded(model):
+            return model
+        if self._copy is None:
+            self._copy, _ = build_trained_model(self.task)
+        self._copy.load_state_dict(whole(model.state_dict()))
+        return self._copy

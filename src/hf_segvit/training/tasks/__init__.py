@@ -45,12 +45,14 @@ class TrainingTask(ABC):
 
     Attributes:
         headline: name of the metric by which checkpoints are compared; higher is better.
+        device: where the model computes; the loop sets it before it asks for samples.
     """
 
     headline: str
 
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
+        self.device = torch.device("cpu")
 
     @abstractmethod
     def build_model(self) -> tuple[Any, Any]:

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...data.augmentation import AugmentedDataset, augmentation
-from ...data.collation import MaskCollator, binary_masks, normalize_pixels
-from ...data.reading import DataDescription, available_splits, describe, load_segmentation_dataset
+from ...data.collation import MaskCollator, binary_masks, normalize_pixels, placed_pixels
+from ...data.reading import DataDescription, describe, load_segmentation_dataset
 from ...evaluation import Predictor, evaluate
 from ...evaluation.tasks import evaluation_task
 from ...model_card import make_model_card
@@ -29,10 +29,10 @@ from ...models.modeling_eomt import EoMTForUniversalSegmentation
 from ...visualize import draw_segments
 from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
+from ..output_folders import cache_folder
 from ..recipe import Recipe
 from . import TrainingSamples, TrainingTask
-
-_VALIDATION_SPLITS = ("val", "validation", "valid", "test")
+from .validation import side_by_side, validation_split
 
 
 class EoMTTask(TrainingTask):
@@ -75,8 +75,10 @@ class EoMTTask(TrainingTask):
     def train_samples(self) -> TrainingSamples:
         """The training pictures, augmented as the recipe says."""
         recipe = self.recipe
-        augment = augmentation(augmentation_name(recipe), self._size, **recipe.augmentation_options)
-        return EpochSamples(AugmentedDataset(self._training_data(), augment, seed=recipe.seed))
+        options = {"scale_later": self.device.type != "cpu", **recipe.augmentation_options}
+        augment = augmentation(augmentation_name(recipe), self._size, **options)
+        cache = cache_folder(recipe)
+        return EpochSamples(AugmentedDataset(self._training_data(), augment, seed=recipe.seed, cache=cache))
 
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
         """Batches for the model; for a GPU, pixels and masks are finished there."""
@@ -90,6 +92,9 @@ class EoMTTask(TrainingTask):
     def prepare_batch(self, batch: Mapping[str, Any], processor: Any) -> dict[str, Any]:
         """Finish what the collator left to the device."""
         prepared = dict(batch)
+        if "crops" in prepared:
+            crops, placements = prepared.pop("crops"), prepared.pop("placements")
+            prepared["pixel_values"] = placed_pixels(crops, placements, self._size)
         if prepared["pixel_values"].dtype == torch.uint8:
             prepared["pixel_values"] = normalize_pixels(
                 prepared["pixel_values"], processor.image_mean, processor.image_std
@@ -160,7 +165,7 @@ class EoMTTask(TrainingTask):
             size = (image.height, image.width)
             truth = draw_segments(image, *task.segments(task.reference(entry), size), description.id2label)
             drawing = draw_segments(image, *task.segments(answer, size), predictor.id2label)
-            strips.append(_strip([image, truth, drawing]))
+            strips.append(side_by_side([image, truth, drawing]))
         return strips
 
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
@@ -191,7 +196,7 @@ class EoMTTask(TrainingTask):
         if self._validation is None:
             recipe = self.recipe
             spec = recipe.val_data or recipe.data
-            split = recipe.val_split or _validation_split(spec)
+            split = recipe.val_split or validation_split(spec)
             dataset = load_segmentation_dataset(spec, split=split, task=recipe.task)
             self._validation = (dataset, describe(dataset))
         dataset, description = self._validation
@@ -221,23 +226,3 @@ def _curve_name(name: str) -> str:
     """`loss_mask_layer_2` as a curve in the panel of its kind."""
     _, kind, _, layer = name.split("_")
     return f"{kind} loss/prediction {int(layer) + 1}"
-
-
-def _validation_split(spec: str) -> str:
-    splits = available_splits(spec)
-    for name in _VALIDATION_SPLITS:
-        if name in splits:
-            return name
-    raise ValueError(
-        f"{spec} has no split to score on, only {', '.join(splits)}; name one with val_split=, or other data with "
-        "val_data="
-    )
-
-
-def _strip(panels: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side."""
-    width, height = panels[0].size
-    strip = Image.new("RGB", (width * len(panels), height))
-    for place, panel in enumerate(panels):
-        strip.paste(panel, (place * width, 0))
-    return strip

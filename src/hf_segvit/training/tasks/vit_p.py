@@ -31,10 +31,11 @@ from ...point_model_card import make_point_model_card
 from ...visualize import draw_segments
 from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
+from ..output_folders import cache_folder
 from ..point_recipes import needs_segments, point_settings
 from ..recipe import Recipe
 from . import TrainingSamples, TrainingTask
-from .eomt import _strip, _validation_split
+from .validation import side_by_side, validation_split
 
 _EVALUATION_BATCH = 8  # pictures
 
@@ -80,7 +81,10 @@ class ViTPTask(TrainingTask):
         recipe, settings = self.recipe, self.points
         own = self._training_data()
         if not settings.mixture:
-            return EpochSamples(AugmentedDataset(own, self._augmentation(settings.sampling), seed=recipe.seed))
+            cache = cache_folder(recipe)
+            return EpochSamples(
+                AugmentedDataset(own, self._augmentation(settings.sampling), seed=recipe.seed, cache=cache)
+            )
         parts = [MixturePart(own, self._augmentation(settings.sampling), settings.share)]
         for part in settings.mixture:
             data = _read(part.data, part.split, needs_segments(part.sampling))
@@ -151,7 +155,7 @@ class ViTPTask(TrainingTask):
                     predictor.id2label,
                 ),
             ]
-            strips.append(_strip([image, *drawings]))
+            strips.append(side_by_side([image, *drawings]))
         return strips
 
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
@@ -159,6 +163,7 @@ class ViTPTask(TrainingTask):
         source = self.recipe.init or self.recipe.backbone
         return make_point_model_card(
             model.config,
+            processor,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             results=results,
             training_data=about,
@@ -180,7 +185,7 @@ class ViTPTask(TrainingTask):
         """The validation data, or its first pictures, and what its classes are."""
         if self._validation is None:
             spec = self.recipe.val_data or self.recipe.data
-            dataset = _read(spec, self.recipe.val_split or _validation_split(spec), "interior" in self.points.evaluate)
+            dataset = _read(spec, self.recipe.val_split or validation_split(spec), "interior" in self.points.evaluate)
             self._validation = (dataset, describe(dataset))
         dataset, description = self._validation
         return (dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), description

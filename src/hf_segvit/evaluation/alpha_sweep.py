@@ -1,0 +1,188 @@
+"""How much ViT-P should count: scores over its weight alpha, from one pass, and how far perfect labels would go.
+
+`sweep_alphas` asks generator and ViT-P once for each picture and post-processes their logits with every alpha.
+`AlphaSweep` holds the scores: alpha 0 is the generator alone, and the oracle's score is that of its masks with perfect
+labels. `sweep_text`, `sweep_content` and `plot_sweep` show them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..visualize import plot_curves
+from .predicting import AlphaPredictor
+from .report import result_content
+from .running import EvaluationResult, evaluate_variants
+from .tasks import evaluation_task
+
+DEFAULT_ALPHAS = tuple(number / 10 for number in range(11))
+_CURVES = 8  # classes in the drawing: as many as colours can be told apart
+
+
+@dataclass(frozen=True)
+class AlphaSweep:
+    """Scores over alpha.
+
+    Attributes:
+        headline: name of the number that the task is judged by.
+        column: name of the same for a class.
+        results: by alpha, ascending; the first is alpha 0.
+    """
+
+    headline: str
+    column: str
+    results: dict[float, EvaluationResult]
+
+    @property
+    def generator(self) -> EvaluationResult:
+        """The result of the generator alone."""
+        return self.results[0.0]
+
+    @property
+    def best_alpha(self) -> float:
+        """The alpha with the highest score; of equals the lowest."""
+        return max(self.results, key=self.score)
+
+    @property
+    def oracle(self) -> float | None:
+        """The score of the generator's masks with perfect labels, if it was asked for."""
+        return self.generator.metrics.get(f"oracle_{self.headline}")
+
+    def score(self, alpha: float) -> float:
+        """The headline's value, in [0, 1]."""
+        return self.results[alpha].metrics[self.headline]
+
+    def gap_closed(self, alpha: float) -> float | None:
+        """Share of the way from generator to oracle that ViT-P goes; `None` without oracle, or without a gap."""
+        gap = math.nan if self.oracle is None else self.oracle - self.score(0.0)
+        return (self.score(alpha) - self.score(0.0)) / gap if gap > 0 else None
+
+    def by_class(self) -> dict[str, dict[float, float]]:
+        """For every class that occurs its score by alpha, first the one that alpha moves most."""
+        scores: dict[str, dict[float, float]] = {}
+        for alpha, result in self.results.items():
+            for row in result.classes:
+                scores.setdefault(row["label"], {})[alpha] = row[self.column]
+        return dict(sorted(scores.items(), key=lambda item: min(item[1].values()) - max(item[1].values())))
+
+
+def sweep_alphas(predictor: AlphaPredictor, dataset: Any, id2label: Mapping[int, str], **settings: Any) -> AlphaSweep:
+    """Score a fused model with every alpha of its predictor.
+
+    Args:
+        predictor: of the model; its alphas must contain 0.
+        dataset: entries of our readers.
+        id2label: the data set's classes.
+        settings: as of `evaluate_variants`; counts kept in a `partial_folder` are of all alphas.
+
+    Raises:
+        ValueError: alpha 0 is missing, or as `evaluate` does.
+    """
+    alphas = sorted({float(alpha) for alpha in predictor.alphas})
+    if alphas != predictor.alphas or alphas[0] != 0:
+        raise ValueError(f"alphas {predictor.alphas} must rise from 0, the generator alone, and not repeat")
+    results = evaluate_variants(
+        predictor.task,
+        predictor.id2label,
+        predictor,
+        dataset,
+        id2label,
+        variants=[_name(alpha) for alpha in alphas],
+        **settings,
+    )
+    task = evaluation_task(predictor.task, len(id2label))
+    return AlphaSweep(task.headline, task.columns[0], {alpha: results[_name(alpha)] for alpha in alphas})
+
+
+def sweep_text(sweep: AlphaSweep, max_rows: int = 20) -> str:
+    """A table over alpha, the gap to the oracle, and a table over alpha by class; scores in percent."""
+    generator, best = sweep.generator, sweep.best_alpha
+    names = [
+        name for name, value in generator.metrics.items() if isinstance(value, float) and not name.startswith("oracle_")
+    ]
+    names.sort(key=lambda name: name != sweep.headline)
+    lines = [f"{generator.task}, {generator.num_images} pictures, generator and ViT-P each asked once"]
+    lines += [f"  note: {note}" for note in generator.notes]
+    rows = [["alpha", *names]]
+    for alpha, result in sweep.results.items():
+        remark = "generator alone" if alpha == 0 else "best" if alpha == best else ""
+        rows.append([_name(alpha), *[_percent(result.metrics[name]) for name in names], remark])
+    if sweep.oracle is not None:
+        bound = [_percent(generator.metrics.get(f"oracle_{name}", math.nan)) for name in names]
+        rows.append(["oracle", *bound, "the generator's masks with perfect labels"])
+    lines += _table(rows)
+    shares = {alpha: sweep.gap_closed(alpha) for alpha in sweep.results if alpha > 0}
+    if shares and (share := shares[best if best > 0 else max(shares)]) is not None:
+        alpha = best if best > 0 else max(shares)
+        lines.append(f"  with alpha {_name(alpha)} ViT-P closes {100 * share:.0f} % of the gap to perfect labels")
+    if len(sweep.results) > 2:
+        lines.append("  (an alpha that was chosen on the pictures that it is scored on flatters)")
+    classes = sweep.by_class()
+    shown = list(classes.items())[:max_rows]
+    if shown:
+        lines += ["", f"{sweep.column} by class, what alpha moves most first:"]
+        cells = [[name, *[_percent(values.get(alpha, math.nan)) for alpha in sweep.results]] for name, values in shown]
+        lines += _table([["class", *map(_name, sweep.results)], *cells])
+        if len(classes) > len(shown):
+            lines.append(f"  and {len(classes) - len(shown)} more classes")
+    return "\n".join(lines)
+
+
+def sweep_content(sweep: AlphaSweep) -> dict[str, Any]:
+    """Everything, for JSON: the scores by alpha under `results`."""
+    return {
+        "headline": sweep.headline,
+        "alphas": list(sweep.results),
+        "scores": [sweep.score(alpha) for alpha in sweep.results],
+        "oracle": sweep.oracle,
+        "gap_closed": [sweep.gap_closed(alpha) for alpha in sweep.results],
+        "best_alpha": sweep.best_alpha,
+        "results": {_name(alpha): result_content(result) for alpha, result in sweep.results.items()},
+    }
+
+
+def plot_sweep(path: Path, sweep: AlphaSweep, title: str = "") -> None:
+    """Draw the curve of the headline, with the oracle's level, and those of the classes that alpha moves most.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    alphas = list(sweep.results)
+    curves = {f"{sweep.headline}/with ViT-P": [(alpha, 100 * sweep.score(alpha)) for alpha in alphas]}
+    if sweep.oracle is not None:
+        level = 100 * sweep.oracle
+        curves[f"{sweep.headline}/perfect labels"] = [(alphas[0], level), (alphas[-1], level)]
+    for name, values in list(sweep.by_class().items())[:_CURVES]:
+        curves[f"{sweep.column} by class/{name}"] = [
+            (alpha, 100 * value) for alpha, value in values.items() if not math.isnan(value)
+        ]
+    plot_curves(curves, path, title=title, x_label="alpha, the weight of ViT-P")
+
+
+def _name(alpha: float) -> str:
+    return f"{alpha:g}"
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    """Rows as aligned lines; the first column and remarks to the left, numbers to the right."""
+    columns = len(rows[0])
+    widths = [max(len(row[place]) for row in rows) for place in range(columns)]
+    return [
+        "  "
+        + "  ".join(
+            [
+                f"{row[0]:<{widths[0]}}",
+                *[f"{row[place]:>{widths[place]}}" for place in range(1, columns)],
+                *row[columns:],
+            ]
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,186 @@
+"""Test-time augmentation of semantic segmentation: several views of a picture, and their scores averaged.
+
+A view is the picture at another input size, or mirrored. It is made before the image processor, so whatever the
+processor makes of it (padding, windows, the picture that a classifier sees, points in masks) belongs together. Scores
+of a pixel - the sum over queries of class probability x mask probability - are mirrored back and averaged at the size
+of the answer; the class with the largest mean wins. Papers call it multi-scale ("m.s.") evaluation.
+
+- `Views`: which views there are; `ask_views`: a model's outputs for each; `merge_views`: the outputs as semantic maps.
+
+Shapes: B pictures, C classes, H W pixels of the answer.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .models.image_post_processing import SegmentationPostProcessing
+from .models.image_processing_eomt import EoMTImageProcessor
+
+MAX_SCALE = 8.0
+_OTHERS_MULTIPLE = 32  # what Swin, and the pixel decoders on it, divide a side by
+
+Forward = Callable[..., Any]  # (pictures, **settings of the image processor) -> outputs of the model
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of a picture are asked for.
+
+    Attributes:
+        scales: factors of the input size; 1 is the model's own.
+        flip: also the mirror image at each scale.
+
+    Raises:
+        ValueError: a scale is no number in (0, 8], given twice, or there is none.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        for scale in self.scales:
+            if not (math.isfinite(scale) and 0 < scale <= MAX_SCALE):
+                raise ValueError(f"scale {scale} of a view is outside (0, {MAX_SCALE:g}]; papers use 0.5 to 2")
+        if not self.scales or len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales {list(self.scales)} of views must be at least one, and none of them twice")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the picture as it is, and nothing else."""
+        return self.scales == (1.0,) and not self.flip
+
+
+PLAIN = Views()
+
+
+@dataclass
+class View:
+    """What a model says about one view of a batch.
+
+    Attributes:
+        outputs: of the model.
+        flipped: whether the pictures were mirrored.
+        size: the input size, `None` for the image processor's own.
+    """
+
+    outputs: Any
+    flipped: bool = False
+    size: dict[str, int] | None = None
+
+
+def ask_views(
+    forward: Forward, processor: Any, pictures: Sequence[Image.Image], views: Views = PLAIN, patch_size: int = 1
+) -> list[View]:
+    """Ask a model about every view of some pictures.
+
+    Args:
+        forward: prepares pictures and runs the model; `size=` is passed on to the image processor.
+        processor: the image processor.
+        pictures: upright RGB pictures.
+        views: which.
+        patch_size: the model's, of which input sizes are multiples.
+
+    Returns:
+        The views, in the order of scales, plain before mirrored.
+
+    Raises:
+        ValueError: the processor has no input size that could be scaled.
+    """
+    asked = []
+    for scale in views.scales:
+        size = None if scale == 1 else scaled_size(processor, scale, patch_size)
+        settings = {} if size is None else {"size": size}
+        for flipped in (False, True) if views.flip else (False,):
+            seen = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else picture for picture in pictures]
+            asked.append(View(forward(seen, **settings), flipped, size))
+    return asked
+
+
+@torch.no_grad()
+def merge_views(
+    processor: Any,
+    views: Sequence[View],
+    target_sizes: Sequence[tuple[int, int]],
+    change: Callable[[Any], Any] | None = None,
+) -> list[Tensor]:
+    """Semantic maps from all views of a batch; memory for two sets of scores (C, H, W) of all pictures is needed.
+
+    A single view that is not mirrored is the processor's own answer, exactly.
+
+    Args:
+        processor: the image processor.
+        views: of `ask_views`.
+        target_sizes: (height, width) of each answer.
+        change: applied to the outputs of each view first, such as fusion with another alpha.
+
+    Returns:
+        For each picture an (H, W) int64 map, on the device of the outputs.
+    """
+    if len(views) == 1 and not views[0].flipped:
+        return _post_processed(processor, views[0], target_sizes, change)
+    totals: list[Tensor] = []
+    for view in views:
+        answers = _post_processed(processor, view, target_sizes, change, return_segmentation_scores=True)
+        scores = [answer["segmentation_scores"] for answer in answers]
+        if view.flipped:
+            scores = [score.flip(-1) for score in scores]
+        totals = scores if not totals else [total.add_(score) for total, score in zip(totals, scores, strict=True)]
+    return [total.argmax(0) for total in totals]
+
+
+def scaled_size(processor: Any, scale: float, patch_size: int = 1) -> dict[str, int]:
+    """The input size of an image processor times a factor, its sides multiples of what the model needs.
+
+    Args:
+        processor: the image processor, or that of a fused model, whose generator's input is scaled.
+        scale: the factor.
+        patch_size: of an EoMT.
+
+    Raises:
+        ValueError: the processor does not scale pictures.
+    """
+    if not getattr(processor, "do_resize", True):
+        raise ValueError(
+            f"the image processor leaves pictures as they are (do_resize=False), so there is no view at scale {scale}; "
+            "use scale 1 alone"
+        )
+    multiple = patch_size if _is_eomt(processor) else _OTHERS_MULTIPLE
+    sides = {name: scale * side for name, side in dict(processor.size).items() if side is not None}
+    return {
+        # Edges are limits of a rule, which rounds by itself; heights and widths are inputs.
+        name: max(multiple, multiple * round(side / multiple)) if name in ("height", "width") else max(1, round(side))
+        for name, side in sides.items()
+    }
+
+
+def patch_size_of(model: Any) -> int:
+    """Of what the sides of an EoMT's input are multiples, also where it is the generator of a fused model."""
+    config = getattr(model.config, "generator_config", model.config)
+    size = getattr(config, "patch_size", 1)
+    return size if isinstance(size, int) else 1
+
+
+def _post_processed(
+    processor: Any,
+    view: View,
+    target_sizes: Sequence[tuple[int, int]],
+    change: Callable[[Any], Any] | None,
+    **settings: Any,
+) -> list[Any]:
+    outputs = view.outputs if change is None else change(view.outputs)
+    if view.size is not None and _is_eomt(processor):
+        settings["size"] = view.size
+    return processor.post_process_semantic_segmentation(outputs, target_sizes=list(target_sizes), **settings)
+
+
+def _is_eomt(processor: Any) -> bool:
+    """Whether pictures come to an input as EoMTImageProcessor brings them there: the processor, or a fused one's."""
+    return isinstance(processor, SegmentationPostProcessing) and isinstance(
+        getattr(processor, "generator", processor), EoMTImageProcessor
+    )

@@ -1,0 +1,181 @@
+"""Saving a run and going on with it: model, optimiser, random numbers and loop into a checkpoint, and back.
+
+`RunSaver.save` writes a checkpoint of where the run is; `resume` goes on from the newest valid one. All processes call
+them together: the first writes, and all read. The files themselves are the matter of checkpoints.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from .checkpoints import Checkpoints, TrainingState, read
+from .distributed_state import collect_optimizer, collect_weights, put_optimizer, put_weights
+from .ema import MovingAverage
+from .guards import NonFiniteGuard
+from .random_states import random_states, restore_random_states, seed_everything
+from .recipe import Recipe
+from .resuming import refuse_other_run
+from .selection import Selection
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """All that changes while a run trains.
+
+    Attributes:
+        model: prepared by the accelerator.
+        processor: of the model.
+        optimizer: prepared by the accelerator.
+        schedule: of its learning rates.
+        ema: moving average of the weights, or `None`.
+        selection: the evaluations.
+        guard: steps that were skipped.
+    """
+
+    model: Any
+    processor: Any
+    optimizer: Any
+    schedule: Any
+    ema: MovingAverage | None
+    selection: Selection
+    guard: NonFiniteGuard
+
+
+class RunSaver:
+    """The checkpoints of a run.
+
+    Args:
+        accelerator: of the run.
+        recipe: of the run.
+        checkpoints: where they are.
+        identity: what is trained on what, see resuming.py.
+        parts: of the run.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        recipe: Recipe,
+        checkpoints: Checkpoints,
+        identity: dict[str, Any],
+        parts: RunParts,
+    ) -> None:
+        self.accelerator, self.recipe, self.checkpoints = accelerator, recipe, checkpoints
+        self.identity, self.parts = identity, parts
+        self._saved_step = -1
+
+    def save(self, step: int, seconds: float) -> None:
+        """Write a checkpoint, unless there is one of this step.
+
+        Args:
+            step: steps taken.
+            seconds: that they took.
+
+        Raises:
+            OSError: it cannot be written; those that were there are unharmed.
+        """
+        if self._saved_step == step:
+            return
+        accelerator, parts = self.accelerator, self.parts
+        states = gather_object([random_states()])
+        weights = collect_weights(accelerator, parts.model)
+        moments = collect_optimizer(accelerator, parts.model, parts.optimizer)
+        average = None if parts.ema is None else parts.ema.tensors()
+        if accelerator.is_main_process:
+            optimizer = {"schedule": parts.schedule.state_dict()}
+            if moments is not None:
+                optimizer["optimizer"] = moments
+            if accelerator.scaler is not None:
+                optimizer["scaler"] = accelerator.scaler.state_dict()
+            progress = {
+                "identity": self.identity,
+                "selection": parts.selection.state(),
+                "skipped_steps": parts.guard.skipped,
+                "seconds": seconds,
+                "ema_steps": 0 if parts.ema is None else parts.ema.steps,
+            }
+            state = TrainingState(step, weights, average, optimizer, states, progress)
+            best = parts.selection.best
+            self.checkpoints.save(state, self._save_settings, None if best is None else best["step"])
+        self._saved_step = step
+        accelerator.wait_for_everyone()
+
+    def resume(self, say: Callable[[str], None]) -> tuple[int, float]:
+        """Go on from the newest valid checkpoint, if there is one.
+
+        Args:
+            say: takes lines of text for people.
+
+        Returns:
+            Steps taken and the seconds that they took.
+
+        Raises:
+            ValueError: the checkpoint is of another run, has no optimiser to go on with, or is not to be used.
+        """
+        path = self._newest()
+        if path is None:
+            return 0, 0.0
+        state = read(path)
+        refuse_other_run(state.progress["identity"], self.identity, path)
+        if "optimizer" not in state.optimizer:
+            raise ValueError(
+                f"{path} was saved under DeepSpeed, whose optimiser's state is not in it, so that training cannot go "
+                f"on from it; start another training from its weights with init={path} and another output="
+            )
+        parts = self.parts
+        core = self.accelerator.unwrap_model(parts.model)
+        put_weights(core, state.model)
+        put_optimizer(core, parts.optimizer, state.optimizer["optimizer"])
+        parts.schedule.load_state_dict(state.optimizer["schedule"])
+        if self.accelerator.scaler is not None and "scaler" in state.optimizer:
+            self.accelerator.scaler.load_state_dict(state.optimizer["scaler"])
+        if parts.ema is not None and state.ema is not None:
+            parts.ema.restore(state.ema, state.progress["ema_steps"])
+        parts.selection.restore(state.progress["selection"])
+        parts.guard.skipped = state.progress["skipped_steps"]
+        self._saved_step = state.step
+        say(f"going on from {path}")
+        self._restore_random_states(state, say)
+        return state.step, state.progress["seconds"]
+
+    def _newest(self) -> Path | None:
+        """The checkpoint to go on from, the same on all processes."""
+        newest: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            if not self.recipe.resume and self.checkpoints.steps():
+                raise ValueError(
+                    f"{self.checkpoints.folder} holds checkpoints of an earlier run; delete them or give another "
+                    "output= to begin anew, or go on with resume=true"
+                )
+            newest = [self.checkpoints.newest_valid()]
+        broadcast_object_list(newest)
+        return newest[0]
+
+    def _restore_random_states(self, state: TrainingState, say: Callable[[str], None]) -> None:
+        before, now = len(state.random_states), self.accelerator.num_processes
+        if before == now:
+            restore_random_states(state.random_states[self.accelerator.process_index])
+            return
+        seed_everything(self.recipe.seed, state.step, self.accelerator.process_index)
+        say(
+            f"there were {before} processes and are {now} now: the batches are the same, but what is drawn at random "
+            "in the model is not"
+        )
+
+    def _save_settings(self, folder: Path) -> None:
+        core = self.accelerator.unwrap_model(self.parts.model)
+        core.config.architectures = [published_name(core)]
+        core.config.save_pretrained(folder)
+        self.parts.processor.save_pretrained(folder)
+
+
+def published_name(model: Any) -> str:
+    """Name of a model's class without adapters, and without the prefix that PyTorch gives to those that it shards."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return type(plain).__name__.removeprefix("FSDP")
