@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import vit_p_scenes
 import vit_p_scenes_peers
 import vit_p_scenes_report
+import vit_p_scenes_start
 import vit_p_scenes_timing
 
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
@@ -142,3 +143,16 @@ def test_new_models_look_where_they_are_asked():
     ]
     for share, quarter in zip(of_patches, near, strict=True):
         assert quarter.sum() > 0.35 * share.sum()  # a quarter of the patches; 0.25 without
+
+
+def test_a_classifier_starts_from_the_blocks_of_an_eomt(tmp_path):
+    eomt = tiny_eomt(image_size=32, num_register_tokens=0)
+    eomt.save_pretrained(tmp_path)
+    model = vit_p_scenes_start.from_eomt(str(tmp_path), vit_p_scenes.model_config("joint", "easy"))
+    assert model.config.num_labels == len(vit_p_scenes.scene_labels("easy"))
+    for index, layer in enumerate(model.vit_p.layers):
+        source = eomt.eomt.layers[index]
+        assert torch.equal(layer.mlp.state_dict()["fc1.weight"], source.mlp.state_dict()["fc1.weight"])
+        assert torch.equal(layer.attention.k_proj.weight, layer.attention.q_proj.weight) == (index < 2)
+    before = eomt.eomt.embeddings.position_embeddings.weight
+    assert not torch.equal(model.vit_p.embeddings.position_embeddings.weight, before)
