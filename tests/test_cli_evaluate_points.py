@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_segvit.cli import main
+from hf_segvit.evaluation.points import PointPredictor, evaluate_points
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
@@ -53,6 +54,31 @@ def test_the_generators_masks_are_asked_about(folder, capsys):
     assert "generator_top_1" in json.loads((folder / "r.json").read_text())["metrics"]
     assert main(arguments) == 2
     assert "go together" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_goes_on(folder, monkeypatch, capsys):
+    arguments = ["evaluate", "--model", str(folder / "model"), *DATA, "--num-points", "7", "--output"]
+    assert main([*arguments, str(folder / "whole")]) == 0
+    original, asked = PointPredictor.__call__, []
+
+    def breaking(self, pictures, points):
+        if len(asked) == 2:
+            raise ValueError("a damaged picture")
+        asked.append(1)
+        return original(self, pictures, points)
+
+    monkeypatch.setattr(PointPredictor, "__call__", breaking)
+    monkeypatch.setattr(evaluate_points, "__kwdefaults__", {**evaluate_points.__kwdefaults__, "chunk_size": 1})
+    assert main([*arguments, str(folder / "parts")]) == 2
+    assert len(list((folder / "parts" / "partial").iterdir())) == 2
+    assert main([*arguments, str(folder / "parts"), "--seed", "1"]) == 2
+    assert "another evaluation (seed 0 != 1)" in capsys.readouterr().err
+    asked[:] = [1]
+    assert main([*arguments, str(folder / "parts")]) == 0
+    assert {path.name for path in (folder / "parts").iterdir()} == {"results.json", "results.txt"}
+    results = [json.loads((folder / name / "results.json").read_text()) for name in ("whole", "parts")]
+    assert results[1]["metrics"] == pytest.approx(results[0]["metrics"], rel=1e-12)  # summed in another order
+    assert results[1]["pictures"] == results[0]["pictures"]
 
 
 def test_wrong_settings_are_told_in_one_line(folder, capsys):

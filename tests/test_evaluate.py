@@ -288,6 +288,39 @@ def test_classes_are_matched_by_name(scenes):
         assert result.metrics[HEADLINES[task]] == pytest.approx(1.0)
 
 
+def test_the_stuff_of_a_model_that_numbers_otherwise_is_merged(tmp_path, scenes):
+    model, settings = tiny_eomt(id2label=scenes.id2label, num_queries=20), {"threshold": 0.1}
+    order = [(index + 2) % 6 for index in range(6)]
+    turned = tiny_eomt(id2label={index: scenes.id2label[other] for index, other in enumerate(order)}, num_queries=20)
+    turned.load_state_dict(model.state_dict())
+    for own, other in zip(turned.class_predictor.parameters(), model.class_predictor.parameters(), strict=True):
+        own.data = other.detach()[[*order, 6]].clone()
+    processor = EoMTImageProcessor(size=64, task="panoptic", overlap_mask_area_threshold=0.1, **settings)
+    answers, scores = [], []
+    for place, one in enumerate((model, turned)):
+        folder = tmp_path / str(place)
+        one.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        predictor = load_predictor(
+            str(folder), task="panoptic", stuff_classes=scenes.stuff_classes, data_labels=scenes.id2label
+        )
+        names = {one.config.id2label[label] for label in predictor.stuff_classes}
+        assert names == {scenes.id2label[label] for label in scenes.stuff_classes}
+        pictures = [Image.fromarray(scenes[index]["image"]) for index in range(7)]
+        segments = [answer["segments_info"] for answer in predictor(pictures)]
+        answers.append([sorted(one.config.id2label[row["label_id"]] for row in rows) for rows in segments])
+        command = ["evaluate", "--model", str(folder), "--data", "generated:easy?num_scenes=7&size=48", "--task"]
+        assert main([*command, "panoptic", "--device", "cpu", "--json", str(tmp_path / "result.json")]) == 0
+        scores.append(json.loads((tmp_path / "result.json").read_text())["metrics"])
+    assert answers[0] == answers[1]
+    assert any(name in answers[0][0] for name in ("sky", "grass", "water")), "there is something to merge"
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6, abs=1e-9)  # the head's rows are multiplied in another order
+    # With the data set's ids taken for the model's, other segments are merged.
+    wrong = Predictor(turned, processor, task="panoptic", stuff_classes=scenes.stuff_classes)
+    segments = [answer["segments_info"] for answer in wrong(pictures)]
+    assert [sorted(turned.config.id2label[row["label_id"]] for row in rows) for rows in segments] != answers[0]
+
+
 def test_classes_that_only_their_order_matches_are_told(scenes):
     oracle = Oracle(scenes, "panoptic")
     oracle.id2label = {**scenes.id2label, 3: "rectangle"}

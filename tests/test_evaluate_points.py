@@ -159,6 +159,38 @@ def test_the_generator_is_scored_at_the_same_points():
     assert math.isnan(nothing.metrics["top_1"])
 
 
+def test_an_interrupted_evaluation_goes_on(tmp_path):
+    dataset = scenes(task="panoptic")
+    generator = Predictor(tiny_eomt(id2label=LABELS), EoMTImageProcessor(size=64), task="panoptic")
+    source = point_source("maximum", describe(dataset).id2label, generator=generator)
+    source.threshold = 0.0
+    whole = evaluate_points(predictor_of(tiny_vit_p()), dataset, LABELS, source)
+    assert whole.metrics["num_points"]
+    assert "generator_top_1" in whole.metrics
+
+    class Breaking(PointPredictor):
+        asked, most = 0, 3
+
+        def __call__(self, pictures, points):
+            if self.asked == self.most:
+                raise RuntimeError("out of memory")
+            self.asked += 1
+            return super().__call__(pictures, points)
+
+    settings = {"partial_folder": tmp_path / "partial", "about": {"model": "m"}, "chunk_size": 2}
+    breaking = Breaking(tiny_vit_p(), ViTPImageProcessor(size=56))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate_points(breaking, dataset, LABELS, source, **settings)
+    assert len(list((tmp_path / "partial").iterdir())) == 1
+    breaking.asked = 0  # two of the five were counted, three may be asked
+    result = evaluate_points(breaking, dataset, LABELS, source, **settings)
+    # Confidences are summed in another order.
+    assert result.metrics == pytest.approx(whole.metrics, rel=1e-12)
+    assert (result.classes, result.pictures, result.num_images) == (whole.classes, whole.pictures, 5)
+    with pytest.raises(ValueError, match=r"another evaluation \(model 'm' != 'other'\)"):
+        evaluate_points(breaking, dataset, LABELS, source, **(settings | {"about": {"model": "other"}}))
+
+
 def test_corner_models_are_asked_half_a_pixel_to_the_left():
     picture, points = Image.new("RGB", (10, 20)), torch.tensor([[0.45, 0.475]])
     for origin, expected in (("center", [0.45, 0.475]), ("corner", [0.4, 0.45])):

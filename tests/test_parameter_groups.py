@@ -106,7 +106,8 @@ def test_prompt_encoder_of_vit_p_has_a_rate_of_its_own():
     groups = groups_of(model, prompt_learning_rate=0.25, **fields)
     assert [(group["role"], group["lr"]) for group in groups] == [("backbone", 1.0), ("rest", 1.0), ("prompt", 0.25)]
     roles = by_name(groups, "role")
-    assert roles.keys() == {name for name, _ in model.named_parameters()}
+    # The table of a ViT without CLS token or registers is empty, and not trained.
+    assert roles.keys() == {name for name, parameter in model.named_parameters() if parameter.numel()}
     for name, role in roles.items():
         expected = "rest"
         if name.startswith("vit_p.prompt_encoder."):
