@@ -25,6 +25,7 @@ from hf_segvit import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcess
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
 from hf_segvit.demo_task import panoptic_quality, segment_scenes
 from hf_segvit.training.annealing import MaskAnnealing
+from hf_segvit.visualize import plot_curves
 
 MODES = ("masked", "never", "annealed")
 DIFFICULTY, IMAGE_SIZE, SHIFT = "medium", 96, 8  # training scenes are larger by SHIFT pixels, to be cropped at random
@@ -206,7 +207,7 @@ ROWS = (
 
 
 def table(output: Path) -> None:
-    """Print means and spreads over the seeds."""
+    """Print means and spreads over the seeds, and draw the losses of the first."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*/results.json"))]
     if not results:
         raise SystemExit(f"there are no results in {output}; run some first")
@@ -221,6 +222,16 @@ def table(output: Path) -> None:
         ]
         seconds = statistics.mean(run["seconds"] for run in runs)
         print(f"| {title} | {len(runs)} | {' | '.join(cells)} | {seconds:.0f} |")
+
+    first = {result["mode"]: result for result in results if result["seed"] == results[0]["seed"]}
+    smooth = {mode: _averaged(result["losses"]) for mode, result in first.items()}
+    plot_curves({f"loss/{mode}": points for mode, points in smooth.items()}, output / "mask_annealing.png")
+
+
+def _averaged(losses: list[float], window: int = 50) -> list[tuple[int, float]]:
+    """Means over windows of steps, at the last step of each."""
+    starts = range(0, len(losses) - window + 1, window)
+    return [(start + window, statistics.mean(losses[start : start + window])) for start in starts]
 
 
 def _cell(values: list[float]) -> str:

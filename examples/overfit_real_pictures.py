@@ -170,7 +170,7 @@ def main() -> None:
         learning_rate=1e-3,
         weight_decay_mode="matrices",
         max_grad_norm=1.0,
-        warmup_steps=[50],
+        warmup_steps=[min(50, arguments.steps // 10)],
         layer_decay=1.0,
         num_workers=0,
         evaluate_every=1e9,

@@ -219,6 +219,12 @@ class TestDerivation:
         assert (plan.evaluate_every_steps, plan.save_every_steps) == (400, 400)
         assert derive(self.recipe(save_every_steps=7), 1600).save_every_steps == 7
 
+    def test_a_short_training_has_a_curve_all_the_same(self):
+        # 100 steps of the default recipe would be two records.
+        assert [derive(self.recipe(epochs=None, steps=steps), 1600).log_every for steps in (5, 100, 400)] == [1, 5, 20]
+        assert derive(self.recipe(epochs=None, steps=5000), 1600).log_every == 50
+        assert derive(self.recipe(epochs=None, steps=400, log_every=7), 1600).log_every == 7
+
     def test_without_length_or_pictures(self):
         with pytest.raises(ValueError, match="epochs=12"):
             derive(self.recipe(epochs=None), 1600)

@@ -2,7 +2,8 @@
 
 SETTINGS is JSON: `recipe` (fields), `counts` (objects of each picture), `fail` (process that raises in step 2), `stop`
 (process that is sent SIGTERM in step 3), `stop_all` (every process and its workers are, in step 2), `sharded` (weights
-are, by FSDP2), `timeout` (seconds). Rank, world size and address come from the environment.
+are, by FSDP2), `timeout` (seconds). A ViT-P is trained on the recipe's data, and `counts` are labelled prompts. Rank,
+world size and address come from the environment.
 """
 
 import json
@@ -19,6 +20,7 @@ from hf_segvit.training.recipe import Recipe
 from hf_segvit.training.schedules import learning_rate_schedule
 from hf_segvit.training.sharding import shard_model
 from hf_segvit.training.tasks.eomt import EoMTTask
+from hf_segvit.training.tasks.vit_p import ViTPTask
 
 torch.set_num_threads(1)
 
@@ -70,6 +72,29 @@ class RepeatableTask(CountedTask):
         return super().loss(model, batch, normalizers)
 
 
+class UnevenTask(ViTPTask):
+    """The recipe's data, with a given number of labelled prompts in each picture."""
+
+    def __init__(self, recipe, counts):
+        super().__init__(recipe)
+        self.counts = counts
+
+    def train_samples(self):
+        self.samples = super().train_samples()
+        return self
+
+    def __len__(self):
+        return len(self.counts)
+
+    def sample(self, epoch, index):
+        sample = self.samples.sample(epoch, index)
+        sample.prompt_labels[self.counts[index] :] = -100
+        return sample
+
+    def name(self, index):
+        return self.samples.name(index)
+
+
 def fixed_points(count):
     return torch.rand(1, count, 2, generator=torch.Generator().manual_seed(count))
 
@@ -90,7 +115,8 @@ def main(settings):
     if settings.get("sharded"):
         loop.prepare = prepare_sharded
     recipe = Recipe(**settings["recipe"])
-    task = (RepeatableTask if settings.get("repeatable") else CountedTask)(recipe, settings["counts"])
+    kind = RepeatableTask if settings.get("repeatable") else CountedTask
+    task = (UnevenTask if recipe.model == "vit_p" else kind)(recipe, settings["counts"])
     rank = int(os.environ.get("RANK", 0))
     losses = []
 

@@ -120,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         revision=args.revision,
         threshold=args.threshold,
         stuff_classes=stuff_classes,
+        data_labels=id2label,
         views=views,
         classifier=args.classifier,
         alpha=args.alpha,

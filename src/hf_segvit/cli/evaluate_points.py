@@ -43,6 +43,7 @@ def run_points(args: argparse.Namespace) -> int:
     from ..atomic_files import prepare_output_folder
     from ..data.reading import available_tasks, describe, load_segmentation_dataset
     from ..devices import pick_device
+    from ..evaluation.partial_results import delete_partial_results
     from ..evaluation.points import PointPredictor, evaluate_points, point_source
     from ..evaluation.predicting import load_predictor
     from ..evaluation.report import result_text, write_json
@@ -67,6 +68,9 @@ def run_points(args: argparse.Namespace) -> int:
     if args.generator is not None:
         generator = load_predictor(args.generator, task="panoptic", device=device)
     source = point_source(args.points, id2label, num_points=args.num_points, seed=args.seed, generator=generator)
+    names = ("model", "revision", "data", "split", "task", "limit", "points", "num_points", "seed", "generator")
+    about = {name: getattr(args, name) for name in names}
+    partial_folder = args.output / "partial" if args.output is not None else None
     result = evaluate_points(
         PointPredictor(model, processor, device),
         dataset,
@@ -74,16 +78,17 @@ def run_points(args: argparse.Namespace) -> int:
         source,
         batch_size=args.batch_size,
         num_workers=args.workers if args.workers is not None else 4 if device.type == "cuda" else 0,
+        partial_folder=partial_folder,
+        about=about,
         progress=True,
     )
     if not state.is_main_process:
         return 0
-    names = ("model", "revision", "data", "split", "limit", "points", "num_points", "seed", "generator")
-    about = {name: getattr(args, name) for name in names}
     print(result_text(result, args.rows))
     if args.json is not None:
         write_json(args.json, result, about)
-    if args.output is not None:
+    if args.output is not None and partial_folder is not None:
         write_json(args.output / "results.json", result, about)
         (args.output / "results.txt").write_text(result_text(result, len(id2label)) + "\n", encoding="utf-8")
+        delete_partial_results(partial_folder)
     return 0

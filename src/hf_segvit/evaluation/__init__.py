@@ -5,7 +5,7 @@
 - tasks.py: for each task the metric, the truth it takes, the score of a single picture and the report by class.
 - counting.py: the task's metric and further ones, fed alike; label_matching.py: which class is which.
 - partial_results.py: what makes an interrupted evaluation go on.
-- running.py: the loop over all this; report.py: the table and the drawings.
+- counting_loop.py: the loop over all this, for running.py and points.py; report.py: the table and the drawings.
 """
 
 from .predicting import Predictor, load_predictor

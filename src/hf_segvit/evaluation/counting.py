@@ -1,8 +1,8 @@
 """What an evaluation counts while it runs: the metric of the task, others on request, and a score for each picture.
 
 `EvaluationCounts` feeds all metrics with the same answers; its state can be stored, sent to another process and merged.
-`VariantCounts` are those of several answers to the same pictures. `METRICS` says which metrics there may be beside the
-task's own.
+`VariantCounts` are those of several answers to the same pictures, `PointCounts` those of a point classifier. `METRICS`
+says which metrics there may be beside the task's own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 
 from ..metrics.accumulation import merge_across_processes
 from ..metrics.oracle_classification import OracleClassification
+from ..metrics.point_accuracy import PointAccuracy
 from .tasks import EvaluationTask
 
 MAIN = "main"
@@ -129,3 +130,60 @@ class VariantCounts:
         """Make every process of the run hold what all have counted; all must call it."""
         for counts in self.counts.values():
             counts.merge_across_processes()
+
+
+class PointCounts:
+    """Counts of a point classifier and, where the points are a generator's, of that generator's own classes.
+
+    Args:
+        num_labels: classes of the data set.
+
+    Attributes:
+        own: of the classifier.
+        rival: of the generator, from its probabilities.
+        pictures: [place in the data set, image id, top-1] of each picture.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        self.own, self.single = PointAccuracy(num_labels), PointAccuracy(num_labels)
+        self.rival = PointAccuracy(num_labels, probabilities=True)
+        self.pictures: list[list[Any]] = []
+
+    def count(self, index: int, image_id: Any, answer: Any, rival: Any, labels: Any) -> None:
+        """Count the points of the picture at a place of the data set.
+
+        Args:
+            index: the place.
+            image_id: the picture's name.
+            answer: (N, C) logits.
+            rival: (N, C) probabilities of the generator, or `None`.
+            labels: (N,) the truth.
+        """
+        self.single.reset()
+        self.single.add_batch(predictions=[answer], references=[labels], image_ids=[image_id])
+        self.own.merge(self.single)
+        if rival is not None:
+            self.rival.add_batch(predictions=[rival], references=[labels], image_ids=[image_id])
+        self.pictures.append([index, image_id, float(self.single.compute()["top_1"])])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything counted, as plain objects and arrays."""
+        return {"own": self.own.state_dict(), "rival": self.rival.state_dict(), "pictures": self.pictures}
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Add a `state_dict()`."""
+        self.own.merge(state["own"])
+        self.rival.merge(state["rival"])
+        self.pictures.extend(state["pictures"])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.own.reset()
+        self.rival.reset()
+        self.pictures = []
+
+    def merge_across_processes(self) -> None:
+        """Make every process of the run hold what all have counted; all must call it."""
+        merge_across_processes(self.own)
+        merge_across_processes(self.rival)
+        self.pictures = list(gather_object(self.pictures))

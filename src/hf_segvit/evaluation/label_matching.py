@@ -1,7 +1,7 @@
 """Which class of the data set each of a model's classes is.
 
 `match_labels` compares names; only where a model has as many classes as the data set may the order decide, and then it
-says for which classes it did. Label ids are turned by `LabelMatch.table`.
+says for which classes it did. Label ids are turned by `LabelMatch.table`, and back by `LabelMatch.model_ids`.
 
 C classes of the model.
 """
@@ -33,6 +33,11 @@ class LabelMatch:
 
     table: np.ndarray | None
     by_order: list[tuple[str, str]] = field(default_factory=list)
+
+    def model_ids(self, data_ids: Iterable[int]) -> list[int]:
+        """The model's label ids of classes of the data set, rising."""
+        wanted = set(data_ids)
+        return sorted(wanted if self.table is None else np.flatnonzero(np.isin(self.table, list(wanted))).tolist())
 
     @property
     def warning(self) -> str:

@@ -1,7 +1,7 @@
 """Evaluation of a point classifier: top-1, top-5, by class, and calibration, at points of one's choice.
 
-`evaluate_points` is the loop, `PointPredictor` asks the model. Which points there are is in point_sources.py, what is
-computed in `metrics/point_accuracy.py`. Under `accelerate launch` each process takes its share of the pictures.
+`evaluate_points` runs it, `PointPredictor` asks the model. Which points there are is in point_sources.py, what is
+computed in `metrics/point_accuracy.py`. The loop, also over processes and after an interruption, is counting_loop.py's.
 
 N points, C classes.
 """
@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
-from ..metrics.accumulation import merge_across_processes
 from ..metrics.point_accuracy import PointAccuracy
+from .counting import PointCounts
+from .counting_loop import CHUNK_SIZE, count_pictures, rgb_picture
 from .label_matching import match_labels
 from .point_sources import InteriorPoints, LabelledPoints, MaximumPoints, RandomPoints, reordered_scores
 from .predicting import Predictor
@@ -115,6 +114,9 @@ def evaluate_points(
     *,
     batch_size: int = 1,
     num_workers: int = 0,
+    partial_folder: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    chunk_size: int = CHUNK_SIZE,
     progress: bool = False,
 ) -> EvaluationResult:
     """Evaluate a point classifier; every process of the run must call it, and all get the same result.
@@ -126,6 +128,10 @@ def evaluate_points(
         points: where to ask, from `point_source`.
         batch_size: pictures at a time.
         num_workers: processes that read pictures.
+        partial_folder: keep counts here, and go on from those that are there; `None` keeps none. They stay when the
+            result is returned: the caller deletes them once it has written that.
+        about: what is evaluated, the points included; counts in the folder of something else are an error.
+        chunk_size: pictures to count before counts are saved.
         progress: show a progress bar.
 
     Returns:
@@ -133,65 +139,48 @@ def evaluate_points(
         classes. The score of a picture is its top-1.
 
     Raises:
-        ValueError: model and data set have different classes, or a picture cannot be read or counted.
+        ValueError: model and data set have different classes, a picture cannot be read or counted, or the folder holds
+            another evaluation.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if not len(dataset):
-        raise ValueError("the data set has no pictures; check its split")
-    state = PartialState()
     labels = match_labels(predictor.id2label, id2label)
-    metric, single = PointAccuracy(len(id2label)), PointAccuracy(len(id2label))
-    rival = PointAccuracy(len(id2label), probabilities=True)
-    pictures: list[list[Any]] = []
-    own = range(len(dataset))[state.process_index :: state.num_processes]
-    loader: DataLoader = DataLoader(
-        _Pointed(dataset, own, None if isinstance(points, MaximumPoints) else points),
+
+    def count_batch(counts: PointCounts, batch: list[tuple[int, Any]]) -> None:
+        located = [found or points(entry, index) for index, (entry, found) in batch]
+        pictures = [rgb_picture(entry) for _, (entry, _) in batch]
+        answers = predictor(pictures, [one.points for one in located])
+        for (index, (entry, _)), one, answer in zip(batch, located, answers, strict=True):
+            if labels.table is not None:
+                answer = reordered_scores(answer, labels.table)
+            counts.count(index, entry["image_id"], answer, one.rival, one.labels)
+
+    counts = count_pictures(
+        _Pointed(dataset, None if isinstance(points, MaximumPoints) else points),
+        lambda: PointCounts(len(id2label)),
+        count_batch,
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=list,
+        partial_folder=partial_folder,
+        about=about,
+        chunk_size=chunk_size,
+        progress=progress,
     )
-    show = progress and state.is_main_process
-    with tqdm(total=len(own), unit="picture", disable=None if show else True) as bar:
-        for batch in loader:
-            located = [found or points(entry, index) for index, entry, found in batch]
-            answers = predictor([_picture(entry) for _, entry, _ in batch], [one.points for one in located])
-            for (index, entry, _), one, answer in zip(batch, located, answers, strict=True):
-                if labels.table is not None:
-                    answer = reordered_scores(answer, labels.table)
-                image_id = entry["image_id"]
-                single.reset()
-                single.add_batch(predictions=[answer], references=[one.labels], image_ids=[image_id])
-                metric.merge(single)
-                pictures.append([index, image_id, float(single.compute()["top_1"])])
-                if one.rival is not None:
-                    rival.add_batch(predictions=[one.rival], references=[one.labels], image_ids=[image_id])
-            bar.update(len(batch))
-    merge_across_processes(metric)
-    merge_across_processes(rival)
-    scores = [PictureScore(*picture) for picture in gather_object(pictures)]
+    scores = [PictureScore(*picture) for picture in counts.pictures]
     notes = [labels.warning] if labels.warning else []
-    return _result(metric, rival, id2label, scores, notes)
+    return _result(counts.own, counts.rival, id2label, scores, notes)
 
 
 class _Pointed(Dataset):
-    """Entries of a data set with their places in it and, where a worker can tell, the points."""
+    """Entries of a data set and, where a worker can tell, the points."""
 
-    def __init__(self, dataset: Any, indices: Sequence[int], points: PointSource | None) -> None:
-        self.dataset, self.indices, self.points = dataset, indices, points
+    def __init__(self, dataset: Any, points: PointSource | None) -> None:
+        self.dataset, self.points = dataset, points
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.dataset)
 
-    def __getitem__(self, place: int) -> tuple[int, Any, LabelledPoints | None]:
-        index = self.indices[place]
+    def __getitem__(self, index: int) -> tuple[Any, LabelledPoints | None]:
         entry = self.dataset[index]
-        return index, entry, self.points(entry, index) if self.points is not None else None
-
-
-def _picture(entry: Mapping[str, Any]) -> Image.Image:
-    image = entry["image"]
-    return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+        return entry, self.points(entry, index) if self.points is not None else None
 
 
 def _result(

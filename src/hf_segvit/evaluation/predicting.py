@@ -21,6 +21,7 @@ from ..models.image_post_processing import SegmentationPostProcessing
 from ..models.segment_masks import instance_segments
 from ..segmentation import refuse_views, served_task
 from ..semantic_views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
+from .label_matching import match_labels
 
 
 class Predictor:
@@ -34,10 +35,12 @@ class Predictor:
         threshold: score that a panoptic segment needs; `None`: the processor's own value. Of instances all are kept,
             as average precision ranks them.
         stuff_classes: label ids whose panoptic segments are merged, where the processor stores none.
+        data_labels: classes of the data set that `stuff_classes` numbers; `None` where these are the model's own ids.
         views: of each picture, for semantic segmentation.
 
     Raises:
-        ValueError: the checkpoint cannot do the task, or views are given for another than semantic segmentation.
+        ValueError: the checkpoint cannot do the task, views are given for another than semantic segmentation, or the
+            data set has another number of classes.
     """
 
     def __init__(
@@ -49,14 +52,17 @@ class Predictor:
         device: str | torch.device = "cpu",
         threshold: float | None = None,
         stuff_classes: Sequence[int] = (),
+        data_labels: Mapping[int, str] | None = None,
         views: Views = PLAIN,
     ) -> None:
         self.task = served_task(processor, task)
         refuse_views(self.task, views)
         self.model, self.processor = model.eval().to(device), processor
-        self.device, self.threshold, self.stuff_classes = torch.device(device), threshold, list(stuff_classes)
-        self.views = views
+        self.device, self.threshold, self.views = torch.device(device), threshold, views
         self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
+        if data_labels is not None:
+            stuff_classes = match_labels(self.id2label, data_labels).model_ids(stuff_classes)
+        self.stuff_classes = list(stuff_classes)
         self._is_ours = isinstance(processor, SegmentationPostProcessing)
         self._is_oneformer = getattr(model.config, "model_type", None) == "oneformer"
 
@@ -195,6 +201,7 @@ def load_predictor(
     revision: str | None = None,
     threshold: float | None = None,
     stuff_classes: Sequence[int] = (),
+    data_labels: Mapping[int, str] | None = None,
     views: Views = PLAIN,
     classifier: str | None = None,
     alpha: float | None = None,
@@ -209,6 +216,7 @@ def load_predictor(
         revision: branch, tag or commit of the repository.
         threshold: score that a panoptic segment needs.
         stuff_classes: label ids whose segments are merged.
+        data_labels: classes of the data set that `stuff_classes` numbers.
         views: of each picture, for semantic segmentation.
         classifier: folder or Hub id of a ViT-P that corrects the labels.
         alpha: its weight; `None`: 0.4, or what a fused checkpoint says.
@@ -224,7 +232,14 @@ def load_predictor(
             source, classifier, alpha=alpha, label_mismatch=label_mismatch, revision=revision
         )
     return Predictor(
-        model, processor, task=task, device=device, threshold=threshold, stuff_classes=stuff_classes, views=views
+        model,
+        processor,
+        task=task,
+        device=device,
+        threshold=threshold,
+        stuff_classes=stuff_classes,
+        data_labels=data_labels,
+        views=views,
     )
 
 

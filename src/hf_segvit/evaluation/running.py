@@ -1,8 +1,7 @@
-"""The evaluation loop: every picture is asked, counted once, and the counts are kept on disk until the result is there.
+"""Evaluation of a segmentation model: what it scores, which classes cost most, and the score of every picture.
 
-Started by `accelerate launch`, each process takes its share of the pictures, by index and without padding, and the
-counts are merged at the end; alone it does everything itself. `evaluate` is for one answer to each picture,
-`evaluate_variants` for several.
+`evaluate` is for one answer to each picture, `evaluate_variants` for several. The loop, also over processes and after
+an interruption, is in counting_loop.py.
 """
 
 from __future__ import annotations
@@ -15,20 +14,16 @@ from typing import Any
 
 from accelerate import PartialState
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers.utils import logging
 
 from ..metrics.mean_iou import Absent
 from .counting import MAIN, EvaluationCounts, VariantCounts
+from .counting_loop import CHUNK_SIZE, count_pictures, rgb_picture
 from .label_matching import match_labels
-from .partial_results import PartialResults
 from .predicting import Predictor
 from .tasks import EvaluationTask, evaluation_task
 
 logger = logging.get_logger(__name__)
-
-CHUNK_SIZE = 200  # pictures that an interruption can lose
 
 
 @dataclass(frozen=True)
@@ -170,82 +165,32 @@ def evaluate_variants(
     Raises:
         ValueError: as `evaluate`.
     """
-    if batch_size < 1 or chunk_size < 1:
-        raise ValueError(f"batch_size is {batch_size} and chunk_size {chunk_size}; both must be at least 1")
-    if not len(dataset):
-        raise ValueError("the data set has no pictures; check its split")
-    state = PartialState()
     task = evaluation_task(task_name, len(id2label), stuff_classes, absent)
     labels = match_labels(model_labels, id2label)
     table = labels.table
-    if labels.warning and state.is_main_process:
+    if labels.warning and PartialState().is_main_process:
         logger.warning(labels.warning)
-    counts, chunk = (VariantCounts(task, variants, more_metrics) for _ in range(2))
-    saved: list[dict[str, Any]] = []
-    partial = None
-    if partial_folder is not None:
-        metrics = [MAIN, *more_metrics]
-        extent = {"pictures": len(dataset), "metrics": metrics, "variants": list(variants)}
-        partial = PartialResults(partial_folder, {**(about or {}), **extent})
-        saved = partial.read()
-    state.wait_for_everyone()  # before anyone writes what others must not read
 
-    done = {picture[0] for part in saved for picture in part["pictures"]}
-    waiting = [index for index in range(len(dataset)) if index not in done]
-    if state.is_main_process:
-        for part in saved:
-            counts.merge(part)
-    loader: DataLoader = DataLoader(
-        _Indexed(dataset, waiting[state.process_index :: state.num_processes]),
+    def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
+        pictures = [rgb_picture(entry) for _, entry in batch]
+        for (index, entry), answers in zip(batch, predict(pictures), strict=True):
+            if table is not None:
+                answers = [task.relabel(answer, table) for answer in answers]
+            counts.count(index, entry, answers)
+
+    counts = count_pictures(
+        dataset,
+        lambda: VariantCounts(task, variants, more_metrics),
+        count_batch,
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=list,
+        partial_folder=partial_folder,
+        about={**(about or {}), "metrics": [MAIN, *more_metrics], "variants": list(variants)},
+        chunk_size=chunk_size,
+        progress=progress,
     )
-    show = progress and state.is_main_process
-    with tqdm(total=len(loader.dataset), unit="picture", disable=None if show else True) as bar:  # type: ignore[arg-type]
-        for batch in loader:
-            pictures = [_picture(entry) for _, entry in batch]
-            for (index, entry), answers in zip(batch, predict(pictures), strict=True):
-                if table is not None:
-                    answers = [task.relabel(answer, table) for answer in answers]
-                chunk.count(index, entry, answers)
-            bar.update(len(batch))
-            if len(chunk.pictures) >= chunk_size:
-                _move(chunk, counts, partial)
-    if chunk.pictures:
-        _move(chunk, counts, partial)
-
-    counts.merge_across_processes()
     notes = [labels.warning] if labels.warning else []
     return {name: _result(task, task_name, one, id2label, notes) for name, one in counts.counts.items()}
-
-
-def _move(chunk: VariantCounts, counts: VariantCounts, partial: PartialResults | None) -> None:
-    """Add a chunk to all counts, save it, and start another."""
-    state = chunk.state_dict()
-    counts.merge(state)
-    if partial is not None:
-        partial.save(state)
-    chunk.reset()
-
-
-class _Indexed(Dataset):
-    """Some entries of a data set, with their places in it."""
-
-    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
-        self.dataset, self.indices = dataset, indices
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> tuple[int, Any]:
-        index = self.indices[place]
-        return index, self.dataset[index]
-
-
-def _picture(entry: Mapping[str, Any]) -> Image.Image:
-    image = entry["image"]
-    return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 def _result(

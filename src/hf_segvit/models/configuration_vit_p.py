@@ -24,9 +24,9 @@ class ViTPConfig(PlainViTConfig):
     place.
 
     Args:
-        prompt_attention: `"joint"`, where prompts and patches all see each other, so that an answer depends on which
-            other prompts are asked (the official model); or `"isolated"`, where a prompt sees itself and the picture
-            and the picture does not see it, so that answers are independent and may be asked later.
+        prompt_attention: `"isolated"`, where a prompt sees itself and the picture and the picture does not see it, so
+            that answers are independent and may be asked later; or `"joint"`, where prompts and patches all see each
+            other, so that an answer depends on which other prompts are asked (the official model).
         head_type: `"linear"` (the official code) or `"mlp"`, with one hidden layer (the paper).
         position_interpolation: how learned position embeddings become those of another grid: `"clean"`, or
             `"official"`, bicubic by a factor that is 0.1 patches too large, at the table's own grid too.
@@ -45,7 +45,7 @@ class ViTPConfig(PlainViTConfig):
     image_size: int | list[int] | tuple[int, ...] = 518
     use_cls_token: bool = False
     num_register_tokens: int = 0
-    prompt_attention: str = "joint"
+    prompt_attention: str = "isolated"
     head_type: str = "linear"
     position_interpolation: str = "clean"
     point_origin: str = "center"

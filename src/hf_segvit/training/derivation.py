@@ -9,7 +9,7 @@ The rules, each the identity at the official settings (batch of 16, official len
 - warm-up: 500 steps for new parameters, then 1000 for the backbone, but no more than 1/36 and 1/18 of training, which
   shortens it in runs below 18,000 steps. From scratch nothing has to be spared: one warm-up for all, of their sum.
 - annealing: see `MaskAnnealing.by_rule`.
-- evaluation: once an epoch, but at most 50 times.
+- evaluation: once an epoch, but at most 50 times; records: every `log_every` steps, but at least 20.
 - queries: 100 in semantic, 200 in panoptic and instance segmentation. Query layers: 3 of 12 blocks, 4 of 24, 5 of 40.
 
 Whatever the recipe states is taken as it is. `model_fields`, `augmentation_name` and `image_size` need no data.
@@ -28,6 +28,7 @@ from .recipe import Recipe
 BASE_LEARNING_RATES = {"adamw": (1e-4, 16, 0.5), "sgd": (1e-2, 80, 1.0)}
 WARMUP_STEPS, WARMUP_SHARES = (500, 1000), (1 / 36, 1 / 18)
 MOST_EVALUATIONS = 50
+FEWEST_RECORDS = 20  # of losses and the like, in a training of at least as many steps
 IMAGE_SIZES = {"panoptic": 640, "instance": 640, "semantic": 512, "points": 518}
 AUGMENTATION_NAMES = {
     "panoptic": "eomt_coco_panoptic",
@@ -68,6 +69,11 @@ class TrainingPlan:
     annealing: MaskAnnealing | None
     evaluate_every_steps: int
     save_every_steps: int
+
+    @property
+    def log_every(self) -> int:
+        """Steps between records: as the recipe says, but a short training still has enough for a curve."""
+        return min(self.recipe.log_every, max(1, self.total_steps // FEWEST_RECORDS))
 
     @property
     def epochs(self) -> float:

@@ -77,7 +77,7 @@ class Recipe:
         save_every_steps: instead of `save_every`.
         keep_last: checkpoints that are kept besides the best.
         trackers: of Accelerate, such as "tensorboard", "wandb" or "trackio".
-        log_every: steps between records.
+        log_every: steps between records, or fewer where that were below 20 records.
         draw: pictures whose predictions are drawn at each evaluation.
         points: of ViT-P: how training points are drawn.
         output: folder for everything that training writes; `None` is "runs/" and the recipe's name.

@@ -88,7 +88,7 @@ class Tracking:
             values = torch.stack(list(parts.values()))
             self._parts = values if self._parts is None else self._parts + values
         self._bar.update()
-        if step % self.plan.recipe.log_every == 0 or step == self.plan.total_steps:
+        if step % self.plan.log_every == 0 or step == self.plan.total_steps:
             self._record(step, list(parts), settings)
 
     def scores(self, step: int, metrics: Mapping[str, float], images: Sequence[Image.Image] = ()) -> None:

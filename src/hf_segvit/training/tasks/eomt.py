@@ -142,9 +142,7 @@ class EoMTTask(TrainingTask):
     def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
         """The metrics of the recipe's task on the validation data."""
         dataset, description = self.validation_data(limit)
-        predictor = Predictor(
-            model, processor, task=self.recipe.task, device=device, stuff_classes=description.stuff_classes
-        )
+        predictor = self._predictor(model, processor, device, description)
         result = evaluate(predictor, dataset, description.id2label, stuff_classes=description.stuff_classes)
         numbers = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
         return {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -152,9 +150,7 @@ class EoMTTask(TrainingTask):
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
         """For each picture a strip of picture, truth and answer."""
         dataset, description = self.validation_data(count)
-        predictor = Predictor(
-            model, processor, task=self.recipe.task, device=device, stuff_classes=description.stuff_classes
-        )
+        predictor = self._predictor(model, processor, device, description)
         task = evaluation_task(self.recipe.task, len(description.id2label))
         strips = []
         for index in range(len(dataset)):
@@ -201,6 +197,16 @@ class EoMTTask(TrainingTask):
             self._validation = (dataset, describe(dataset))
         dataset, description = self._validation
         return (dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), description
+
+    def _predictor(self, model: Any, processor: Any, device: torch.device, data: DataDescription) -> Predictor:
+        return Predictor(
+            model,
+            processor,
+            task=self.recipe.task,
+            device=device,
+            stuff_classes=data.stuff_classes,
+            data_labels=data.id2label,
+        )
 
     def _training_data(self) -> Any:
         if self._train is None:
