@@ -52,6 +52,7 @@ def build_model() -> ViTPForPointClassification:
                 patch_size=12,
                 layer_scale_init_value=None,
                 initializer_range=0.08,
+                prompt_attention="joint",
                 id2label=LABELS,
                 label2id={name: label for label, name in LABELS.items()},
             )
