@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .accumulation import integer_array
+
 
 def panoptic_counts(
     prediction: Mapping[str, Any],
@@ -83,17 +85,9 @@ def _map_and_rows(side: Mapping[str, Any], name: str) -> tuple[np.ndarray, Seque
     missing = [key for key in ("segmentation", "segments_info") if key not in side]
     if missing:
         raise ValueError(f"{name}: there is no {missing} among its keys {sorted(side)}; give both")
-    segmentation = side["segmentation"]
-    if hasattr(segmentation, "detach"):
-        segmentation = segmentation.detach().cpu().numpy()
-    array = np.asarray(segmentation)
-    if array.ndim != 2 or array.size == 0:
-        raise ValueError(f"{name}: the segmentation has shape {array.shape}; it must be (height, width)")
-    if array.dtype.kind == "f" and np.array_equal(array, np.rint(array)):
-        # Transformers' processors return float32 where they found nothing.
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name}: the segmentation is {array.dtype}; it must hold integer segment ids")
+    array = integer_array(side["segmentation"], f"{name}: the segmentation")
+    if array.dtype.kind == "b":
+        raise ValueError(f"{name}: the segmentation is bool; it must hold integer segment ids")
     return array, side["segments_info"]
 
 

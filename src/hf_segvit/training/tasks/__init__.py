@@ -54,6 +54,12 @@ class TrainingTask(ABC):
         self.recipe = recipe
         self.device = torch.device("cpu")
 
+    @property
+    def base_model(self) -> str | None:
+        """Hub id of what training starts from, for the card; `None` where it is a folder, or nothing."""
+        source = self.recipe.init or self.recipe.backbone
+        return source if source and source.count("/") == 1 and not source.startswith((".", "/")) else None
+
     @abstractmethod
     def build_model(self) -> tuple[Any, Any]:
         """The model, on the CPU and in float32, and its image processor.

@@ -160,14 +160,13 @@ class ViTPTask(TrainingTask):
 
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
         """The card, with the scores and how the model was trained."""
-        source = self.recipe.init or self.recipe.backbone
         return make_point_model_card(
             model.config,
             processor,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             results=results,
             training_data=about,
-            base_model=source if source and source.count("/") == 1 and not source.startswith((".", "/")) else None,
+            base_model=self.base_model,
         )
 
     def validation_name(self) -> dict[str, str]:
