@@ -70,6 +70,21 @@ def test_explain_trains_nothing(recipe_file, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_packaged_recipe_is_explained_before_its_data_and_weights_are_there(tmp_path, capsys):
+    small = ["data=coco:" + str(tmp_path / "coco"), "backbone=timm/vit_tiny_patch16_224.augreg_in21k", "image_size=64"]
+    assert main(["train", "coco_panoptic_small_640", "--explain", *small]) == 0
+    printed = capsys.readouterr()
+    assert "118,287" in printed.err
+    assert "12 epochs of 7,393 steps" in printed.out
+    assert "class_predictor.weight: 134x192" in printed.out, "133 published classes and no object"
+
+    assert main(["train", "vit_p_coco_base", "--explain", *small[:1], "backbone=timm/vit_tiny_patch16_224"]) == 0
+    assert "118,287 pictures" in capsys.readouterr().out
+    (tmp_path / "coco").mkdir()
+    assert main(["train", "coco_panoptic_small_640", "--explain", *small]) == 2, "data that is there is read"
+    assert "118,287" not in capsys.readouterr().err
+
+
 def test_the_packaged_recipes_are_listed(capsys):
     assert main(["train", "--list"]) == 0
     assert "coco_panoptic_large_640" in capsys.readouterr().out.split()

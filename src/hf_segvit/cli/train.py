@@ -88,11 +88,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explanation(recipe: Any) -> str:
+    from ..model_loading import quiet_transformers
     from ..training.derivation import derive
     from ..training.explanation import explain
     from ..training.tasks import task_for
     from ..training.trained_model import build_trained_model
 
     task = task_for(recipe)
-    model, _ = build_trained_model(task)
-    return explain(derive(recipe, len(task.train_samples()), config=model.config), model)
+    published = task.without_data()
+    if published is not None:
+        print(f"{recipe.data} is not there; going by what is published: {published:,} pictures", file=sys.stderr)
+    with quiet_transformers():
+        model, _ = build_trained_model(task)
+    num_images = len(task.train_samples()) if published is None else published
+    return explain(derive(recipe, num_images, config=model.config), model)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...model_loading import quiet_transformers
+from ..published_data import published_data
 
 _TASKS = {"eomt": ("eomt", "EoMTTask"), "vit_p": ("vit_p", "ViTPTask")}
 
@@ -46,6 +47,7 @@ class TrainingTask(ABC):
     Attributes:
         headline: name of the metric by which checkpoints are compared; higher is better.
         device: where the model computes; the loop sets it before it asks for samples.
+        published: description and size of training data that is not there, see `without_data`.
     """
 
     headline: str
@@ -53,6 +55,32 @@ class TrainingTask(ABC):
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
         self.device = torch.device("cpu")
+        self.published: tuple[Any, int] | None = None
+
+    def without_data(self) -> int | None:
+        """Go by what is published about the training data if it is not there; nothing can be trained then.
+
+        The model is built without the weights of its backbone, which are not downloaded.
+
+        Returns:
+            The number of training pictures; `None` where the data is there, or nothing is known of it.
+        """
+        self.published = published_data(self.recipe.data, self.data_tasks)
+        return None if self.published is None else self.published[1]
+
+    @property
+    def backbone(self) -> Any:
+        """What `from_backbone` starts from: as the recipe says, or without data its architecture alone."""
+        if self.published is None:
+            return self.recipe.backbone
+        from ...conversion.backbone_loading import load_backbone
+
+        return load_backbone(self.recipe.backbone, with_weights=False)[0]
+
+    @property
+    @abstractmethod
+    def data_tasks(self) -> Sequence[str]:
+        """The tasks that data sets are read for, the one to prefer first."""
 
     @property
     def base_model(self) -> str | None:

@@ -59,7 +59,7 @@ class EoMTTask(TrainingTask):
             model = self._from_checkpoint({**fields, **labels})
         elif recipe.backbone is not None:
             size = fields.pop("image_size", self._size)
-            model = EoMTForUniversalSegmentation.from_backbone(recipe.backbone, image_size=size, **fields, **labels)
+            model = EoMTForUniversalSegmentation.from_backbone(self.backbone, image_size=size, **fields, **labels)
         else:
             size = list(self._size) if self._size[0] != self._size[1] else self._size[0]
             model = EoMTForUniversalSegmentation(EoMTConfig(**{"image_size": size, **fields}, **labels))
@@ -184,7 +184,12 @@ class EoMTTask(TrainingTask):
     @property
     def description(self) -> DataDescription:
         """Classes of the training data."""
-        return describe(self._training_data())
+        return describe(self._training_data()) if self.published is None else self.published[0]
+
+    @property
+    def data_tasks(self) -> Sequence[str]:
+        """The recipe's."""
+        return (self.recipe.task,)
 
     def validation_data(self, limit: int | None) -> tuple[Any, DataDescription]:
         """The validation data, or its first pictures, and what its classes are."""

@@ -63,7 +63,7 @@ class ViTPTask(TrainingTask):
             model = self._from_checkpoint({**fields, **labels})
         elif recipe.backbone is not None:
             model = ViTPForPointClassification.from_backbone(
-                recipe.backbone, image_size=list(self._size), **fields, **labels
+                self.backbone, image_size=list(self._size), **fields, **labels
             )
         else:
             model = ViTPForPointClassification(ViTPConfig(**{"image_size": list(self._size), **fields}, **labels))
@@ -178,7 +178,12 @@ class ViTPTask(TrainingTask):
     @property
     def description(self) -> DataDescription:
         """Classes of the training data."""
-        return describe(self._training_data())
+        return describe(self._training_data()) if self.published is None else self.published[0]
+
+    @property
+    def data_tasks(self) -> Sequence[str]:
+        """Those that tell what the points need."""
+        return _data_tasks(self.points.wants_segments)
 
     def validation_data(self, limit: int | None) -> tuple[Any, DataDescription]:
         """The validation data, or its first pictures, and what its classes are."""
@@ -229,9 +234,12 @@ class ViTPTask(TrainingTask):
 
 def _read(spec: str, split: str | None, with_segments: bool) -> Any:
     """A data set, for the task that tells what the points need."""
-    order = ("panoptic", "instance", "semantic") if with_segments else ("semantic", "panoptic", "instance")
-    task = next(name for name in order if name in available_tasks(spec))
+    task = next(name for name in _data_tasks(with_segments) if name in available_tasks(spec))
     return load_segmentation_dataset(spec, split=split, task=task)
+
+
+def _data_tasks(with_segments: bool) -> tuple[str, str, str]:
+    return ("panoptic", "instance", "semantic") if with_segments else ("semantic", "panoptic", "instance")
 
 
 def _refuse_other_classes(spec: str, theirs: DataDescription, ours: DataDescription) -> None:
