@@ -78,7 +78,7 @@ def test_a_packaged_recipe_is_explained_before_its_data_and_weights_are_there(tm
     assert "12 epochs of 7,393 steps" in printed.out
     assert "class_predictor.weight: 134x192" in printed.out, "133 published classes and no object"
 
-    assert main(["train", "vit_p_coco_base", "--explain", *small[:1], "backbone=timm/vit_tiny_patch16_224"]) == 0
+    assert main(["train", "vit_p_coco_base", "--explain", *small]) == 0
     assert "118,287 pictures" in capsys.readouterr().out
     (tmp_path / "coco").mkdir()
     assert main(["train", "coco_panoptic_small_640", "--explain", *small]) == 2, "data that is there is read"
