@@ -26,6 +26,7 @@ from hf_segvit.training.derivation import derive
 from hf_segvit.training.parameter_groups import build_optimizer
 from hf_segvit.training.recipe import Recipe
 from hf_segvit.training.sharding import load_whole_state, shard_model, whole_state
+from hf_segvit.training.trained_model import checkpoint_blocks
 
 from .tiny_models import DINOV3, randomize, tiny_eomt
 from .trainer_processes import same_points
@@ -193,7 +194,7 @@ def main(folder: Path) -> None:
     for case, fields in DDP_CASES.items():
         records[f"ddp eomt, {case}"] = ddp_gradients(eomt(**fields), eomt_loss(COUNTS["none on one process"]))
     checkpointed = eomt(**MASKED)
-    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_blocks(checkpointed)
     records["ddp eomt, checkpointed"] = ddp_gradients(checkpointed, eomt_loss(COUNTS["few and many"]))
     if dist.get_rank() == 0:
         tensors = {f"{case}|{name}": value for case, record in records.items() for name, value in record.items()}

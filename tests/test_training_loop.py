@@ -1,5 +1,7 @@
 """The loop's options against a plain run, the choice of the best checkpoint, and where training ends early."""
 
+import warnings
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +22,11 @@ def losses_of(recipe, task=None):
 
 def test_options_that_must_not_change_the_result(tmp_path):
     plain, _ = losses_of(tiny_recipe(tmp_path / "plain", steps=3))
-    checkpointed, _ = losses_of(tiny_recipe(tmp_path / "checkpointed", steps=3, gradient_checkpointing=True))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "`gradient_checkpointing_enable` is deprecated")
+        recipe = tiny_recipe(tmp_path / "checkpointed", steps=3, gradient_checkpointing=True)
+        checkpointed, outcome = losses_of(recipe)
+    assert outcome.model.is_gradient_checkpointing
     assert checkpointed == pytest.approx(plain, rel=1e-5)  # the same sums, computed twice
 
 

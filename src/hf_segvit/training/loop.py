@@ -45,7 +45,7 @@ from .selection import Selection
 from .signals import StopRequested, StopSignals
 from .tasks import TrainingTask, task_for
 from .tracking import Tracking, memory_mib
-from .trained_model import WholeModel, build_trained_model, compile_blocks
+from .trained_model import WholeModel, build_trained_model, checkpoint_blocks, compile_blocks
 
 PROCESS_TIMEOUT = 1800.0  # seconds that a process waits for the others
 
@@ -144,7 +144,7 @@ class _Run:
         self.plan: TrainingPlan = derive(recipe, len(samples), accelerator.num_processes, self.core.config)
         self.advice = memory_advice(recipe, self.plan)
         if recipe.gradient_checkpointing:
-            self.core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_blocks(self.core)
         if recipe.compile:
             compile_blocks(self.core)
         self.model, self.optimizer, schedule = prepare(accelerator, self.core, self.plan)

@@ -1,7 +1,8 @@
 """The model as it is trained, and as a single process can run it.
 
-`build_trained_model` has it built by its task and adds frozen parts and adapters, `compile_blocks` compiles its blocks;
-`WholeModel` is the same model where the trained one is sharded over processes.
+`build_trained_model` has it built by its task and adds frozen parts and adapters; `compile_blocks` and
+`checkpoint_blocks` change how its blocks run; `WholeModel` is the same model where the trained one is sharded over
+processes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ def compile_blocks(model: Any) -> None:
     for module in model.modules():
         if type(module).__name__ in repeated:
             module.compile()
+
+
+def checkpoint_blocks(model: Any) -> None:
+    """Have the activations of every block computed again in the backward pass, instead of kept."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its new name
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
 
 class WholeModel:
