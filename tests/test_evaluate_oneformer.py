@@ -18,6 +18,7 @@ from transformers import (
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.evaluation import evaluate, load_predictor
 from hf_segvit.models.mask_encoding import decode_mask
+from hf_segvit.semantic_views import Views
 from tests.test_evaluate import HEADLINES, TASKS, dataset_for
 
 NUM_QUERIES = 9
@@ -92,6 +93,38 @@ def test_padding_of_a_batch_changes_no_answer(checkpoint):
     for one, picture in zip(together, pictures(), strict=True):
         assert one.shape == (picture.height, picture.width)
         assert torch.equal(one, predictor([picture])[0])
+
+
+def decided(model, inputs, outputs):
+    """Queries that differ in their classes and in where they are; those of random weights hardly do."""
+    classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
+    outputs.class_queries_logits = 20 * (classes - classes.mean(1, keepdim=True))
+    outputs.masks_queries_logits = 3 * (masks - masks.mean((2, 3), keepdim=True)) / masks.std((2, 3), keepdim=True)
+    return outputs
+
+
+def test_views_are_averaged(checkpoint):
+    predictor = load_predictor(checkpoint, task="semantic", views=Views((0.5, 1.0), flip=True))
+    predictor.model.register_forward_hook(decided)
+    (answer,) = predictor(pictures()[:1])
+    (picture, processor), total = (pictures()[0], predictor.processor), 0
+    for side in (32, 64):
+        for mirrored in (False, True):
+            seen = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
+            size = {"shortest_edge": side, "longest_edge": 2 * side}
+            inputs = processor([seen], task_inputs=["semantic"], return_tensors="pt", size=size)
+            with torch.no_grad():
+                outputs = predictor.model(**inputs)
+            # Scores at the masks' own cells, then scaled: what Transformers' processor of this model does.
+            scores = torch.einsum(
+                "qc,qhw->chw",
+                outputs.class_queries_logits[0].softmax(-1)[:, :-1],
+                outputs.masks_queries_logits[0].sigmoid(),
+            )
+            scores = torch.nn.functional.interpolate(scores[None], (48, 64), mode="bilinear", align_corners=False)[0]
+            total = total + (scores.flip(-1) if mirrored else scores)
+    assert len(answer.unique()) > 1
+    assert (answer == total.argmax(0)).float().mean() > 0.995  # sums in another order
 
 
 def test_instances_are_those_of_the_official_rule(checkpoint):

@@ -36,6 +36,28 @@ def test_case_separators_synonyms_and_aliases():
     assert match_label_spaces(ours, theirs).class_matches == (5, 1, 2, 4, 0, 3)
 
 
+def test_the_words_of_the_ade20k_lists_that_mask2former_and_oneformer_come_with():
+    words = {
+        "window ": "windowpane",
+        "tub": "bathtub",
+        "rail": "railing",
+        "street lamp": "streetlight",
+        "tv": "television receiver",
+        "plane": "airplane",
+        "clothes": "apparel",
+        "pool": "swimming pool",
+        "falls": "waterfall",
+        "trash can": "ashcan",
+        "toilet, can, commode, crapper, pot, potty, stool, throne": "toilet",
+    }
+    published = label_table("ade20k").id2label
+    names = {first_synonym(name): label for label, name in published.items()}
+    theirs = dict(published)
+    for word, name in words.items():
+        theirs[names[name]] = word
+    assert match_label_spaces(theirs, published).class_matches == tuple(range(150))
+
+
 def test_a_whole_name_wins_over_a_synonym():
     ours, theirs = labels("screen", "screen, projector"), labels("screen, projector", "screen")
     assert match_label_spaces(ours, theirs).class_matches == (1, 0)

@@ -194,10 +194,10 @@ def test_the_generator_is_frozen():
     assert all(parameter.grad is None for parameter in model.generator.parameters())
 
 
-def test_bfloat16():
-    given = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs().items()}
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_bfloat16_weights_take_the_processors_float32_pictures(kind):
     with torch.no_grad():
-        outputs = fused_model().bfloat16()(**given)
+        outputs = fused_model(kind).bfloat16()(**inputs(kind))
     assert outputs.class_queries_logits.dtype == torch.float32
     torch.testing.assert_close(outputs.class_queries_logits.exp().sum(-1), torch.ones(2, NUM_QUERIES))
 
@@ -547,6 +547,36 @@ def test_pruning_changes_no_answer(task, threshold):
             for row, expected_row in zip(found["segments_info"], expected["segments_info"], strict=True):
                 assert row["score"] == pytest.approx(expected_row["score"], abs=1e-5)
                 assert row["label_id"] == expected_row["label_id"]
+
+
+def test_outputs_with_pruned_queries_can_be_fused_again():
+    generator = tiny_eomt(id2label=LABELS, num_queries=40)
+    with torch.no_grad():
+        generator.class_predictor.weight *= 6
+    model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
+        generator, tiny_classifier(prompt_attention="isolated"), alpha=0.4
+    )
+    with torch.no_grad():
+        outputs = model(**inputs(), task="panoptic", pruning_threshold=0.4)
+        again = model.fuse(outputs.generator_class_queries_logits, outputs.prompt_logits, alpha=0.4)
+        other = model.fuse(outputs.generator_class_queries_logits, outputs.prompt_logits, alpha=0.9)
+    assert torch.equal(again, outputs.class_queries_logits)
+    left_out = outputs.prompt_logits.isnan().all(-1)
+    assert 0 < left_out.sum() < left_out.numel()
+    assert torch.equal(other[left_out], outputs.generator_class_queries_logits[left_out])
+    assert (other != again)[~left_out].any()
+
+
+def test_classes_are_matched_by_the_names_that_were_given():
+    unnamed = {label: f"LABEL_{label}" for label in LABELS}
+    generator, classifier = (
+        tiny_generator("mask2former", unnamed),
+        tiny_classifier(dict(enumerate(reversed(LABELS.values())))),
+    )
+    model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(generator, classifier, id2label=LABELS)
+    assert model.label_match.class_matches == (4, 3, 2, 1, 0)
+    with pytest.raises(ValueError, match="have no names"):
+        ViTPFusionForUniversalSegmentation.from_generator_and_classifier(generator, classifier)
 
 
 def test_nothing_left_to_ask():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Mask2FormerImageProcessor, MaskFormerImageProcessor
+from transformers import Mask2FormerImageProcessor, MaskFormerImageProcessor, OneFormerImageProcessor
 
 from hf_segvit import (
     EoMTImageProcessor,
@@ -16,7 +16,7 @@ from hf_segvit.evaluation import Predictor
 from hf_segvit.segmentation import Segmenter
 from hf_segvit.semantic_views import Views, ask_views, merge_views, scaled_size
 
-from .tiny_generators import noise_pictures, tiny_classifier, tiny_generator
+from .tiny_generators import TASK_INPUTS, noise_pictures, tiny_classifier, tiny_generator
 
 SIZES = [(50, 40), (32, 70)]  # (width, height)
 VIEWS = Views((0.5, 1.0, 1.5), flip=True)
@@ -94,9 +94,7 @@ def test_views_are_averaged_as_a_plain_loop_does(kind):
     """Every view anew: processor, model, post-processing, one picture at a time."""
     model, processor = case(kind)
     predictor = Predictor(model, processor, task="semantic", views=VIEWS)
-    # Mask2Former's answer to a picture depends on the padding that the batch gives it, so there they come alone.
-    together = kind != "fused mask2former"
-    answers = predictor(pictures()) if together else [predictor([picture])[0] for picture in pictures()]
+    answers = predictor(pictures())
     settings = {"task": "semantic"} if kind.startswith("fused") else {}
     is_eomt = "former" not in kind
     for picture, answer in zip(pictures(), answers, strict=True):
@@ -167,6 +165,36 @@ def test_a_model_that_is_equivariant_gives_the_same_answer_from_all_views():
     for line in (16, 32, 48):
         edges[line - 2 : line + 2] = edges[:, line - 2 : line + 2] = True  # half the size blurs them
     assert torch.equal(answers[2][~edges], truth[~edges])
+
+
+@pytest.mark.parametrize("kind", ["segvit_eomt", "mask2former", "maskformer", "oneformer"])
+def test_no_answer_of_a_fused_model_depends_on_the_rest_of_the_batch(kind):
+    generator = tiny_generator(kind)
+    rules = {"size": {"shortest_edge": 64, "longest_edge": 128}}
+    processors = {
+        "segvit_eomt": lambda: EoMTImageProcessor(size=64),
+        "mask2former": lambda: Mask2FormerImageProcessor(**rules),
+        "maskformer": lambda: MaskFormerImageProcessor(**rules),
+        "oneformer": lambda: OneFormerImageProcessor(**rules),
+    }
+    model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
+        generator, tiny_classifier(), task_inputs=TASK_INPUTS if kind == "oneformer" else None
+    )
+    processor = ViTPFusionImageProcessor.from_generator_and_classifier(
+        processors[kind](), ViTPImageProcessor(size={"height": 56, "width": 56}), config=model.config
+    )
+    predictor = Predictor(model, processor, task="semantic")
+    segmenter = Segmenter(model, processor, task="semantic", device="cpu")
+    unequal = [*pictures(), pictures()[0]]
+    alone = [predictor([picture])[0] for picture in unequal]
+    for answer, segmented, pair, expected in zip(
+        predictor(unequal), segmenter(unequal), segmenter.compare(unequal), alone, strict=True
+    ):
+        # Where the batch is computed together, it is summed in another order.
+        assert (answer == expected).float().mean() > 0.995
+        assert np.array_equal(segmented.segment_map, answer.numpy())
+        assert np.array_equal(pair[1].segment_map, answer.numpy())
+    assert segmenter([]) == segmenter.compare([]) == predictor([]) == []
 
 
 def test_segmenter_and_predictor_agree():

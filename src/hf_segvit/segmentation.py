@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from .devices import pick_device
 from .fusion_loading import is_fused, load_fused_model, load_own_model, with_alpha
+from .models.image_post_processing import SegmentationPostProcessing
 from .models.image_processing_eomt import TASKS
 from .models.mask_encoding import decode_mask
 from .semantic_views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
@@ -142,7 +143,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image], threshold: float | None = None) -> list[SegmentedPicture]:
-        """Segment pictures, all in one forward pass (for each view).
+        """Segment pictures, those that may go together in one forward pass (for each view).
 
         Args:
             pictures: upright RGB pictures, as `open_picture` returns them.
@@ -156,7 +157,11 @@ class Segmenter:
                 given for semantic segmentation, where every pixel has a class.
         """
         refuse_threshold(self.task, threshold)
-        return self._answers(self._ask(pictures, threshold), pictures, threshold) if pictures else []
+        return [
+            answer
+            for batch in picture_batches(self.processor, pictures)
+            for answer in self._answers(self._ask(batch, threshold), batch, threshold)
+        ]
 
     @torch.inference_mode()
     def compare(
@@ -177,11 +182,12 @@ class Segmenter:
         refuse_threshold(self.task, threshold)
         if not is_fused(self.model):
             raise ValueError("there is nothing to compare: the model has no classifier; name one")
-        if not pictures:
-            return []
-        views = self._ask(pictures, threshold)
-        alone = self._answers(views, pictures, threshold, lambda outputs: with_alpha(self.model, outputs, 0))
-        return list(zip(alone, self._answers(views, pictures, threshold), strict=True))
+        pairs: list[tuple[SegmentedPicture, SegmentedPicture]] = []
+        for batch in picture_batches(self.processor, pictures):
+            views = self._ask(batch, threshold)
+            alone = self._answers(views, batch, threshold, lambda outputs: with_alpha(self.model, outputs, 0))
+            pairs += zip(alone, self._answers(views, batch, threshold), strict=True)
+        return pairs
 
     def _ask(self, pictures: Sequence[Image.Image], threshold: float | None) -> list[View]:
         settings: dict[str, Any] = {}
@@ -243,6 +249,26 @@ class Segmenter:
             label = self.id2label[row["label_id"]]
             segments.append(Segment(row["id"], row["label_id"], label, row["score"], area, box, rle))
         return SegmentedPicture("instance", segment_map, sorted(segments, key=lambda segment: segment.id))
+
+
+def picture_batches(processor: Any, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
+    """Pictures that may go together, in their order, so that no answer depends on the rest of its batch.
+
+    Processors of Transformers whose size is a rule pad a batch to its largest picture; models see that padding, and the
+    post-processing that comes with them stretches it over the picture.
+
+    Args:
+        processor: the image processor, a fused model's, or a OneFormerProcessor.
+        pictures: in the order of the answers.
+    """
+    if not pictures:
+        return []
+    own = getattr(processor, "generator", processor)
+    own = getattr(own, "image_processor", own)
+    fixed = isinstance(own, SegmentationPostProcessing) or dict(own.size).get("height")
+    if fixed or len({picture.size for picture in pictures}) == 1:
+        return [list(pictures)]
+    return [[picture] for picture in pictures]
 
 
 def served_task(processor: Any, task: str | None = None) -> str:

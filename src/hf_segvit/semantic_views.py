@@ -145,6 +145,7 @@ def scaled_size(processor: Any, scale: float, patch_size: int = 1) -> dict[str, 
     Raises:
         ValueError: the processor does not scale pictures.
     """
+    processor = getattr(processor, "image_processor", processor)  # of a OneFormerProcessor
     if not getattr(processor, "do_resize", True):
         raise ValueError(
             f"the image processor leaves pictures as they are (do_resize=False), so there is no view at scale {scale}; "

@@ -19,7 +19,7 @@ from ..fusion_loading import is_fused, load_fused_model, load_universal_model, w
 from ..models.class_fusion import check_alpha
 from ..models.image_post_processing import SegmentationPostProcessing
 from ..models.segment_masks import instance_segments
-from ..segmentation import refuse_views, served_task
+from ..segmentation import picture_batches, refuse_views, served_task
 from ..semantic_views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 from .label_matching import match_labels
 
@@ -77,14 +77,9 @@ class Predictor:
         Raises:
             ValueError: a picture cannot be brought to the model's input.
         """
-        return [answer for batch in self._batches(pictures) for answer in self._answers(*self._ask(batch))]
-
-    def _batches(self, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
-        """Pictures that may go together: Transformers' post-processing stretches a batch's padding over the picture."""
-        size = dict(getattr(self.processor, "image_processor", self.processor).size)
-        if self._is_ours or size.get("height") or len({picture.size for picture in pictures}) == 1:
-            return [list(pictures)]
-        return [[picture] for picture in pictures]
+        return [
+            answer for batch in picture_batches(self.processor, pictures) for answer in self._answers(*self._ask(batch))
+        ]
 
     def _ask(self, pictures: list[Image.Image]) -> tuple[list[View], list[tuple[int, int]]]:
         """The model's outputs for each view, and (height, width) of the pictures."""
@@ -179,7 +174,7 @@ class AlphaPredictor(Predictor):
             For each picture the answers with each alpha, in the form of `Predictor`'s.
         """
         rows: list[list[Any]] = []
-        for batch in self._batches(pictures):
+        for batch in picture_batches(self.processor, pictures):
             views, sizes = self._ask(batch)
             columns = [self._answers(views, sizes, self._change(alpha)) for alpha in self.alphas]
             rows += [list(answers) for answers in zip(*columns, strict=True)]

@@ -14,6 +14,7 @@ classes of ViT-P.
 """
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def check_alpha(alpha: float) -> None:
     Raises:
         ValueError: naming it.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
         raise ValueError(
             f"alpha={alpha!r} is no number in [0, 1]: 0 is the generator's answer, 1 is ViT-P's; published is 0.4"
         )

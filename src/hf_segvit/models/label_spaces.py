@@ -42,6 +42,14 @@ ALIASES = {
     "trafficlight": "traffic light",
     "trafficsign": "traffic sign",
     "playing field": "playingfield",
+    "window": "windowpane",
+    "tub": "bathtub",
+    "rail": "railing",
+    "street lamp": "streetlight",
+    "clothes": "apparel",
+    "pool": "swimming pool",
+    "falls": "waterfall",
+    "trash can": "ashcan",
 }
 
 _GENERIC = re.compile(r"label_?\d+")  # Transformers' names where nobody gave any

@@ -145,7 +145,7 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         self.config.generator_config = self.generator.config
         self.config.classifier_config = self.classifier.config
         self.label_match = match_label_spaces(
-            self.generator.config.id2label or {}, self.classifier.config.id2label or {}, self.config.label_mismatch
+            self.config.id2label or {}, self.classifier.config.id2label or {}, self.config.label_mismatch
         )
 
     def train(self, mode: bool = True) -> "ViTPFusionForUniversalSegmentation":
@@ -213,8 +213,6 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
             picture_of_row = None if patch_offsets is None else patch_offsets[:, 0].long()
             prompt_logits = classify_rows(self.classifier, pictures, prompts, picture_of_row, wanted)
             fused = self.fuse(class_logits, prompt_logits, alpha=alpha)
-            if wanted is not None:
-                fused = torch.where(wanted[..., None], fused, class_logits.float())
         return ViTPFusionOutput(
             class_queries_logits=fused,
             masks_queries_logits=mask_logits,
@@ -233,7 +231,8 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
 
         Args:
             class_queries_logits: (..., C + 1) the output's `generator_class_queries_logits`.
-            prompt_logits: (..., K) the output's `prompt_logits`.
+            prompt_logits: (..., K) the output's `prompt_logits`; queries of NaN, which ViT-P was not asked about, keep
+                the generator's answer.
             alpha: weight of ViT-P; `None`: the config's for the task.
             task: as in `forward`.
 
@@ -243,18 +242,23 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         Raises:
             ValueError: as `fuse_class_logits`.
         """
-        return fuse_class_logits(
+        asked = ~prompt_logits.isnan().all(-1, keepdim=True)
+        fused = fuse_class_logits(
             class_queries_logits,
-            prompt_logits,
+            torch.where(asked, prompt_logits, 0),
             self.config.alpha_of(task or self.config.task) if alpha is None else alpha,
             self.config.normalization,
             self.label_match.class_matches,
         )
+        return torch.where(asked, fused, class_queries_logits.to(fused.dtype))
 
     @torch.no_grad()
     def _generate(self, pixel_values: Tensor, pixel_mask: Tensor | None, task: str) -> tuple[Tensor, Tensor]:
         """Class and mask logits of the generator."""
-        inputs: dict[str, Any] = {"pixel_values": pixel_values}
+        # Models of Transformers leave it to the caller that pictures have the type of their weights. Not `.dtype`, the
+        # type of some parameter: a model may keep a few of them in another one.
+        kernels = (weight.dtype for weight in self.generator.parameters() if weight.ndim == 4)
+        inputs: dict[str, Any] = {"pixel_values": pixel_values.to(next(kernels, pixel_values.dtype))}
         if pixel_mask is not None:
             inputs["pixel_mask"] = pixel_mask
         if self.config.task_inputs is not None:
