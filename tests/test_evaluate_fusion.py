@@ -129,11 +129,11 @@ def test_an_interrupted_sweep_goes_on(scenes, tmp_path):
     class Breaking(AlphaPredictor):
         pictures = 0
 
-        def __call__(self, pictures):
+        def with_masks(self, pictures):
             self.pictures += len(pictures)
             if self.pictures > 3:
                 raise RuntimeError("out of memory")
-            return super().__call__(pictures)
+            return super().with_masks(pictures)
 
     with pytest.raises(RuntimeError, match="out of memory"):
         sweep_alphas(Breaking(predictor, ALPHAS), scenes, scenes.id2label, **settings)

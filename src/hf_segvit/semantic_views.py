@@ -123,10 +123,10 @@ def merge_views(
         For each picture an (H, W) int64 map, on the device of the outputs.
     """
     if len(views) == 1 and not views[0].flipped:
-        return _post_processed(processor, views[0], target_sizes, change)
+        return post_processed(processor, views[0], target_sizes, change)
     totals: list[Tensor] = []
     for view in views:
-        answers = _post_processed(processor, view, target_sizes, change, return_segmentation_scores=True)
+        answers = post_processed(processor, view, target_sizes, change, return_segmentation_scores=True)
         scores = [answer["segmentation_scores"] for answer in answers]
         if view.flipped:
             scores = [score.flip(-1) for score in scores]
@@ -167,13 +167,22 @@ def patch_size_of(model: Any) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _post_processed(
+def post_processed(
     processor: Any,
     view: View,
     target_sizes: Sequence[tuple[int, int]],
     change: Callable[[Any], Any] | None,
     **settings: Any,
 ) -> list[Any]:
+    """The image processor's semantic answers to one view, not mirrored back.
+
+    Args:
+        processor: the image processor.
+        view: of `ask_views`.
+        target_sizes: (height, width) of each answer.
+        change: applied to the outputs first.
+        settings: for the processor.
+    """
     outputs = view.outputs if change is None else change(view.outputs)
     if view.size is not None and _is_eomt(processor):
         settings["size"] = view.size

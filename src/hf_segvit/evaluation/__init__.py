@@ -3,6 +3,7 @@
 - predicting.py: pictures in, answers in the form that the metrics take, from our models and any of Transformers' for
   universal segmentation.
 - tasks.py: for each task the metric, the truth it takes, the score of a single picture and the report by class.
+- sure_masks.py: the masks that the oracle labels anew.
 - counting.py: the task's metric and further ones, fed alike; label_matching.py: which class is which.
 - partial_results.py: what makes an interrupted evaluation go on.
 - counting_loop.py: the loop over all this, for running.py and points.py; report.py: the table and the drawings.

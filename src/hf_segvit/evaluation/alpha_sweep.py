@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..visualize import plot_curves
+from .counting import ORACLE
 from .predicting import AlphaPredictor
 from .report import result_content
 from .running import EvaluationResult, evaluate_variants
@@ -88,7 +89,7 @@ def sweep_alphas(predictor: AlphaPredictor, dataset: Any, id2label: Mapping[int,
     results = evaluate_variants(
         predictor.task,
         predictor.id2label,
-        predictor,
+        predictor.with_masks if ORACLE in settings.get("more_metrics", ()) else predictor,
         dataset,
         id2label,
         variants=[_name(alpha) for alpha in alphas],

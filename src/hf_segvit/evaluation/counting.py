@@ -15,12 +15,12 @@ from accelerate.utils import gather_object
 from ..metrics.accumulation import merge_across_processes
 from ..metrics.oracle_classification import OracleClassification
 from ..metrics.point_accuracy import PointAccuracy
-from .tasks import EvaluationTask
+from .tasks import EvaluationTask, MaskedAnswer
 
-MAIN = "main"
+MAIN, ORACLE = "main", "oracle"
 # By name: what else can be counted. Results have the name before theirs, such as `oracle_pq`.
 METRICS: dict[str, Callable[[EvaluationTask], Any]] = {
-    "oracle": lambda task: OracleClassification(task.new_metric()),
+    ORACLE: lambda task: OracleClassification(task.new_metric()),
     "boundary": lambda task: task.new_boundary_metric(),
 }
 
@@ -49,15 +49,16 @@ class EvaluationCounts:
         self.pictures: list[list[Any]] = []
 
     def count(self, index: int, entry: Mapping[str, Any], answer: Any) -> None:
-        """Count the answer to the picture at a place of the data set."""
+        """Count the answer, perhaps a `MaskedAnswer`, to the picture at a place of the data set."""
         image_id, reference = entry["image_id"], self.task.reference(entry)
-        batch = {"predictions": [answer], "references": [reference], "image_ids": [image_id]}
+        given, masks = (answer.answer, answer.masks) if isinstance(answer, MaskedAnswer) else (answer, answer)
+        about = {"references": [reference], "image_ids": [image_id]}
         self.single.reset()
-        self.single.add_batch(**batch)
+        self.single.add_batch(predictions=[given], **about)
         self.metrics[MAIN].merge(self.single)
         for name, metric in self.metrics.items():
             if name != MAIN:
-                metric.add_batch(**batch)
+                metric.add_batch(predictions=[masks if name == ORACLE else given], **about)
         self.pictures.append([index, image_id, self.task.picture_score(self.single)])
 
     def state_dict(self) -> dict[str, Any]:

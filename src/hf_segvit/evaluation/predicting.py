@@ -22,6 +22,10 @@ from ..models.segment_masks import instance_segments
 from ..segmentation import picture_batches, refuse_views, served_task
 from ..semantic_views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 from .label_matching import match_labels
+from .sure_masks import mask_owners, sure_outputs
+from .tasks import MaskedAnswer
+
+_ABOVE_ZERO = 1e-12  # a score: classes of which a query is sure that they are wrong have 0
 
 
 class Predictor:
@@ -81,6 +85,19 @@ class Predictor:
             answer for batch in picture_batches(self.processor, pictures) for answer in self._answers(*self._ask(batch))
         ]
 
+    @torch.inference_mode()
+    def with_masks(self, pictures: Sequence[Image.Image]) -> list[Any]:
+        """Answer a batch, each answer with the masks that an oracle would label; otherwise as a call.
+
+        Returns:
+            For each picture a `MaskedAnswer`.
+        """
+        answers: list[Any] = []
+        for batch in picture_batches(self.processor, pictures):
+            asked = self._ask(batch)
+            answers += map(MaskedAnswer, self._answers(*asked), self._masks(*asked))
+        return answers
+
     def _ask(self, pictures: list[Image.Image]) -> tuple[list[View], list[tuple[int, int]]]:
         """The model's outputs for each view, and (height, width) of the pictures."""
         views = ask_views(self._outputs, self.processor, pictures, self.views, patch_size_of(self.model))
@@ -111,30 +128,46 @@ class Predictor:
             return [label_map.cpu() for label_map in merge_views(self.processor, views, sizes, change)]
         outputs = views[0].outputs if change is None else change(views[0].outputs)
         if self.task == "instance":
-            return [_on_cpu(answer) for answer in self._instances(outputs, sizes)]
+            return self._instances(outputs, sizes, 0.0)
+        stuff_classes = self.processor.stuff_classes if self._is_ours and self.processor.stuff_classes else None
+        return self._panoptic(outputs, sizes, self.stuff_classes if stuff_classes is None else stuff_classes)
+
+    def _masks(self, views: list[View], sizes: list[tuple[int, int]]) -> list[Any]:
+        """The masks of pictures for the oracle; the same whatever the weight of a classifier."""
+        if self.task == "semantic":
+            return mask_owners(self.processor, views, sizes)
+        outputs = sure_outputs(views[0].outputs)
+        if self.task == "instance":
+            return self._instances(outputs, sizes, _ABOVE_ZERO)
+        return self._panoptic(outputs, sizes, [])  # what is one by its true class is merged when that is known
+
+    def _panoptic(
+        self, outputs: Any, sizes: list[tuple[int, int]], stuff_classes: Sequence[int]
+    ) -> list[dict[str, Any]]:
         settings: dict[str, Any] = {} if self.threshold is None else {"threshold": self.threshold}
-        if not self._is_ours:
-            settings["label_ids_to_fuse"] = set(self.stuff_classes)
-        elif not self.processor.stuff_classes:
-            settings["stuff_classes"] = self.stuff_classes
+        settings["label_ids_to_fuse"] = list(stuff_classes) if self._is_ours else set(stuff_classes)
         answers = self.processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes, **settings)
         return [_one_row_per_segment(_on_cpu(answer)) for answer in answers]
 
-    def _instances(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    def _instances(self, outputs: Any, sizes: list[tuple[int, int]], threshold: float) -> list[dict[str, Any]]:
         if self._is_oneformer:
             # Its processor takes logits for probabilities, and gives masks that do not overlap; the official code's
             # rule, which is ours too, takes the best pairs of query and class as they are.
             height, width = outputs["input_sizes"][0].tolist()
-            return instance_segments(
+            answers = instance_segments(
                 outputs.class_queries_logits,
                 outputs.masks_queries_logits,
                 sizes,
                 input_size=(height, width),
-                threshold=0.0,
+                threshold=threshold,
                 return_coco_annotation=True,
             )
-        form = {"return_coco_annotation": True} if self._is_ours else {"return_binary_maps": True}
-        return self.processor.post_process_instance_segmentation(outputs, threshold=0.0, target_sizes=sizes, **form)
+        else:
+            form = {"return_coco_annotation": True} if self._is_ours else {"return_binary_maps": True}
+            answers = self.processor.post_process_instance_segmentation(
+                outputs, threshold=threshold, target_sizes=sizes, **form
+            )
+        return [_on_cpu(answer) for answer in answers]
 
 
 class AlphaPredictor(Predictor):
@@ -175,10 +208,23 @@ class AlphaPredictor(Predictor):
         """
         rows: list[list[Any]] = []
         for batch in picture_batches(self.processor, pictures):
-            views, sizes = self._ask(batch)
-            columns = [self._answers(views, sizes, self._change(alpha)) for alpha in self.alphas]
-            rows += [list(answers) for answers in zip(*columns, strict=True)]
+            rows += self._by_alpha(*self._ask(batch))
         return rows
+
+    @torch.inference_mode()
+    def with_masks(self, pictures: Sequence[Image.Image]) -> list[list[Any]]:
+        """As a call, but for `MaskedAnswer`s, whose masks are the same for each alpha."""
+        rows: list[list[Any]] = []
+        for batch in picture_batches(self.processor, pictures):
+            asked = self._ask(batch)
+            for answers, masks in zip(self._by_alpha(*asked), self._masks(*asked), strict=True):
+                rows.append([MaskedAnswer(answer, masks) for answer in answers])
+        return rows
+
+    def _by_alpha(self, views: list[View], sizes: list[tuple[int, int]]) -> list[list[Any]]:
+        """For each picture the answers with each alpha."""
+        columns = [self._answers(views, sizes, self._change(alpha)) for alpha in self.alphas]
+        return [list(answers) for answers in zip(*columns, strict=True)]
 
     def _model_settings(self) -> dict[str, Any]:
         # Alpha 1 has ViT-P asked; all queries are, so that its answers serve any alpha.

@@ -17,7 +17,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from ..metrics.mean_iou import Absent
-from .counting import MAIN, EvaluationCounts, VariantCounts
+from .counting import MAIN, ORACLE, EvaluationCounts, VariantCounts
 from .counting_loop import CHUNK_SIZE, count_pictures, rgb_picture
 from .label_matching import match_labels
 from .predicting import Predictor
@@ -90,8 +90,9 @@ def evaluate(
         batch_size: pictures at a time.
         num_workers: processes that read pictures.
         absent: what classes that occur nowhere mean for mean IoU, see `MeanIoU`.
-        more_metrics: what to compute beside the task's own metric: "oracle", the score that the same masks would reach
-            with perfect labels (see `OracleClassification`), and "boundary", boundary IoU or boundary AP.
+        more_metrics: what to compute beside the task's own metric: "oracle", the score that the model's masks would
+            reach with perfect labels (see `OracleClassification` and sure_masks.py), and "boundary", boundary IoU or
+            boundary AP.
         partial_folder: keep counts here, and go on from those that are there; `None` keeps none. They stay when the
             result is returned: the caller deletes them once it has written that.
         about: what is evaluated; counts in the folder of something else are an error.
@@ -109,10 +110,11 @@ def evaluate(
         "more_metrics": more_metrics,
     }
     settings |= {"partial_folder": partial_folder, "about": about, "chunk_size": chunk_size, "progress": progress}
+    ask = predictor.with_masks if ORACLE in more_metrics and isinstance(predictor, Predictor) else predictor
     results = evaluate_variants(
         predictor.task,
         predictor.id2label,
-        lambda pictures: [[answer] for answer in predictor(pictures)],
+        lambda pictures: [[answer] for answer in ask(pictures)],
         dataset,
         id2label,
         variants=(MAIN,),
@@ -175,7 +177,7 @@ def evaluate_variants(
         pictures = [rgb_picture(entry) for _, entry in batch]
         for (index, entry), answers in zip(batch, predict(pictures), strict=True):
             if table is not None:
-                answers = [task.relabel(answer, table) for answer in answers]
+                answers = [task.relabel_both(answer, table) for answer in answers]
             counts.count(index, entry, answers)
 
     counts = count_pictures(

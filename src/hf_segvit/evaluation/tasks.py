@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,19 @@ from ..metrics.instance_matching import unpack
 from ..metrics.mask_average_precision import MaskAveragePrecision
 from ..metrics.mean_iou import Absent, MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
+
+
+@dataclass(frozen=True)
+class MaskedAnswer:
+    """An answer, and what the oracle labels anew instead of it.
+
+    Attributes:
+        answer: what the metric of the task takes.
+        masks: the model's masks as the oracle takes them, see sure_masks.py.
+    """
+
+    answer: Any
+    masks: Any
 
 
 class EvaluationTask(ABC):
@@ -57,6 +71,13 @@ class EvaluationTask(ABC):
     @abstractmethod
     def relabel(self, prediction: Any, table: np.ndarray) -> Any:
         """The prediction with every label id replaced by its entry in the table."""
+
+    def relabel_both(self, answer: Any, table: np.ndarray) -> Any:
+        """`relabel` of an answer and, of a `MaskedAnswer`, its masks too."""
+        if isinstance(answer, MaskedAnswer):
+            masks = {**answer.masks, "segments_info": _relabelled_rows(answer.masks["segments_info"], table)}
+            return MaskedAnswer(self.relabel(answer.answer, table), masks)
+        return self.relabel(answer, table)
 
     @abstractmethod
     def picture_score(self, metric: Any) -> float:
