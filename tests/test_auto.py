@@ -100,6 +100,34 @@ def test_pipeline_from_a_folder_serves_the_subtasks_of_the_checkpoint(tmp_path, 
     assert "is not supported" not in capfd.readouterr().err
 
 
+def test_the_pipeline_answers_as_post_processing_when_told_both_thresholds(tmp_path, picture) -> None:
+    """README says so; the pipeline's own are 0.9 for scores and 0.5 for the share of its mask that a segment keeps."""
+    save(tmp_path, "panoptic")
+    segmenter = pipeline("image-segmentation", model=str(tmp_path))
+
+    def overlapping(module, args, kwargs, outputs):
+        classes, masks = torch.zeros(1, 7, 6), torch.full((1, 7, 16, 16), -10.0)
+        classes[..., -1] = 20
+        classes[:, 0, 2], masks[:, 0] = 40, 1.0  # all 12 rows; the others leave it 7
+        classes[:, 1, 3], masks[:, 1, :3] = 40, 10.0
+        classes[:, 2, 4], masks[:, 2, 10:] = 22, 10.0  # probability 0.87
+        outputs["class_queries_logits"], outputs["masks_queries_logits"] = classes, masks
+        return outputs
+
+    segmenter.model.register_forward_hook(overlapping, with_kwargs=True)
+    processor = segmenter.image_processor
+    with torch.no_grad():
+        outputs = segmenter.model(**processor(picture, return_tensors="pt"))
+    (called,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=[picture.size[::-1]])
+    names = [LABELS[row["label_id"]] for row in called["segments_info"]]
+    assert len(names) == 2
+    told = segmenter(picture, threshold=0.8, overlap_mask_area_threshold=0.8)
+    assert [segment["label"] for segment in told] == names
+    for segment, row in zip(told, called["segments_info"], strict=True):
+        assert np.array_equal(np.asarray(segment["mask"]) > 0, (called["segmentation"] == row["id"]).numpy())
+    assert [segment["label"] for segment in segmenter(picture)] != names
+
+
 def test_pipeline_takes_lists_and_batches_and_refuses_batches_of_windows(tmp_path, picture) -> None:
     save(tmp_path / "panoptic", "panoptic")
     pictures = [picture, picture.resize((100, 40)), picture.rotate(90, expand=True)]

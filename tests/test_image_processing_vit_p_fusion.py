@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_segvit import ViTPFusionForUniversalSegmentation, ViTPFusionImageProcessor
+from hf_segvit.models import fusion_processors, transformers_eomt_processor
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.published_labels import COCO_PANOPTIC_LABELS, COCO_PANOPTIC_STUFF
@@ -286,3 +287,29 @@ def test_settings_of_one_call():
     assert made["classifier_pixel_values"].shape == (3, 3, 28, 56)
     arrays = joined("mask2former")(pictures(), return_tensors="np")
     assert arrays["content_sizes"].dtype == "int64"
+
+
+@pytest.mark.parametrize("kind", ["segvit_eomt", "eomt", "mask2former"])
+def test_parts_are_found_where_their_models_are(kind, tmp_path):
+    PROCESSORS[kind].save_pretrained(tmp_path / "parts" / "generator")
+    CLASSIFIER.save_pretrained(tmp_path / "parts" / "classifier")
+    made = ViTPFusionImageProcessor.from_generator_and_classifier(
+        str(tmp_path / "parts"),
+        str(tmp_path / "parts"),
+        generator_kwargs={"subfolder": "generator", "dtype": torch.bfloat16},  # as the model is given
+        classifier_kwargs={"subfolder": "classifier"},
+        stuff_classes=[0],
+    )
+    expected = joined(kind, stuff_classes=[0])
+    assert made.to_dict() == expected.to_dict()
+
+
+def test_an_eomt_processor_in_memory_is_translated_in_silence(monkeypatch):
+    def warn(*arguments):
+        raise AssertionError(arguments)
+
+    for module in (fusion_processors, transformers_eomt_processor):
+        monkeypatch.setattr(module.logger, "warning_once", warn)
+    made = ViTPFusionImageProcessor.from_generator_and_classifier(PROCESSORS["eomt"], CLASSIFIER, stuff_classes=[0])
+    assert made.stuff_classes == [0]
+    assert (made.generator.size["height"], made.generator.size["width"]) == (64, 64)

@@ -28,8 +28,8 @@ class ViTPFusionConfig(PreTrainedConfig):
     Args:
         generator_config: of the model that draws masks, or its fields with `model_type`.
         classifier_config: of the ViT-P, or its fields.
-        task: `"panoptic"`, `"instance"` or `"semantic"`: what a call is for that does not say. It chooses alpha, and
-            the prompt of a OneFormer.
+        task: `"panoptic"`, `"instance"` or `"semantic"`: what a call is for that does not say, such as the pipeline's
+            for any subtask. It chooses alpha, and the prompt of a OneFormer.
         alpha: weight of ViT-P in [0, 1], or one for each task.
         normalization: `"oneformer"` or `"internimage"`; see `fuse_class_logits`.
         label_mismatch: `"error"` if both parts must know the same classes; `"keep"` fuses those that they share.

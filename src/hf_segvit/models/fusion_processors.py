@@ -5,7 +5,6 @@ input; those of Mask2Former, MaskFormer and OneFormer say it with their pixel ma
 """
 
 import os
-import tempfile
 from typing import Any
 
 import transformers
@@ -18,7 +17,7 @@ from .image_processing_eomt import EoMTImageProcessor
 from .image_processing_vit_p import ViTPImageProcessor
 from .published_labels import find_published_labels
 from .transformers_eomt import TRANSFORMERS_EOMT_TYPES
-from .transformers_eomt_processor import is_transformers_eomt_processor
+from .transformers_eomt_processor import is_transformers_eomt_processor, translated_settings
 
 logger = logging.get_logger(__name__)
 
@@ -29,21 +28,22 @@ _MASKING_PROCESSORS = ("Mask2FormerImageProcessor", "MaskFormerImageProcessor", 
 _TRAINING_SETTINGS = ("class_info_file", "repo_path", "metadata", "num_text")
 
 
-def generator_processor_of(source: ProcessorSource, config: Any = None) -> Any:
+def generator_processor_of(source: ProcessorSource, config: Any = None, **kwargs: Any) -> Any:
     """The generator's image processor.
 
     Args:
         source: the processor (of a OneFormer also its OneFormerProcessor), its settings, a folder or a Hub id.
         config: of the fused model, to check that the processor belongs to the generator.
+        kwargs: where to find a folder or id, such as `revision`.
 
     Raises:
         ValueError: there is none, or it is of a kind that fusion cannot use or another than the generator's.
     """
     source = getattr(source, "image_processor", source)
-    settings = _settings(source, "generator")
+    settings = _settings(source, "generator", kwargs)
     kind = _kind(settings)
     if is_transformers_eomt_processor(settings):
-        processor: Any = _translated(source, config)
+        processor: Any = _translated(source, config, kwargs)
     elif kind == "EoMTImageProcessor":
         processor = source if isinstance(source, EoMTImageProcessor) else EoMTImageProcessor(**settings)
     elif kind in _MASKING_PROCESSORS:
@@ -65,18 +65,19 @@ def generator_processor_of(source: ProcessorSource, config: Any = None) -> Any:
     return processor
 
 
-def classifier_processor_of(source: ProcessorSource) -> ViTPImageProcessor:
+def classifier_processor_of(source: ProcessorSource, **kwargs: Any) -> ViTPImageProcessor:
     """The classifier's image processor.
 
     Args:
         source: the processor, its settings, a folder or a Hub id.
+        kwargs: where to find a folder or id, such as `revision`.
 
     Raises:
         ValueError: it is no ViTPImageProcessor.
     """
     if isinstance(source, ViTPImageProcessor):
         return source
-    settings = _settings(source, "classifier")
+    settings = _settings(source, "classifier", kwargs)
     if _kind(settings) != "ViTPImageProcessor":
         raise ValueError(
             f"the classifier's image processor is of type {_kind(settings)!r}; it must be a ViTPImageProcessor (is the "
@@ -85,7 +86,7 @@ def classifier_processor_of(source: ProcessorSource) -> ViTPImageProcessor:
     return ViTPImageProcessor(**settings)
 
 
-def stuff_classes_of(source: ProcessorSource, processor: Any, config: Any = None) -> list[int]:
+def stuff_classes_of(source: ProcessorSource, processor: Any, config: Any = None, **kwargs: Any) -> list[int]:
     """The classes to merge in panoptic segmentation: as the fused config or the generator's processor says.
 
     Without either, those of the published label set that the generator's classes are.
@@ -97,7 +98,7 @@ def stuff_classes_of(source: ProcessorSource, processor: Any, config: Any = None
         return list(stored or [])
     labels = None
     if isinstance(source, str | os.PathLike):
-        settings, _ = PreTrainedConfig.get_config_dict(source)
+        settings, _ = PreTrainedConfig.get_config_dict(source, **kwargs)
         labels = find_published_labels(settings.get("id2label") or {})
     if labels is None:
         logger.warning_once(
@@ -107,11 +108,11 @@ def stuff_classes_of(source: ProcessorSource, processor: Any, config: Any = None
     return list(labels.stuff_classes) if labels else []
 
 
-def _settings(source: ProcessorSource, part: str) -> dict[str, Any]:
+def _settings(source: ProcessorSource, part: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     if isinstance(source, dict):
         return source
     if isinstance(source, str | os.PathLike):
-        return ImageProcessingMixin.get_image_processor_dict(source)[0]
+        return ImageProcessingMixin.get_image_processor_dict(source, **kwargs)[0]
     if isinstance(source, ImageProcessingMixin):
         return source.to_dict()
     raise ValueError(
@@ -126,19 +127,9 @@ def _kind(settings: dict[str, Any]) -> str:
     return kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
 
 
-def _translated(source: ProcessorSource, config: Any) -> EoMTImageProcessor:
-    """Transformers' EoMT processor as ours; what its classes are is read from the model's configuration beside it."""
+def _translated(source: ProcessorSource, config: Any, kwargs: dict[str, Any]) -> EoMTImageProcessor:
+    """Transformers' EoMT processor as ours; of a folder or repository, its config.json says what the classes are."""
     if isinstance(source, str | os.PathLike):
-        return EoMTImageProcessor.from_pretrained(source)
-    if isinstance(source, dict):
-        source = transformers.EomtImageProcessor.from_dict(source)
-    verbosity = logging.get_verbosity()
-    with tempfile.TemporaryDirectory() as folder:
-        source.save_pretrained(folder)
-        if config is not None:
-            config.generator_config.save_pretrained(folder)
-        try:
-            logging.set_verbosity_error()  # it would name this folder; stuff is looked after by `stuff_classes_of`
-            return EoMTImageProcessor.from_pretrained(folder)
-        finally:
-            logging.set_verbosity(verbosity)
+        return EoMTImageProcessor.from_pretrained(source, **kwargs)
+    id2label = {} if config is None else config.generator_config.id2label or {}
+    return EoMTImageProcessor(**translated_settings(source if isinstance(source, dict) else source.to_dict(), id2label))

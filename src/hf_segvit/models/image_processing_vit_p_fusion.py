@@ -21,6 +21,7 @@ from .image_processing_eomt import TASKS, EoMTImageProcessor
 from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
 from .image_windows import Size
 from .picture_decoding import as_list, check_unit_range, picture_tensor
+from .transformers_eomt_processor import hub_arguments
 
 CLASSIFIER_SOURCES = ("picture", "input")
 
@@ -111,7 +112,14 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
 
     @classmethod
     def from_generator_and_classifier(
-        cls, generator: ProcessorSource, classifier: ProcessorSource, *, config: Any = None, **settings: Any
+        cls,
+        generator: ProcessorSource,
+        classifier: ProcessorSource,
+        *,
+        config: Any = None,
+        generator_kwargs: dict[str, Any] | None = None,
+        classifier_kwargs: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> "ViTPFusionImageProcessor":
         """Join the image processors of two models.
 
@@ -119,12 +127,18 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
             generator: the generator's image processor (or OneFormerProcessor), or a folder or Hub id of one.
             classifier: the ViTPImageProcessor, or a folder or Hub id of one.
             config: of the fused model, which says the classes, task and geometry; recommended.
+            generator_kwargs: as the model was given; what says where the generator is, such as `revision`, counts here.
+            classifier_kwargs: the same for the classifier.
             settings: other settings; they win over the config's.
 
         Raises:
             ValueError: a processor of another kind, or of another kind than the model in `config`.
         """
-        processors = generator_processor_of(generator, config), classifier_processor_of(classifier)
+        where = hub_arguments(generator_kwargs or {})
+        processors = (
+            generator_processor_of(generator, config, **where),
+            classifier_processor_of(classifier, **hub_arguments(classifier_kwargs or {})),
+        )
         if config is not None:
             settings = {"task": config.task, "official_geometry": config.official_geometry} | settings
             height, width = _height_width(processors[1])
@@ -135,7 +149,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
                     "pixels; set its size to multiples of that"
                 )
         if settings.get("stuff_classes") is None:
-            settings["stuff_classes"] = stuff_classes_of(generator, processors[0], config)
+            settings["stuff_classes"] = stuff_classes_of(generator, processors[0], config, **where)
         if getattr(processors[0], "task", None) in ("semantic", "instance"):
             settings["task"] = processors[0].task
         return cls(generator=processors[0], classifier=processors[1], **settings)

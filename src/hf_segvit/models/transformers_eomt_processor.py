@@ -5,6 +5,7 @@ it the classes, from which follow stuff and, where all of them are things, the t
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -26,7 +27,7 @@ _SHARED_SETTINGS = (
     "image_std",
     "do_split_image",
 )
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 
 
 def is_transformers_eomt_processor(settings: dict[str, Any]) -> bool:
@@ -45,9 +46,27 @@ def translate_image_processor(
         kwargs: what `from_pretrained` was given; the arguments that concern the Hub are used.
 
     Returns:
-        Our settings. The task is semantic if pictures are cut into windows, instance if the classes are the things of a
-        published data set, else panoptic; `stuff_classes` are those of the published set, or empty with a warning.
-        There `ignore_index` also means that labels are counted from 1, which here is `do_reduce_labels`.
+        Our settings, see `translated_settings`; a warning says where stuff is not known.
+
+    Raises:
+        ValueError: the size cannot be expressed here.
+    """
+    id2label = _id2label(pretrained_model_name_or_path, kwargs)
+    ours = translated_settings(settings, id2label)
+    if ours["task"] == "panoptic" and find_published_labels(id2label) is None:
+        logger.warning_once(
+            f"{pretrained_model_name_or_path}: its classes are those of no published data set known here, so stuff is "
+            "not fused in panoptic segmentation; pass stuff_classes=[...] to from_pretrained to say which classes are"
+        )
+    return ours
+
+
+def translated_settings(settings: Mapping[str, Any], id2label: Mapping[Any, str]) -> dict[str, Any]:
+    """Settings of `EoMTImageProcessor` from those of Transformers' processor and the names of the model's classes.
+
+    The task is semantic if pictures are cut into windows, instance if the classes are the things of a published data
+    set, else panoptic; `stuff_classes` are those of the published set, or empty. There `ignore_index` also means that
+    labels are counted from 1, which here is `do_reduce_labels`.
 
     Raises:
         ValueError: the size cannot be expressed here.
@@ -60,18 +79,12 @@ def translate_image_processor(
     if ignore_index is not None:
         ours["ignore_index"] = ignore_index
 
-    id2label = _id2label(pretrained_model_name_or_path, kwargs)
     labels = find_published_labels(id2label)
     ours["num_labels"] = len(id2label) or None
     ours["stuff_classes"] = list(labels.stuff_classes) if labels else []
     ours["task"] = "semantic" if windowed else "panoptic"
     if not windowed and labels is not None and not labels.stuff_classes:
         ours["task"] = "instance"
-    if ours["task"] == "panoptic" and labels is None:
-        logger.warning_once(
-            f"{pretrained_model_name_or_path}: its classes are those of no published data set known here, so stuff is "
-            "not fused in panoptic segmentation; pass stuff_classes=[...] to from_pretrained to say which classes are"
-        )
     return ours
 
 
@@ -89,11 +102,15 @@ def _input_size(size: Any, windowed: bool) -> dict[str, int]:
     return {"height": shortest, "width": shortest}
 
 
+def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments of a `from_pretrained` that say where and how a file is fetched."""
+    return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+
+
 def _id2label(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, str]:
     folder = os.path.dirname(path) if os.path.isfile(path) else path
-    hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
     try:
-        config, _ = PreTrainedConfig.get_config_dict(folder, **hub_arguments)
+        config, _ = PreTrainedConfig.get_config_dict(folder, **hub_arguments(kwargs))
     except (OSError, ValueError):
         return {}  # a processor may be kept without its model
     return config.get("id2label") or {}
