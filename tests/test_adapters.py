@@ -6,15 +6,20 @@ import pytest
 import torch
 from transformers import AutoModelForUniversalSegmentation
 
+from hf_segvit.model_loading import load_segmentation_model
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
-from hf_segvit.training.adapters import add_adapters, load_adapters, merge_adapters
+from hf_segvit.training.adapters import add_adapters, load_adapters, merge_adapters, merged_weights
+from hf_segvit.training.checkpoints import check, read
 from hf_segvit.training.derivation import derive
+from hf_segvit.training.loop import train
 from hf_segvit.training.parameter_groups import build_optimizer, parameter_groups
 from hf_segvit.training.recipe import Recipe, load_recipe
+from hf_segvit.training.tasks.eomt import EoMTTask
 
 from .test_freezing import batch
 from .test_parameter_groups import tiny_vit_p
 from .tiny_models import DINOV2_GIANT, tiny_eomt
+from .tiny_training import assert_equal, saved_tensors, tiny_recipe
 
 pytest.importorskip("peft")
 HEADS = ("eomt.query.", "eomt.mask_head.", "eomt.upscale_block.", "class_predictor.")
@@ -104,6 +109,55 @@ def test_merged_model_saves_and_loads_without_peft(tmp_path):
         torch.testing.assert_close(one, another, rtol=1e-5, atol=1e-5)
     plain = tiny_eomt()
     assert merge_adapters(plain) is plain
+
+
+@pytest.mark.parametrize("family", [{}, DINOV2_GIANT])
+def test_weights_are_merged_as_peft_merges_them(family):
+    adapted = trained_adapters(**family)
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    merged = merged_weights(adapted, adapted.state_dict())
+    after = adapted.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()), "the model goes on training"
+    expected = merge_adapters(adapted).state_dict()
+    assert merged.keys() == expected.keys() == tiny_eomt(**family).state_dict().keys()
+    for name, tensor in expected.items():
+        assert torch.equal(merged[name], tensor), name
+
+
+def test_a_checkpoint_of_adapters_is_a_model_and_goes_on_to_the_bit(tmp_path):
+    lora = {"lora": {"rank": 2}, "warmup_steps": [0], "ema_decay": 0.9}
+    train(tiny_recipe(tmp_path / "one", **lora), cpu=True, progress=False)
+
+    def crash(number, loss):
+        if number == 5:
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tiny_recipe(tmp_path / "two", **lora), cpu=True, progress=False, on_step=crash)
+    train(tiny_recipe(tmp_path / "two", **lora), cpu=True, progress=False)
+    assert_equal(saved_tensors(tmp_path / "one"), saved_tensors(tmp_path / "two"))
+
+    folder = tmp_path / "two" / "checkpoints" / "step-00000006"
+    check(folder)
+    state = read(folder)
+    adapted = [name for name in state.model if ".lora_" in name]
+    assert adapted
+    model, _ = load_segmentation_model(str(folder))
+    with torch.no_grad():
+        for name in adapted:  # what is loaded is what was trained, adapters and all
+            layer, _, rest = name.partition(".lora_A.")
+            if rest:
+                up, down = state.model[f"{layer}.lora_B.default.weight"], state.model[name]
+                expected = state.model[f"{layer}.base_layer.weight"] + up @ down * (32 / 2)
+                own = model.get_parameter(f"{layer.removeprefix('base_model.model.')}.weight")
+                torch.testing.assert_close(own, expected, rtol=0, atol=1e-6)
+                assert not torch.equal(own, state.model[f"{layer}.base_layer.weight"])
+    trained_in_full = "base_model.model.class_predictor.modules_to_save.default.weight"
+    assert torch.equal(model.class_predictor.weight, state.model[trained_in_full])
+
+    recipe = tiny_recipe(tmp_path / "three", init=str(folder), model_config={}, steps=1, warmup_steps=[0])
+    started, _ = EoMTTask(recipe).build_model()
+    assert torch.equal(started.class_predictor.weight, model.class_predictor.weight)
 
 
 def test_adapters_alone_go_back_onto_their_model(tmp_path):

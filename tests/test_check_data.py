@@ -1,6 +1,8 @@
 """The data check: counts against the files, and what the command prints, writes and returns."""
 
 import json
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 from PIL import Image
 
 from hf_segvit.cli import main
-from hf_segvit.data.checking import check_dataset
+from hf_segvit.data.check_report import report_text
+from hf_segvit.data.checking import DataReport, check_dataset
+from hf_segvit.data.reading import FORMATS, load_segmentation_dataset
 
 from .data_folders import SIZE, coco_folder, halves, mask_folder, panoptic_folder, write_mask
 
@@ -67,6 +71,70 @@ def test_the_command_as_json_with_problems(tmp_path: Path, capsys: pytest.Captur
     assert [row["segments"] for row in report["splits"][0]["classes"]] == [1, 1]
 
 
+def test_problems_of_one_kind_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = tuple(f"picture {number}" for number in range(12))
+    spec = mask_folder(tmp_path, names, classes={"0": "road", "1": "car", "2": "sky"})
+    for number, name in enumerate(names):
+        values = halves(0, 9 + number)
+        values[0, : number % 3] = range(60, 60 + number % 3)  # one to three strange values
+        write_mask(tmp_path / "annotations" / "train" / f"{name}.png", values)
+    (tmp_path / "annotations" / "train" / "picture 11.png").unlink()
+    assert main(["check-data", spec, "--output", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "12 problems that would hurt training, 0 warnings" in printed
+    lines = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 2
+    assert "picture 11.jpg: picture 11: the picture has no mask" in lines[0]
+    assert "picture 0.png: the mask holds the values [9], which stand for no class" in lines[1]
+    assert lines[1].endswith("(... and 10 more of this kind)")
+    assert "does not occur" not in printed, "nothing was read that a class could occur in"
+    assert printed.rstrip().endswith("--json lists all")
+    main(["check-data", spec, "--output", str(tmp_path), "--json"])
+    assert len(json.loads(capsys.readouterr().out)["problems"]) == 12
+
+
+def test_a_few_problems_are_all_listed_and_kinds_are_limited() -> None:
+    report = DataReport("mask_folder:x")
+    for number in range(3):
+        report.problems.error(f"/x/{number}.png", f"image '{number}'", f"/y/{number}.png: the value {number}")
+    for kind in "abcdefgh":
+        report.problems.warn("/x/1.png", "", f"of kind {kind}")
+    lines = report_text(report).splitlines()
+    assert lines[2] == "3 problems that would hurt training, 8 warnings"
+    assert len(lines) == 3 + 3 + 8
+    lines = report_text(report, most_lines=5).splitlines()
+    assert lines[-2:] == ["... and 6 more of other kinds", "--json lists all"]
+    assert len(lines) == 3 + 5 + 2
+
+
+def test_counts_of_one_have_no_plural(tmp_path: Path) -> None:
+    spec = mask_folder(tmp_path, classes={"0": "road", "1": "car", "2": "sky"})
+    text = report_text(check_dataset(spec))
+    assert "1 class does not occur: sky" in text
+    assert "1 image, 2 segments, 0 crowds, 0 images without" in text
+
+
+def test_masks_named_with_an_ending_and_other_layouts_are_explained(tmp_path: Path) -> None:
+    names = ("p1", "p10", "p2")
+    spec = mask_folder(tmp_path / "ending", names)
+    for name in names:
+        mask = tmp_path / "ending" / "annotations" / "train" / f"{name}.png"
+        mask.rename(mask.with_name(f"{name}_mask.png"))
+    errors = check_dataset(spec).problems.errors
+    assert {error.message for error in errors[:3]} == {
+        "the picture has no mask of the same name; masks seem to end in '_mask': rename them like their pictures"
+    }
+    assert "there are no pictures for semantic segmentation; expected images/train/NAME.jpg" in errors[3].message
+    spec = mask_folder(tmp_path / "missing", names)
+    for name in names:
+        (tmp_path / "missing" / "annotations" / "train" / f"{name}.png").unlink()
+    messages = {error.message for error in check_dataset(spec).problems.errors[:3]}
+    assert messages == {"the picture has no mask of the same name; add it, or remove it"}
+    (tmp_path / "missing" / "classes.json").unlink()
+    with pytest.raises(ValueError, match=r"no masks of split 'train'; expected images/train/NAME\.jpg"):
+        load_segmentation_dataset(spec)
+
+
 def test_broken_json_still_gives_a_clean_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = coco_folder(tmp_path)
     (tmp_path / "annotations" / "instances_train.json").write_text("{")
@@ -88,3 +156,22 @@ def test_samples_are_spread_over_splits(tmp_path: Path) -> None:
     report = check_dataset(spec, num_samples=3)
     assert [sample["image_id"] for sample, _ in report.samples] == ["a", "c", "f"]
     assert check_dataset(spec, num_samples=0).samples == []
+
+
+def test_the_help_lists_formats_layouts_and_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["check-data", "--help"])
+    assert stop.value.code == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for name, about in FORMATS.items():
+        assert f" {name}: {about} {import_module(f'hf_segvit.data.readers.{name}').LAYOUT} " in words
+    assert "panoptic also instances/train/NAME.png; without splits, files lie directly in images" in words
+    assert "options: num_scenes, size, seed" in words
+    assert "'generated:hard?num_scenes=50&size=64'" in words
+    # The list is made when it is asked for alone: readers take a second to import.
+    monkeypatch.setitem(sys.modules, "hf_segvit.data.format_list", None)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "check-data" in capsys.readouterr().out

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_masks
 from safetensors.torch import load_file, save_file
-from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessor
+from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessor, PreTrainedConfig
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
@@ -399,7 +399,19 @@ def test_other_model_types_are_refused(pictures, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
     assert segment(pictures, "--model", tmp_path / "model", "--output", tmp_path / "output") == 2
-    assert "is a model of type 'bert'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is a model of type 'bert'" in error
+    assert "segvit_vit_p_fusion segment, and with a ViT-P as classifier (--classifier) also Mask2Former" in error
+
+
+@pytest.mark.parametrize("options", [[], ["--classifier", "vit-p"], ["--alpha", "0.5"]])
+def test_a_name_that_no_repository_can_have_is_not_asked_for(options, pictures, tmp_path, capsys, monkeypatch):
+    def ask(*args, **settings):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", ask)
+    assert segment(pictures, "--model", "nofolder", "--output", tmp_path / "output", *options) == 2
+    assert "there is no folder nofolder, and a Hub id looks like owner/name" in capsys.readouterr().err
 
 
 def test_without_network_it_says_so_and_what_to_do(pictures, tmp_path):

@@ -2,11 +2,14 @@
 
 import re
 
+import pytest
+
 from hf_segvit.training.derivation import derive
 from hf_segvit.training.explanation import explain, memory_advice
 from hf_segvit.training.freezing import freeze
 from hf_segvit.training.parameter_groups import parameter_groups
-from hf_segvit.training.recipe import Recipe
+from hf_segvit.training.recipe import Recipe, load_recipe, packaged_recipes
+from hf_segvit.training.selection import Selection
 
 from .tiny_models import tiny_eomt
 
@@ -29,6 +32,41 @@ def test_decisions_are_told():
         "100 to 200, 400 to 500 (a query layer each)",
     ):
         assert words in text, words
+
+
+def test_patience_that_cannot_end_the_training_is_told():
+    """600 steps, scored every 100 or 50: annealing ends with step 500, which leaves 2 or 3 scores that count."""
+    model = tiny_eomt()
+    for patience, every, words in (
+        (1, 0.5, "1: training stops after as many evaluations without a better score; 3 of the 12 evaluations count,"),
+        (2, 0.5, "WARNING: 2 cannot stop this training early, as 3 of the 12 evaluations count, those after annealing"),
+        (2, 0.5, "give at most 1, or a lower evaluate_every"),
+        (10, 1, "WARNING: 10 cannot stop this training early, as 2 of the 6 evaluations count, those after annealing"),
+        (10, 1, "; give a lower evaluate_every"),
+    ):
+        assert words in explain(plan_for(model, patience=patience, evaluate_every=every), model)
+    assert "patience" not in explain(plan_for(model), model)
+    without_masks = plan_for(model, patience=4, annealing=False, evaluate_every=1)
+    assert "without a better score; 6 of the 6 evaluations count" in explain(without_masks, model)
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_the_patience_of_every_recipe_can_end_it(name):
+    """With up to 1280 pictures, whose epochs are as short as the least distance of evaluations."""
+    recipe = load_recipe(name)
+    if recipe.patience is not None:
+        for num_images in (20, 300, 1280):
+            plan = derive(recipe, num_images)
+            scores = Selection("pq", recipe.patience)
+            for step in plan.evaluation_steps:
+                masked = plan.annealing is not None and any(plan.annealing.probabilities(step))
+                scores.add(step, {"pq": 0.5}, "masked" if masked else None)
+                if scores.out_of_patience:
+                    break
+            assert scores.last_step < plan.total_steps
+            assert plan.comparable_evaluations > recipe.patience + 1
+    else:
+        assert name not in ("own_panoptic", "own_instance", "own_semantic", "own_lora")
 
 
 def test_every_parameter_stands_in_the_table_with_its_shape():

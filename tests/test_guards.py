@@ -1,17 +1,23 @@
 """Failures of training: not finite, out of memory, workers that raise or die, each with a message that helps."""
 
+import itertools
+import math
 import os
 import signal
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from hf_segvit.cli import main
+from hf_segvit.training import loop
+from hf_segvit.training.checkpoints import Checkpoints
 from hf_segvit.training.data_order import StepOrder, TrainingLoader
 from hf_segvit.training.guards import NonFiniteGuard, TrainingFailed, explained_out_of_memory
 from hf_segvit.training.loop import train
 from hf_segvit.training.replay import replay
 from hf_segvit.training.tasks.eomt import EoMTTask
+from hf_segvit.training.tracking import read_history
 
 from .tiny_training import saved_tensors, tiny_recipe
 
@@ -71,6 +77,79 @@ def test_replay_names_what_is_not_finite(tmp_path, capsys):
     assert "weights that are not finite: eomt.layers.1.mlp.fc2.weight" in printed
     assert main(["train", "--replay", str(tmp_path)]) == 2
     assert "holds no batch-0.pt" in capsys.readouterr().err
+
+
+class ScaledAccelerator(Accelerator):
+    """Computes in fp16 on the CPU, which Accelerate does on a GPU alone; the scale of 8 is soon below 1."""
+
+    init_scale = 8.0
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=self.init_scale)
+        self.native_amp = True
+
+
+def test_fp16_stops_where_no_scale_helps(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Accelerator", ScaledAccelerator)
+    recipe = tiny_recipe(tmp_path, precision="fp16", steps=12, annealing=False, save_every_steps=100)
+    task = SpoiledTask(recipe, range(4, 100), "gradient")
+    stopped = "step 7: loss .*gradient norm nan.* 4 times in a row, however low the scale of fp16.*no checkpoint yet"
+    with pytest.raises(TrainingFailed, match=stopped):
+        train(recipe, task=task, cpu=True)
+    assert torch.equal(task.weights[3], task.weights[6])
+    place = tmp_path / "failures" / "step-00000007"
+    assert "micro-batch 0: loss" in replay(place), "the batch is kept"
+    assert "NaN" not in (tmp_path / "history.jsonl").read_text(), "steps that were skipped are in no mean"
+
+
+def test_fp16_finds_its_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "Accelerator", type("HighScale", (ScaledAccelerator,), {"init_scale": 2.0**20}))
+    recipe = tiny_recipe(tmp_path, precision="fp16", steps=12, annealing=False, warmup_steps=[0])
+    task = SpoiledTask(recipe, ())
+    outcome = train(recipe, task=task, cpu=True)
+    same = [torch.equal(one, other) for one, other in itertools.pairwise(task.weights)]
+    assert same[0], "the first step overflows"
+    assert not any(same[-5:])
+    assert outcome.results["skipped_steps"] == 0
+    assert not (tmp_path / "failures").exists()
+    rows = [row for row in read_history(tmp_path / "history.jsonl") if "loss" in row]
+    assert rows[-1]["step"] == 12
+    assert all(math.isfinite(row["gradient norm"]) for row in rows)
+
+
+def test_overflows_are_counted_in_a_row():
+    guard = NonFiniteGuard()
+    assert not any(guard.overflowed(2.0) for _ in range(29))
+    guard.passed()
+    assert not any(guard.overflowed(1.0) for _ in range(29))
+    assert guard.overflowed(1.0), "the thirtieth"
+    guard.passed()
+    assert guard.overflowed(0.5)
+    with pytest.raises(TrainingFailed, match=r"1 times in a row.*newest checkpoint is of step 7"):
+        guard.failed(8, 1.0, float("inf"), None, 7)
+
+
+def test_no_checkpoint_is_saved_amid_steps_that_fail(tmp_path):
+    recipe = tiny_recipe(tmp_path, steps=12)  # saves every second step
+    stopped = r"step 8: .*3 times in a row, so training stops.*the newest checkpoint is of step 4"
+    with pytest.raises(TrainingFailed, match=stopped):
+        train(recipe, task=SpoiledTask(recipe, {2, 6, 7, 8}), cpu=True, progress=False)
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3, 4], "that of step 2 came a step later"
+
+
+def test_a_stop_amid_steps_that_fail_is_remembered(tmp_path):
+    recipe = tiny_recipe(tmp_path, steps=12)
+
+    def stop(step, loss):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    outcome = train(recipe, task=SpoiledTask(recipe, {5, 6}), cpu=True, progress=False, on_step=stop)
+    assert outcome.step == 6
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [4, 6]
+    with pytest.raises(TrainingFailed, match=r"step 7: .*3 times in a row.*newest checkpoint is of step 6"):
+        train(recipe, task=SpoiledTask(recipe, {1}), cpu=True, progress=False)
 
 
 def test_too_many_in_all_stop_too():

@@ -273,7 +273,7 @@ def test_wrong_formats_paths_tasks_splits_and_options(tmp_path: Path) -> None:
         ({"spec": "coco:"}, "no path"),
         ({"spec": f"coco:{tmp_path}/absent"}, "no such file or folder"),
         ({"task": "depth"}, "no task 'depth'; choose one of instance, panoptic"),
-        ({"split": "test"}, "no instance annotations of split 'test'"),
+        ({"split": "test"}, "there is no split 'test'; choose one of train"),
         ({"colour": 1}, "unexpected keyword argument 'colour'"),
     ):
         with pytest.raises(ValueError, match=message):

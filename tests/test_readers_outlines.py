@@ -92,14 +92,16 @@ def test_labelme_leaves_out_what_has_no_area(tmp_path: Path) -> None:
     spec = _labelme(
         tmp_path,
         {"label": "dog", "points": TRIANGLE},
-        {"label": "dog", "points": [[1, 1]], "shape_type": "point"},
+        {"label": "nose", "points": [[1, 1]], "shape_type": "point"},
         {"label": "__ignore__", "points": SQUARE},
     )
     problems = ProblemList()
     dataset = load_segmentation_dataset(spec, problems=problems)
     assert len(dataset[0]["segments"]) == 1
     assert [problem.severity for problem in problems] == ["warning", "warning"]
-    assert describe(dataset).id2label == {0: "dog"}
+    assert describe(dataset).id2label == {0: "dog"}, "a label of points alone is no class"
+    write_json(tmp_path / "classes.json", ["dog"])  # which need not list it either
+    assert len(load_segmentation_dataset(spec)[0]["segments"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_damaged_yolo(tmp_path: Path, line: str, message: str) -> None:
         ("train: images/absent\nnames: [a]\n", "no pictures in"),
         ("train: [\n", "no valid YAML"),
         ("- 1\n", "holds no settings"),
-        ("val: images/train\nnames: [a]\n", "no split 'train'; it names val"),
+        ("val: images/train\nnames: [a]\n", "no split 'train'; choose one of val"),
         ("train: !!python/object/apply:os.getcwd []\nnames: [a]\n", "no valid YAML"),
     ],
 )

@@ -147,7 +147,9 @@ def test_boxes_first_and_points_then(tmp_path):
     assert differ == ["classifier.weight", "classifier.bias"]
     # Other classes, also as many: the head is new, everything else stays.
     medium = recipe(tmp_path / "other", init=init, data="generated:medium?num_scenes=3&size=48")
-    other, _ = ViTPTask(medium).build_model()
+    task = ViTPTask(medium)
+    other, _ = task.build_model()
+    assert task.remarks == ["class head: all 10 classes are new (the checkpoint's are not those of the data)"]
     assert other.classifier.weight.shape == (10, 32)
     assert torch.equal(other.vit_p.prompt_encoder.weight, trained["vit_p.prompt_encoder.weight"])
     assert run(recipe(tmp_path / "points", init=init)).step == 4

@@ -2,11 +2,13 @@
 
 import colorsys
 import itertools
+import re
 import threading
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image, ImageChops
 
 from hf_segvit import label_boxes
@@ -244,6 +246,36 @@ def test_curves_are_drawn_without_global_state(tmp_path):
 
     assert matplotlib.pyplot.get_fignums() == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.svg", "curves.png"]
+
+
+def test_noisy_curves_are_smoothed_to_their_ends_and_exact_ones_stay(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).normal(size=200)
+    noise[-1] = 40.0  # an outlier at the end, which a window that shrinks to one point would end in
+    schedule = np.linspace(0, 1, 200) ** 9
+    drawn = {}
+
+    def record(axes, steps, values, label=None, **style):
+        drawn[label or "raw"] = np.asarray(values)
+        return plot(axes, steps, values, label=label, **style)
+
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", record)
+    history = {"loss": list(enumerate(noise)), "learning rate/rest": list(enumerate(schedule))}
+    plot_curves(history, tmp_path / "curves.png", exact=("learning rate",))
+    # A tenth of 200 points is 10 on either side.
+    naive = [noise[max(0, place - 10) : place + 11].mean() for place in range(200)]
+    np.testing.assert_allclose(drawn["loss"], naive, atol=1e-12)  # a cumulative sum rounds differently
+    np.testing.assert_array_equal(drawn["raw"], noise)
+    np.testing.assert_array_equal(drawn["rest"], schedule)
+
+
+def test_axes_have_no_offset(tmp_path):
+    history = {"memory in MiB": [(step, 1425 + step / 1000) for step in range(60)]}
+    plot_curves(history, tmp_path / "curves.svg", exact=("memory in MiB",))
+    # Text in an SVG is in comments beside its outlines.
+    texts = re.findall(r"<!-- (.*) -->", (tmp_path / "curves.svg").read_text())
+    assert "1425.00" in texts
+    assert not [text for text in texts if text.startswith("+")]
 
 
 def test_bad_curves_are_named(tmp_path):

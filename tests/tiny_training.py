@@ -52,8 +52,10 @@ def saved_tensors(output: Path, step: int | None = None) -> dict[str, torch.Tens
     checkpoints = Checkpoints(output / "checkpoints")
     folder = checkpoints.path(checkpoints.steps()[-1] if step is None else step)
     tensors = {f"model/{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
-    if (folder / "ema.safetensors").is_file():
-        tensors |= {f"ema/{name}": tensor for name, tensor in load_file(folder / "ema.safetensors").items()}
+    for kind in ("ema", "adapted"):
+        if (folder / f"{kind}.safetensors").is_file():
+            content = load_file(folder / f"{kind}.safetensors")
+            tensors |= {f"{kind}/{name}": tensor for name, tensor in content.items()}
     for file in ("optimizer.pt", "random_states.pt"):
         content = torch.load(folder / file, weights_only=True)
         tensors |= {f"{file}{path}": tensor for path, tensor in _tensors(content, "")}

@@ -16,6 +16,7 @@ from .model_loading import (
     load_point_classifier,
     load_segmentation_model,
     quiet_transformers,
+    refuse_missing_folder,
     refuse_non_finite_weights,
 )
 from .models.configuration_vit_p_fusion import ViTPFusionConfig
@@ -57,9 +58,15 @@ def load_universal_model(
 
 def load_own_model(source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """Load a segmentation model of this package, which may be a fused one; see `load_segmentation_model`."""
-    fused = _model_type(source, revision) == ViTPFusionConfig.model_type
-    load = load_fused_checkpoint if fused else load_segmentation_model  # which says what is wrong with others
-    return load(source, revision=revision, dtype=dtype)
+    model_type = _model_type(source, revision)
+    own = (*SEGMENTATION_TYPES, ViTPFusionConfig.model_type)
+    if model_type not in (None, *own):
+        raise ValueError(
+            f"{source} is a model of type {model_type!r}; alone, those of type {', '.join(own)} segment, and "
+            "with a ViT-P as classifier (--classifier) also Mask2Former, MaskFormer and OneFormer"
+        )
+    load = load_fused_checkpoint if model_type == ViTPFusionConfig.model_type else load_segmentation_model
+    return load(source, revision=revision, dtype=dtype)  # which says what is wrong with a source of no type
 
 
 def load_fused_model(
@@ -134,6 +141,7 @@ def with_alpha(model: ViTPFusionForUniversalSegmentation, outputs: Any, alpha: f
 
 
 def _model_type(source: str, revision: str | None) -> str | None:
+    refuse_missing_folder(source)
     try:
         return PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     except OSError:

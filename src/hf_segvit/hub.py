@@ -20,6 +20,7 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_token,
+    is_offline_mode,
 )
 from huggingface_hub.errors import (
     BadRequestError,
@@ -131,9 +132,7 @@ def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, licen
     Raises:
         ValueError: the folder is not fit for publishing; the message names the file and the remedy.
     """
-    validate_repo_id(repo_id)
-    if repo_id.count("/") != 1:
-        raise ValueError(f"repo_id={repo_id!r} lacks the owner; give 'owner/name'")
+    _check_repo_id(repo_id)
     checkpoint = check_checkpoint(folder)
     folder, model_type = checkpoint.folder, checkpoint.config.model_type
     files: dict[str, Path | str] = {name: folder / name for name in checkpoint.files}
@@ -188,11 +187,7 @@ def publish(
         )
     if not commit_message:
         raise ValueError("commit_message is empty; say what this version is")
-    if not (token or get_token()):
-        raise ValueError(
-            "no access token: run `hf auth login`, set HF_TOKEN, or pass token=; make one that may write at "
-            f"{constants.ENDPOINT}/settings/tokens"
-        )
+    _check_token(token)
     api = HfApi(token=token, library_name="hf_segvit")
     with _explained_errors(repo_id, revision):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -209,6 +204,32 @@ def publish(
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
+        )
+
+
+def check_destination(repo_id: str, token: str | None = None) -> None:
+    """See, without the network, that there is a chance to publish: for those who work long before they do.
+
+    Raises:
+        ValueError: the name is not owner/name, there is no access token, or offline mode is on.
+    """
+    _check_repo_id(repo_id)
+    _check_token(token)
+    if is_offline_mode():
+        raise ValueError("offline mode is on (HF_HUB_OFFLINE); unset it, or publish later with `hf-segvit push`")
+
+
+def _check_repo_id(repo_id: str) -> None:
+    validate_repo_id(repo_id)
+    if repo_id.count("/") != 1:
+        raise ValueError(f"repo_id={repo_id!r} lacks the owner; give 'owner/name'")
+
+
+def _check_token(token: str | None) -> None:
+    if not (token or get_token()):
+        raise ValueError(
+            "no access token: run `hf auth login`, set HF_TOKEN, or pass token=; make one that may write at "
+            f"{constants.ENDPOINT}/settings/tokens"
         )
 
 

@@ -102,7 +102,7 @@ def load_fused_checkpoint(
 def _load_model(
     cls: Any, types: Sequence[str], purpose: str, source: str, revision: str | None, dtype: torch.dtype
 ) -> Any:
-    _refuse_missing_folder(source)
+    refuse_missing_folder(source)
     try:
         settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
         model_type = settings.get("model_type")
@@ -172,14 +172,19 @@ def _refuse_incomplete_weights(source: str, report: dict[str, Any]) -> None:
         )
 
 
-def _refuse_missing_folder(source: str) -> None:
+def refuse_missing_folder(source: str) -> None:
+    """Refuse at once what is no folder of a model, and no id that the Hub could know either.
+
+    Raises:
+        ValueError: saying which it is.
+    """
     path = Path(source)
     if path.is_file():
         raise ValueError(f"{source} is a file; name the folder that holds config.json and model.safetensors")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{source} holds no config.json; name the folder that save_pretrained or training wrote")
-    elif path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or "\\" in source:
+    elif path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or "\\" in source:
         raise ValueError(f"there is no folder {source}, and a Hub id looks like owner/name; check the path")
 
 

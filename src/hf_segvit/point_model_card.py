@@ -19,7 +19,7 @@ A point classifier (ViT-P, CVPR 2026): a plain Vision Transformer that says what
 
 ## How to use
 
-With the package installed (`pip install hf-segvit`):
+With `hf_segvit` installed (see its README):
 
 ```python
 import torch

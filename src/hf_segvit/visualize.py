@@ -10,7 +10,7 @@ The same label has the same hue in every picture. H W pixels, R segments (rows o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from .atomic_files import replacing
 from .label_boxes import draw_labels
 
 Color = tuple[int, int, int]
+
+_LONG = 50  # points; shorter histories are drawn with a dot at each
 
 
 def draw_segments(
@@ -150,14 +152,18 @@ def plot_curves(
     *,
     title: str = "",
     x_label: str = "step",
+    exact: Collection[str] = (),
 ) -> None:
     """Plot histories into a file, one panel per quantity, whole or not at all.
+
+    Long histories are noisy as a rule: their values are drawn pale, and their running mean strong.
 
     Args:
         history: (step, value) pairs by name; names of the form `group/name` share the panel of their group.
         path: the file; its ending (.png, .svg, .pdf) chooses the format, and its folder must be there.
         title: above all panels.
         x_label: what the first of each pair is.
+        exact: panels whose values have no noise, such as a schedule's; they are drawn as they are.
 
     Raises:
         ValueError: there is nothing to plot, or the file cannot be written.
@@ -181,15 +187,18 @@ def plot_curves(
         for name in names:
             steps, values = np.array(history[name], dtype=float).reshape(-1, 2).T
             label = name.removeprefix(group + "/")
-            if len(steps) < 50:
+            if len(steps) < _LONG:
                 axes.plot(steps, values, marker="o", markersize=3, linewidth=1.5, label=label)
-            else:  # noisy as a rule: the values pale, their running mean strong
+            elif group in exact:
+                axes.plot(steps, values, linewidth=1.8, label=label)
+            else:
                 (line,) = axes.plot(steps, _running_mean(values), linewidth=1.8, label=label)
                 axes.plot(steps, values, linewidth=0.7, alpha=0.3, color=line.get_color(), zorder=1)
         axes.set_title(group, fontsize=11)
         axes.set_xlabel(x_label)
         whole = all(float(step).is_integer() for name in names for step, _ in history[name])
         axes.xaxis.set_major_locator(MaxNLocator(integer=whole, nbins=6))
+        axes.ticklabel_format(axis="y", useOffset=False)  # no "+1.425e3" above an axis that reads 0.1
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
@@ -266,8 +275,8 @@ def _scaled_to_fit(panel: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of a window of a tenth of the points around each; shorter at the ends, where it stays symmetric."""
-    places = np.arange(len(values))
-    half = np.minimum(np.minimum(places, places[::-1]), max(1, len(values) // 20))
+    """Mean of a window of a tenth of the points around each; at the ends half of it, so that noise stays out there."""
+    places, half = np.arange(len(values)), max(1, len(values) // 20)
+    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
     total = np.concatenate([[0], np.cumsum(values)])
-    return (total[places + half + 1] - total[places - half]) / (2 * half + 1)
+    return (total[high] - total[low]) / (high - low)

@@ -7,12 +7,14 @@ Exit codes: 0 all done; 1 done, but not for every input; 2 wrong usage, settings
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
 from . import check_data, classify_points, convert, demo, evaluate, push, segment, train
 
+_NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers in a row, such as -5,240
 COMMANDS = (segment, classify_points, check_data, train, evaluate, demo, convert, push)
 
 
@@ -45,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments. argparse takes no more `key=value` once an option came in between; they are collected here."""
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # A word that begins with a blank is never taken for an option, and numbers may have blanks around them.
+    args, rest = parser.parse_known_args([f" {word}" if _NEGATIVE.fullmatch(word) else word for word in words])
     if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

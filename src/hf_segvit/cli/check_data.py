@@ -17,8 +17,11 @@ def add_parser(subparsers: Any) -> None:
         "check-data",
         help="look for problems in a data set",
         description="Read a data set once: counts, problems with file and id, and a contact sheet with masks drawn.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    parser.add_argument("data", metavar="FORMAT:PATH", help="such as coco:/data/coco or mask_folder:streets")
+    parser.add_argument("-h", "--help", action=_HelpWithFormats, help="show this help and the formats, and exit")
+    parser.add_argument("data", metavar="FORMAT:PATH", help="such as coco:/data/coco or mask_folder:streets, see below")
     parser.add_argument("--split", help="the one to read (default: all, which finds pictures that are in two)")
     parser.add_argument("--task", choices=("semantic", "instance", "panoptic"), help="default: the format's first")
     parser.add_argument("--classes", metavar="FILE", help="names by value in masks, where the data set does not say")
@@ -32,6 +35,21 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--size", type=int, default=640, metavar="N", help="of augmented pictures (default 640)")
     parser.set_defaults(run=run)
+
+
+class _HelpWithFormats(argparse.Action):
+    """The help with the list of formats below it, which only now is worth the second that importing readers takes."""
+
+    def __init__(self, option_strings: list[str], dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **settings)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        """Print and end."""
+        from ..data.format_list import format_list
+
+        parser.epilog = format_list()
+        parser.print_help()
+        parser.exit()
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..atomic_files import prepare_output_folder, replacing
-    from ..data.checking import check_dataset, report_text
+    from ..data.check_report import report_text
+    from ..data.checking import check_dataset
     from ..data.sample_sheet import sample_sheet
 
     prepare_output_folder(args.output)

@@ -33,8 +33,8 @@ def add_parser(subparsers: Any) -> None:
         epilog="example: hf-segvit classify-points street.jpg --points 120,80 400,310 --model vit-p --output named.png",
     )
     parser.add_argument("picture", metavar="PICTURE", help="picture file")
-    parser.add_argument("--points", nargs="+", default=[], metavar="X,Y", help="points")
-    parser.add_argument("--boxes", nargs="+", default=[], metavar="X0,Y0,X1,Y1", help="boxes")
+    parser.add_argument("--points", nargs="+", type=str.strip, default=[], metavar="X,Y", help="points")
+    parser.add_argument("--boxes", nargs="+", type=str.strip, default=[], metavar="X0,Y0,X1,Y1", help="boxes")
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
     parser.add_argument("--output", type=Path, metavar="FILE", help="picture to write, with the prompts and answers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")

@@ -11,7 +11,7 @@ from typing import Any
 
 from .evaluate_fusion import add_fusion_options, alphas_to_score, check_fusion_options, run_sweep
 from .evaluate_points import add_point_options, run_points
-from .model_options import add_view_options, views_of
+from .model_options import add_view_options, errors_name_options, views_of
 
 TASKS = ("panoptic", "instance", "semantic", "points")
 # What makes two evaluations the same, so that one may go on where the other stopped.
@@ -34,8 +34,14 @@ def add_parser(subparsers: Any) -> None:
         epilog="With --output DIR: results.json, results.txt and worst.png; an interrupted run goes on from there.",
     )
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
-    parser.add_argument("--data", required=True, metavar="FORMAT:PATH", help="data set, see `hf-segvit check-data`")
-    parser.add_argument("--split", default="val", metavar="S", help="part of the data set (default val)")
+    parser.add_argument(
+        "--data", required=True, metavar="FORMAT:PATH", help="data set; `hf-segvit check-data --help` lists the formats"
+    )
+    parser.add_argument(
+        "--split",
+        metavar="S",
+        help="part of the data set; default: the first of val, validation, valid and test there is",
+    )
     parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for results and for going on")
@@ -96,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from ..atomic_files import prepare_output_folder
-    from ..data.reading import describe, load_segmentation_dataset
+    from ..data.reading import describe, load_segmentation_dataset, validation_split
     from ..devices import pick_device
     from ..evaluation import evaluate, load_predictor
     from ..evaluation.partial_results import delete_partial_results
@@ -106,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     for folder in (args.output, args.json.parent if args.json is not None else None):
         if folder is not None:
             prepare_output_folder(folder)
+    args.split = args.split or validation_split(args.data, "name one with --split")
     dataset = load_segmentation_dataset(args.data, split=args.split, task=args.task)
     description = describe(dataset)
     id2label, stuff_classes = description.id2label, description.stuff_classes
@@ -113,19 +120,20 @@ def run(args: argparse.Namespace) -> int:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     state = PartialState()
     device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
-    predictor = load_predictor(
-        args.model,
-        task=args.task,
-        device=device,
-        revision=args.revision,
-        threshold=args.threshold,
-        stuff_classes=stuff_classes,
-        data_labels=id2label,
-        views=views,
-        classifier=args.classifier,
-        alpha=args.alpha,
-        label_mismatch=args.label_mismatch,
-    )
+    with errors_name_options():
+        predictor = load_predictor(
+            args.model,
+            task=args.task,
+            device=device,
+            revision=args.revision,
+            threshold=args.threshold,
+            stuff_classes=stuff_classes,
+            data_labels=id2label,
+            views=views,
+            classifier=args.classifier,
+            alpha=args.alpha,
+            label_mismatch=args.label_mismatch,
+        )
     about = {name: getattr(args, name) for name in ABOUT}
     partial_folder = args.output / "partial" if args.output is not None else None
     settings: dict[str, Any] = {

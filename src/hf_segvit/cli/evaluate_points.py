@@ -41,7 +41,7 @@ def run_points(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from ..atomic_files import prepare_output_folder
-    from ..data.reading import available_tasks, describe, load_segmentation_dataset
+    from ..data.reading import available_tasks, describe, load_segmentation_dataset, validation_split
     from ..devices import pick_device
     from ..evaluation.partial_results import delete_partial_results
     from ..evaluation.points import PointPredictor, evaluate_points, point_source
@@ -57,6 +57,7 @@ def run_points(args: argparse.Namespace) -> int:
     tasks = [task for task in order if task in available_tasks(args.data)]
     if not tasks:
         raise ValueError(f"{args.data} has neither panoptic nor semantic labels, so that a point has no one class")
+    args.split = args.split or validation_split(args.data, "name one with --split")
     dataset = load_segmentation_dataset(args.data, split=args.split, task=tasks[0])
     id2label = describe(dataset).id2label
     if args.limit is not None:

@@ -1,6 +1,8 @@
 """Options that `hf-segvit segment` and `hf-segvit evaluate` share: a classifier of labels, and several views."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -58,6 +60,21 @@ def views_of(args: argparse.Namespace) -> Any:
     from ..semantic_views import Views
 
     return Views(numbers(args.tta_scales, "--tta-scales") if args.tta_scales is not None else (1.0,), args.tta_flip)
+
+
+@contextmanager
+def errors_name_options() -> Iterator[None]:
+    """Say errors of loading, which name arguments of functions, in terms of the options that stand for them."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        for argument, option in (
+            ("label_mismatch='keep'", "--label-mismatch keep"),
+            ("task='semantic'", "--task semantic"),
+        ):
+            text = text.replace(argument, option)
+        raise ValueError(text) from error
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..picture_files import PICTURE_SUFFIXES, PictureFile, find_pictures, output_names
-from .model_options import add_classifier_options, add_view_options, check_classifier_options, views_of
+from .model_options import (
+    add_classifier_options,
+    add_view_options,
+    check_classifier_options,
+    errors_name_options,
+    views_of,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +45,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--task", choices=("panoptic", "instance", "semantic"), help="default: what the model was trained for"
+        "--task",
+        choices=("panoptic", "instance", "semantic"),
+        help=(
+            "default: what the model was trained for (panoptic for Transformers' models); instance from a "
+            "panoptic model returns stuff as objects, too"
+        ),
     )
     parser.add_argument("--threshold", type=float, metavar="X", help="score that a segment needs; default: the model's")
     parser.add_argument(
@@ -94,17 +105,18 @@ def run(args: argparse.Namespace) -> int:
 
     prepare_output_folder(args.output)
     device = pick_device(args.device)
-    segmenter = Segmenter.from_pretrained(
-        args.model,
-        task=args.task,
-        device=device,
-        revision=args.revision,
-        dtype=getattr(torch, args.dtype),
-        views=views,
-        classifier=args.classifier,
-        alpha=args.alpha,
-        label_mismatch=args.label_mismatch,
-    )
+    with errors_name_options():
+        segmenter = Segmenter.from_pretrained(
+            args.model,
+            task=args.task,
+            device=device,
+            revision=args.revision,
+            dtype=getattr(torch, args.dtype),
+            views=views,
+            classifier=args.classifier,
+            alpha=args.alpha,
+            label_mismatch=args.label_mismatch,
+        )
     refuse_threshold(segmenter.task, args.threshold)
     fused = is_fused(segmenter.model)
     if args.compare and not fused:

@@ -1,7 +1,8 @@
 """`hf-segvit train RECIPE key=value ...`: train by a recipe, see `hf_segvit.training`.
 
 The same command goes on where an interrupted one stopped. Several processes train together under
-`accelerate launch -m hf_segvit train RECIPE ...`. Exit code 75: it was asked to stop, has saved, and can go on.
+`accelerate launch -m hf_segvit train RECIPE ...`. Exit code 75: it was asked to stop, has saved, and can go on; the
+launcher reports 1 then.
 """
 
 import argparse
@@ -21,7 +22,9 @@ def add_parser(subparsers: Any) -> None:
         ),
         epilog=(
             "Writes model/, results.json, curves.png and checkpoints to the output folder. The same command goes on "
-            "from the newest valid checkpoint. SIGTERM and Ctrl-C finish the step, save, and end with exit code 75."
+            "from the newest valid checkpoint. SIGTERM and Ctrl-C finish the step, save, and end with exit code 75. "
+            "Launchers such as torchrun and accelerate launch report 1 in its place; results.json is there only once "
+            "training is complete."
         ),
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file, or name of a packaged recipe")
@@ -100,5 +103,7 @@ def _explanation(recipe: Any) -> str:
         print(f"{recipe.data} is not there; going by what is published: {published:,} pictures", file=sys.stderr)
     with quiet_transformers():
         model, _ = build_trained_model(task)
+    for remark in task.remarks:
+        print(remark, file=sys.stderr)
     num_images = len(task.train_samples()) if published is None else published
     return explain(derive(recipe, num_images, config=model.config), model)

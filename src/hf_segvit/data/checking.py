@@ -1,6 +1,6 @@
 """The data check: reads a data set once, all of it, and tells what would hurt training.
 
-`check_dataset` reads; a `DataReport` holds counts, problems and samples, and `report_text` prints it. Beside what the
+`check_dataset` reads; a `DataReport` holds counts, problems and samples (check_report.py prints it). Beside what the
 readers refuse, it looks for pictures that occur twice, above all in two splits; classes without a pixel; masks that are
 all void; binary masks saved as 0 and 255; and pictures of which a viewer shows another orientation than was annotated.
 """
@@ -132,33 +132,6 @@ def check_dataset(
         dataset = load_segmentation_dataset(spec, split=name, task=task, problems=report.problems, **options)
         report.splits.append(_check_split(dataset, report, seen, math.ceil(num_samples / len(splits)), progress))
     return report
-
-
-def report_text(report: DataReport, most_problems: int = 20) -> str:
-    """The report as text."""
-    lines = [report.data]
-    for split in report.splits:
-        low, high = split.smallest, split.largest
-        lines += [
-            f"\nsplit {split.split}, {split.task}: {split.images} images, {split.segments} segments, {split.crowds} "
-            f"crowds, {split.empty_images} images without segments, {split.void_share:.1%} of all pixels void",
-            f"sizes (height x width): {low[0]} x {low[1]} to {high[0]} x {high[1]}, most often "
-            + ", ".join(f"{size[0]} x {size[1]} ({count})" for size, count in split.sizes[:3]),
-            f"{'class':<28}{'segments':>10}{'images':>10}{'pixels':>9}",
-        ]
-        total = sum(row.pixels for row in split.classes) or 1
-        for row in sorted(split.classes, key=lambda row: -row.pixels):
-            if row.segments:
-                lines.append(f"{row.name[:27]:<28}{row.segments:>10}{row.images:>10}{row.pixels / total:>9.2%}")
-        if absent := [row.name for row in split.classes if not row.segments]:
-            lines.append(f"{len(absent)} classes do not occur: {', '.join(absent[:12])}{' ...' * (len(absent) > 12)}")
-    errors = len(report.problems.errors)
-    lines.append(f"\n{errors} problems that would hurt training, {len(report.problems) - errors} warnings")
-    shown = sorted(report.problems, key=lambda problem: problem.severity)
-    lines += [f"{problem.severity}: {problem}" for problem in shown[:most_problems]]
-    if len(shown) > most_problems:
-        lines.append(f"... and {len(shown) - most_problems} more; --json lists all")
-    return "\n".join(lines)
 
 
 def _check_split(

@@ -100,11 +100,11 @@ def _entries(source: Any, name: str) -> tuple[list[tuple[int, str, bool]], list[
         if isinstance(source, list | tuple) and all(isinstance(text, str) for text in source):
             return [(value, text, False) for value, text in enumerate(source)], []
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{name}: cannot be read as classes ({error!r}); {_FORMS}") from error
-    raise ValueError(f"{name}: cannot be read as classes; {_FORMS}")
+        raise ValueError(f"{name}: cannot be read as classes ({error!r}); give {CLASS_FORMS}") from error
+    raise ValueError(f"{name}: cannot be read as classes; give {CLASS_FORMS}")
 
 
-_FORMS = (
-    'give a list of names, {"value": "name", ...}, or {"classes": [{"value": 1, "name": "road", "is_thing": false}], '
+CLASS_FORMS = (
+    'a list of names, {"value": "name", ...}, or {"classes": [{"value": 1, "name": "road", "is_thing": false}], '
     '"void": [255]}'
 )

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +70,11 @@ def pair_rows(
         maps: for each kind of map, its files by the same name.
         problems: gets pictures without map and maps without picture.
     """
+    hint = ""
     for files in maps:
-        for name in sorted(set(files) - set(pictures)):
+        unused = sorted(set(files) - set(pictures))
+        hint = hint or _name_hint(set(pictures) - set(files), unused)
+        for name in unused:
             problems.warn(location_name(files[name]), name, "the mask has no picture of the same name; it is not used")
     rows = []
     for name, picture in pictures.items():
@@ -79,6 +83,20 @@ def pair_rows(
             rows.append({"image": picture, "image_id": name, "segment_map": locations, "segments": None})
         else:
             problems.error(
-                location_name(picture), name, "the picture has no mask of the same name; add it, or remove it"
+                location_name(picture),
+                name,
+                f"the picture has no mask of the same name; {hint or 'add it, or remove it'}",
             )
     return rows
+
+
+def _name_hint(pictures: Set[str], masks: Sequence[str]) -> str:
+    """What to do where masks have the names of pictures with one ending more, as some tools save them; "" elsewhere."""
+    endings = Counter[str]()
+    for mask in masks:
+        cut = next((cut for cut in range(len(mask) - 1, 0, -1) if mask[:cut] in pictures), 0)
+        endings[mask[cut:] if cut else ""] += 1
+    ending, count = max(endings.items(), key=lambda item: item[1], default=("", 0))
+    return (
+        f"masks seem to end in {ending!r}: rename them like their pictures" if ending and 2 * count > len(masks) else ""
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .decoding import MaskReader, SampleDecoder
 from .problems import ProblemList
 
 FORMATS = {
-    "coco": "COCO: panoptic or instance, in the official layout",
+    "coco": "COCO in its official layout: panoptic or instance",
     "coco_stuff": "COCO-Stuff-164K: semantic",
     "coco_folder": "any data set in COCO's instance or panoptic format",
     "ade20k": "ADE20K scene parsing: semantic, panoptic or instance",
@@ -36,6 +36,7 @@ FORMATS = {
     "hub": "a data set of the Hub, or saved by `datasets`",
     "generated": "drawn scenes: panoptic, semantic or instance; PATH is the difficulty, such as easy or hard",
 }
+_VALIDATION_SPLITS = ("val", "validation", "valid", "test")
 
 
 @dataclass
@@ -112,7 +113,10 @@ def load_segmentation_dataset(
     if task is not None and task not in module.TASKS:
         raise ValueError(f"{format_name} has no task {task!r}; choose one of {', '.join(module.TASKS)}")
     task = task or module.TASKS[0]
-    split = split or available_splits(spec, **options)[0]
+    splits = available_splits(spec, wanted=[split] if split else [], **options)
+    split = split or splits[0]
+    if split not in splits:
+        raise ValueError(f"{spec}: there is no split {split!r}; choose one of {', '.join(splits)}")
     found = ProblemList() if problems is None else problems
     try:
         reading = module.read(path, split=split, task=task, problems=found, **options)
@@ -121,25 +125,50 @@ def load_segmentation_dataset(
             raise ValueError(f"format {format_name}: {error}; see the module of the format for its options") from error
         raise
     if not reading.rows and reading.dataset is None:
-        found.error(path, f"split {split!r}", f"there are no pictures for {task} segmentation; check the layout")
+        found.error(
+            path, f"split {split!r}", f"there are no pictures for {task} segmentation; expected {module.LAYOUT}"
+        )
     if problems is None:
         found.raise_errors()
     return _dataset(reading, DataDescription(format_name, path, split, task, {}, reading.stuff_classes))
 
 
-def available_splits(spec: str, **options: Any) -> list[str]:
+def available_splits(spec: str, *, wanted: Sequence[str] = (), **options: Any) -> list[str]:
     """The splits that a data set has, train first.
+
+    Args:
+        spec: "FORMAT:PATH".
+        wanted: names to look for beside those that are usual in the format, such as "train2017".
+        options: of the format.
 
     Raises:
         ValueError: there is none; the message says what the format's layout is.
     """
     format_name, path, module, stated = _reader(spec)
     known = inspect.signature(module.splits).parameters
-    found = module.splits(path, **{key: value for key, value in {**stated, **options}.items() if key in known})
+    chosen = {key: value for key, value in {**stated, **options}.items() if key in known}
+    found = set(module.splits(path, wanted=wanted, **chosen))
     if not found:
         raise ValueError(f"{path}: no split of a {format_name} data set is there; expected {module.LAYOUT}")
     rank = {"train": 0, "training": 0, "val": 1, "validation": 1, "valid": 1}
     return sorted(found, key=lambda name: (rank.get(name, 2), name))
+
+
+def validation_split(spec: str, remedy: str) -> str:
+    """The split of "FORMAT:PATH" to score on where none is named.
+
+    Args:
+        spec: "FORMAT:PATH".
+        remedy: how to name one, for the error.
+
+    Raises:
+        ValueError: it has none of the usual names.
+    """
+    splits = available_splits(spec)
+    for name in _VALIDATION_SPLITS:
+        if name in splits:
+            return name
+    raise ValueError(f"{spec} has no split to score on, only {', '.join(splits)}; {remedy}")
 
 
 def available_tasks(spec: str) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 `OracleClassification` wraps a metric: each predicted mask first gets the label of the true segment that it fits best,
 then the metric counts as always. The difference to the plain score is what a better classifier can gain; the ViT-P
 paper calls it the upper bound. Masks that the model's own labels keep out of its answer have to be given to it by the
-caller, as `hf_segvit.evaluation` does (sure_masks.py). The functions do the relabelling of one picture, for each kind of prediction.
+caller, as `hf_segvit.evaluation` does (sure_masks.py). The functions do the relabelling of one picture, for each kind
+of prediction.
 
 H W pixels, P predicted and R true segments.
 """

@@ -2,7 +2,8 @@
 
 `add_adapters` puts them onto the attention and MLP projections of the ViT; whatever is not the backbone (queries, mask
 head, upscaling, class head) is trained in full. `merge_adapters` computes them into the weights afterwards: what is
-saved or pushed then is an ordinary model, which loads without PEFT and runs as fast as before. PEFT's own
+saved or pushed then is an ordinary model, which loads without PEFT and runs as fast as before. `merged_weights` does
+the same to a copy of the weights, for checkpoints in the middle of training. PEFT's own
 `save_pretrained` writes the adapters alone, which `load_adapters` puts back onto their base model.
 
 Source: Hu et al., arXiv 2106.09685. Needs PEFT: `pip install "hf-segvit[lora]"`.
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .parameter_groups import BACKBONE, layer_of, parameter_role
 
@@ -67,6 +68,26 @@ def merge_adapters(model: Any) -> Any:
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
+def merged_weights(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model with adapters as those of the model itself, by its own names; the model stays as it is.
+
+    Args:
+        model: what `add_adapters` returned.
+        weights: its whole state, on any device.
+    """
+    config = model.peft_config["default"]
+    scale = config.lora_alpha / config.r
+    merged = {}
+    for name, tensor in weights.items():
+        layer, adapted, _ = name.partition(".base_layer.weight")
+        if adapted:
+            down, up = (weights[f"{layer}.lora_{part}.default.weight"] for part in "AB")
+            tensor = tensor + up @ down * scale
+        if ".lora_" not in name and ".original_module." not in name:
+            merged[_own_name(name)] = tensor
+    return merged
+
+
 def load_adapters(model: nn.Module, folder: str | Path) -> Any:
     """Adapters that PEFT saved, on their base model.
 
@@ -92,6 +113,11 @@ def _trained_in_full(model: nn.Module) -> list[str]:
         if outside:
             whole.append(".".join(outside[0]))
     return list(dict.fromkeys(whole))
+
+
+def _own_name(name: str) -> str:
+    """Name of a parameter in the model itself, from that in PEFT's model around it."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
 
 
 def _peft() -> tuple[Any, Any, Any]:

@@ -2,8 +2,10 @@
 
 A checkpoint is a folder `step-00001234` with a model that can be used as it is (`config.json`, `model.safetensors`,
 `preprocessor_config.json`), and what training needs to go on: `ema.safetensors`, `optimizer.pt`, `random_states.pt` and
-`state.json`. `manifest.json`, written last, lists sizes and SHA-256 of all of them. `Checkpoints` saves, finds the
-newest valid one, and deletes what is neither among the last nor the best. Pickles are read with `weights_only=True`.
+`state.json`. Where adapters are trained, the model has them merged, which cannot be undone to the bit, so that training
+goes on from `adapted.safetensors`. `manifest.json`, written last, lists sizes and SHA-256 of all of them. `Checkpoints`
+saves, finds the newest valid one, and deletes what is neither among the last nor the best. Pickles are read with
+`weights_only=True`.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
-MODEL, EMA, OPTIMIZER, RANDOM, STATE = (
+MODEL, ADAPTED, EMA, OPTIMIZER, RANDOM, STATE = (
     "model.safetensors",
+    "adapted.safetensors",
     "ema.safetensors",
     "optimizer.pt",
     "random_states.pt",
@@ -45,11 +48,12 @@ class TrainingState:
 
     Attributes:
         step: steps taken.
-        model: state of the model.
+        model: state of the model as it is trained.
         ema: moving average, or `None`.
         optimizer: states of optimiser, schedule and gradient scaler by name.
         random_states: of each process.
         progress: plain values for JSON: history, best score, what is trained on.
+        merged: where `model` has adapters, the weights of the ordinary model that it amounts to; only written.
     """
 
     step: int
@@ -58,6 +62,7 @@ class TrainingState:
     optimizer: dict[str, Any]
     random_states: list[dict[str, Any]]
     progress: dict[str, Any]
+    merged: dict[str, Tensor] | None = None
 
 
 class Checkpoints:
@@ -170,7 +175,7 @@ def read(path: Path) -> TrainingState:
     state = json.loads((path / STATE).read_text(encoding="utf-8"))
     return TrainingState(
         step=state["step"],
-        model=load_file(path / MODEL),
+        model=load_file(path / (ADAPTED if (path / ADAPTED).is_file() else MODEL)),
         ema=load_file(path / EMA) if (path / EMA).is_file() else None,
         optimizer=torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True),
         random_states=torch.load(path / RANDOM, map_location="cpu", weights_only=True),
@@ -179,7 +184,10 @@ def read(path: Path) -> TrainingState:
 
 
 def _write(folder: Path, state: TrainingState) -> None:
-    save_file(_storable(state.model), folder / MODEL, metadata={"format": "pt"})
+    if state.merged is not None:
+        save_file(_storable(state.model), folder / ADAPTED, metadata={"format": "pt"})
+    usable = state.model if state.merged is None else state.merged
+    save_file(_storable(usable), folder / MODEL, metadata={"format": "pt"})
     if state.ema is not None:
         save_file(_storable(state.ema), folder / EMA, metadata={"format": "pt"})
     torch.save(state.optimizer, folder / OPTIMIZER)

@@ -80,6 +80,18 @@ class TrainingPlan:
         """Passes over the data."""
         return self.total_steps / self.steps_per_epoch
 
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """Steps after which the model is scored; the last is the end."""
+        every = self.evaluate_every_steps
+        return [*range(every, self.total_steps, every), self.total_steps]
+
+    @property
+    def comparable_evaluations(self) -> int:
+        """How many of them decide which checkpoint is best, and count for `patience`: those without annealing."""
+        annealing = self.annealing
+        return sum(annealing is None or annealing.finished(step) for step in self.evaluation_steps)
+
 
 def derive(recipe: Recipe, num_images: int, world_size: int = 1, config: Any = None) -> TrainingPlan:
     """Decide what a recipe leaves open.

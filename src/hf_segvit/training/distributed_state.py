@@ -63,7 +63,9 @@ def collect_optimizer(accelerator: Accelerator, model: nn.Module, optimizer: Any
 
 
 def put_optimizer(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) -> None:
-    """Put a state that `collect_optimizer` returned, on any number of processes, into an optimiser of the same groups.
+    """Put a state that `collect_optimizer` returned, on any number of processes, into an optimiser.
+
+    The optimiser keeps the settings of its groups, such as rates and decay: these are the recipe's, not the state's.
 
     Args:
         model: unwrapped; sharded or not.
@@ -71,12 +73,16 @@ def put_optimizer(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) ->
         state: the same on all processes.
     """
     by_name = all(isinstance(key, str) for group in state["param_groups"] for key in group["params"])
-    if is_sharded(model):
-        named = state if by_name else _by_name(state)
-        # A copy, as PyTorch would make these tensors the optimiser's own.
-        set_optimizer_state_dict(model, _innermost(optimizer), copy.deepcopy(dict(named)), options=_HANDED_OUT)
-    else:
-        optimizer.load_state_dict(_by_number(state, optimizer) if by_name else state)
+    named = state if by_name else _by_name(state)
+    if not is_sharded(model):
+        optimizer.load_state_dict(_by_number(named, optimizer))
+        return
+    inner = _innermost(optimizer)
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in inner.param_groups]
+    # A copy, as PyTorch would make these tensors the optimiser's own.
+    set_optimizer_state_dict(model, inner, copy.deepcopy(dict(named)), options=_HANDED_OUT)
+    for group, own in zip(inner.param_groups, settings, strict=True):
+        group.update(own)
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,14 +114,9 @@ def _by_name(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_number(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
-    """A state by names as one by the optimiser's own numbers."""
+    """The moments of a state by names in one by the optimiser's own numbers, with its own groups."""
     own = optimizer.state_dict()["param_groups"]
     numbers = {name: number for group in own for number, name in zip(group["params"], group["names"], strict=True)}
-    saved = {name: group for group in state["param_groups"] for name in group["params"]}
-    groups = []
-    for group in own:
-        # Parameters without elements are in no group of a sharded model, see sharding.py.
-        found = next((saved[name] for name in group["names"] if name in saved), group)
-        groups.append({**found, "params": group["params"], "names": group["names"]})
+    # Parameters without elements are in no group of a sharded model, see sharding.py.
     moments = {numbers[name]: values for name, values in state["state"].items() if name in numbers}
-    return {"state": moments, "param_groups": groups}
+    return {"state": moments, "param_groups": own}

@@ -101,10 +101,22 @@ def _decisions(plan: TrainingPlan, model: Any) -> dict[str, str]:
         "warm-up": f"{stages}; then {recipe.schedule} decay",
         "evaluation": f"every {plan.evaluate_every_steps:,} steps; a checkpoint every {plan.save_every_steps:,}",
     }
+    if recipe.patience is not None:
+        decisions["patience"] = _patience(recipe.patience, plan)
     if annealing is not None:
         phases = zip(annealing.starts, annealing.ends, strict=True)
         decisions["annealing"] = ", ".join(f"{start:,} to {end:,}" for start, end in phases) + " (a query layer each)"
     return decisions
+
+
+def _patience(patience: int, plan: TrainingPlan) -> str:
+    """When training may stop early, or that it cannot."""
+    count, total = plan.comparable_evaluations, len(plan.evaluation_steps)
+    of_all = f"{count} of the {total} evaluations count" + (", those after annealing" if count < total else "")
+    if patience < count - 1:  # the first is a best score to beat, and the last is the end anyway
+        return f"{patience}: training stops after as many evaluations without a better score; {of_all}"
+    most = f"at most {count - 2}, or " if count > 2 else ""
+    return f"WARNING: {patience} cannot stop this training early, as {of_all}; give {most}a lower evaluate_every"
 
 
 def _rows(names: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> list[str]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,22 @@ from accelerate.state import AcceleratorState
 
 from ..atomic_files import prepare_output_folder
 from ..devices import describe_device
+from ..hub import push_to_hub
 from .adapters import merge_adapters
-from .checkpoints import Checkpoints, read
+from .checkpoints import Checkpoints
 from .data_order import StepOrder, TrainingLoader, worker_count
 from .derivation import TrainingPlan, derive
 from .ema import MovingAverage
 from .explanation import memory_advice
-from .guards import NonFiniteGuard, explained_out_of_memory
+from .guards import NonFiniteGuard, evaluation_advice, explained_out_of_memory
 from .optimizer_step import OptimizerStep, StepOutcome
 from .output_folders import output_folder
 from .parameter_groups import build_optimizer
+from .preconditions import check_keep_best, check_publishing, check_trackers
 from .random_states import random_states, seed_everything, unchanged_random_states
 from .recipe import Recipe
 from .replay import save_failed_step
-from .results import write_results
+from .results import TrainingOutcome, write_results
 from .resuming import identity
 from .saving import RunParts, RunSaver
 from .schedules import highest_rates, learning_rate_schedule
@@ -48,27 +49,6 @@ from .tracking import Tracking, memory_mib
 from .trained_model import WholeModel, build_trained_model, checkpoint_blocks, compile_blocks
 
 PROCESS_TIMEOUT = 1800.0  # seconds that a process waits for the others
-
-
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """What training came to.
-
-    Attributes:
-        output: folder with everything.
-        step: steps taken.
-        stopped: name of the signal that asked it to stop before the end, or `None`: then the results are written.
-        results: what results.json holds; empty where it was stopped.
-        model: unwrapped, in evaluation mode, with the weights that were published.
-        processor: of the model.
-    """
-
-    output: Path
-    step: int
-    stopped: str | None
-    results: dict[str, Any]
-    model: Any
-    processor: Any
 
 
 def train(
@@ -95,7 +75,7 @@ def train(
         OSError: something cannot be written; the checkpoints that were there are unharmed.
     """
     output = output_folder(recipe)
-    prepare_output_folder(output)
+    check_trackers(recipe.trackers)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != recipe.precision:
         AcceleratorState._reset_state()  # of an earlier training in this program
     accelerator = Accelerator(
@@ -105,6 +85,8 @@ def train(
         project_dir=output,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=process_timeout))],
     )
+    if accelerator.is_main_process:
+        check_publishing(recipe.push_to_hub)
     with StopSignals() as signals:
         run = _Run(recipe, task or task_for(recipe), accelerator, output, signals, progress)
         try:
@@ -141,7 +123,9 @@ class _Run:
         task.device = accelerator.device
         samples = task.train_samples()
         task.validation_name()  # reads the validation data: better now than after an epoch
+        check_keep_best(recipe.keep_best, task.score_names)
         self.plan: TrainingPlan = derive(recipe, len(samples), accelerator.num_processes, self.core.config)
+        prepare_output_folder(output)
         self.advice = memory_advice(recipe, self.plan)
         if recipe.gradient_checkpointing:
             checkpoint_blocks(self.core)
@@ -156,12 +140,12 @@ class _Run:
 
         self.selection = Selection(recipe.keep_best or task.headline, recipe.patience)
         self.guard = NonFiniteGuard()
-        messages: list[str] = []
+        messages: list[str] = list(task.remarks)
         self.saver = RunSaver(
             accelerator,
             recipe,
             Checkpoints(output / "checkpoints", recipe.keep_last, messages.append),
-            identity(recipe, len(samples), self.plan.total_steps),
+            identity(recipe, len(samples), self.plan.total_steps, task.training_datasets()),
             RunParts(self.model, self.processor, self.optimizer, schedule, self.ema, self.selection, self.guard),
         )
         seed_everything(recipe.seed, 0, accelerator.process_index)
@@ -184,7 +168,7 @@ class _Run:
 
     def steps(self, on_step: Callable[[int, float], None] | None) -> str | None:
         """All steps from where the run is; the signal that ended it early, or `None`."""
-        total = self.plan.total_steps
+        total, save_due = self.plan.total_steps, False
         settings = self.task.before_step(self.core, self.step, self.plan)
         if self._due(self.plan.evaluate_every_steps) and self.selection.last_step != self.step and self._evaluate():
             return self._stop()
@@ -198,10 +182,9 @@ class _Run:
                 waited = time.perf_counter() - start
                 outcome = self._one_step(micro_batches)
                 self.step += 1
-                self.seconds += time.perf_counter() - start
-                if outcome.finite:
-                    norm, parts = outcome.gradient_norm, outcome.parts
-                    self.tracking.step(self.step, outcome.loss, norm, parts, waited, settings)
+                seconds = time.perf_counter() - start
+                self.seconds += seconds
+                self.tracking.step(self.step, outcome, seconds, waited, settings)
                 if on_step is not None:
                     on_step(self.step, outcome.loss)
                 settings = self.task.before_step(self.core, self.step, self.plan)
@@ -209,8 +192,10 @@ class _Run:
                     return self._stop()
                 if self._due(self.plan.evaluate_every_steps) and self._evaluate():
                     return self._stop()
-                if self._due(self.plan.save_every_steps):
+                save_due |= self._due(self.plan.save_every_steps)
+                if save_due and not self.guard.consecutive:  # what may end in a failure is better not gone on from
                     self.saver.save(self.step, self.seconds)
+                    save_due = False
         return None
 
     def finish(self) -> dict[str, Any]:
@@ -219,9 +204,9 @@ class _Run:
         self.core = self.whole.of(self.core)
         self.task.before_step(self.core, self.plan.total_steps, self.plan)
         best = self.selection.best
-        if best is not None and best["step"] != self.step:
-            state = read(self.saver.checkpoints.path(best["step"]))
-            self.core.load_state_dict(state.model | (state.ema or {}))
+        chosen = None if best is None or best["step"] == self.step else self.saver.best_weights(self.tracking.say)
+        if chosen is not None:
+            self.core.load_state_dict(chosen)
         elif self.ema is not None:
             self.core.load_state_dict(self.ema.tensors(), strict=False)
         results: dict[str, Any] = {}
@@ -236,8 +221,6 @@ class _Run:
             self.core = merge_adapters(self.core).eval()
             results = write_results(self.output, self.task, self.core, self.processor, self.plan, self.selection, facts)
             if self.recipe.push_to_hub is not None:
-                from ..hub import push_to_hub
-
                 push_to_hub(self.output / "model", self.recipe.push_to_hub)
         accelerator.wait_for_everyone()
         return results
@@ -246,23 +229,27 @@ class _Run:
         before = random_states()
         with explained_out_of_memory(self.advice):
             outcome = self.take_step(micro_batches, self.signals.requested is not None)
-        if outcome.finite:
+        if outcome.finite and outcome.overflow_scale is None:
             self.guard.passed()
             if self.ema is not None and outcome.updated:
                 self.ema.update(self.core)
             return outcome
+        if outcome.overflow_scale is not None and not self.guard.overflowed(outcome.overflow_scale):
+            return outcome
         step, place = self.step + 1, None
-        if self.guard.skipped == 0:
+        if self.guard.skipped == 0 or self.guard.hopeless:
             place = self.output / "failures" / f"step-{step:08d}"
             try:
                 save_failed_step(place, step, self.accelerator, self.task, self.model, micro_batches, before)
             except OSError as error:
                 self.tracking.say(f"the batch of step {step} could not be saved for replay: {error}")
-        self.tracking.say(self.guard.failed(step, outcome.loss, outcome.gradient_norm, place))
+        newest = self.saver.newest_step
+        self.tracking.say(self.guard.failed(step, outcome.loss, outcome.gradient_norm, place, newest))
         return outcome
 
     def _evaluate(self) -> bool:
         """Score the model, or its moving average; whether it was asked to stop in the middle."""
+        self.saver.save(self.step, self.seconds)  # whatever happens here, nothing is lost
         average = contextlib.nullcontext() if self.ema is None else self.ema.applied_to(self.core)
         alone = self.accelerator.num_processes == 1
         images: list[Any] = []
@@ -270,6 +257,7 @@ class _Run:
             # A stop need not wait for the evaluation: it is done again. Many processes would have to agree on it.
             with (
                 self.signals.interruptible() if alone else contextlib.nullcontext(),
+                explained_out_of_memory(evaluation_advice(self.recipe)),
                 unchanged_random_states(),
                 average,
             ):
@@ -283,12 +271,11 @@ class _Run:
         finally:
             self.model.train()
         is_best = self.selection.add(self.step, metrics, self.task.not_comparable_yet(self.core))
+        self.saver.note_evaluation()
         self.tracking.scores(self.step, metrics, images)
         name = self.selection.metric
         remark = ", the best so far" if is_best else ""
         self.tracking.say(f"step {self.step}: {name} {metrics[name]:.4f}{remark}")
-        if is_best:
-            self.saver.save(self.step, self.seconds)
         return False
 
     def _stop(self) -> str:

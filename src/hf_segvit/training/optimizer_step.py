@@ -32,8 +32,8 @@ class StepOutcome:
         loss: of the joint batch.
         gradient_norm: before clipping.
         updated: whether the weights changed.
-        finite: whether loss and gradient were; with fp16 the gradient may overflow until its scale is found, which
-            does not count.
+        finite: whether loss and gradient were; with fp16 a gradient that overflowed is told by `overflow_scale`.
+        overflow_scale: what the scale of fp16 fell to as the gradient was not finite; `None` where it did not fall.
         stop: a process was asked to stop.
         parts: of the loss, of this process alone, by name; on the device.
     """
@@ -42,6 +42,7 @@ class StepOutcome:
     gradient_norm: float
     updated: bool
     finite: bool
+    overflow_scale: float | None
     stop: bool
     parts: dict[str, Tensor]
 
@@ -102,17 +103,20 @@ class OptimizerStep:
         loss_value, gradient_norm, stopping = self._shared(total, norm, stop)
         scaled = accelerator.scaler is not None
         finite = math.isfinite(loss_value) and (scaled or math.isfinite(gradient_norm))
-        updated = finite
+        updated, overflow_scale = finite, None
         if finite:
             self.optimizer.step()
             updated = not self.optimizer.step_was_skipped
+            # By the norm, which all processes share: each of them has to take the same way.
+            if scaled and not math.isfinite(gradient_norm):
+                overflow_scale = accelerator.scaler.get_scale()
         elif scaled:
             accelerator.scaler.update()  # forgets that these gradients were unscaled
         self.optimizer.zero_grad()
         with warnings.catch_warnings():  # where the first step of all is skipped, the schedule goes on all the same
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
-        return StepOutcome(loss_value, gradient_norm, updated, finite, stopping, parts)
+        return StepOutcome(loss_value, gradient_norm, updated, finite, overflow_scale, stopping, parts)
 
     def _shared(self, loss: Tensor, norm: Tensor, stop: bool) -> tuple[float, float, bool]:
         """Loss and norm as numbers, with one wait for the device; the mean loss, and the stop, of all processes."""

@@ -33,7 +33,7 @@ class Recipe:
         train_split: of the data; `None` is the first there is.
         val_split: of the data, to score on; `None` is the first of val, validation and test that there is.
         val_data: "FORMAT:PATH" of the pictures to score on where they are another data set.
-        init: checkpoint of a segmentation model to start from; a class head of another label set is made anew.
+        init: checkpoint of a segmentation model to start from; in its class head, classes of other names are new.
         backbone: backbone to start from, as `from_backbone` takes it. Without both, training starts from scratch.
         model_config: fields of the model's configuration.
         image_size: pixels of the training pictures, one number or [height, width].
@@ -73,7 +73,7 @@ class Recipe:
         evaluate_limit: score the first so many pictures alone.
         keep_best: score that decides which checkpoint is best; `None` is the headline of the task.
         patience: evaluations without a better score after which training stops.
-        save_every: epochs between checkpoints; `None` saves when it evaluates.
+        save_every: epochs between checkpoints, besides one at each evaluation; `None` saves no others.
         save_every_steps: instead of `save_every`.
         keep_last: checkpoints that are kept besides the best.
         trackers: of Accelerate, such as "tensorboard", "wandb" or "trackio".

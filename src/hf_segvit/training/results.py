@@ -1,6 +1,7 @@
 """What a finished run leaves: `model/` to use and to publish, `results.json`, `curves.png`.
 
-`write_results` writes them. `model/` has a model card and the scores in the form that a push publishes.
+`write_results` writes them; `model/` has a model card and the scores in the form that a push publishes.
+`TrainingOutcome` is what the program that trained gets.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,30 @@ from ..visualize import plot_curves
 from .derivation import TrainingPlan
 from .selection import Selection
 from .tasks import TrainingTask
-from .tracking import HISTORY, curves, read_history
+from .tracking import EXACT_CURVES, HISTORY, curves, read_history
 
 MODEL_FOLDER, RESULTS, CURVES = "model", "results.json", "curves.png"
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What training came to.
+
+    Attributes:
+        output: folder with everything.
+        step: steps taken.
+        stopped: name of the signal that asked it to stop before the end, or `None`: then the results are written.
+        results: what results.json holds; empty where it was stopped.
+        model: unwrapped, in evaluation mode, with the weights that were published.
+        processor: of the model.
+    """
+
+    output: Path
+    step: int
+    stopped: str | None
+    results: dict[str, Any]
+    model: Any
+    processor: Any
 
 
 def write_results(
@@ -75,7 +98,7 @@ def write_results(
     _write_json(output / RESULTS, results)
     history = curves(read_history(output / HISTORY))
     if history:
-        plot_curves(history, output / CURVES)
+        plot_curves(history, output / CURVES, exact=EXACT_CURVES)
 
     folder = output / MODEL_FOLDER
     task.save(model, processor, folder)

@@ -1,11 +1,13 @@
 """Saving a run and going on with it: model, optimiser, random numbers and loop into a checkpoint, and back.
 
 `RunSaver.save` writes a checkpoint of where the run is; `resume` goes on from the newest valid one. All processes call
-them together: the first writes, and all read. The files themselves are the matter of checkpoints.py.
+them together: the first writes, and all read. The files themselves are the matter of checkpoints.py. A checkpoint is
+saved before its weights are evaluated, as that may fail; `note_evaluation` adds the scores, in `evaluation.json`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +15,21 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
 
-from .checkpoints import Checkpoints, TrainingState, read
+from ..atomic_files import replacing
+from .adapters import merged_weights
+from .checkpoints import Checkpoints, DamagedCheckpoint, TrainingState, check, read
 from .distributed_state import collect_optimizer, collect_weights, put_optimizer, put_weights
 from .ema import MovingAverage
 from .guards import NonFiniteGuard
 from .random_states import random_states, restore_random_states, seed_everything
 from .recipe import Recipe
 from .resuming import refuse_other_run
+from .schedules import restore_schedule
 from .selection import Selection
+
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,9 @@ class RunSaver:
         checkpoints: where they are.
         identity: what is trained on what, see resuming.py.
         parts: of the run.
+
+    Attributes:
+        newest_step: step of the checkpoint that was saved or read last, or `None`.
     """
 
     def __init__(
@@ -68,7 +79,7 @@ class RunSaver:
     ) -> None:
         self.accelerator, self.recipe, self.checkpoints = accelerator, recipe, checkpoints
         self.identity, self.parts = identity, parts
-        self._saved_step = -1
+        self.newest_step: int | None = None
 
     def save(self, step: int, seconds: float) -> None:
         """Write a checkpoint, unless there is one of this step.
@@ -80,7 +91,7 @@ class RunSaver:
         Raises:
             OSError: it cannot be written; those that were there are unharmed.
         """
-        if self._saved_step == step:
+        if self.newest_step == step:
             return
         accelerator, parts = self.accelerator, self.parts
         states = gather_object([random_states()])
@@ -97,14 +108,53 @@ class RunSaver:
                 "identity": self.identity,
                 "selection": parts.selection.state(),
                 "skipped_steps": parts.guard.skipped,
+                "consecutive_skips": parts.guard.consecutive,
                 "seconds": seconds,
                 "ema_steps": 0 if parts.ema is None else parts.ema.steps,
             }
-            state = TrainingState(step, weights, average, optimizer, states, progress)
+            adapted = self.recipe.lora is not None
+            merged = merged_weights(accelerator.unwrap_model(parts.model), weights) if adapted else None
+            state = TrainingState(step, weights, average, optimizer, states, progress, merged)
             best = parts.selection.best
             self.checkpoints.save(state, self._save_settings, None if best is None else best["step"])
-        self._saved_step = step
+        self.newest_step = step
         accelerator.wait_for_everyone()
+
+    def note_evaluation(self) -> None:
+        """Add the last evaluation to the checkpoint of its step, and delete what is not the best any more.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        row, best = self.parts.selection.evaluations[-1], self.parts.selection.best
+        if self.accelerator.is_main_process:
+            with replacing(self.checkpoints.path(row["step"]) / EVALUATION) as partial:
+                partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+            self.checkpoints.prune(None if best is None else best["step"])
+
+    def best_weights(self, say: Callable[[str], None]) -> dict[str, Tensor] | None:
+        """The weights, or their average, of the best checkpoint, which is given up where it is damaged.
+
+        Args:
+            say: takes a line of text for people.
+
+        Returns:
+            `None` where none is the best.
+        """
+        selection = self.parts.selection
+        if selection.best is None:
+            return None
+        path = self.checkpoints.path(selection.best["step"])
+        problem: list[str | None] = [None]
+        if self.accelerator.is_main_process:
+            problem = [_damage(path)]
+        broadcast_object_list(problem)
+        if problem[0] is not None:
+            say(f"the best checkpoint is lost: {problem[0]}; in its place the weights at the end are published")
+            selection.lose_best()
+            return None
+        state = read(path)
+        return state.model | (state.ema or {})
 
     def resume(self, say: Callable[[str], None]) -> tuple[int, float]:
         """Go on from the newest valid checkpoint, if there is one.
@@ -122,7 +172,7 @@ class RunSaver:
         if path is None:
             return 0, 0.0
         state = read(path)
-        refuse_other_run(state.progress["identity"], self.identity, path)
+        changes = refuse_other_run(state.progress["identity"], self.identity, path)
         if "optimizer" not in state.optimizer:
             raise ValueError(
                 f"{path} was saved under DeepSpeed, whose optimiser's state is not in it, so that training cannot go "
@@ -132,15 +182,19 @@ class RunSaver:
         core = self.accelerator.unwrap_model(parts.model)
         put_weights(core, state.model)
         put_optimizer(core, parts.optimizer, state.optimizer["optimizer"])
-        parts.schedule.load_state_dict(state.optimizer["schedule"])
+        restore_schedule(parts.schedule, state.optimizer["schedule"])
         if self.accelerator.scaler is not None and "scaler" in state.optimizer:
             self.accelerator.scaler.load_state_dict(state.optimizer["scaler"])
         if parts.ema is not None and state.ema is not None:
             parts.ema.restore(state.ema, state.progress["ema_steps"])
         parts.selection.restore(state.progress["selection"])
+        self._restore_evaluation(path)
         parts.guard.skipped = state.progress["skipped_steps"]
-        self._saved_step = state.step
+        parts.guard.consecutive = state.progress.get("consecutive_skips", 0)  # older checkpoints lack it
+        self.newest_step = state.step
         say(f"going on from {path}")
+        if changes is not None:
+            say(changes)
         self._restore_random_states(state, say)
         return state.step, state.progress["seconds"]
 
@@ -156,6 +210,17 @@ class RunSaver:
             newest = [self.checkpoints.newest_valid()]
         broadcast_object_list(newest)
         return newest[0]
+
+    def _restore_evaluation(self, path: Path) -> None:
+        """Scores of the checkpoint; where it was left before they were there, they are computed again."""
+        try:
+            row = json.loads((path / EVALUATION).read_text(encoding="utf-8"))
+            step, metrics, not_comparable = row["step"], row["metrics"], row["not_comparable"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        selection = self.parts.selection
+        if selection.last_step != step and selection.metric in metrics:  # which may be another one now
+            selection.add(step, metrics, not_comparable)
 
     def _restore_random_states(self, state: TrainingState, say: Callable[[str], None]) -> None:
         before, now = len(state.random_states), self.accelerator.num_processes
@@ -173,6 +238,17 @@ class RunSaver:
         core.config.architectures = [published_name(core)]
         core.config.save_pretrained(folder)
         self.parts.processor.save_pretrained(folder)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, if anything is."""
+    if not path.is_dir():
+        return f"{path} is not there any more"
+    try:
+        check(path)
+    except (DamagedCheckpoint, OSError) as error:
+        return str(error)
+    return None
 
 
 def published_name(model: Any) -> str:

@@ -9,8 +9,9 @@ Source: the official code of EoMT (two stages, polynomial) and of ViT-P (one sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -40,6 +41,24 @@ def learning_rate_schedule(optimizer: Optimizer, plan: TrainingPlan) -> LambdaLR
             )
         )
     return LambdaLR(optimizer, factors)
+
+
+def restore_schedule(schedule: LambdaLR, state: Mapping[str, Any]) -> None:
+    """Go on where a schedule was saved, at this schedule's own rates and warm-up.
+
+    Args:
+        schedule: as `learning_rate_schedule` made it, whose optimiser has its state already.
+        state: `state_dict()` of the other one, of the same training, perhaps with other rates.
+    """
+    progress = {name: state[name] for name in ("last_epoch", "_step_count")}
+    # A factor is a function of the steps taken alone, so that no rate need be saved.
+    rates = [
+        base * factor(progress["last_epoch"])
+        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    schedule.load_state_dict({**schedule.state_dict(), **progress, "_last_lr": rates})
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def highest_rates(optimizer: Optimizer) -> dict[str, float]:

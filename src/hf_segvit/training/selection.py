@@ -20,12 +20,14 @@ class Selection:
     Attributes:
         evaluations: rows of `step`, `metrics` and `not_comparable` (the reason, or `None`).
         best: the row with the best score, or `None`.
+        lost: the row that was the best, where its weights are no more.
     """
 
     def __init__(self, metric: str, patience: int | None = None) -> None:
         self.metric, self.patience = metric, patience
         self.evaluations: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
+        self.lost: dict[str, Any] | None = None
 
     def add(self, step: int, metrics: Mapping[str, float], not_comparable: str | None) -> bool:
         """Take in an evaluation.
@@ -47,6 +49,10 @@ class Selection:
             return True
         return False
 
+    def lose_best(self) -> None:
+        """The weights of the best cannot be had; those at the end take their place."""
+        self.best, self.lost = None, self.best
+
     @property
     def last_step(self) -> int | None:
         """Step of the last evaluation."""
@@ -63,11 +69,11 @@ class Selection:
     def explanation(self) -> str:
         """What was compared, in a sentence."""
         passed_over = [row for row in self.evaluations if row["not_comparable"] is not None]
-        text = (
-            f"best of {len(self.evaluations) - len(passed_over)} evaluations by {self.metric}"
-            if self.best
-            else "no evaluation was comparable, so these are the weights at the end"
-        )
+        text = f"best of {len(self.evaluations) - len(passed_over)} evaluations by {self.metric}"
+        if self.lost is not None:
+            text += f" was step {self.lost['step']}, but its checkpoint is damaged: these are the weights at the end"
+        elif self.best is None:
+            text = "no evaluation was comparable, so these are the weights at the end"
         if passed_over:
             text += (
                 f"; those up to step {passed_over[-1]['step']} were left out, as {passed_over[-1]['not_comparable']}"

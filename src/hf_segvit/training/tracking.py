@@ -1,8 +1,10 @@
 """What a run tells while it trains: a progress bar, Accelerate's trackers, and `history.jsonl`.
 
 `Tracking` gathers the numbers of each step and writes their means every `log_every` steps: losses by layer, learning
-rates, annealing, throughput, time spent waiting for data, and memory. The history belongs to the checkpoints: a run
-that goes on drops what was written after the step that it goes on from, so that curves have no double points.
+rates, annealing, throughput, time spent waiting for data, and memory. Throughput is that of the steps alone, without
+evaluations and saving; losses and gradients are those of steps that were not skipped. The history belongs to the
+checkpoints: a run that goes on drops what was written after the step that it goes on from, so that curves have no
+double points.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from tqdm import tqdm
 from ..atomic_files import replacing
 from ..visualize import contact_sheet
 from .derivation import TrainingPlan
+from .optimizer_step import StepOutcome
 
 HISTORY = "history.jsonl"
+# Groups of curves without noise.
+EXACT_CURVES = ("learning rate", "annealing", "memory in MiB", "score")
 _NO_CURVES = ("step", "seconds per step", "share of time waiting for data")
 
 
@@ -64,9 +69,8 @@ class Tracking:
     def step(
         self,
         step: int,
-        loss: float,
-        gradient_norm: float,
-        parts: Mapping[str, Tensor],
+        outcome: StepOutcome,
+        seconds: float,
         waited: float,
         settings: Mapping[str, float],
     ) -> None:
@@ -74,22 +78,24 @@ class Tracking:
 
         Args:
             step: its number, from 1.
-            loss: of the joint batch.
-            gradient_norm: before clipping.
-            parts: of the loss, of this process.
-            waited: seconds for data.
+            outcome: what it was like.
+            seconds: that it took.
+            waited: seconds of these for data.
             settings: learning rates, annealing and the like, as they were in this step.
         """
-        self._count += 1
-        self._loss += loss
-        self._norm += gradient_norm
+        self._steps += 1
+        self._seconds += seconds
         self._waited += waited
-        if parts:
-            values = torch.stack(list(parts.values()))
-            self._parts = values if self._parts is None else self._parts + values
+        if outcome.finite and outcome.overflow_scale is None:
+            self._count += 1
+            self._loss += outcome.loss
+            self._norm += outcome.gradient_norm
+            if outcome.parts:
+                values = torch.stack(list(outcome.parts.values()))
+                self._parts = values if self._parts is None else self._parts + values
         self._bar.update()
-        if step % self.plan.log_every == 0 or step == self.plan.total_steps:
-            self._record(step, list(parts), settings)
+        if self._count and (step % self.plan.log_every == 0 or step == self.plan.total_steps):
+            self._record(step, list(outcome.parts), settings)
 
     def scores(self, step: int, metrics: Mapping[str, float], images: Sequence[Image.Image] = ()) -> None:
         """Record an evaluation, with pictures of predictions, which also go to the folder `predictions`."""
@@ -123,12 +129,12 @@ class Tracking:
         self.accelerator.trackers = []
 
     def _begin_window(self) -> None:
-        self._window_start = time.perf_counter()
-        self._count, self._loss, self._norm, self._waited = 0, 0.0, 0.0, 0.0
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
+        self._count, self._loss, self._norm = 0, 0.0, 0.0
         self._parts = None
 
     def _record(self, step: int, names: Sequence[str], settings: Mapping[str, float]) -> None:
-        seconds = (time.perf_counter() - self._window_start) / self._count
+        seconds = self._seconds / self._steps
         values = {"loss": self._loss / self._count, "gradient norm": self._norm / self._count}
         if self._parts is not None:
             means = self.accelerator.reduce(self._parts / self._count, "mean")
@@ -136,7 +142,7 @@ class Tracking:
         values.update(settings)
         values["pictures per second"] = self.plan.recipe.batch_size / seconds
         values["seconds per step"] = seconds
-        values["share of time waiting for data"] = self._waited / self._count / seconds
+        values["share of time waiting for data"] = self._waited / self._seconds
         values["memory in MiB"] = memory_mib(self.accelerator.device)
         self._write(step, values)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)

@@ -40,10 +40,11 @@ _REMEDY = (
 _OBJECTS = 256  # ids of a thing's objects
 
 
-def splits(path: str) -> list[str]:
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """The splits whose pictures are there."""
     folder = DataFolder(path, _ARCHIVES)
-    return [name for name in ("train", "val") if _files(folder, "images", name, PICTURE_SUFFIXES)]
+    names = ("train", "val", *(name for name in wanted if name in _FOLDERS))
+    return [name for name in names if _files(folder, "images", name, PICTURE_SUFFIXES)]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
@@ -54,12 +55,7 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
         split: "train" or "val", or the official "training" and "validation".
         task: one of `TASKS`.
         problems: gets what is wrong.
-
-    Raises:
-        ValueError: there is no such split.
     """
-    if split not in _FOLDERS:
-        raise ValueError(f"ADE20K has no split {split!r}; choose train or val")
     folder, table = DataFolder(path, _ARCHIVES), label_table("ade20k")
     pictures = by_stem(_files(folder, "images", split, PICTURE_SUFFIXES))
     maps = by_stem(_files(folder, "annotations", split, (".png",)))

@@ -42,10 +42,10 @@ _REMEDY = (
 )
 
 
-def splits(path: str, annotations: str = "gtFine") -> list[str]:
+def splits(path: str, wanted: Sequence[str] = (), annotations: str = "gtFine") -> list[str]:
     """The splits that have labels."""
     folder = DataFolder(path, _ARCHIVES)
-    return [name for name in ("train", "train_extra", "val") if folder.files(f"{annotations}/{name}")]
+    return [name for name in ("train", "train_extra", "val", *wanted) if folder.files(f"{annotations}/{name}")]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, annotations: str = "gtFine") -> Reading:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..problems import ProblemList
 from ..reading import Reading
 from . import cityscapes
@@ -10,9 +12,9 @@ TASKS = cityscapes.TASKS
 LAYOUT = cityscapes.LAYOUT.replace("gtFine", "gtCoarse")
 
 
-def splits(path: str) -> list[str]:
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """The splits that have coarse labels."""
-    return cityscapes.splits(path, annotations="gtCoarse")
+    return cityscapes.splits(path, wanted, annotations="gtCoarse")
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:

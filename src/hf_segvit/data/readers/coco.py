@@ -7,6 +7,8 @@ follow the published order. A split may be named `train` or `train2017`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..archives import Location
 from ..coco_annotations import CocoFile, read_coco_file
 from ..coco_instances import instance_rows
@@ -19,16 +21,17 @@ from ..reading import Reading
 
 TASKS = ("panoptic", "instance")
 LAYOUT = (
-    "train2017/*.jpg and annotations/panoptic_train2017.json or instances_train2017.json, or the official zip files"
+    "train2017/*.jpg and annotations/panoptic_train2017.json or instances_train2017.json, or the official "
+    "zip files; classes of your own need the format coco_folder"
 )
 
 _YEARS = ("2017", "2014", "")
 _NAMES = ("train", "val")
 
 
-def splits(path: str) -> list[str]:
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """The splits whose annotations are there."""
-    return [name for name in _NAMES if any(_annotation_file(path, name, task)[1] for task in TASKS)]
+    return [name for name in (*_NAMES, *wanted) if any(_annotation_file(path, name, task)[1] for task in TASKS)]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:

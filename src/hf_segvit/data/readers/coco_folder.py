@@ -9,6 +9,7 @@ with a year; pictures in `train`, `images/train` or `images`; panoptic PNGs in t
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Sequence
 
 from ..archives import location_name
 from ..coco_annotations import read_coco_file
@@ -20,15 +21,18 @@ from ..problems import ProblemList
 from ..reading import Reading
 
 TASKS = ("instance", "panoptic")
-LAYOUT = "annotations/instances_train.json (or train/_annotations.coco.json) and the pictures in train or images"
+LAYOUT = (
+    "annotations/instances_train.json (or train/_annotations.coco.json) and the pictures in train or images; panoptic "
+    "annotations/panoptic_train.json and the PNGs in annotations/panoptic_train"
+)
 
 _NAMES = ("train", "val", "valid", "test", "train2017", "val2017", "train2014", "val2014")
 
 
-def splits(path: str) -> list[str]:
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """The splits that have a JSON file."""
     folder = DataFolder(path)
-    return [name for name in _NAMES if any(folder.file(*_json_names(name, task)) for task in TASKS)]
+    return [name for name in (*_NAMES, *wanted) if any(folder.file(*_json_names(name, task)) for task in TASKS)]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:

@@ -6,6 +6,8 @@ and the pictures as in COCO. A PNG holds the class id less one, and 255 where th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..archives import Location
 from ..data_folder import PICTURE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, pair_rows
@@ -18,9 +20,9 @@ TASKS = ("semantic",)
 LAYOUT = "train2017/*.jpg and stuffthingmaps/train2017/*.png, or train2017.zip and stuffthingmaps_trainval2017.zip"
 
 
-def splits(path: str) -> list[str]:
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """The splits whose maps are there."""
-    return [name for name in ("train", "val") if _maps(path, f"{name}2017")]
+    return [name for name in ("train", "val", *wanted) if _maps(path, _with_year(name))]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
@@ -32,7 +34,7 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
         task: "semantic".
         problems: gets what is wrong.
     """
-    name = f"{split.removesuffix('2017')}2017"
+    name = _with_year(split)
     folder = DataFolder(path, (f"{name}.zip",))
     pictures = by_stem(folder.files(name, f"images/{name}", suffixes=PICTURE_SUFFIXES))
     table = label_table("coco_stuff")
@@ -40,6 +42,10 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     reader = LabelMaps(labels | {255: VOID}, "values are COCO-Stuff's ids less one, and 255")
     rows = pair_rows(pictures, [by_stem(_maps(path, name))], problems)
     return Reading(reader, list(table.id2label.values()), table.stuff_classes, rows)
+
+
+def _with_year(split: str) -> str:
+    return f"{split.removesuffix('2017')}2017"
 
 
 def _maps(path: str, name: str) -> dict[str, Location]:

@@ -5,7 +5,7 @@ Instance data are the things alone, with classes of their own; all else is void 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ TASKS = ("panoptic", "semantic", "instance")
 LAYOUT = f"PATH is one of {', '.join(DIFFICULTIES)}"
 
 
-def splits(path: str) -> list[str]:
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """All there are."""
     return list(SPLITS)
 

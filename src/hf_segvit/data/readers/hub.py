@@ -8,7 +8,7 @@ mean, see class_lists.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,13 @@ _MASKS = (
 )
 
 
-def splits(path: str) -> list[str]:
-    """The splits of the data set."""
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
+    """The splits of the data set; elsewhere than on disk a wanted one is taken as there, see `_load`."""
     if _saved(path):
         found = datasets.load_from_disk(path)
         return list(found) if isinstance(found, datasets.DatasetDict) else ["train"]
+    if wanted:  # asking would need the network even where the data set lies in the cache
+        return list(wanted)
     try:
         return datasets.get_dataset_split_names(path)
     except (OSError, ValueError, RuntimeError) as error:

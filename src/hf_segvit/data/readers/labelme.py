@@ -2,8 +2,8 @@
 
 `train/*.json` or, without splits, `*.json`. Polygons, rectangles, circles and masks count; shapes with the same label
 and `group_id` are one object. Points and lines have no area and are left out with a warning, and so are `__ignore__`
-and `_background_`. Classes are all labels in alphabetical order, or those of `classes.json` / `labels.txt`, see
-class_lists.py.
+and `_background_`. Classes are the labels of all shapes that count, in alphabetical order, or those of `classes.json` /
+`labels.txt`, see class_lists.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import base64
 import binascii
 import math
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,14 +34,16 @@ LAYOUT = "labelme's *.json beside the pictures, in the folder or in train and va
 WHOLE = "all"  # the split of a folder without splits
 
 _NO_CLASS = ("__ignore__", "_background_")
+_WITH_AREA = ("polygon", "rectangle", "circle", "mask")
 _CIRCLE_POINTS = 64
 
 
-def splits(path: str) -> list[str]:
-    """The folders with JSON files, or one split if they lie in the folder directly."""
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
+    """The folders with JSON files, or one split if they lie in the folder directly; with folders only if wanted."""
     folder = DataFolder(path)
-    found = [name for name in folder.folders() if folder.files(name, suffixes=(".json",))]
-    return found or ([WHOLE] if folder.files("", suffixes=(".json",)) else [])
+    found = [name for name in (*folder.folders(), *wanted) if folder.files(name, suffixes=(".json",))]
+    whole = WHOLE in wanted or not found
+    return found + [WHOLE] * (whole and bool(folder.files("", suffixes=(".json",))))
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
@@ -77,7 +79,7 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     if source is None:
         source = sorted(labels)
         if not source:
-            raise ValueError(f"{path}: no JSON file has a shape with a label; expected {LAYOUT}")
+            raise ValueError(f"{path}: no JSON file has a shape with a label and an area; expected {LAYOUT}")
     names = read_classes(source).names
     numbers = {name: label for label, name in enumerate(names)}
     rows = []
@@ -105,7 +107,9 @@ def _checked(content: Any, name: str) -> dict[str, Any]:
 
 
 def _labels(content: Mapping[str, Any]) -> set[str]:
-    labels = [shape.get("label") for shape in content["shapes"] if isinstance(shape, dict)]
+    labels = [
+        shape.get("label") for shape in content["shapes"] if isinstance(shape, dict) and _kind(shape) in _WITH_AREA
+    ]
     return {label for label in labels if isinstance(label, str) and label not in _NO_CLASS}
 
 
@@ -136,6 +140,9 @@ def _segments(
         if label in _NO_CLASS:
             problems.warn(where, item, f"a shape labelled {label!r} is left out")
             continue
+        if _kind(shape) not in _WITH_AREA:
+            problems.warn(where, item, f"a shape of type {_kind(shape)!r} has no area and is left out")
+            continue
         if label not in numbers:
             problems.error(where, item, f"the label {label!r} is not in the list of classes; add it there")
             continue
@@ -143,9 +150,6 @@ def _segments(
             outline = _outline(shape, size)
         except ValueError as error:
             problems.error(where, item, f"{error}; correct or remove the shape")
-            continue
-        if outline is None:
-            problems.warn(where, item, f"a shape of type {shape.get('shape_type')!r} has no area and is left out")
             continue
         group_id = shape.get("group_id")
         group = (group_id if isinstance(group_id, int | str) else None, label)
@@ -158,13 +162,17 @@ def _segments(
     return rows
 
 
-def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any] | None:
-    """`polygons` and `rle` of a shape; `None` if it has no area.
+def _kind(shape: Mapping[str, Any]) -> Any:
+    return shape.get("shape_type") or "polygon"
+
+
+def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """`polygons` and `rle` of a shape that has an area.
 
     Raises:
         ValueError: it cannot be drawn.
     """
-    kind = shape.get("shape_type") or "polygon"
+    kind = _kind(shape)
     try:
         points = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError) as error:
@@ -180,8 +188,6 @@ def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any] 
         turns = np.linspace(0, 2 * math.pi, _CIRCLE_POINTS, endpoint=False)
         radius = np.hypot(*(points[1] - points[0]))
         points = points[0] + radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)
-    elif kind != "polygon":
-        return None
     polygon = points.reshape(-1).tolist()
     if fault := polygon_fault(polygon, size):
         raise ValueError(fault)

@@ -25,18 +25,21 @@ from ..problems import ProblemList
 from ..reading import Reading
 
 TASKS = ("semantic", "panoptic")
-LAYOUT = "images/train/NAME.jpg, annotations/train/NAME.png and classes.json"
+LAYOUT = (
+    "images/train/NAME.jpg, annotations/train/NAME.png and classes.json; panoptic also instances/train/NAME.png; "
+    "without splits, files lie directly in images, annotations and instances"
+)
 WHOLE = "all"  # the split of a folder without splits
 
 _MAPS = ("annotations", "masks", "labels")
 
 
-def splits(path: str) -> list[str]:
-    """The folders in `images`, or one split if pictures lie in it directly."""
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
+    """The folders in `images`, or one split if pictures lie in it directly; that is there with folders if wanted."""
     folder = DataFolder(path)
-    if names := folder.folders("images"):
-        return names
-    return [WHOLE] if folder.files("images", suffixes=PICTURE_SUFFIXES) else []
+    names = folder.folders("images") + [name for name in wanted if folder.files(f"images/{name}")]
+    whole = WHOLE in wanted or not names
+    return names + [WHOLE] * (whole and bool(folder.files("images", suffixes=PICTURE_SUFFIXES)))
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
@@ -57,6 +60,8 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     pictures = by_stem(folder.files(f"images{ending}", suffixes=PICTURE_SUFFIXES))
     maps = by_stem(folder.files(*(f"{name}{ending}" for name in _MAPS), suffixes=PICTURE_SUFFIXES))
     source = classes if classes is not None else folder.file(*CLASS_FILES)
+    if source is None and not maps:
+        raise ValueError(f"{path}: there are no masks of split {split!r}; expected {LAYOUT}")
     if source is None:
         values = [present_values(read_index_map(location)) for location in list(maps.values())[:20]]
         seen = sorted({value for present in values for value in present})

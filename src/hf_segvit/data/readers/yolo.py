@@ -9,7 +9,7 @@ dropped. A picture without a file of labels has no objects.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -28,10 +28,10 @@ _FILES = ("data.yaml", "dataset.yaml", "data.yml")
 _SPLITS = ("train", "val", "test")
 
 
-def splits(path: str) -> list[str]:
+def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """The splits that data.yaml names."""
     settings, _ = _settings(DataFolder(path))
-    return [name for name in _SPLITS if settings.get(name)]
+    return [name for name in (*_SPLITS, *wanted) if settings.get(name)]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
@@ -49,10 +49,6 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     folder = DataFolder(path)
     settings, name = _settings(folder)
     names = _names(settings.get("names"), name)
-    if not settings.get(split):
-        raise ValueError(
-            f"{name}: there is no split {split!r}; it names {', '.join(s for s in _SPLITS if settings.get(s))}"
-        )
     places = settings[split] if isinstance(settings[split], list) else [settings[split]]
     rows: list[dict[str, Any]] = []
     for text in places:

@@ -48,6 +48,7 @@ class TrainingTask(ABC):
         headline: name of the metric by which checkpoints are compared; higher is better.
         device: where the model computes; the loop sets it before it asks for samples.
         published: description and size of training data that is not there, see `without_data`.
+        remarks: lines for people on how the model was built, from `build_model`.
     """
 
     headline: str
@@ -56,6 +57,7 @@ class TrainingTask(ABC):
         self.recipe = recipe
         self.device = torch.device("cpu")
         self.published: tuple[Any, int] | None = None
+        self.remarks: list[str] = []
 
     def without_data(self) -> int | None:
         """Go by what is published about the training data if it is not there; nothing can be trained then.
@@ -104,6 +106,13 @@ class TrainingTask(ABC):
             ValueError: the data set cannot be read.
         """
 
+    def training_datasets(self) -> Sequence[Any]:
+        """The data sets that the samples are of, by which a run that goes on sees that they are still the same.
+
+        None where there is nothing to tell but their number.
+        """
+        return ()
+
     @abstractmethod
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
         """What makes a batch of samples, for a model that computes on `device`; it runs in the workers."""
@@ -146,6 +155,11 @@ class TrainingTask(ABC):
     @abstractmethod
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
         """The text of README.md for the trained model; `about` says how it was trained."""
+
+    @property
+    def score_names(self) -> Sequence[str]:
+        """Names of the metrics that `evaluate` may give, which is known before; none where it is not."""
+        return ()
 
     def validation_name(self) -> dict[str, str]:
         """`task`, `dataset` and `split` of the validation data, as results.json has them."""

@@ -27,10 +27,12 @@ from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.mask_criterion import MaskCriterion
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
 from ...visualize import draw_segments
+from ..class_head import carry_over_classes
 from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
 from ..output_folders import cache_folder
 from ..recipe import Recipe
+from ..starting_weights import load_changed
 from . import TrainingSamples, TrainingTask
 from .validation import side_by_side, validation_split
 
@@ -79,6 +81,10 @@ class EoMTTask(TrainingTask):
         augment = augmentation(augmentation_name(recipe), self._size, **options)
         cache = cache_folder(recipe)
         return EpochSamples(AugmentedDataset(self._training_data(), augment, seed=recipe.seed, cache=cache))
+
+    def training_datasets(self) -> Sequence[Any]:
+        """The recipe's."""
+        return [self._training_data()]
 
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
         """Batches for the model; for a GPU, pixels and masks are finished there."""
@@ -147,6 +153,12 @@ class EoMTTask(TrainingTask):
         numbers = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
         return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
+    @property
+    def score_names(self) -> Sequence[str]:
+        """Those of the task's metric; some may be undefined on the data, such as that of stuff where there is none."""
+        values = evaluation_task(self.recipe.task, 1).new_metric().compute()
+        return [name for name, value in values.items() if isinstance(value, float)]
+
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
         """For each picture a strip of picture, truth and answer."""
         dataset, description = self.validation_data(count)
@@ -178,8 +190,8 @@ class EoMTTask(TrainingTask):
     def validation_name(self) -> dict[str, str]:
         """What the scores are of."""
         recipe = self.recipe
-        split = recipe.val_split or (self._validation[1].split if self._validation else "val")
-        return {"task": recipe.task, "dataset": str(recipe.val_data or recipe.data), "split": split}
+        split = self.validation_data(None)[1].split
+        return {"task": recipe.task, "dataset": str(recipe.val_data or recipe.data), "split": recipe.val_split or split}
 
     @property
     def description(self) -> DataDescription:
@@ -221,11 +233,14 @@ class EoMTTask(TrainingTask):
         return self._train
 
     def _from_checkpoint(self, fields: dict[str, Any]) -> Any:
-        """A segmentation checkpoint with the fields of the recipe; a class head of other classes is new."""
-        load_segmentation_model(self.recipe.init)  # says in one line what is wrong with a checkpoint
-        model = EoMTForUniversalSegmentation.from_pretrained(
-            self.recipe.init, dtype=torch.float32, ignore_mismatched_sizes=True, **fields
+        """A segmentation checkpoint with the fields of the recipe; classes that it does not know are new."""
+        before, _ = load_segmentation_model(self.recipe.init)  # says in one line what is wrong with a checkpoint
+        model, self.remarks = load_changed(
+            EoMTForUniversalSegmentation, str(self.recipe.init), before, "class_predictor.", fields
         )
+        labels_before = {int(label): str(name) for label, name in (before.config.id2label or {}).items()}
+        remark = carry_over_classes(model.class_predictor, before.class_predictor, fields["id2label"], labels_before)
+        self.remarks += [] if remark is None else [remark]
         if self.recipe.annealing is not False and model.config.masked_attention:
             model.set_masked_attention_probabilities(1.0)
         return model

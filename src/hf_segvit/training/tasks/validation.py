@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ...data.reading import available_splits
-
-_VALIDATION_SPLITS = ("val", "validation", "valid", "test")
+from ...data import reading
+from ...visualize import contact_sheet
 
 
 def validation_split(spec: str) -> str:
@@ -17,20 +16,9 @@ def validation_split(spec: str) -> str:
     Raises:
         ValueError: it has none of the usual names.
     """
-    splits = available_splits(spec)
-    for name in _VALIDATION_SPLITS:
-        if name in splits:
-            return name
-    raise ValueError(
-        f"{spec} has no split to score on, only {', '.join(splits)}; name one with val_split=, or other data with "
-        "val_data="
-    )
+    return reading.validation_split(spec, "name one with val_split=, or other data with val_data=")
 
 
 def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size in a row, without anything between them."""
-    width, height = panels[0].size
-    strip = Image.new("RGB", (width * len(panels), height))
-    for place, panel in enumerate(panels):
-        strip.paste(panel, (place * width, 0))
-    return strip
+    """Picture, truth and answer in a row, under these titles."""
+    return contact_sheet([panels], ("picture", "truth", "answer"))

@@ -23,6 +23,7 @@ from ...data.prompt_sampling import IGNORED
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
 from ...evaluation.points import PointPredictor, evaluate_points, point_source
 from ...evaluation.predicting import load_predictor
+from ...metrics.point_accuracy import PointAccuracy
 from ...model_loading import load_point_classifier
 from ...models.configuration_vit_p import ViTPConfig
 from ...models.image_processing_vit_p import ViTPImageProcessor
@@ -34,6 +35,7 @@ from ..derivation import augmentation_name, image_size, model_fields
 from ..output_folders import cache_folder
 from ..point_recipes import needs_segments, point_settings
 from ..recipe import Recipe
+from ..starting_weights import load_changed
 from . import TrainingSamples, TrainingTask
 from .validation import side_by_side, validation_split
 
@@ -49,6 +51,7 @@ class ViTPTask(TrainingTask):
         super().__init__(recipe)
         self.points = point_settings(recipe.points)
         self._train: Any = None
+        self._mixed: list[Any] | None = None
         self._validation: Any = None
         self._size: tuple[int, int] = image_size(recipe)
 
@@ -86,11 +89,13 @@ class ViTPTask(TrainingTask):
                 AugmentedDataset(own, self._augmentation(settings.sampling), seed=recipe.seed, cache=cache)
             )
         parts = [MixturePart(own, self._augmentation(settings.sampling), settings.share)]
-        for part in settings.mixture:
-            data = _read(part.data, part.split, needs_segments(part.sampling))
-            _refuse_other_classes(part.data, describe(data), self.description)
+        for part, data in zip(settings.mixture, self._mixed_data(), strict=True):
             parts.append(MixturePart(data, self._augmentation(part.sampling), part.share))
         return MixedDataset(parts, seed=recipe.seed)
+
+    def training_datasets(self) -> Sequence[Any]:
+        """The recipe's, and those mixed with it."""
+        return [self._training_data(), *self._mixed_data()]
 
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
         """Batches for the model; for a GPU, pixels are finished there."""
@@ -132,6 +137,14 @@ class ViTPTask(TrainingTask):
             prefix = "" if kind == self.points.evaluate[0] else f"{kind}_"
             numbers |= {f"{prefix}{name}": float(value) for name, value in result.metrics.items()}
         return {name: value for name, value in numbers.items() if value == value}  # undefined ones are left out
+
+    @property
+    def score_names(self) -> Sequence[str]:
+        """Those of every kind of points; where a generator finds the points, also those of its own classes."""
+        plain = [name for name, value in PointAccuracy(1).compute().items() if isinstance(value, int | float)]
+        names = plain if self.points.generator is None else [*plain, *(f"generator_{name}" for name in plain)]
+        others = self.points.evaluate[1:]
+        return [*names, *(f"{kind}_{name}" for kind in others for name in names)]
 
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
         """For each picture a strip of picture, true classes and answers, at the innermost point of every segment."""
@@ -202,6 +215,16 @@ class ViTPTask(TrainingTask):
             self._train = _read(recipe.data, recipe.train_split, self.points.wants_segments)
         return self._train
 
+    def _mixed_data(self) -> list[Any]:
+        """The data sets of the recipe's mixture besides the first."""
+        if self._mixed is None:
+            self._mixed = []
+            for part in self.points.mixture:
+                data = _read(part.data, part.split, needs_segments(part.sampling))
+                _refuse_other_classes(part.data, describe(data), self.description)
+                self._mixed.append(data)
+        return self._mixed
+
     def _augmentation(self, sampling: Mapping[str, Any]) -> Any:
         options = {**self.recipe.augmentation_options, **sampling}
         return augmentation(augmentation_name(self.recipe), self._size, **options)
@@ -221,14 +244,14 @@ class ViTPTask(TrainingTask):
         before, _ = load_point_classifier(source)  # says in one line what is wrong with a checkpoint
         # Training points are the middles of pixels, whatever the checkpoint's were.
         fields = {"point_origin": "center", **fields}
-        model = ViTPForPointClassification.from_pretrained(
-            source, dtype=torch.float32, ignore_mismatched_sizes=True, **fields
-        )
+        model, self.remarks = load_changed(ViTPForPointClassification, source, before, "classifier.", fields)
         if self.points.reset_head or list((before.config.id2label or {}).values()) != list(fields["id2label"].values()):
             for module in model.classifier.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.trunc_normal_(module.weight, std=model.config.initializer_range)
                     nn.init.zeros_(module.bias)
+            reason = "points.reset_head" if self.points.reset_head else "the checkpoint's are not those of the data"
+            self.remarks += [f"class head: all {len(fields['id2label'])} classes are new ({reason})"]
         return model
 
 
