@@ -1,6 +1,7 @@
 """What comes of the runs of vit_p_scenes.py: Markdown tables and the curves of the losses."""
 
 import json
+import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -99,7 +100,7 @@ def draw_curves(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 def _range(values: list[float | None]) -> str:
     """Mean, and half the range where there are several; in percent."""
-    known = [100 * value for value in values if value is not None]
+    known = [100 * value for value in values if value is not None and not math.isnan(value)]
     if not known:
         return ""
     spread = f" ± {(max(known) - min(known)) / 2:.1f}" if len(known) > 1 else ""
