@@ -60,11 +60,16 @@ def test_tiles_equal_two_resizes(mask_size, input_size, share, target_size, tile
 
 
 def test_long_axes_use_pytorchs_positions():
-    """Far from the origin, positions in float64 would differ from PyTorch's by 3e-5 cells, here 3e-3 in value."""
+    """Far from the origin, positions in float64 would differ from PyTorch's by 3e-5 cells, for most pixels.
+
+    Builds of PyTorch that multiply and add in one rounding, such as 2.11's, differ from ours in one pixel of 400.
+    """
     masks = 100 * torch.randn(1, 2, 640)
     tiles = tiled_masks(masks, torch.tensor([0]), (2, 640), (2, 640), (2, 1921))
     values = torch.cat([tile_values(tiles, tile, torch.tensor([0])) for tile in tiles], 2)
-    torch.testing.assert_close(values, whole(masks, (2, 640), (2, 640), (2, 1921)), atol=1e-4, rtol=0)
+    difference = (values - whole(masks, (2, 640), (2, 640), (2, 1921))).abs()
+    assert difference.max() < 0.01
+    assert (difference > 1e-4).float().mean() < 0.01
 
 
 def test_global_float32_precision_and_autocast_do_not_matter():
