@@ -8,16 +8,14 @@ C classes of the model.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..models.label_spaces import first_synonym, whole_name
+from ..models.label_spaces import first_synonym, is_generic, whole_name
 
-_GENERIC = re.compile(r"label_?\d+")  # Transformers' names where nobody gave any
 _SHOWN = 5  # names in a message
 
 
@@ -72,7 +70,7 @@ def match_labels(model_labels: Mapping[int, str], data_labels: Mapping[int, str]
             f"{only_model}, the data set alone {only_data}: evaluate on the data that the model was trained for, or "
             "fine-tune it"
         )
-    if all(_GENERIC.fullmatch(str(name).casefold()) for name in model_labels.values()):
+    if all(is_generic(str(name)) for name in model_labels.values()):
         return LabelMatch(None)
     place: dict[int, int] = {}
     for form in (whole_name, first_synonym):

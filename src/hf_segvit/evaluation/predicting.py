@@ -129,8 +129,8 @@ class Predictor:
         outputs = views[0].outputs if change is None else change(views[0].outputs)
         if self.task == "instance":
             return self._instances(outputs, sizes, 0.0)
-        stuff_classes = self.processor.stuff_classes if self._is_ours and self.processor.stuff_classes else None
-        return self._panoptic(outputs, sizes, self.stuff_classes if stuff_classes is None else stuff_classes)
+        stored = self.processor.stuff_classes if self._is_ours else None
+        return self._panoptic(outputs, sizes, stored or self.stuff_classes)
 
     def _masks(self, views: list[View], sizes: list[tuple[int, int]]) -> list[Any]:
         """The masks of pictures for the oracle; the same whatever the weight of a classifier."""

@@ -105,9 +105,7 @@ def match_label_spaces(
         for labels in (generator_labels, classifier_labels)
     )
     unnamed = [
-        owner
-        for owner, names in (("generator", ours), ("classifier", theirs))
-        if names and all(map(_is_generic, names))
+        owner for owner, names in (("generator", ours), ("classifier", theirs)) if names and all(map(is_generic, names))
     ]
     if [whole_name(name) for name in ours] == [whole_name(name) for name in theirs]:
         return LabelSpaceMatch(tuple(range(len(ours))))
@@ -155,7 +153,8 @@ def _published_alias(name: str) -> str:
     return ALIASES.get(synonym, synonym)
 
 
-def _is_generic(name: str) -> bool:
+def is_generic(name: str) -> bool:
+    """Whether a class name is what Transformers calls a class that nobody named."""
     return _GENERIC.fullmatch(name.casefold()) is not None
 
 

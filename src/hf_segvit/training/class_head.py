@@ -6,16 +6,14 @@ checkpoint whose classes nobody named (`LABEL_0`, ...) and that has as many. C c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from ..models.class_fusion import NO_MATCH
-from ..models.label_spaces import match_label_spaces
+from ..models.label_spaces import is_generic, match_label_spaces
 
-_GENERIC = re.compile(r"label_?\d+", re.IGNORECASE)  # Transformers' names where nobody gave any
 _SHOWN = 5  # names in a message
 
 
@@ -70,4 +68,4 @@ def _rows_before(labels: Mapping[int, str], labels_before: Mapping[int, str]) ->
 
 
 def _unnamed(labels: Mapping[int, str]) -> bool:
-    return all(_GENERIC.fullmatch(str(name)) for name in labels.values())
+    return all(is_generic(str(name)) for name in labels.values())
