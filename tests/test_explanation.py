@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.training.derivation import derive
 from hf_segvit.training.explanation import explain, memory_advice
 from hf_segvit.training.freezing import freeze
@@ -20,7 +21,9 @@ def plan_for(model, **fields):
 
 def test_decisions_are_told():
     model = tiny_eomt()
-    text = explain(plan_for(model, data="coco:there", device_batch_size=4, warmup_steps=[20, 40]), model)
+    text = explain(
+        plan_for(model, data="coco:there", device_batch_size=4, warmup_steps=[20, 40]), model, EoMTImageProcessor()
+    )
     for words in (
         "recipe: eomt, panoptic",
         "coco:there, 1,600 pictures",
@@ -44,10 +47,10 @@ def test_patience_that_cannot_end_the_training_is_told():
         (10, 1, "WARNING: 10 cannot stop this training early, as 2 of the 6 evaluations count, those after annealing"),
         (10, 1, "; give a lower evaluate_every"),
     ):
-        assert words in explain(plan_for(model, patience=patience, evaluate_every=every), model)
-    assert "patience" not in explain(plan_for(model), model)
+        assert words in explain(plan_for(model, patience=patience, evaluate_every=every), model, EoMTImageProcessor())
+    assert "patience" not in explain(plan_for(model), model, EoMTImageProcessor())
     without_masks = plan_for(model, patience=4, annealing=False, evaluate_every=1)
-    assert "without a better score; 6 of the 6 evaluations count" in explain(without_masks, model)
+    assert "without a better score; 6 of the 6 evaluations count" in explain(without_masks, model, EoMTImageProcessor())
 
 
 @pytest.mark.parametrize("name", packaged_recipes())
@@ -72,7 +75,7 @@ def test_the_patience_of_every_recipe_can_end_it(name):
 def test_every_parameter_stands_in_the_table_with_its_shape():
     model = tiny_eomt()
     plan = plan_for(model)
-    text = explain(plan, model)
+    text = explain(plan, model, EoMTImageProcessor())
     table = text[text.index("role") :]
     for name, parameter in model.named_parameters():
         shape = "x".join(map(str, parameter.shape))
@@ -94,7 +97,7 @@ def test_frozen_parameters_are_counted():
     plan = plan_for(model, freeze="backbone")
     freeze(model, "backbone")
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-    text = explain(plan, model)
+    text = explain(plan, model, EoMTImageProcessor())
     assert f"in 1 groups are trained, {frozen:,} are frozen" in text
     assert "freeze=" not in text
 

@@ -102,8 +102,8 @@ def _explanation(recipe: Any) -> str:
     if published is not None:
         print(f"{recipe.data} is not there; going by what is published: {published:,} pictures", file=sys.stderr)
     with quiet_transformers():
-        model, _ = build_trained_model(task)
+        model, processor = build_trained_model(task)
     for remark in task.remarks:
         print(remark, file=sys.stderr)
     num_images = len(task.train_samples()) if published is None else published
-    return explain(derive(recipe, num_images, config=model.config), model)
+    return explain(derive(recipe, num_images, config=model.config), model, processor)

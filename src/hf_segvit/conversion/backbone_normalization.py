@@ -11,6 +11,7 @@ from typing import Any
 import timm
 from transformers.image_processing_base import ImageProcessingMixin
 
+from ..models.image_processing_plain_vit import unit_normalization
 from .published_backbones import unknown_backbone
 
 
@@ -44,11 +45,16 @@ def image_normalization(source: Any) -> tuple[list[float], list[float]]:
     if os.path.isfile(config_file):
         with open(config_file, encoding="utf-8") as file:
             config = json.load(file)
-        if "pretrained_cfg" in config:
-            return _of_timm(config["pretrained_cfg"])
+        if "model_type" not in config and "architecture" in config:
+            return _of_timm(config.get("pretrained_cfg", config))  # older versions of timm do not nest it
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    return list(settings["image_mean"]), list(settings["image_std"])
+    settings = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **settings}
+    if settings["do_normalize"] and not (settings.get("image_mean") and settings.get("image_std")):
+        raise ValueError(f"the image processor's settings in {name} hold no image_mean and image_std; add them there")
+    return unit_normalization({"image_mean": 0.0, "image_std": 1.0, **settings})
 
 
 def _of_timm(settings: dict[str, Any]) -> tuple[list[float], list[float]]:
+    if not (settings.get("mean") and settings.get("std")):
+        raise ValueError("timm's settings of this model hold no mean and std; add them to its pretrained_cfg")
     return list(settings["mean"]), list(settings["std"])

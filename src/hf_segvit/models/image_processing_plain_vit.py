@@ -49,6 +49,17 @@ def normalization(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def unit_normalization(settings: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel that settings stand for, of pixels scaled from 8 bits to [0, 1].
+
+    Another `rescale_factor`, and what `do_rescale` and `do_normalize` switch off, are allowed for in the two.
+    """
+    applied = normalization(settings)
+    # (v r - m) / s is (v / 255 - m / 255r) / (s / 255r); with r = 1/255 the quotients are m and s to the bit.
+    scale = 255 * applied["rescale_factor"]
+    return [value / scale for value in applied["mean"]], [value / scale for value in applied["std"]]
+
+
 def as_requested(data: dict[str, Any], return_tensors: Any) -> dict[str, Any]:
     """Tensors, or lists of tensors, as they are or as NumPy arrays.
 

@@ -12,24 +12,26 @@ from typing import Any
 
 from torch import nn
 
+from ..models.image_processing_plain_vit import unit_normalization
 from .derivation import TrainingPlan, augmentation_name, image_size
 from .parameter_groups import parameter_groups
 from .recipe import Recipe
 
 
-def explain(plan: TrainingPlan, model: nn.Module) -> str:
+def explain(plan: TrainingPlan, model: nn.Module, processor: Any) -> str:
     """Everything that was decided, and a table of the parameter groups.
 
     Args:
         plan: to train by.
         model: that is trained, with its frozen parts and adapters.
+        processor: its image processor.
 
     Returns:
         Lines of text; in the table, parameters of one module and shape stand together.
     """
     recipe = plan.recipe
     groups = parameter_groups(model, plan)
-    lines = [f"{name:<16}{text}" for name, text in _decisions(plan, model).items()]
+    lines = [f"{name:<16}{text}" for name, text in _decisions(plan, model, processor).items()]
     lines += ["", f"{'role':<10}{'learning rate':>14}{'decay':>8}{'parameters':>13}  names"]
     for group in groups:
         count = sum(parameter.numel() for parameter in group["params"])
@@ -83,18 +85,20 @@ def memory_advice(recipe: Recipe, plan: TrainingPlan) -> list[str]:
     return advice
 
 
-def _decisions(plan: TrainingPlan, model: Any) -> dict[str, str]:
+def _decisions(plan: TrainingPlan, model: Any, processor: Any) -> dict[str, str]:
     recipe, annealing = plan.recipe, plan.annealing
     height, width = image_size(recipe, model.config)
     parts = f"{plan.world_size} x {plan.accumulation_steps} x {plan.device_batch_size}"
     warmup = [f"{steps:,}" for steps in plan.warmup_steps]
     stages = f"{warmup[0]} steps" if len(warmup) == 1 else f"{warmup[0]} steps, then {warmup[1]} for the backbone"
     limit = "gradients as they are" if recipe.max_grad_norm is None else f"gradients at most {recipe.max_grad_norm}"
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in unit_normalization(vars(processor)))
     decisions = {
         "recipe": f"{recipe.name}: {recipe.model}, {recipe.task}",
         "data": f"{recipe.data}, {plan.num_images:,} pictures",
         "start": recipe.init or recipe.backbone or "from scratch",
         "pictures": f"{height} x {width}, augmentation {augmentation_name(recipe)}",
+        "normalisation": f"mean {mean}, standard deviation {std}, of pixels in [0, 1]",
         "length": f"{plan.total_steps:,} steps = {plan.epochs:.4g} epochs of {plan.steps_per_epoch:,} steps",
         "batch": f"{recipe.batch_size} = {parts} (processes x accumulation x pictures on a device)",
         "optimiser": f"{recipe.optimizer}, learning rate {plan.learning_rate:.4g}, {limit}",

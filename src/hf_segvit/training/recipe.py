@@ -34,7 +34,8 @@ class Recipe:
         val_split: of the data, to score on; `None` is the first of val, validation and test that there is.
         val_data: "FORMAT:PATH" of the pictures to score on where they are another data set.
         init: checkpoint of a segmentation model to start from; in its class head, classes of other names are new.
-        backbone: backbone to start from, as `from_backbone` takes it. Without both, training starts from scratch.
+        backbone: backbone to start from, as `from_backbone` takes it. Without both, training starts from scratch; with
+            either, pixels are normalised as those weights know them.
         model_config: fields of the model's configuration.
         image_size: pixels of the training pictures, one number or [height, width].
         augmentation: one of `data.augmentation.AUGMENTATIONS`.

@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from ..atomic_files import replacing
+from ..models.image_processing_plain_vit import unit_normalization
 from .adapters import merged_weights
 from .checkpoints import Checkpoints, DamagedCheckpoint, TrainingState, check, read
 from .distributed_state import collect_optimizer, collect_weights, put_optimizer, put_weights
@@ -28,6 +29,7 @@ from .recipe import Recipe
 from .resuming import refuse_other_run
 from .schedules import restore_schedule
 from .selection import Selection
+from .starting_weights import pixel_settings
 
 EVALUATION = "evaluation.json"
 
@@ -195,6 +197,7 @@ class RunSaver:
         say(f"going on from {path}")
         if changes is not None:
             say(changes)
+        self._restore_pixel_settings(path, say)
         self._restore_random_states(state, say)
         return state.step, state.progress["seconds"]
 
@@ -221,6 +224,15 @@ class RunSaver:
         selection = self.parts.selection
         if selection.last_step != step and selection.metric in metrics:  # which may be another one now
             selection.add(step, metrics, not_comparable)
+
+    def _restore_pixel_settings(self, path: Path, say: Callable[[str], None]) -> None:
+        """Go on with the pixels that the weights were trained on, also where the source of the run says others now."""
+        processor = self.parts.processor
+        before = pixel_settings(type(processor).from_pretrained(path))
+        if unit_normalization(before) != unit_normalization(vars(processor)):
+            say(f"pixels go on being normalised as in {path}, though what the training started from says otherwise now")
+        for name, value in before.items():
+            setattr(processor, name, value)
 
     def _restore_random_states(self, state: TrainingState, say: Callable[[str], None]) -> None:
         before, now = len(state.random_states), self.accelerator.num_processes

@@ -1,6 +1,8 @@
 """A checkpoint as the start of a training with other settings: what has another size is resampled, or said to be new.
 
-The class head, whose rows have names, is the matter of class_head.py. h w patches along the sides of a picture.
+Pixels stay as the starting weights know them: `pixel_settings` and `backbone_pixel_settings` are what the new image
+processor takes over. The class head, whose rows have names, is the matter of class_head.py. h w patches along the sides
+of a picture.
 """
 
 from __future__ import annotations
@@ -10,9 +12,38 @@ from typing import Any
 
 import torch
 
+from ..conversion.backbone_normalization import image_normalization
 from ..conversion.key_maps import PATCH_KERNEL, POSITION_TABLE
 from ..conversion.resampling import fit_to_size
 from ..model_loading import quiet_transformers
+
+_PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+
+
+def pixel_settings(processor: Any) -> dict[str, Any]:
+    """The settings of an image processor that say what becomes of a pixel's values, by name."""
+    return {name: getattr(processor, name) for name in _PIXEL_SETTINGS}
+
+
+def backbone_pixel_settings(backbone: str) -> tuple[dict[str, Any], list[str]]:
+    """`image_mean` and `image_std` for an image processor, as a backbone was pre-trained.
+
+    Args:
+        backbone: a name or folder, as `from_backbone` takes it.
+
+    Returns:
+        The settings, and lines for people; where the backbone does not say, no settings and a line about that.
+    """
+    try:
+        mean, std = image_normalization(backbone)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        return {}, [
+            f"normalisation: that of {backbone} is not known, and pixels are normalised by ImageNet's mean and "
+            f"standard deviation; if it was pre-trained with others, put its preprocessor_config.json beside its "
+            f"config.json ({reason})"
+        ]
+    return {"image_mean": mean, "image_std": std}, []
 
 
 def load_changed(

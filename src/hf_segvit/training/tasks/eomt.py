@@ -24,6 +24,7 @@ from ...model_card import make_model_card
 from ...model_loading import load_segmentation_model
 from ...models.configuration_eomt import EoMTConfig
 from ...models.image_processing_eomt import EoMTImageProcessor
+from ...models.image_processing_plain_vit import unit_normalization
 from ...models.mask_criterion import MaskCriterion
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
 from ...visualize import draw_segments
@@ -32,9 +33,18 @@ from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
 from ..output_folders import cache_folder
 from ..recipe import Recipe
-from ..starting_weights import load_changed
+from ..starting_weights import backbone_pixel_settings, load_changed, pixel_settings
 from . import TrainingSamples, TrainingTask
 from .validation import side_by_side, validation_split
+
+# How answers are made of outputs; a checkpoint's own go on with it, or its scores would change without any training.
+_POST_PROCESSING_SETTINGS = (
+    "threshold",
+    "mask_threshold",
+    "overlap_mask_area_threshold",
+    "instance_threshold",
+    "num_instances",
+)
 
 
 class EoMTTask(TrainingTask):
@@ -57,9 +67,11 @@ class EoMTTask(TrainingTask):
             "id2label": description.id2label,
             "label2id": {name: index for index, name in description.id2label.items()},
         }
+        kept: dict[str, Any] = {}
         if recipe.init is not None:
-            model = self._from_checkpoint({**fields, **labels})
+            model, kept = self._from_checkpoint({**fields, **labels})
         elif recipe.backbone is not None:
+            kept, self.remarks = backbone_pixel_settings(recipe.backbone)
             size = fields.pop("image_size", self._size)
             model = EoMTForUniversalSegmentation.from_backbone(self.backbone, image_size=size, **fields, **labels)
         else:
@@ -71,6 +83,7 @@ class EoMTTask(TrainingTask):
             size={"height": self._size[0], "width": self._size[1]},
             stuff_classes=description.stuff_classes if recipe.task == "panoptic" else None,
             num_labels=len(description.id2label),
+            **kept,
         )
         return model, processor
 
@@ -89,8 +102,7 @@ class EoMTTask(TrainingTask):
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
         """Batches for the model; for a GPU, pixels and masks are finished there."""
         return MaskCollator(
-            processor.image_mean,
-            processor.image_std,
+            *unit_normalization(vars(processor)),
             with_loss_mask=self.recipe.loss_mask,
             on_device=device.type != "cpu",
         )
@@ -102,9 +114,7 @@ class EoMTTask(TrainingTask):
             crops, placements = prepared.pop("crops"), prepared.pop("placements")
             prepared["pixel_values"] = placed_pixels(crops, placements, self._size)
         if prepared["pixel_values"].dtype == torch.uint8:
-            prepared["pixel_values"] = normalize_pixels(
-                prepared["pixel_values"], processor.image_mean, processor.image_std
-            )
+            prepared["pixel_values"] = normalize_pixels(prepared["pixel_values"], *unit_normalization(vars(processor)))
         if "segment_maps" in prepared:
             maps = prepared.pop("segment_maps")
             prepared["mask_labels"] = [
@@ -232,9 +242,14 @@ class EoMTTask(TrainingTask):
             self._train = load_segmentation_dataset(recipe.data, split=recipe.train_split, task=recipe.task)
         return self._train
 
-    def _from_checkpoint(self, fields: dict[str, Any]) -> Any:
-        """A segmentation checkpoint with the fields of the recipe; classes that it does not know are new."""
-        before, _ = load_segmentation_model(self.recipe.init)  # says in one line what is wrong with a checkpoint
+    def _from_checkpoint(self, fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """A segmentation checkpoint with the fields of the recipe, and the settings of its processor that stay.
+
+        Classes that it does not know are new.
+        """
+        before, processor = load_segmentation_model(
+            self.recipe.init
+        )  # says in one line what is wrong with a checkpoint
         model, self.remarks = load_changed(
             EoMTForUniversalSegmentation, str(self.recipe.init), before, "class_predictor.", fields
         )
@@ -243,7 +258,9 @@ class EoMTTask(TrainingTask):
         self.remarks += [] if remark is None else [remark]
         if self.recipe.annealing is not False and model.config.masked_attention:
             model.set_masked_attention_probabilities(1.0)
-        return model
+        # Task, size and labels are the recipe's and the data's, and pictures are scaled as in training.
+        kept = {name: getattr(processor, name) for name in _POST_PROCESSING_SETTINGS}
+        return model, {**pixel_settings(processor), **kept}
 
 
 @functools.cache

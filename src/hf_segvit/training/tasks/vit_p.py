@@ -26,6 +26,7 @@ from ...evaluation.predicting import load_predictor
 from ...metrics.point_accuracy import PointAccuracy
 from ...model_loading import load_point_classifier
 from ...models.configuration_vit_p import ViTPConfig
+from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor
 from ...models.modeling_vit_p import ViTPForPointClassification
 from ...point_model_card import make_point_model_card
@@ -35,7 +36,7 @@ from ..derivation import augmentation_name, image_size, model_fields
 from ..output_folders import cache_folder
 from ..point_recipes import needs_segments, point_settings
 from ..recipe import Recipe
-from ..starting_weights import load_changed
+from ..starting_weights import backbone_pixel_settings, load_changed, pixel_settings
 from . import TrainingSamples, TrainingTask
 from .validation import side_by_side, validation_split
 
@@ -60,11 +61,13 @@ class ViTPTask(TrainingTask):
         recipe, id2label = self.recipe, self.description.id2label
         fields = model_fields(recipe)
         labels: dict[str, Any] = {"id2label": id2label, "label2id": {name: index for index, name in id2label.items()}}
+        kept: dict[str, Any] = {}
         if recipe.init is not None:
             if recipe.image_size is not None:
                 fields["image_size"] = recipe.image_size
-            model = self._from_checkpoint({**fields, **labels})
+            model, kept = self._from_checkpoint({**fields, **labels})
         elif recipe.backbone is not None:
+            kept, self.remarks = backbone_pixel_settings(recipe.backbone)
             model = ViTPForPointClassification.from_backbone(
                 self.backbone, image_size=list(self._size), **fields, **labels
             )
@@ -76,6 +79,7 @@ class ViTPTask(TrainingTask):
             patch_size=model.config.patch_size,
             point_origin=model.config.point_origin,
             id2label=id2label,
+            **kept,
         )
         return model, processor
 
@@ -99,13 +103,13 @@ class ViTPTask(TrainingTask):
 
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
         """Batches for the model; for a GPU, pixels are finished there."""
-        return PointCollator(processor.image_mean, processor.image_std, on_device=device.type != "cpu")
+        return PointCollator(*unit_normalization(vars(processor)), on_device=device.type != "cpu")
 
     def prepare_batch(self, batch: Mapping[str, Any], processor: Any) -> dict[str, Any]:
         """Finish what the collator left to the device."""
         pixels = batch["pixel_values"]
         if pixels.dtype == torch.uint8:
-            pixels = normalize_pixels(pixels, processor.image_mean, processor.image_std)
+            pixels = normalize_pixels(pixels, *unit_normalization(vars(processor)))
         return {**batch, "pixel_values": pixels}
 
     def normalizers(self, model: Any, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
@@ -238,10 +242,13 @@ class ViTPTask(TrainingTask):
             kind, description.id2label, num_points=num_points, seed=self.recipe.seed, generator=generator
         )
 
-    def _from_checkpoint(self, fields: dict[str, Any]) -> Any:
-        """A point classifier with the fields of the recipe; its head is new where the classes are other ones."""
+    def _from_checkpoint(self, fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """A point classifier with the fields of the recipe, and the settings of its processor that stay.
+
+        Its head is new where the classes are other ones.
+        """
         source = str(self.recipe.init)
-        before, _ = load_point_classifier(source)  # says in one line what is wrong with a checkpoint
+        before, processor = load_point_classifier(source)  # says in one line what is wrong with a checkpoint
         # Training points are the middles of pixels, whatever the checkpoint's were.
         fields = {"point_origin": "center", **fields}
         model, self.remarks = load_changed(ViTPForPointClassification, source, before, "classifier.", fields)
@@ -252,7 +259,7 @@ class ViTPTask(TrainingTask):
                     nn.init.zeros_(module.bias)
             reason = "points.reset_head" if self.points.reset_head else "the checkpoint's are not those of the data"
             self.remarks += [f"class head: all {len(fields['id2label'])} classes are new ({reason})"]
-        return model
+        return model, pixel_settings(processor)
 
 
 def _read(spec: str, split: str | None, with_segments: bool) -> Any:
