@@ -1,5 +1,6 @@
 """The loop's options against a plain run, the choice of the best checkpoint, and where training ends early."""
 
+import copy
 import warnings
 
 import pytest
@@ -7,11 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from hf_segvit import EoMTForUniversalSegmentation
+from hf_segvit.models.configuration_eomt import EoMTConfig
+from hf_segvit.models.modeling_eomt import EoMTModel
 from hf_segvit.training.loop import train
 from hf_segvit.training.selection import Selection
 from hf_segvit.training.tasks.eomt import EoMTTask
+from hf_segvit.training.trained_model import compile_blocks
 
-from .tiny_training import saved_tensors, tiny_recipe
+from .tiny_training import MODEL, saved_tensors, tiny_recipe
 
 
 def losses_of(recipe, task=None):
@@ -38,6 +42,25 @@ def test_bf16_trains_close_to_float32(tmp_path):
     assert all(parameter.dtype == torch.float32 for parameter in outcome.model.parameters())
     again, _ = losses_of(tiny_recipe(tmp_path / "again", steps=2))
     assert again == plain, "the precision of one training does not stay for the next"
+
+
+def test_what_depends_on_the_image_size_compiles_for_every_size():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    compiled = EoMTModel(EoMTConfig(**MODEL, image_size=64))
+    plain = copy.deepcopy(compiled)
+    compile_blocks(compiled)
+    for model in (compiled, plain):
+        torch.manual_seed(1)
+        # The scale layers see 4 x 4 and 8 x 8 cells; positions are resampled to the second grid.
+        model.upscale_block(torch.randn(2, 4, 4, 32)).square().mean().backward()
+        for grid_height in (4, 6):
+            model.embeddings(torch.randn(2, 3, 16 * grid_height, 64)).square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    assert any("upscale_block" in name for name in gradients)
+    for name, parameter in compiled.named_parameters():
+        if name in gradients:  # fused kernels round in another order
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.slow

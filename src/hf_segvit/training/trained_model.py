@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..models.modeling_plain_vit import PlainViTLayer
 from .adapters import add_adapters
 from .distributed_state import is_sharded, whole
 from .freezing import freeze
@@ -36,7 +37,12 @@ def compile_blocks(model: Any) -> None:
     repeated = set(model._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in repeated:
-            module.compile()
+            # Modules of a class share their graphs, and after a second size PyTorch makes one graph for any size. Only
+            # the blocks of the ViT want that, since queries and prompts change their length. The others depend on the
+            # size of the image, and PyTorch 2.14 fails where that is open: in the backward pass of resampled positions
+            # and in the channels-last convolution of the scale layers, each of which sees a size of its own. Sizes
+            # beyond PyTorch's limit, eight graphs, run uncompiled.
+            module.compile(dynamic=None if isinstance(module, PlainViTLayer) else False)
 
 
 def checkpoint_blocks(model: Any) -> None:
