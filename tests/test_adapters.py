@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForUniversalSegmentation
 
-from hf_segvit.model_loading import load_segmentation_model
+from hf_segvit.inference.loading import load_segmentation_model
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 from hf_segvit.training.adapters import add_adapters, load_adapters, merge_adapters, merged_weights
 from hf_segvit.training.checkpoints import check, read

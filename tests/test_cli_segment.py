@@ -16,8 +16,8 @@ from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProc
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.picture_files import find_pictures, output_names
-from hf_segvit.segmentation import Segmenter
+from hf_segvit.inference.input_files import find_pictures, output_names
+from hf_segvit.inference.segmenter import Segmenter
 
 from .tiny_models import randomize, tiny_eomt
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_segvit.devices import available_devices, describe_device, pick_device
+from hf_segvit.inference.devices import available_devices, describe_device, pick_device
 
 
 def test_the_best_device_is_chosen(monkeypatch):

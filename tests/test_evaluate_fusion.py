@@ -24,7 +24,7 @@ from hf_segvit.evaluation import EvaluationResult, Predictor, evaluate
 from hf_segvit.evaluation.alpha_sweep import AlphaSweep, plot_sweep, sweep_alphas, sweep_content, sweep_text
 from hf_segvit.evaluation.partial_results import delete_partial_results
 from hf_segvit.evaluation.predicting import AlphaPredictor
-from hf_segvit.semantic_views import Views
+from hf_segvit.inference.views import Views
 
 from .test_evaluate import HEADLINES, TASKS, dataset_for
 from .tiny_generators import tiny_classifier

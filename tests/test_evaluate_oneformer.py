@@ -17,8 +17,8 @@ from transformers import (
 
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.evaluation import evaluate, load_predictor
+from hf_segvit.inference.views import Views
 from hf_segvit.models.mask_encoding import decode_mask
-from hf_segvit.semantic_views import Views
 from tests.test_evaluate import HEADLINES, TASKS, dataset_for
 
 NUM_QUERIES = 9

@@ -27,7 +27,7 @@ import torch, transformers
 from huggingface_hub import hf_hub_download
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 import hf_segvit
-from hf_segvit.model_loading import load_segmentation_model
+from hf_segvit.inference.loading import load_segmentation_model
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 
 def answer(load):

@@ -9,8 +9,8 @@ from transformers import Mask2FormerImageProcessor
 
 from hf_segvit import EoMTImageProcessor, ViTPImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.label_changes import changes_text, draw_comparison, label_changes
-from hf_segvit.segmentation import Segment, SegmentedPicture, Segmenter
+from hf_segvit.inference.output_files import changes_text, draw_comparison, label_changes
+from hf_segvit.inference.segmenter import Segment, SegmentedPicture, Segmenter
 
 from .tiny_generators import LABELS, noise_pictures, tiny_classifier, tiny_generator
 

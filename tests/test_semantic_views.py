@@ -13,8 +13,8 @@ from hf_segvit import (
     ViTPImageProcessor,
 )
 from hf_segvit.evaluation import Predictor
-from hf_segvit.segmentation import Segmenter
-from hf_segvit.semantic_views import Views, ask_views, merge_views, scaled_size
+from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.inference.views import Views, ask_views, merge_views, scaled_size
 
 from .tiny_generators import TASK_INPUTS, noise_pictures, tiny_classifier, tiny_generator
 

@@ -20,16 +20,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
 from .atomic_files import replacing
-from .demo_task import (
-    NUM_TEST_SCENES,
-    NUM_TRAINING_SCENES,
-    STEPS,
-    DemoTask,
-    Scene,
-    demo_recipe,
-    segment_scenes,
-)
-from .model_loading import quiet_transformers
+from .demo_task import NUM_TEST_SCENES, NUM_TRAINING_SCENES, STEPS, DemoTask, Scene, demo_recipe, segment_scenes
+from .inference.loading import quiet_transformers
 from .training.loop import train
 from .visualize import contact_sheet, draw_segments
 

@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..atomic_files import prepare_output_folder, replacing
-    from ..devices import describe_device, pick_device
-    from ..model_loading import load_point_classifier
+    from ..inference.devices import describe_device, pick_device
+    from ..inference.loading import load_point_classifier
     from ..models.picture_decoding import open_picture
 
     picture = open_picture(args.picture)

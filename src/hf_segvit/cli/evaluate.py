@@ -103,10 +103,10 @@ def run(args: argparse.Namespace) -> int:
 
     from ..atomic_files import prepare_output_folder
     from ..data.reading import describe, load_segmentation_dataset, validation_split
-    from ..devices import pick_device
     from ..evaluation import evaluate, load_predictor
     from ..evaluation.partial_results import delete_partial_results
     from ..evaluation.report import draw_worst, result_text, write_json
+    from ..inference.devices import pick_device
 
     # A result that cannot be written is worth nothing, so this comes first.
     for folder in (args.output, args.json.parent if args.json is not None else None):

@@ -53,7 +53,7 @@ def check_fusion_options(args: argparse.Namespace) -> None:
 
 def alphas_to_score(args: argparse.Namespace, predictor: "Predictor") -> list[float] | None:
     """The alphas to compare, 0 among them; `None` for a model that is scored as it is."""
-    from ..fusion_loading import is_fused
+    from ..inference.loading import is_fused
 
     if args.sweep_alpha is not None:
         return sorted({0.0, *numbers(args.sweep_alpha, "--sweep-alpha")})

@@ -57,7 +57,7 @@ def views_of(args: argparse.Namespace) -> Any:
     Raises:
         ValueError: a scale is no number or out of range.
     """
-    from ..semantic_views import Views
+    from ..inference.views import Views
 
     return Views(numbers(args.tta_scales, "--tta-scales") if args.tta_scales is not None else (1.0,), args.tta_flip)
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..picture_files import PICTURE_SUFFIXES, PictureFile, find_pictures, output_names
+from ..inference.input_files import PICTURE_SUFFIXES, PictureFile, find_pictures, output_names
 from .model_options import (
     add_classifier_options,
     add_view_options,
@@ -24,7 +24,7 @@ from .model_options import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..segmentation import SegmentedPicture, Segmenter
+    from ..inference.segmenter import SegmentedPicture, Segmenter
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -97,11 +97,10 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..atomic_files import prepare_output_folder
-    from ..devices import describe_device, pick_device
-    from ..fusion_loading import is_fused
-    from ..label_changes import changes_text, label_changes
-    from ..segment_files import write_segment_files
-    from ..segmentation import Segmenter, refuse_threshold
+    from ..inference.devices import describe_device, pick_device
+    from ..inference.loading import is_fused
+    from ..inference.output_files import changes_text, label_changes, write_segment_files
+    from ..inference.segmenter import Segmenter, refuse_threshold
 
     prepare_output_folder(args.output)
     device = pick_device(args.device)

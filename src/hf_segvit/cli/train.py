@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _explanation(recipe: Any) -> str:
-    from ..model_loading import quiet_transformers
+    from ..inference.loading import quiet_transformers
     from ..training.derivation import derive
     from ..training.explanation import explain
     from ..training.tasks import task_for

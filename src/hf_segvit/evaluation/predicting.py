@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..fusion_loading import is_fused, load_fused_model, load_universal_model, with_alpha
+from ..inference.loading import is_fused, load_fused_model, load_universal_model, with_alpha
+from ..inference.segmenter import picture_batches, refuse_views, served_task
+from ..inference.views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 from ..models.class_fusion import check_alpha
 from ..models.image_post_processing import SegmentationPostProcessing
 from ..models.segment_masks import instance_segments
-from ..segmentation import picture_batches, refuse_views, served_task
-from ..semantic_views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 from .label_matching import match_labels
 from .sure_masks import mask_owners, sure_outputs
 from .tasks import MaskedAnswer

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from ..inference.views import View, post_processed
 from ..models.output_geometry import patch_offsets
-from ..semantic_views import View, post_processed
 
 
 def sure_outputs(outputs: Any) -> Any:

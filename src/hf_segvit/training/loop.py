@@ -22,8 +22,8 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from ..atomic_files import prepare_output_folder
-from ..devices import describe_device
 from ..hub import push_to_hub
+from ..inference.devices import describe_device
 from .adapters import merge_adapters
 from .checkpoints import Checkpoints
 from .data_order import StepOrder, TrainingLoader, worker_count

@@ -15,7 +15,7 @@ import torch
 from ..conversion.backbone_normalization import image_normalization
 from ..conversion.key_maps import PATCH_KERNEL, POSITION_TABLE
 from ..conversion.resampling import fit_to_size
-from ..model_loading import quiet_transformers
+from ..inference.loading import quiet_transformers
 
 _PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...model_loading import quiet_transformers
+from ...inference.loading import quiet_transformers
 from ..published_data import published_data
 
 _TASKS = {"eomt": ("eomt", "EoMTTask"), "vit_p": ("vit_p", "ViTPTask")}

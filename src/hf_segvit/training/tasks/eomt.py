@@ -20,8 +20,8 @@ from ...data.collation import MaskCollator, binary_masks, normalize_pixels, plac
 from ...data.reading import DataDescription, describe, load_segmentation_dataset
 from ...evaluation import Predictor, evaluate
 from ...evaluation.tasks import evaluation_task
+from ...inference.loading import load_segmentation_model
 from ...model_card import make_model_card
-from ...model_loading import load_segmentation_model
 from ...models.configuration_eomt import EoMTConfig
 from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization

@@ -23,8 +23,8 @@ from ...data.prompt_sampling import IGNORED
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
 from ...evaluation.points import PointPredictor, evaluate_points, point_source
 from ...evaluation.predicting import load_predictor
+from ...inference.loading import load_point_classifier
 from ...metrics.point_accuracy import PointAccuracy
-from ...model_loading import load_point_classifier
 from ...models.configuration_vit_p import ViTPConfig
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .models.image_post_processing import SegmentationPostProcessing
-from .models.image_processing_eomt import EoMTImageProcessor
+from ..models.image_post_processing import SegmentationPostProcessing
+from ..models.image_processing_eomt import EoMTImageProcessor
 
 MAX_SCALE = 8.0
 _OTHERS_MULTIPLE = 32  # what Swin, and the pixel decoders on it, divide a side by

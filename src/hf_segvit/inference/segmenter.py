@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from ..models.image_post_processing import SegmentationPostProcessing
+from ..models.image_processing_eomt import TASKS
+from ..models.mask_encoding import decode_mask
 from .devices import pick_device
-from .fusion_loading import is_fused, load_fused_model, load_own_model, with_alpha
-from .models.image_post_processing import SegmentationPostProcessing
-from .models.image_processing_eomt import TASKS
-from .models.mask_encoding import decode_mask
-from .semantic_views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
+from .loading import is_fused, load_fused_model, load_own_model, with_alpha
+from .views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 
 
 @dataclass(frozen=True)
