@@ -28,6 +28,7 @@ from measuring import machine
 
 from hf_segvit.atomic_files import replacing
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
+from hf_segvit.drawing.segments import plot_curves
 from hf_segvit.evaluation import Predictor
 from hf_segvit.evaluation.alpha_sweep import DEFAULT_ALPHAS, sweep_alphas, sweep_content, sweep_text
 from hf_segvit.evaluation.predicting import AlphaPredictor
@@ -36,7 +37,6 @@ from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 from hf_segvit.models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
-from hf_segvit.visualize import plot_curves
 
 SHOWN_ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # in the table
 SCORES = {"panoptic": ("pq", "PQ"), "semantic": ("mean_iou", "mIoU")}

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from hf_segvit import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
 from hf_segvit.demo_task import panoptic_quality, segment_scenes
+from hf_segvit.drawing.segments import plot_curves
 from hf_segvit.training.annealing import MaskAnnealing
-from hf_segvit.visualize import plot_curves
 
 MODES = ("masked", "never", "annealed")
 DIFFICULTY, IMAGE_SIZE, SHIFT = "medium", 96, 8  # training scenes are larger by SHIFT pixels, to be cropped at random

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_segvit.data.generated_scenes import SCENE_LABELS
-from hf_segvit.visualize import plot_curves
+from hf_segvit.drawing.segments import plot_curves
 
 ORDER = (
     "linear baseline",

@@ -9,8 +9,7 @@ from PIL import Image
 
 from hf_segvit import ViTPConfig, ViTPForPointClassification, ViTPImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.prompt_drawing import draw_prompts
-from hf_segvit.visualize import segment_colors
+from hf_segvit.drawing.segments import draw_prompts, segment_colors
 
 from .tiny_models import randomize, tiny_eomt
 

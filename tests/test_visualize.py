@@ -11,10 +11,10 @@ import torch
 from matplotlib.axes import Axes
 from PIL import Image, ImageChops
 
-from hf_segvit import label_boxes
 from hf_segvit.data.generated_scenes import generate_scene, scene_labels
 from hf_segvit.data.panoptic_png import MAX_ID, panoptic_png, read_panoptic_png
-from hf_segvit.visualize import contact_sheet, draw_segments, plot_curves, segment_colors
+from hf_segvit.drawing import name_boxes as label_boxes
+from hf_segvit.drawing.segments import contact_sheet, draw_segments, plot_curves, segment_colors
 
 NAMES = {0: "cat", 1: "dog", 2: "grass"}
 
@@ -41,7 +41,7 @@ def boxes(monkeypatch):
 
 @pytest.fixture
 def no_labels(monkeypatch):
-    monkeypatch.setattr("hf_segvit.visualize.draw_labels", lambda *args: None)
+    monkeypatch.setattr("hf_segvit.drawing.segments.draw_labels", lambda *args: None)
 
 
 def test_tint_outline_and_void(no_labels):

@@ -21,9 +21,9 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, 
 
 from .atomic_files import replacing
 from .demo_task import NUM_TEST_SCENES, NUM_TRAINING_SCENES, STEPS, DemoTask, Scene, demo_recipe, segment_scenes
+from .drawing.segments import contact_sheet, draw_segments
 from .inference.loading import quiet_transformers
 from .training.loop import train
-from .visualize import contact_sheet, draw_segments
 
 NUM_DRAWN_SCENES = 8
 DRAWING_SCALE = 4

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     rows = _rows(points, boxes, answer)
     print(_table(rows))
     if args.output is not None:
-        from ..prompt_drawing import draw_prompts
+        from ..drawing.segments import draw_prompts
 
         best = [row["classes"][0] for row in rows]
         texts = [f"{first['label']} {first['score']:.2f}" for first in best]

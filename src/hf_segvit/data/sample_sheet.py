@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..drawing.segments import contact_sheet, draw_segments
 from ..models.mask_encoding import decode_mask
-from ..visualize import contact_sheet, draw_segments
 from .augmentation import AugmentedSample, augmentation, sample_generator
 from .mask_files import VOID
 

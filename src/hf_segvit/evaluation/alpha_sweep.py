@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..visualize import plot_curves
+from ..drawing.segments import plot_curves
 from .counting import ORACLE
 from .predicting import AlphaPredictor
 from .report import result_content

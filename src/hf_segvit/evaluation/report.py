@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..atomic_files import replacing
-from ..visualize import contact_sheet, draw_segments
+from ..drawing.segments import contact_sheet, draw_segments
 from .label_matching import match_labels
 from .predicting import Predictor
 from .running import EvaluationResult, PictureScore

@@ -39,7 +39,7 @@ from PIL import Image
 
 from ..atomic_files import replacing
 from ..data.panoptic_png import panoptic_png
-from ..visualize import contact_sheet, draw_segments
+from ..drawing.segments import contact_sheet, draw_segments
 from .segmenter import Segment, SegmentedPicture
 
 FORMAT, VERSION = "hf-segvit segments", 1

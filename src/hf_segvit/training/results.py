@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import replacing
-from ..visualize import plot_curves
+from ..drawing.segments import plot_curves
 from .derivation import TrainingPlan
 from .selection import Selection
 from .tasks import TrainingTask

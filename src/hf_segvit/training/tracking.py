@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..atomic_files import replacing
-from ..visualize import contact_sheet
+from ..drawing.segments import contact_sheet
 from .derivation import TrainingPlan
 from .optimizer_step import StepOutcome
 

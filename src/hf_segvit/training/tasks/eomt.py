@@ -18,6 +18,7 @@ from torch import Tensor
 from ...data.augmentation import AugmentedDataset, augmentation
 from ...data.collation import MaskCollator, binary_masks, normalize_pixels, placed_pixels
 from ...data.reading import DataDescription, describe, load_segmentation_dataset
+from ...drawing.segments import draw_segments
 from ...evaluation import Predictor, evaluate
 from ...evaluation.tasks import evaluation_task
 from ...inference.loading import load_segmentation_model
@@ -27,7 +28,6 @@ from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.mask_criterion import MaskCriterion
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
-from ...visualize import draw_segments
 from ..class_head import carry_over_classes
 from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ...data import reading
-from ...visualize import contact_sheet
+from ...drawing.segments import contact_sheet
 
 
 def validation_split(spec: str) -> str:

@@ -21,6 +21,7 @@ from ...data.collation import PointCollator, normalize_pixels
 from ...data.mixture import MixedDataset, MixturePart
 from ...data.prompt_sampling import IGNORED
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
+from ...drawing.segments import draw_segments
 from ...evaluation.points import PointPredictor, evaluate_points, point_source
 from ...evaluation.predicting import load_predictor
 from ...inference.loading import load_point_classifier
@@ -30,7 +31,6 @@ from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor
 from ...models.modeling_vit_p import ViTPForPointClassification
 from ...point_model_card import make_point_model_card
-from ...visualize import draw_segments
 from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
 from ..output_folders import cache_folder

@@ -1,0 +1,1 @@
+"""Drawing of segments, points and boxes on images, with Pillow only."""
