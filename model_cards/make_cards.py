@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from hf_segvit.model_card import make_model_card
+from hf_segvit.hub.model_card import make_model_card
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.published_labels import published_label_sets

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hf_segvit import EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.hub import plan_push
+from hf_segvit.hub.push import plan_push
 from hf_segvit.training import loop
 from hf_segvit.training.signals import STOPPED_EXIT_CODE
 

@@ -12,11 +12,11 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from hf_segvit.cli import main
-from hf_segvit.hub import push_to_hub
-from hf_segvit.model_card import GENERATED_MARK, REPOSITORY_PLACEHOLDER, make_model_card
+from hf_segvit.hub.model_card import GENERATED_MARK, REPOSITORY_PLACEHOLDER, make_model_card
+from hf_segvit.hub.push import push_to_hub
+from hf_segvit.hub.remote_code import code_files
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
-from hf_segvit.remote_code import code_files
 
 from .hub_server import READ_TOKEN, WRITE_TOKEN, File, HubServer
 from .tiny_models import tiny_eomt

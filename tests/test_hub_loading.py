@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProcessor
 
-from hf_segvit.hub import push_to_hub
+from hf_segvit.hub.push import push_to_hub
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_segvit.model_card import complete_card, make_model_card, read_results
+from hf_segvit.hub.model_card import complete_card, make_model_card, make_point_model_card, read_results
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
-from hf_segvit.point_model_card import make_point_model_card
 
 from .tiny_models import tiny_config
 

@@ -9,7 +9,7 @@ from hf_segvit.conversion import official_vit_p_catalogue as catalogue
 from hf_segvit.conversion.conversion_options import ConversionOptions
 from hf_segvit.conversion.convert_vit_p import from_official_vit_p
 from hf_segvit.conversion.official_vit_p import read_official_vit_p
-from hf_segvit.hub import plan_push
+from hf_segvit.hub.push import plan_push
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 

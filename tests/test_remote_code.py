@@ -19,11 +19,11 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSe
 from transformers.dynamic_module_utils import get_imports
 
 from hf_segvit import models
-from hf_segvit.hub import push_to_hub
+from hf_segvit.hub.push import push_to_hub
+from hf_segvit.hub.remote_code import AUTO_CLASSES, code_files, save_with_code, with_auto_map
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
-from hf_segvit.remote_code import AUTO_CLASSES, code_files, save_with_code, with_auto_map
 
 from .hub_server import HubServer
 from .tiny_models import tiny_eomt

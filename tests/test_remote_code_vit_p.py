@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_segvit import ViTPImageProcessor
-from hf_segvit.remote_code import code_files, save_with_code
+from hf_segvit.hub.remote_code import code_files, save_with_code
 
 from .test_modeling_vit_p import tiny_vit_p
 from .test_remote_code import environment_without_package

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from hf_segvit import hub
 from hf_segvit.cli import main
+from hf_segvit.hub.push import push as hub
 from hf_segvit.training import preconditions
 from hf_segvit.training.preconditions import check_keep_best, check_trackers
 from hf_segvit.training.tasks import task_for

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: the checkpoint or an argument is not fit for publishing.
         OSError: the Hub cannot be reached or refuses.
     """
-    from ..hub import plan_push, publish
+    from ..hub.push import plan_push, publish
 
     plan = plan_push(args.folder, args.repo, with_code=not args.no_code, license=args.license)
     if args.dry_run:

@@ -9,11 +9,10 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from ..checkpoint_check import check_checkpoint
-from ..model_card import make_model_card
+from ..hub.check import check_checkpoint
+from ..hub.model_card import make_model_card, make_point_model_card
 from ..models.modeling_plain_vit import PlainViTModel
 from ..models.modeling_vit_p import ViTPForPointClassification
-from ..point_model_card import make_point_model_card
 from .conversion_options import ConversionOptions
 from .convert_sources import Converted, from_official_eomt, from_timm, from_transformers_eomt
 from .convert_vit_p import from_official_vit_p

@@ -22,7 +22,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from ..atomic_files import prepare_output_folder
-from ..hub import push_to_hub
+from ..hub.push import push_to_hub
 from ..inference.devices import describe_device
 from .adapters import merge_adapters
 from .checkpoints import Checkpoints

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from ..hub import check_destination
+from ..hub.push import check_destination
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -21,8 +21,8 @@ from ...data.reading import DataDescription, describe, load_segmentation_dataset
 from ...drawing.segments import draw_segments
 from ...evaluation import Predictor, evaluate
 from ...evaluation.tasks import evaluation_task
+from ...hub.model_card import make_model_card
 from ...inference.loading import load_segmentation_model
-from ...model_card import make_model_card
 from ...models.configuration_eomt import EoMTConfig
 from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization

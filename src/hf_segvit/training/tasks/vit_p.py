@@ -24,13 +24,13 @@ from ...data.reading import DataDescription, available_tasks, describe, load_seg
 from ...drawing.segments import draw_segments
 from ...evaluation.points import PointPredictor, evaluate_points, point_source
 from ...evaluation.predicting import load_predictor
+from ...hub.model_card import make_point_model_card
 from ...inference.loading import load_point_classifier
 from ...metrics.point_accuracy import PointAccuracy
 from ...models.configuration_vit_p import ViTPConfig
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor
 from ...models.modeling_vit_p import ViTPForPointClassification
-from ...point_model_card import make_point_model_card
 from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
 from ..output_folders import cache_folder

@@ -31,10 +31,9 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .checkpoint_check import CONFIG, PROCESSOR, WEIGHTS, WEIGHTS_INDEX, check_checkpoint
-from .model_card import GENERATED_MARK, complete_card, make_model_card, read_results
-from .models.configuration_vit_p import ViTPConfig
-from .point_model_card import make_point_model_card
+from ..models.configuration_vit_p import ViTPConfig
+from .check import CONFIG, PROCESSOR, WEIGHTS, WEIGHTS_INDEX, check_checkpoint
+from .model_card import GENERATED_MARK, complete_card, make_model_card, make_point_model_card, read_results
 from .remote_code import code_files, with_auto_map
 
 CARD, RESULTS = "README.md", "results.json"

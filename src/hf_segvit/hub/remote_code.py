@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from . import models
+from .. import models
 
 # Per model type, the class that each Auto class shall find, as "module.Class" in models/.
 # AutoModelForSemanticSegmentation is where the image-segmentation pipeline looks.
