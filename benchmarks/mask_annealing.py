@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hf_segvit import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
-from hf_segvit.demo_task import panoptic_quality, segment_scenes
+from hf_segvit.demo import panoptic_quality, segment_scenes
 from hf_segvit.drawing.segments import plot_curves
 from hf_segvit.training.annealing import MaskAnnealing
 

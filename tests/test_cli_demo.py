@@ -10,8 +10,17 @@ from PIL import Image
 from hf_segvit import EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.cli import main
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.demo import check_reloaded, run_demo
-from hf_segvit.demo_task import IMAGE_SIZE, SHIFT, CroppedScenes, DemoTask, collate_crops, demo_config, demo_recipe
+from hf_segvit.demo import (
+    IMAGE_SIZE,
+    SHIFT,
+    CroppedScenes,
+    DemoTask,
+    check_reloaded,
+    collate_crops,
+    demo_config,
+    demo_recipe,
+    run_demo,
+)
 from hf_segvit.training.loop import train
 
 SMALL = {"steps": 3, "num_training_scenes": 12, "num_test_scenes": 4}
