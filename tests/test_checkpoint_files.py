@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from hf_segvit.atomic_files import complete_folder
 from hf_segvit.conversion import checkpoint_files
 from hf_segvit.conversion.checkpoint_files import find_checkpoint, read_checkpoint, strip_prefixes
-from hf_segvit.conversion.folders import complete_folder
-from hf_segvit.conversion.weight_checks import check_complete, check_weights, common_dtype
+from hf_segvit.weight_checks import check_complete, check_weights, common_dtype
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from ..models.configuration_plain_vit import PlainViTConfig
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.modeling_plain_vit import PlainViTModel
+from ..weight_checks import check_complete, check_weights
 from .backbone_loading import converter_for, load_backbone, quiet
 from .families.source import pair
 from .key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL
 from .resampling import fit_to_size
-from .weight_checks import check_complete, check_weights
 
 
 def convert_backbone(

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from .safetensors_header import MAX_HEADER_BYTES, check_safetensors
+from ..weight_checks import MAX_HEADER_BYTES, check_safetensors
 
 GIB = 2**30
 # EoMT-7B has 26 GiB in fp32; a Lightning file of a giant with its optimiser states 13 GiB.

@@ -9,6 +9,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
+from ..atomic_files import check_destination, complete_folder
 from ..hub.check import check_checkpoint
 from ..hub.model_card import make_model_card, make_point_model_card
 from ..models.modeling_plain_vit import PlainViTModel
@@ -16,7 +17,6 @@ from ..models.modeling_vit_p import ViTPForPointClassification
 from .conversion_options import ConversionOptions
 from .convert_sources import Converted, from_official_eomt, from_timm, from_transformers_eomt
 from .convert_vit_p import from_official_vit_p
-from .folders import check_destination, complete_folder
 from .kinds import KINDS
 from .to_transformers import export_to_transformers
 

@@ -18,6 +18,7 @@ from ..models.image_processing_plain_vit import PlainViTImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
 from ..models.modeling_plain_vit import PlainViTModel
 from ..models.transformers_eomt import is_transformers_eomt, translate_state_dict
+from ..weight_checks import check_complete, check_weights, common_dtype, mapping_lines
 from .backbone_normalization import image_normalization
 from .backbones import convert_backbone
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
@@ -26,7 +27,6 @@ from .official_catalogue import ReleasedModel, recognise_released_model, release
 from .official_eomt import OfficialEoMT, read_official_eomt
 from .reference_check import compare_outputs, compare_with_transformers
 from .to_transformers import transformers_class
-from .weight_checks import check_complete, check_weights, common_dtype, mapping_lines
 
 
 @dataclass

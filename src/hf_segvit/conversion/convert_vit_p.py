@@ -5,11 +5,11 @@ from typing import Any
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.image_processing_vit_p import ViTPImageProcessor
 from ..models.modeling_vit_p import ViTPForPointClassification
+from ..weight_checks import mapping_lines
 from .conversion_options import ConversionOptions, Labels, read_labels
 from .convert_sources import Converted, whole_model
 from .official_vit_p import OfficialViTP, read_official_vit_p
 from .official_vit_p_catalogue import REPOSITORY, ReleasedViTP, recognise_released_vit_p, released_vit_p
-from .weight_checks import mapping_lines
 
 
 def from_official_vit_p(source: str, options: ConversionOptions) -> Converted:

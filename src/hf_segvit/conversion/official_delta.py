@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..weight_checks import check_weights
 from .checkpoint_files import SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
 from .families import transformers_dinov3
 from .key_maps import rename
-from .weight_checks import check_weights
 
 # A complete file holds about 0.22 as pixel_std and about 1 in the final norm; a delta holds 0 and nearly 0.
 _ZERO = 1e-3

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..weight_checks import check_complete, check_weights, format_hint
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint, strip_prefixes
 from .conversion_options import ConversionOptions
 from .families import timm_vit
@@ -21,7 +22,6 @@ from .key_maps import POSITION_TABLE, fill_absent, rename, unpack
 from .official_catalogue import ReleasedModel
 from .official_delta import backbone_of_base, dinov3_names, is_delta, rename_dinov3
 from .official_positions import fit_positions
-from .weight_checks import check_complete, check_weights, format_hint
 
 _BACKBONE = "encoder.backbone."
 _HEAD_KEY_MAP = (

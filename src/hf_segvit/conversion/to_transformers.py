@@ -21,13 +21,13 @@ from transformers import (
     EomtImageProcessor,
 )
 
+from ..atomic_files import check_destination, complete_folder
 from ..models.image_processing_eomt import EoMTImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
+from ..weight_checks import check_complete, check_weights, common_dtype
 from .checkpoint_files import DEFAULT_MAX_BYTES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
-from .folders import check_destination, complete_folder
 from .reference_check import compare_with_transformers
 from .transformers_config import inexpressible, masked_attention_probabilities, transformers_config
-from .weight_checks import check_complete, check_weights, common_dtype
 
 _SHARED_SETTINGS = (
     "do_resize",
