@@ -16,9 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.dynamic_module_utils import get_imports
 
-from hf_segvit.conversion.backbone_normalization import image_normalization
-from hf_segvit.conversion.backbones import convert_backbone
-from hf_segvit.conversion.published_backbones import supported_backbones
+from hf_segvit.conversion.backbones import convert_backbone, image_normalization, supported_backbones
 from hf_segvit.models import modeling_plain_vit
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation, EoMTModel

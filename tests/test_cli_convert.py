@@ -14,8 +14,8 @@ from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProc
 
 from hf_segvit.cli import convert as command
 from hf_segvit.cli import main
-from hf_segvit.conversion import convert_sources
-from hf_segvit.conversion.backbone_normalization import image_normalization
+from hf_segvit.conversion import sources as convert_sources
+from hf_segvit.conversion.backbones import image_normalization
 from hf_segvit.conversion.kinds import KINDS
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation

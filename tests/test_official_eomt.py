@@ -9,11 +9,11 @@ from timm.layers import resample_abs_pos_embed
 from transformers import DINOv3ViTConfig, DINOv3ViTModel, EomtDinov3Config, EomtDinov3ForUniversalSegmentation
 
 from hf_segvit.conversion import official_catalogue
-from hf_segvit.conversion.conversion_options import ConversionOptions, parse_fields, read_labels
 from hf_segvit.conversion.convert import convert
-from hf_segvit.conversion.convert_sources import from_official_eomt
 from hf_segvit.conversion.official_catalogue import recognise_released_model, released_model, released_models
 from hf_segvit.conversion.official_eomt import read_official_eomt
+from hf_segvit.conversion.options import ConversionOptions, parse_fields, read_labels
+from hf_segvit.conversion.sources import from_official_eomt
 from hf_segvit.data.label_tables import LABEL_TABLES, label_table
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from hf_segvit.cli import main
-from hf_segvit.conversion import official_vit_p_catalogue as catalogue
-from hf_segvit.conversion.conversion_options import ConversionOptions
-from hf_segvit.conversion.convert_vit_p import from_official_vit_p
+from hf_segvit.conversion import official_catalogue as catalogue
 from hf_segvit.conversion.official_vit_p import read_official_vit_p
+from hf_segvit.conversion.options import ConversionOptions
+from hf_segvit.conversion.sources import from_official_vit_p
 from hf_segvit.hub.push import plan_push
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification

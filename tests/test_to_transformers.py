@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, EomtDinov3ForUniversalSegmentation
 
 from hf_segvit.conversion import to_transformers
-from hf_segvit.conversion.reference_check import compare_outputs
-from hf_segvit.conversion.to_transformers import export_to_transformers
+from hf_segvit.conversion.to_transformers import compare_outputs, export_to_transformers
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 

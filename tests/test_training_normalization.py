@@ -15,8 +15,7 @@ import transformers
 
 from hf_segvit import EoMTForUniversalSegmentation, EoMTImageProcessor, ViTPImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.conversion.backbone_loading import MODEL_TYPES, TIMM_CLASSES
-from hf_segvit.conversion.backbone_normalization import image_normalization
+from hf_segvit.conversion.backbones import MODEL_TYPES, TIMM_CLASSES, image_normalization
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
 from hf_segvit.models.modeling_plain_vit import PlainViTModel
 from hf_segvit.training.loop import train

@@ -15,9 +15,8 @@ from timm.layers import resample_patch_embed
 from torch import nn
 from torch.nn import functional as F
 
-from hf_segvit.conversion.backbones import convert_backbone
-from hf_segvit.conversion.published_backbones import NOT_EXPRESSED, TIMM_FAMILIES
-from hf_segvit.conversion.resampling import resample_patch_kernel
+from hf_segvit.conversion.backbones import NOT_EXPRESSED, TIMM_FAMILIES, convert_backbone
+from hf_segvit.conversion.key_maps import resample_patch_kernel
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
 from hf_segvit.models.modeling_plain_vit import PlainViTModel
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hf_segvit.conversion.conversion_options import ConversionOptions
 from hf_segvit.conversion.convert import convert
 from hf_segvit.conversion.official_eomt import read_official_eomt
+from hf_segvit.conversion.options import ConversionOptions
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 

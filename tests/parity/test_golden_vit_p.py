@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hf_segvit.conversion.conversion_options import ConversionOptions
 from hf_segvit.conversion.convert import convert
+from hf_segvit.conversion.options import ConversionOptions
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 

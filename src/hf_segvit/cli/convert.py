@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from ..conversion.checkpoint_files import GIB
-    from ..conversion.conversion_options import ConversionOptions, parse_fields
     from ..conversion.convert import convert
+    from ..conversion.options import ConversionOptions, parse_fields
     from ..models.configuration_eomt import EoMTConfig
 
     if not args.max_gib > 0:

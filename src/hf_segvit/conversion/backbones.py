@@ -4,24 +4,58 @@
 `model_from_backbone` is what stands behind every model's `from_backbone`. Nothing is guessed: a part that the plain ViT
 does not have, a weight that is left over, and a parameter that nothing fills are errors. Only what stands outside the
 backbone (classifier, pooling, MAE's decoder, SigLIP's text tower) is dropped.
+
+From a name, a folder or a model in memory to the source of a conversion: the model, its weights, its family.
+
+Weights come from safetensors, read with the checks of `checkpoint_files`; `timm/...` names are downloaded by timm,
+after the architecture was found to be one that converts. What is missing or left over is an error, never a warning.
+
+How the pictures of a backbone's pre-training were normalised, for the image processor of a model built on it.
+
+Backbones differ (ImageNet's statistics for DINO and MAE, 0.5 for SigLIP and ViT augreg, CLIP's for EVA-02, others for
+satellite pictures), and a mismatch costs accuracy without any error.
+
+Names of published backbones that convert, and what is meant by one that does not.
+
+timm's are found in timm's own list, by family; those of Transformers are listed here. Other weights of the same
+families convert too: the lists serve suggestions, documentation and tests.
 """
 
 import dataclasses
+import difflib
+import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from ..models.configuration_plain_vit import PlainViTConfig
 from ..models.configuration_vit_p import ViTPConfig
+from ..models.image_processing_plain_vit import unit_normalization
 from ..models.modeling_plain_vit import PlainViTModel
 from ..weight_checks import check_complete, check_weights
-from .backbone_loading import converter_for, load_backbone, quiet
-from .families.source import pair
-from .key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL
-from .resampling import fit_to_size
+from .checkpoint_files import SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
+from .families import (
+    plain_vit,
+    timm_eva,
+    timm_vit,
+    transformers_dinov2,
+    transformers_dinov3,
+    transformers_siglip,
+    transformers_vit,
+)
+from .families.source import SourceBackbone, pair
+from .key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL, fit_to_size
 
 
 def convert_backbone(
@@ -133,3 +167,217 @@ def _under(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): tensor.detach() for name, tensor in state_dict.items() if name.startswith(prefix)
     }
+
+
+Converter = Callable[[Any, Mapping[str, Tensor]], SourceBackbone]
+TIMM_CLASSES: dict[str, Converter] = {"VisionTransformer": timm_vit.convert, "Eva": timm_eva.convert}
+MODEL_TYPES: dict[str, Converter] = {
+    "dinov2": transformers_dinov2.convert,
+    "dinov2_with_registers": transformers_dinov2.convert,
+    "dinov3_vit": transformers_dinov3.convert,
+    "vit": transformers_vit.convert,
+    "vit_mae": transformers_vit.convert,
+    "siglip": transformers_siglip.convert,
+    "siglip_vision_model": transformers_siglip.convert,
+    "siglip2": transformers_siglip.convert,
+    "siglip2_vision_model": transformers_siglip.convert,
+    PlainViTConfig.model_type: plain_vit.convert,
+}
+# Parameters of a Transformers checkpoint that are known not to be the backbone's.
+OUTSIDE_THE_BACKBONE = r"(^|\.)(classifier|decoder|pooler|head|mask_token|position_ids)(\.|$)"
+
+
+def load_backbone(name: str, with_weights: bool) -> tuple[Any, Mapping[str, Tensor] | None]:
+    """The model that a name or folder means, and its weights where the model does not hold just these.
+
+    Args:
+        name: as for `convert_backbone`.
+        with_weights: whether weights are wanted; else the model may hold any.
+
+    Raises:
+        ValueError: nothing is known of that name, it is of no supported family, or its files are broken.
+    """
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
+            raise ValueError(f"the folder {name} holds no config.json; save the model with its library's own function")
+        with open(os.path.join(name, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+        if "model_type" not in config and "architecture" in config:
+            model = timm.create_model(f"local-dir:{name}", pretrained=False)
+            return model, _read_safetensors(name) if with_weights else None
+        return _load_transformers(name, config.get("model_type"), with_weights)
+    if name.startswith("timm/"):
+        return _load_timm(name, with_weights), None
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except OSError as error:
+        if name in TRANSFORMERS_BACKBONES:
+            raise  # it exists; what failed is said in there
+        raise unknown_backbone(name) from error
+    return _load_transformers(name, config.get("model_type"), with_weights)
+
+
+def _load_timm(name: str, with_weights: bool) -> nn.Module:
+    timm_name = name.removeprefix("timm/")
+    architecture = timm_name.partition(".")[0]
+    if not timm.is_model(architecture) or (with_weights and timm_name not in timm.list_pretrained(f"{architecture}*")):
+        raise unknown_backbone(name)
+    with torch.device("meta"):
+        convert, model, _ = converter_for(timm.create_model(architecture, num_classes=0))
+        convert(model, model.state_dict())  # what cannot be expressed is refused before anything is downloaded
+    return timm.create_model(timm_name, pretrained=with_weights, num_classes=0)
+
+
+def _load_transformers(
+    name: str, model_type: str | None, with_weights: bool
+) -> tuple[PreTrainedModel, Mapping[str, Tensor] | None]:
+    if model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"{name} is a model of type {model_type!r}, no backbone that becomes a plain ViT; known types are "
+            f"{sorted(MODEL_TYPES)} (EoMT checkpoints load with from_pretrained)"
+        )
+    own = model_type == PlainViTConfig.model_type
+    config = (PlainViTConfig if own else AutoConfig).from_pretrained(name)
+    cls: Any = PlainViTModel if own else MODEL_MAPPING[type(config)]
+    if not with_weights:
+        return cls(config), None
+    weights = _read_safetensors(name)
+    try:
+        with quiet():  # what is missing or left over is no warning here but an error
+            model, report = cls.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {name} do not fit its config.json: {error}") from error
+    left_over = sorted(key for key in report["unexpected_keys"] if not re.search(OUTSIDE_THE_BACKBONE, key))
+    if left_over:
+        raise ValueError(f"{name} has {len(left_over)} weights that its model has no place for, such as {left_over[0]}")
+    missing = set(report["missing_keys"])
+    return model, {key: tensor for key, tensor in model.state_dict().items() if key not in missing}
+
+
+def _read_safetensors(name: str) -> dict[str, Tensor]:
+    file = find_checkpoint(name, SAFETENSORS_NAMES)
+    if ".safetensors" not in file.suffixes:
+        raise ValueError(f"{name} holds no safetensors weights; pickled ones are read only by `hf-segvit convert`")
+    return read_checkpoint(file)
+
+
+def converter_for(model: Any) -> tuple[Converter, Any, str]:
+    """The family's converter, the part of the model that it takes, and what this part's names begin with.
+
+    Raises:
+        ValueError: the model is of no supported family.
+    """
+    kind = type(model).__name__
+    if isinstance(model, PreTrainedModel):
+        # Classifiers and decoders hold the backbone as their base model, SigLIP as one of two towers; what a bare
+        # DINOv3 calls its base model are the blocks alone.
+        inner: Any = getattr(model, "vision_model", model.base_model)
+        backbone: Any = inner if hasattr(inner, "embeddings") else model
+        prefix = next(name for name, module in model.named_modules() if module is backbone)
+        if backbone.config.model_type in MODEL_TYPES:
+            return MODEL_TYPES[backbone.config.model_type], backbone, prefix and f"{prefix}."
+    elif kind in TIMM_CLASSES and type(model).__module__.startswith("timm."):
+        return TIMM_CLASSES[kind], model, ""
+    raise ValueError(
+        f"{kind} is of no family that becomes a plain ViT; known are timm's {sorted(TIMM_CLASSES)} and Transformers' "
+        f"{sorted(MODEL_TYPES)}"
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Transformers from reporting weights that are new or left over, which is for the caller to judge."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def image_normalization(source: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, of pixels scaled to [0, 1], that a backbone expects.
+
+    Args:
+        source: as for `convert_backbone`: `"timm/<name>"`, a timm model, or the Hub id or folder of a timm or
+            Transformers checkpoint. A Transformers model in memory counts as where it was loaded from.
+
+    Returns:
+        `image_mean` and `image_std` for `EoMTImageProcessor`.
+
+    Raises:
+        ValueError: the source does not say.
+        OSError: the checkpoint has no `preprocessor_config.json`.
+    """
+    if not isinstance(source, str | os.PathLike):
+        if hasattr(source, "pretrained_cfg"):
+            return _of_timm(source.pretrained_cfg)
+        source = getattr(getattr(source, "config", None), "name_or_path", "")
+        if not source:
+            raise ValueError("this model does not say where it comes from; set image_mean and image_std yourself")
+    name = os.fspath(source)
+    if name.startswith("timm/"):
+        published = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+        if published is None:
+            raise unknown_backbone(name)
+        return list(published.mean), list(published.std)
+    config_file = os.path.join(name, "config.json")
+    if os.path.isfile(config_file):
+        with open(config_file, encoding="utf-8") as file:
+            config = json.load(file)
+        if "model_type" not in config and "architecture" in config:
+            return _of_timm(config.get("pretrained_cfg", config))  # older versions of timm do not nest it
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    settings = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **settings}
+    if settings["do_normalize"] and not (settings.get("image_mean") and settings.get("image_std")):
+        raise ValueError(f"the image processor's settings in {name} hold no image_mean and image_std; add them there")
+    return unit_normalization({"image_mean": 0.0, "image_std": 1.0, **settings})
+
+
+def _of_timm(settings: dict[str, Any]) -> tuple[list[float], list[float]]:
+    if not (settings.get("mean") and settings.get("std")):
+        raise ValueError("timm's settings of this model hold no mean and std; add them to its pretrained_cfg")
+    return list(settings["mean"]), list(settings["std"])
+
+
+# Family to patterns of timm's names, tags included.
+TIMM_FAMILIES = {
+    "DINOv2": ("vit_*_patch14_dinov2.*", "vit_*_patch14_reg4_dinov2.*"),
+    "DINOv3": ("vit_*_patch16_dinov3*",),
+    "EVA-02": ("eva02_*",),
+    "DeiT-III": ("deit3_*",),
+    "ViT augreg": ("vit_*_patch*.augreg*",),
+    "MAE": ("vit_*.mae",),
+    "SigLIP": ("vit_*_siglip_*",),
+    "Perception Encoder": ("vit_pe_*",),
+}
+# Its blocks are normalised behind the branches.
+NOT_EXPRESSED = "eva02_enormous_*"
+
+TRANSFORMERS_BACKBONES = (
+    *(f"facebook/dinov2-{size}" for size in ("small", "base", "large", "giant")),
+    *(f"facebook/dinov2-with-registers-{size}" for size in ("small", "base", "large", "giant")),
+    *(f"facebook/dinov3-vit{size}16-pretrain-lvd1689m" for size in ("s", "splus", "b", "l", "hplus", "7b")),
+    *(f"facebook/dinov3-vit{size}16-pretrain-sat493m" for size in ("l", "7b")),
+    *(f"facebook/vit-mae-{size}" for size in ("base", "large", "huge")),
+    *(f"google/vit-{size}-patch16-224-in21k" for size in ("base", "large")),
+    *(f"google/siglip-{size}" for size in ("base-patch16-224", "large-patch16-256", "so400m-patch14-384")),
+    *(f"google/siglip2-{size}" for size in ("base-patch16-512", "large-patch16-512", "so400m-patch16-512")),
+    *(f"google/siglip2-{size}-naflex" for size in ("base-patch16", "so400m-patch16")),
+)
+
+
+def supported_backbones() -> list[str]:
+    """Names that `from_backbone` takes, of timm (`timm/...`) and of Transformers, sorted."""
+    patterns = [pattern for patterns in TIMM_FAMILIES.values() for pattern in patterns]
+    names = timm.list_pretrained(patterns, exclude_filters=[NOT_EXPRESSED])
+    return sorted((*(f"timm/{name}" for name in names), *TRANSFORMERS_BACKBONES))
+
+
+def unknown_backbone(name: str) -> ValueError:
+    """The error for a name that means nothing, with the names that it resembles."""
+    known = supported_backbones()
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = close or difflib.get_close_matches(f"timm/{name}", known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "hf_segvit.conversion.backbones lists names"
+    return ValueError(f"{name!r} is no backbone that is known, no folder, and nothing that the Hub would give; {hint}")

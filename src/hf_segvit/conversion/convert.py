@@ -14,10 +14,9 @@ from ..hub.check import check_checkpoint
 from ..hub.model_card import make_model_card, make_point_model_card
 from ..models.modeling_plain_vit import PlainViTModel
 from ..models.modeling_vit_p import ViTPForPointClassification
-from .conversion_options import ConversionOptions
-from .convert_sources import Converted, from_official_eomt, from_timm, from_transformers_eomt
-from .convert_vit_p import from_official_vit_p
 from .kinds import KINDS
+from .options import ConversionOptions
+from .sources import Converted, from_official_eomt, from_official_vit_p, from_timm, from_transformers_eomt
 from .to_transformers import export_to_transformers
 
 _SOURCES = {

@@ -3,8 +3,18 @@
 Its files hold a flat table of tensors with the backbone as timm (DINOv2, DeiT-III) or Transformers (DINOv3) names it.
 `read_official_eomt` reads dimensions off the tensors, adds a DINOv3 delta to its base, swaps the class head and
 resamples position embeddings where asked to, and returns a config and the weights that fit it.
+
+DINOv3 in official EoMT checkpoints, and files that hold the difference to its published weights.
+
+The weights of DINOv3 may not be passed on, so the released files hold, for the backbone, what training added to them;
+queries and heads are whole. Such a file loaded as it is would be noise: `is_delta` tells the two kinds apart.
+
+Which picture an official checkpoint's position embeddings are for, and making them fit another one.
+
+The file holds them as a list without its rows and columns. The released models are square; others must be told.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,16 +22,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.configuration_utils import PreTrainedConfig
 
+from ..models.modeling_plain_vit import resample_position_embeddings
 from ..weight_checks import check_complete, check_weights, format_hint
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint, strip_prefixes
-from .conversion_options import ConversionOptions
-from .families import timm_vit
+from .families import timm_vit, transformers_dinov3
 from .families.source import SourceBackbone
 from .key_maps import POSITION_TABLE, fill_absent, rename, unpack
 from .official_catalogue import ReleasedModel
-from .official_delta import backbone_of_base, dinov3_names, is_delta, rename_dinov3
-from .official_positions import fit_positions
+from .options import ConversionOptions
 
 _BACKBONE = "encoder.backbone."
 _HEAD_KEY_MAP = (
@@ -247,3 +257,162 @@ def _fit_class_head(
         layer = nn.Linear(hidden_size, num_labels + 1, dtype=head["eomt.query.weight"].dtype)
     head |= {"class_predictor.weight": layer.weight.data, "class_predictor.bias": layer.bias.data}
     notes.append(f"replaced the class head by an untrained one for {num_labels} classes")
+
+
+# A complete file holds about 0.22 as pixel_std and about 1 in the final norm; a delta holds 0 and nearly 0.
+_ZERO = 1e-3
+_SMALL_NORM = 0.1
+
+
+def is_delta(state_dict: Mapping[str, Tensor], place: str, base: str | None, usual_base: str | None = None) -> bool:
+    """Whether a checkpoint is a delta, which must agree with whether a base is given.
+
+    Args:
+        state_dict: the official checkpoint, prefixes stripped.
+        place: the file, for errors.
+        base: folder or Hub id of the backbone, if one is given.
+        usual_base: Hub id of the backbone that the file is known to need, for the error.
+
+    Raises:
+        ValueError: a delta without base, or a base for a file that is complete.
+    """
+    delta = _holds_differences(state_dict)
+    if delta is None:
+        delta = base is not None
+    if delta and base is None:
+        raise ValueError(
+            f"{place} holds the difference to a backbone, not its weights, and is noise by itself; give it "
+            f"with --base {usual_base or 'facebook/dinov3-vitl16-pretrain-lvd1689m or the like'}"
+        )
+    if base is not None and not delta:
+        raise ValueError(f"{place} holds whole weights, not the difference to a backbone; convert it without --base")
+    return delta
+
+
+def _holds_differences(state_dict: Mapping[str, Tensor]) -> bool | None:
+    """True for a delta, False for a complete file, `None` where it cannot be seen."""
+    std = state_dict.get("encoder.pixel_std")
+    if std is not None:
+        return bool(std.float().abs().max() < _ZERO)
+    probabilities = state_dict.get("attn_mask_probs")
+    if probabilities is not None and bool((probabilities < 0).any()):
+        return True
+    norm = state_dict.get("encoder.backbone.norm.weight")
+    if norm is not None and bool(norm.float().abs().median() < _SMALL_NORM):
+        return True
+    return None
+
+
+def dinov3_names(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The official code's names of a DINOv3 backbone as Transformers has them."""
+    renamed = {re.sub(r"^patch_embed\.", "embeddings.", name): tensor for name, tensor in backbone.items()}
+    return {re.sub(r"^blocks\.", "layer.", name): tensor for name, tensor in renamed.items()}
+
+
+def rename_dinov3(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of Transformers' DINOv3 ViT as `PlainViTModel` names them.
+
+    Raises:
+        ValueError: a name that is not of DINOv3.
+    """
+    dinov3 = transformers_dinov3
+    gated = any(".mlp.gate_proj." in name for name in backbone)
+    mlp_key_map = dinov3.GATED_MLP_KEY_MAP if gated else dinov3.PLAIN_MLP_KEY_MAP
+    return rename(backbone, dinov3.KEY_MAP + mlp_key_map, dinov3.DROPPED, dinov3.FAMILY)
+
+
+def backbone_of_base(base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The published backbone that a delta is to be added to.
+
+    Args:
+        base: folder or Hub id of a Transformers `dinov3_vit` checkpoint.
+        max_bytes: cap on the size of its files.
+
+    Returns:
+        Its weights as `PlainViTModel` names them, and the config fields that its config.json tells: heads, epsilon of
+        the norms, base of the rotary frequencies.
+
+    Raises:
+        ValueError: it is no DINOv3 ViT, or damaged.
+    """
+    config, _ = PreTrainedConfig.get_config_dict(base)
+    if config.get("model_type") != "dinov3_vit":
+        raise ValueError(
+            f"--base {base} is of type {config.get('model_type')!r}, but deltas are made for Transformers' dinov3_vit"
+        )
+    path = find_checkpoint(base, SAFETENSORS_NAMES)
+    state_dict = read_checkpoint(path, max_bytes)
+    check_weights(state_dict, str(path))
+    settings: dict[str, Any] = {
+        name: config[name] for name in ("num_attention_heads", "layer_norm_eps") if name in config
+    }
+    theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta"))
+    if theta is not None:
+        settings["rope_theta"] = theta
+    return rename_dinov3(state_dict), settings
+
+
+def fit_positions(
+    weights: dict[str, Tensor], fields: dict[str, Any], given: Mapping[str, Any], notes: list[str]
+) -> None:
+    """Settle the picture size, and resample learned position embeddings to it; in place.
+
+    Args:
+        weights: of a `PlainViTModel`.
+        fields: config fields; `image_size` is set.
+        given: what `--set` gives: `image_size`, and `native_image_size` where the file does not tell.
+        notes: told of a resampling.
+
+    Raises:
+        ValueError: the size is open, or does not fit; the message says what to set.
+    """
+    patch_size, wanted = fields["patch_size"], given.get("image_size")
+    if POSITION_TABLE not in weights:
+        if wanted is None and "image_size" not in fields:
+            raise ValueError("rotary positions do not tell the picture size; pass --set image_size=640 or what it is")
+        fields["image_size"] = wanted or fields["image_size"]
+        return
+    table = weights[POSITION_TABLE]
+    native = _native_grid(len(table), patch_size, wanted, given.get("native_image_size"))
+    new = native if wanted is None else _grid(wanted, patch_size)
+    height, width = (cells * patch_size for cells in new)
+    fields["image_size"] = height if height == width else [height, width]
+    if new != native:
+        weights[POSITION_TABLE] = resample_position_embeddings(table, native, new)
+        notes.append(f"resampled position embeddings from {native[0]} x {native[1]} to {new[0]} x {new[1]} patches")
+
+
+def _native_grid(length: int, patch_size: int, wanted: Any, native: Any) -> tuple[int, int]:
+    """Rows and columns of a table of position embeddings, which its length alone does not always tell."""
+    if native is not None:
+        grid = _grid(native, patch_size)
+        if math.prod(grid) != length:
+            raise ValueError(
+                f"--set native_image_size={native}: its {grid[0]} x {grid[1]} patches are not the {length} positions "
+                "of the file"
+            )
+        return grid
+    side = math.isqrt(length)
+    fits = wanted is not None and math.prod(_grid(wanted, patch_size)) == length
+    if side * side == length:
+        if fits and _grid(wanted, patch_size) != (side, side):
+            raise ValueError(
+                f"--set image_size={wanted}: the file's {length} positions may be those of this picture or of a square "
+                "one; say which with --set native_image_size=..."
+            )
+        return side, side
+    if fits:
+        return _grid(wanted, patch_size)
+    raise ValueError(
+        f"the file has {length} positions, which is no square; say for which picture they are with "
+        "--set native_image_size=HEIGHT,WIDTH"
+    )
+
+
+def _grid(image_size: Any, patch_size: int) -> tuple[int, int]:
+    sides = [image_size, image_size] if isinstance(image_size, int) else image_size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise ValueError(f"image size {image_size}: expected pixels, or height,width")
+    if any(side < patch_size or side % patch_size for side in sides):
+        raise ValueError(f"image size {image_size}: both sides must be multiples of the patch size {patch_size}")
+    return sides[0] // patch_size, sides[1] // patch_size

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..weight_checks import check_weights, format_hint
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint, strip_prefixes
-from .conversion_options import ConversionOptions
 from .families import timm_vit
 from .families.source import SourceBackbone
 from .key_maps import CLS_POSITION, POSITION_TABLE, fill_absent, rename, unpack
-from .official_vit_p_catalogue import ReleasedViTP
+from .official_catalogue import ReleasedViTP
+from .options import ConversionOptions
 
 # Our columns of the prompt encoder, and what the official code's two are.
 COLUMNS = ("x", "y", "w", "h")

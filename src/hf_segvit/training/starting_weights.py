@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from ..conversion.backbone_normalization import image_normalization
-from ..conversion.key_maps import PATCH_KERNEL, POSITION_TABLE
-from ..conversion.resampling import fit_to_size
+from ..conversion.backbones import image_normalization
+from ..conversion.key_maps import PATCH_KERNEL, POSITION_TABLE, fit_to_size
 from ..inference.loading import quiet_transformers
 
 _PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")

@@ -75,7 +75,7 @@ class TrainingTask(ABC):
         """What `from_backbone` starts from: as the recipe says, or without data its architecture alone."""
         if self.published is None:
             return self.recipe.backbone
-        from ...conversion.backbone_loading import load_backbone
+        from ...conversion.backbones import load_backbone
 
         return load_backbone(self.recipe.backbone, with_weights=False)[0]
 

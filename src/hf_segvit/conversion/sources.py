@@ -1,4 +1,7 @@
-"""What becomes of each kind of source of `hf-segvit convert`: a model in memory, and what goes into its folder too."""
+"""What becomes of each kind of source of `hf-segvit convert`: a model in memory, and what goes into its folder too.
+
+Official ViT-P weights as a model in memory, with its image processor; `official_vit_p.py` reads the file.
+"""
 
 import difflib
 from dataclasses import dataclass, field
@@ -13,20 +16,30 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..models.configuration_eomt import EoMTConfig
 from ..models.configuration_plain_vit import PlainViTConfig
+from ..models.configuration_vit_p import ViTPConfig
 from ..models.image_processing_eomt import EoMTImageProcessor
 from ..models.image_processing_plain_vit import PlainViTImageProcessor
+from ..models.image_processing_vit_p import ViTPImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
 from ..models.modeling_plain_vit import PlainViTModel
+from ..models.modeling_vit_p import ViTPForPointClassification
 from ..models.transformers_eomt import is_transformers_eomt, translate_state_dict
 from ..weight_checks import check_complete, check_weights, common_dtype, mapping_lines
-from .backbone_normalization import image_normalization
-from .backbones import convert_backbone
+from .backbones import convert_backbone, image_normalization
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
-from .conversion_options import TASKS, ConversionOptions, Labels, read_labels
-from .official_catalogue import ReleasedModel, recognise_released_model, released_model
+from .official_catalogue import (
+    REPOSITORY,
+    ReleasedModel,
+    ReleasedViTP,
+    recognise_released_model,
+    recognise_released_vit_p,
+    released_model,
+    released_vit_p,
+)
 from .official_eomt import OfficialEoMT, read_official_eomt
-from .reference_check import compare_outputs, compare_with_transformers
-from .to_transformers import transformers_class
+from .official_vit_p import OfficialViTP, read_official_vit_p
+from .options import TASKS, ConversionOptions, Labels, read_labels
+from .to_transformers import compare_outputs, compare_with_transformers, transformers_class
 
 
 @dataclass
@@ -303,3 +316,64 @@ def _compared_with_timm(model: PlainViTModel, reference: Any) -> str:
     theirs = theirs if norm is None else norm(theirs)
     pairs = {"last_hidden_state": (model.eval()(pixel_values).last_hidden_state, theirs)}
     return compare_outputs(pairs, tolerance=1e-4, reference="timm")
+
+
+def from_official_vit_p(source: str, options: ConversionOptions) -> Converted:
+    """A checkpoint of the official ViT-P code; see `read_official_vit_p`.
+
+    Raises:
+        ValueError: see there; also if the file is not the released model that it is called, or the labels do not fit.
+    """
+    released = released_vit_p(options.model) if options.model else recognise_released_vit_p(source)
+    official = read_official_vit_p(source, options, released)
+    if released is not None:
+        disagreement = released.disagreement({**official.fields, "num_labels": official.num_labels})
+        if disagreement:
+            raise ValueError(
+                f"this is not {released.file}, which its path or --model says: {disagreement}; rename the file, or "
+                "name the right model with --model"
+            )
+    labels = _labels(official, options, released)
+    label2id = {name: index for index, name in labels.id2label.items()}
+    config = ViTPConfig(**official.fields, id2label=labels.id2label, label2id=label2id)
+    remedy = f"{source} is damaged, or of another backbone than the official code's"
+    model = whole_model(ViTPForPointClassification, config, official.state_dict, remedy)
+    height, width = official.image_size
+    processor = ViTPImageProcessor(
+        size={"height": height, "width": width},
+        patch_size=config.patch_size,
+        point_origin=config.point_origin,
+        id2label=labels.id2label,
+    )
+    lines = mapping_lines(official.state_dict) + official.notes
+    if released is not None:
+        lines.append(f"published for the masks of {released.generator} on {labels.title}")
+    return Converted(model, processor, lines, card=_card(released))
+
+
+def _card(released: ReleasedViTP | None) -> dict[str, Any]:
+    if released is None:
+        return {}
+    text = (
+        f"The training split of {released.label_table.title}, by the authors of ViT-P (their file `{released.file}` of "
+        f"`{REPOSITORY}`), for the masks of {released.generator}. They do not state a licence of the weights."
+    )
+    return {"training_data": text, "base_model": REPOSITORY}
+
+
+def _labels(official: OfficialViTP, options: ConversionOptions, released: ReleasedViTP | None) -> Labels:
+    given = options.labels or (released.labels if released else None)
+    count = options.fields.get("num_labels", official.num_labels)
+    if count != official.num_labels:
+        raise ValueError(f"--set num_labels={count}: the file's head knows {official.num_labels} classes")
+    if given is None:
+        official.notes.append(
+            f"the {official.num_labels} classes have no names; pass --labels FILE, or one of the published tables"
+        )
+        return Labels({index: f"LABEL_{index}" for index in range(official.num_labels)}, None, "")
+    labels = read_labels(given)
+    if len(labels.id2label) != official.num_labels:
+        raise ValueError(
+            f"{labels.title} names {len(labels.id2label)} classes, the file's head knows {official.num_labels}"
+        )
+    return labels
