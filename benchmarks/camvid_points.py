@@ -27,7 +27,7 @@ from vit_p_scenes_start import place_aware
 
 from hf_segvit.data.augmentation import AugmentedDataset
 from hf_segvit.data.collation import PointCollator
-from hf_segvit.data.point_augmentation import PointAugmentation
+from hf_segvit.data.prompts import PointAugmentation
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification

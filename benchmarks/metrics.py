@@ -23,7 +23,7 @@ import numpy as np
 from measuring import machine, report, spread
 from PIL import Image
 
-from hf_segvit.data.panoptic_png import panoptic_png, read_panoptic_png
+from hf_segvit.data.mask_files import panoptic_png, read_panoptic_png
 from hf_segvit.metrics.panoptic_quality import PanopticQuality
 
 ROOT = Path(__file__).resolve().parents[1]

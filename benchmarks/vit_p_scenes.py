@@ -38,7 +38,7 @@ from hf_segvit.data.augmentation import AugmentedDataset
 from hf_segvit.data.collation import PointCollator, normalize_pixels
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels
 from hf_segvit.data.mixture import MixedDataset, MixturePart
-from hf_segvit.data.point_augmentation import PointAugmentation
+from hf_segvit.data.prompts import PointAugmentation
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_segvit.data.augmentation import sample_generator
-from hf_segvit.data.prompt_sampling import draw_points
+from hf_segvit.data.prompts import draw_points
 from hf_segvit.evaluation.point_sources import InteriorPoints, RandomPoints, labelled_segments
 from hf_segvit.evaluation.predicting import load_predictor
 from hf_segvit.metrics.point_accuracy import PointAccuracy

@@ -10,7 +10,7 @@ import pytest
 
 from hf_segvit.data import archives
 from hf_segvit.data.archives import Archive, open_archive, read_location
-from hf_segvit.data.data_folder import DataFolder
+from hf_segvit.data.folders import DataFolder
 
 
 @pytest.fixture

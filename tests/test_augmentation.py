@@ -7,12 +7,18 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
-from hf_segvit.data.augmentation import AUGMENTATIONS, AugmentedDataset, augmentation, sample_generator
+from hf_segvit.data.augmentation import (
+    AUGMENTATIONS,
+    AugmentedDataset,
+    Crop,
+    MaskAugmentation,
+    augmentation,
+    jitter_colors,
+    sample_generator,
+)
 from hf_segvit.data.collation import MaskCollator
-from hf_segvit.data.color_jitter import jitter_colors
-from hf_segvit.data.entry_decoding import decode_entry
+from hf_segvit.data.entries import decode_entry
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.data.mask_augmentation import Crop, MaskAugmentation
 from hf_segvit.models.mask_encoding import encode_mask
 
 COLORS = np.array([(0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8)  # void and three segments

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from hf_segvit.cli import main
-from hf_segvit.data.check_report import report_text
-from hf_segvit.data.checking import DataReport, check_dataset
+from hf_segvit.data.checking import DataReport, check_dataset, report_text
 from hf_segvit.data.reading import FORMATS, load_segmentation_dataset
 
 from .data_folders import SIZE, coco_folder, halves, mask_folder, panoptic_folder, write_mask
@@ -171,7 +170,7 @@ def test_the_help_lists_formats_layouts_and_options(
     assert "options: num_scenes, size, seed" in words
     assert "'generated:hard?num_scenes=50&size=64'" in words
     # The list is made when it is asked for alone: readers take a second to import.
-    monkeypatch.setitem(sys.modules, "hf_segvit.data.format_list", None)
+    monkeypatch.setitem(sys.modules, "hf_segvit.data.reading", None)
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "check-data" in capsys.readouterr().out

@@ -6,12 +6,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_segvit.data.augmentation import AugmentedDataset, augmentation, sample_generator
-from hf_segvit.data.coarse_labels import coarse_segment_map
 from hf_segvit.data.collation import PointCollator
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.data.mixture import MixedDataset, MixturePart
-from hf_segvit.data.point_augmentation import PointAugmentation, draw_crop
-from hf_segvit.data.prompt_sampling import PromptSampling, draw_points, mask_boxes, segment_boxes
+from hf_segvit.data.prompts import (
+    PointAugmentation,
+    PromptSampling,
+    coarse_segment_map,
+    draw_crop,
+    draw_points,
+    mask_boxes,
+    segment_boxes,
+)
 from hf_segvit.models.mask_encoding import encode_mask
 
 

@@ -14,11 +14,17 @@ from PIL import Image
 
 from hf_segvit.data.augmentation import AugmentedDataset, augmentation
 from hf_segvit.data.decoding import picture_in_frame
-from hf_segvit.data.entry_decoding import decode_entry
+from hf_segvit.data.entries import (
+    MapCache,
+    QuickEntries,
+    RunMap,
+    _plain_jpeg,
+    decode_entry,
+    picture_pixels,
+    quick_entries,
+)
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.data.quick_entries import QuickEntries, _plain_jpeg, picture_pixels, quick_entries
 from hf_segvit.data.reading import load_segmentation_dataset
-from hf_segvit.data.run_maps import MapCache, RunMap
 
 from .data_folders import SIZE, coco_folder, halves, mask_folder, panoptic_folder, write_json, write_mask
 
@@ -246,7 +252,7 @@ def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     entries, _ = counted_entries(mask_folder(tmp_path / "data"), tmp_path / "cache")
-    monkeypatch.setattr("hf_segvit.data.run_maps.replacing", full)
+    monkeypatch.setattr("hf_segvit.data.entries.replacing", full)
     assert np.array_equal(np.asarray(entries[0]["segment_map"]), halves())
     assert not list((tmp_path / "cache").rglob("*.runs"))
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from hf_segvit.data.json_files import read_json
+from hf_segvit.data.archives import read_json
 from hf_segvit.data.problems import ProblemList
 from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset
 from hf_segvit.models.mask_encoding import decode_mask

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageChops
 
 from hf_segvit.data.generated_scenes import generate_scene, scene_labels
-from hf_segvit.data.panoptic_png import MAX_ID, panoptic_png, read_panoptic_png
+from hf_segvit.data.mask_files import MAX_ID, panoptic_png, read_panoptic_png
 from hf_segvit.drawing import name_boxes as label_boxes
 from hf_segvit.drawing.segments import contact_sheet, draw_segments, plot_curves, segment_colors
 

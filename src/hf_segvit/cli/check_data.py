@@ -45,7 +45,7 @@ class _HelpWithFormats(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
         """Print and end."""
-        from ..data.format_list import format_list
+        from ..data.reading import format_list
 
         parser.epilog = format_list()
         parser.print_help()
@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..atomic_files import prepare_output_folder, replacing
-    from ..data.check_report import report_text
-    from ..data.checking import check_dataset
-    from ..data.sample_sheet import sample_sheet
+    from ..data.checking import check_dataset, report_text, sample_sheet
 
     prepare_output_folder(args.output)
 

@@ -7,11 +7,17 @@ one seek and its own bytes. The file handle is opened when it is first needed, r
 Nothing is extracted, and nothing is trusted: names that are absolute, leave the archive or occur twice, encrypted
 members and members larger than a limit are refused, and no member yields more bytes than it declares. An archive inside
 an archive is written `outer.zip::inner.zip` (COCO ships its panoptic PNGs so).
+
+Reading JSON that others wrote: annotations of COCO, labelme and class lists.
+
+`read_json` takes UTF-8, UTF-16 and UTF-32, with or without a byte order mark. `NaN` and `Infinity`, which are no JSON
+but which many tools write, are read; whoever uses the value refuses it.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import stat
 import struct
@@ -265,3 +271,26 @@ def _too_large(name: str, size: int, limit: int) -> str:
         f"{name}: {size:,} bytes, more than the limit of {limit:,}; such a file can be an attack (a bomb). If it is "
         "not, split it into smaller files"
     )
+
+
+def read_json(location: Location) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, is too large or nested too deep, or is no JSON; the message has line and column.
+    """
+    name = location_name(location)
+    content = read_location(location, MAX_TEXT_BYTES)
+    if not content.strip():
+        raise ValueError(f"{name}: the file is empty; copy or download it again")
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{name}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); a comma too many or a "
+            "truncated download are the usual causes"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: no valid text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except RecursionError as error:
+        raise ValueError(f"{name}: nested too deep to be an annotation file; get it from its source again") from error

@@ -3,14 +3,19 @@
 `check_dataset` reads; a `DataReport` holds counts, problems and samples (check_report.py prints it). Beside what the
 readers refuse, it looks for pictures that occur twice, above all in two splits; classes without a pixel; masks that are
 all void; binary masks saved as 0 and 255; and pictures of which a viewer shows another orientation than was annotated.
+
+What the data check found, as text: `report_text` of a `DataReport`; problems of one kind are told once.
+
+A contact sheet of samples with their masks drawn, as they are and augmented.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from typing import Any
@@ -18,12 +23,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..drawing.segments import contact_sheet, draw_segments
 from ..models.mask_encoding import decode_mask
 from ..models.picture_decoding import PICTURE_FORMATS
 from .archives import location_name, read_location
+from .augmentation import AugmentedSample, augmentation, sample_generator
 from .decoding import orientation
 from .mask_files import VOID
-from .problems import ProblemList
+from .problems import Problem, ProblemList
 from .reading import available_splits, decoder_of, describe, load_segmentation_dataset, metadata
 
 _SMALL_SIDE = 16  # pixels; less than one patch
@@ -270,3 +277,131 @@ def _check_classes(split: SplitReport, dataset: Any, facts: Any, report: DataRep
             f"split {split.split!r}",
             f"all pixels are {present[0].name!r} or void; if masks are binary, saved as 0 and 255, list 255 as a class",
         )
+
+
+_LISTED = 3  # so many problems of one kind are all listed
+# What differs between problems of one kind: quoted names, paths, numbers and lists of them.
+_PARTICULAR = re.compile(r"'[^']*'|\S*[/\\]\S*|\d+(\.\d+)?(, \d+(\.\d+)?)*")
+
+
+def report_text(report: DataReport, most_lines: int = 20) -> str:
+    """The report as text.
+
+    Args:
+        report: of the check.
+        most_lines: for problems.
+    """
+    lines = [report.data]
+    for split in report.splits:
+        low, high = split.smallest, split.largest
+        lines.append(
+            f"\nsplit {split.split}, {split.task}: {_number(split.images, 'image')}, "
+            f"{_number(split.segments, 'segment')}, {_number(split.crowds, 'crowd')}, "
+            f"{_number(split.empty_images, 'image')} without segments, {split.void_share:.1%} of all pixels void"
+        )
+        if not split.images:
+            continue
+        lines += [
+            f"sizes (height x width): {low[0]} x {low[1]} to {high[0]} x {high[1]}, most often "
+            + ", ".join(f"{size[0]} x {size[1]} ({count})" for size, count in split.sizes[:3]),
+            f"{'class':<28}{'segments':>10}{'images':>10}{'pixels':>9}",
+        ]
+        total = sum(row.pixels for row in split.classes) or 1
+        for row in sorted(split.classes, key=lambda row: -row.pixels):
+            if row.segments:
+                lines.append(f"{row.name[:27]:<28}{row.segments:>10}{row.images:>10}{row.pixels / total:>9.2%}")
+        if absent := [row.name for row in split.classes if not row.segments]:
+            verb = "classes do" if len(absent) > 1 else "class does"
+            lines.append(f"{len(absent)} {verb} not occur: {', '.join(absent[:12])}{' ...' * (len(absent) > 12)}")
+    errors = len(report.problems.errors)
+    warnings = len(report.problems) - errors
+    lines.append(f"\n{_number(errors, 'problem')} that would hurt training, {_number(warnings, 'warning')}")
+    return "\n".join(lines + _problem_lines(report.problems, most_lines))
+
+
+def _problem_lines(problems: ProblemList, most: int) -> list[str]:
+    """Errors, then warnings; of a kind with many problems the first alone, and how many more there are."""
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in sorted(problems, key=lambda problem: problem.severity):
+        kinds.setdefault((problem.severity, _PARTICULAR.sub("*", problem.message)), []).append(problem)
+    lines, told = list[str](), 0
+    for (severity, _), members in kinds.items():
+        shown = members if len(members) <= _LISTED else members[:1]
+        if len(lines) + len(shown) > most:
+            break
+        told += len(members)
+        more = f" (... and {len(members) - len(shown)} more of this kind)" if len(members) > len(shown) else ""
+        lines += [f"{severity}: {problem}{more}" for problem in shown]
+    if told < len(problems):
+        lines.append(f"... and {len(problems) - told} more of other kinds")
+    if len(problems) > sum(line.startswith(("error: ", "warning: ")) for line in lines):
+        lines.append("--json lists all")
+    return lines
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+_COLUMNS = 4
+_PANEL = (480, 360)  # width, height
+_MOST_ENLARGED = 8
+
+
+def sample_sheet(
+    samples: Sequence[tuple[dict[str, Any], Mapping[int, str]]], recipe: str | None = None, size: int = 640
+) -> Image.Image:
+    """Draw samples on one sheet.
+
+    Args:
+        samples: decoded samples of a reader, with their class names.
+        recipe: draw each sample augmented by it as well, see `augmentation`.
+        size: of the augmented pictures.
+
+    Raises:
+        ValueError: there is no sample, or no such recipe.
+    """
+    if recipe is None:
+        panels = [_drawn(sample, names) for sample, names in samples]
+        titles = [str(sample["image_id"]) for sample, _ in samples]
+        rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
+        captions = ["   |   ".join(titles[start : start + _COLUMNS]) for start in range(0, len(titles), _COLUMNS)]
+        return contact_sheet(rows, row_titles=captions, panel_size=_PANEL)
+    augment = augmentation(recipe, size)
+    rows, captions = [], []
+    for number, (sample, names) in enumerate(samples):
+        changed = [augment(sample, sample_generator(0, epoch, number)) for epoch in range(_COLUMNS - 1)]
+        rows.append([_drawn(sample, names), *(_drawn_augmented(one, names) for one in changed)])
+        captions.append(str(sample["image_id"]))
+    return contact_sheet(rows, ["as read", *[recipe] * (_COLUMNS - 1)], row_titles=captions, panel_size=_PANEL)
+
+
+def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Image:
+    segment_map, rows = sample["segment_map"], sample["segments"]
+    if segment_map is None:
+        # Largest first, so that small objects stay visible.
+        masks = sorted(((decode_mask(row["rle"]), row) for row in rows), key=lambda pair: -int(pair[0].sum()))
+        segment_map = np.full(masks[0][0].shape, VOID, dtype=np.int64)
+        for mask, row in masks:
+            segment_map[mask] = row["id"]
+    picture = sample["image"]
+    # Small pictures are enlarged before labels are written on them, so that these do not cover all.
+    scale = max(1, math.ceil(min(_PANEL[0] / picture.width, _PANEL[1] / picture.height)))
+    crowds = {row["label_id"] for row in rows if row["is_crowd"]}
+    # Crowds are named as such: they are no training targets.
+    names = {**id2label, **{label + len(id2label): f"{id2label[label]} (crowd)" for label in crowds}}
+    marked = [{**row, "label_id": row["label_id"] + len(id2label) * row["is_crowd"]} for row in rows]
+    return draw_segments(picture, segment_map, marked, names, scale=min(scale, _MOST_ENLARGED))
+
+
+def _drawn_augmented(sample: AugmentedSample, id2label: Mapping[int, str]) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(sample.pixels.permute(1, 2, 0).numpy()))
+    labels = sample.labels.tolist()
+    rows = [{"id": place, "label_id": label} for place, label in enumerate(labels)]
+    segment_map = sample.segment_map.numpy().astype(np.int64)
+    if sample.masks is not None:
+        segment_map = np.full(segment_map.shape, VOID, dtype=np.int64)
+        for place, mask in sorted(enumerate(sample.masks.numpy()), key=lambda pair: -int(pair[1].sum())):
+            segment_map[mask] = place
+    segment_map[segment_map < 0] = VOID
+    return draw_segments(picture, segment_map, rows, id2label)

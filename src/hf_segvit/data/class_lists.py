@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .archives import MAX_TEXT_BYTES, Location, location_name, read_location
-from .json_files import read_json
+from .archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
 from .mask_files import VOID
 
 CLASS_FILES = ("classes.json", "classes.txt", "labels.txt")

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .augmentation import AugmentedSample
-from .placement import Placement, place
-from .prompt_sampling import IGNORED
+from .augmentation import AugmentedSample, Placement, place
+from .prompts import IGNORED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

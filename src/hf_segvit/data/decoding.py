@@ -18,8 +18,7 @@ from PIL import Image
 from ..models.mask_encoding import decode_mask
 from ..models.picture_decoding import PICTURE_FORMATS, open_image_file, to_rgb
 from .archives import Location, location_name, read_location
-from .mask_files import VOID, present_values
-from .polygons import draw_polygons, polygon_fault, rle_fault
+from .mask_files import VOID, draw_polygons, polygon_fault, present_values, rle_fault
 
 _ORIENTATION_TAG = 0x0112  # EXIF
 _SIDEWAYS = (5, 6, 7, 8)

@@ -3,15 +3,32 @@
 `read_index_map` and `read_color_ids` decode a file, `relabel` turns the file's values into label ids, `present_values`
 lists what a map holds. Values are what the file stores: indices of palette images, all 16 bits, no scaling, no
 orientation. H W pixels.
+
+Polygons and run-length masks of annotations: checked first, then drawn.
+
+The C code of pycocotools crashes on far coordinates and returns uninitialised memory for short runs, so nothing reaches
+it unchecked. `polygon_fault` and `rle_fault` say what is wrong; `draw_polygons` gives the mask that COCO's tools draw.
+H W pixels.
+
+COCO's panoptic PNG files: an id map as a colour picture.
+
+`panoptic_png` writes one and `read_panoptic_png` reads it back. In the file void is 0 and an id is
+R + 256 * G + 65536 * B. Our maps (H, W) have void -1 and ids from 0, so files hold our ids plus one: in the JSON that
+goes with a file, ids are plus one too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ..atomic_files import replacing
+from ..models.mask_encoding import decode_counts, encode_counts
 from ..models.picture_decoding import open_image_file
 from .archives import Location, location_name, read_location
 
@@ -121,3 +138,138 @@ def _open(content: bytes, name: str) -> Image.Image:
             "PNG, from the original annotation"
         )
     return image
+
+
+def polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
+    """What is wrong with a polygon.
+
+    Args:
+        polygon: x, y, x, y, ... in pixels.
+        size: (H, W) of the picture.
+
+    Returns:
+        What is wrong, or "" for a polygon that can be drawn. Points may lie outside of the picture by its own size at
+        most: annotation tools overshoot a little, and the drawing is cut off at the picture's edge.
+    """
+    try:
+        points = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError):
+        return "a polygon is a flat list of numbers x, y, x, y, ..."
+    if points.ndim != 1:
+        return "a polygon is a flat list of numbers x, y, x, y, ..."
+    if len(points) < 6 or len(points) % 2:
+        return f"a polygon of {len(points)} numbers; it takes at least 3 points of x and y"
+    if not np.isfinite(points).all():
+        return "a polygon with a coordinate that is NaN or infinite"
+    height, width = size
+    low, high = points.reshape(-1, 2).min(0), points.reshape(-1, 2).max(0)
+    if low[0] < -width or low[1] < -height or high[0] > 2 * width or high[1] > 2 * height:
+        return (
+            f"a polygon that reaches from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g}), far outside of the "
+            f"picture of {width} x {height} pixels"
+        )
+    return ""
+
+
+def rle_fault(rle: Any, size: tuple[int, int]) -> str:
+    """What is wrong with a run-length mask, {"size": [H, W], "counts": str or list of ints}; "" if nothing is."""
+    if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
+        return "an RLE mask needs `size` and `counts`"
+    try:
+        stated = tuple(int(length) for length in rle["size"])
+    except (TypeError, ValueError, OverflowError):
+        return f"an RLE mask whose size is {rle['size']!r}; it must be [height, width]"
+    if stated != size:
+        note = "; height and width are swapped" if stated == size[::-1] else ""
+        return f"an RLE mask of size {list(stated)} for a picture of {list(size)} (height, width){note}"
+    counts = rle["counts"]
+    if isinstance(counts, str | bytes):
+        try:
+            runs = decode_counts(counts)
+        except ValueError as error:
+            return str(error)
+    elif isinstance(counts, list) and all(isinstance(run, int) for run in counts):
+        runs = np.array(counts, dtype=np.int64) if max(map(abs, counts), default=0) < 2**62 else np.array([-1])
+    else:
+        return "an RLE mask whose counts are neither text nor a list of whole numbers"
+    if not len(runs):
+        return "an RLE mask with no counts"
+    # Each run is bounded before they are summed, as the sum of huge ones could wrap around.
+    if runs.min() < 0 or runs.max() > size[0] * size[1] or runs.sum() != size[0] * size[1]:
+        return f"an RLE mask whose runs do not add up to the picture's {size[0]} * {size[1]} pixels"
+    return ""
+
+
+def compressed_counts(counts: str | bytes | Sequence[int]) -> str:
+    """Counts of a faultless mask as compressed text."""
+    if isinstance(counts, bytes):
+        return counts.decode("ascii")
+    return counts if isinstance(counts, str) else encode_counts(counts)
+
+
+def draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The union of polygons as COCO's own tools draw it.
+
+    Args:
+        polygons: faultless ones, x, y, x, y, ... in pixels.
+        size: (H, W) of the picture.
+
+    Returns:
+        {"size": [H, W], "counts": str}.
+    """
+    from pycocotools import mask as coco_mask
+
+    height, width = size
+    drawn = coco_mask.frPyObjects([np.asarray(polygon, dtype=np.float64).tolist() for polygon in polygons], *size)
+    merged = coco_mask.merge(drawn) if len(drawn) > 1 else drawn[0]
+    return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
+
+
+MAX_ID = 2**24 - 2  # the file's largest value is void's 0 plus 2**24 - 1
+
+
+def panoptic_png(segmentation: Any, path: str | PathLike[str]) -> None:
+    """Write an id map as COCO's panoptic PNG, whole or not at all.
+
+    Args:
+        segmentation: (H, W) tensor or array of integer ids, void -1.
+        path: the file; its folder must be there.
+
+    Raises:
+        ValueError: an id is below -1 or above `MAX_ID`, or the file cannot be written.
+    """
+    path = Path(path)
+    if hasattr(segmentation, "detach"):
+        segmentation = segmentation.detach().cpu().numpy()
+    ids = np.asarray(segmentation)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+        raise ValueError(f"{path}: need an integer id map (height, width), not {ids.dtype} of shape {ids.shape}")
+    if ids.min() < -1 or ids.max() > MAX_ID:
+        raise ValueError(f"{path}: ids {ids.min()} to {ids.max()} do not fit; a PNG holds -1 (void) to {MAX_ID}")
+    # The low three bytes of a little-endian 32-bit id are its red, green and blue.
+    rgb = (ids.astype("<i4", order="C") + 1).view(np.uint8).reshape(*ids.shape, 4)[..., :3]
+    try:
+        with replacing(path) as partial:
+            Image.fromarray(np.ascontiguousarray(rgb)).save(partial, format="PNG")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+
+
+def read_panoptic_png(path: str | PathLike[str]) -> np.ndarray:
+    """Read a COCO panoptic PNG.
+
+    Returns:
+        (H, W) int32: the file's ids less one, so that void is -1.
+
+    Raises:
+        ValueError: the file cannot be read, or is no colour picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode, pixels = picture.mode, np.asarray(picture.convert("RGBA"))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {path} as a picture: {error}") from error
+    if mode not in ("RGB", "RGBA"):
+        raise ValueError(f"{path} has mode {mode}; COCO's panoptic encoding has red, green and blue")
+    # Four bytes a pixel are a little-endian integer, of which the highest byte, alpha, is cut off.
+    return (pixels.view("<i4")[..., 0] & 0xFFFFFF).astype(np.int32, copy=False) - 1

@@ -5,6 +5,8 @@ and `segments` (rows of `id`, `label_id`, `is_crowd`; where masks may overlap al
 states one, which average precision goes by). In semantic data a segment is a class, and its id the label id. Pictures
 and masks are decoded when a sample is asked for. The table itself holds where files are: `metadata(dataset)` shows it,
 so that filters need not decode, and `describe` tells names and task.
+
+The formats of data sets as text for people: `format_list` says of each what it is, its layout and its options.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from .class_lists import CLASS_FILES, CLASS_FORMS
 from .decoding import MaskReader, SampleDecoder
 from .problems import ProblemList
 
@@ -276,4 +280,34 @@ def _features(reading: Reading) -> datasets.Features:
             "segment_map": datasets.List(location),
             "segments": datasets.List(segment),
         }
+    )
+
+
+_ALWAYS = ("path", "split", "task", "problems")
+
+
+def format_list(width: int = 100) -> str:
+    """What FORMAT:PATH may be.
+
+    Args:
+        width: of the text, in characters.
+    """
+    lines = ["FORMAT:PATH, with the files at PATH:"]
+    for name, about in FORMATS.items():
+        module = importlib.import_module(f".readers.{name}", __package__)
+        lines += _wrapped(f"{name}: {about}", 2, width)
+        lines += _wrapped(module.LAYOUT, 6, width)
+        if options := [option for option in inspect.signature(module.read).parameters if option not in _ALWAYS]:
+            lines += _wrapped(f"options: {', '.join(options)}", 6, width)
+    lines += _wrapped(f"{' or '.join(CLASS_FILES)}, or classes=FILE: {CLASS_FORMS}", 0, width)
+    lines += [
+        "Options follow a `?`: 'mask_folder:streets?classes=streets.json', 'generated:hard?num_scenes=50&size=64'"
+    ]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: int, width: int) -> list[str]:
+    space = " " * indent
+    return textwrap.wrap(
+        text, width, initial_indent=space, subsequent_indent=space, break_long_words=False, break_on_hyphens=False
     )

@@ -20,8 +20,8 @@ from scipy.ndimage import distance_transform_edt, find_objects
 from torch import Tensor
 
 from ..data.augmentation import sample_generator
-from ..data.entry_decoding import decode_entry
-from ..data.prompt_sampling import IGNORED, draw_points
+from ..data.entries import decode_entry
+from ..data.prompts import IGNORED, draw_points
 from ..models.mask_points import points_from_masks
 from .predicting import Predictor
 

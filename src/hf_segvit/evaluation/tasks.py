@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.entry_decoding import replace_ids
+from ..data.entries import replace_ids
 from ..metrics.boundary import BoundaryAveragePrecision, BoundaryIoU
 from ..metrics.instance_masks import decoded_masks
 from ..metrics.instance_matching import unpack

@@ -38,7 +38,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_files import replacing
-from ..data.panoptic_png import panoptic_png
+from ..data.mask_files import panoptic_png
 from ..drawing.segments import contact_sheet, draw_segments
 from .segmenter import Segment, SegmentedPicture
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from ..data.prompt_sampling import PROMPT_SOURCES
+from ..data.prompts import PROMPT_SOURCES
 from ..evaluation.points import POINT_KINDS
 
 SAMPLING_KEYS = ("num_points", "source", "instance_aware", "box_share", "coarse_margin")

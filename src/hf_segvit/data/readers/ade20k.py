@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..archives import Location, location_name
-from ..data_folder import PICTURE_SUFFIXES, DataFolder, by_stem
 from ..decoding import Segments
+from ..folders import PICTURE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, pair_rows
 from ..label_tables import label_table
 from ..mask_files import VOID, present_values, read_color_ids, read_index_map, relabel

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..archives import Location, location_name
-from ..data_folder import DataFolder
 from ..decoding import Segments
+from ..folders import DataFolder
 from ..label_maps import LabelMaps, pair_rows
 from ..label_tables import label_table
 from ..mask_files import VOID, present_values, read_index_map

@@ -3,19 +3,37 @@
 `train2017/*.jpg`, `annotations/panoptic_train2017.json`, `annotations/panoptic_train2017/*.png` and
 `annotations/instances_train2017.json`, in folders or in the official archives, which are read in place. Label ids
 follow the published order. A split may be named `train` or `train2017`.
+
+The parts of COCO's JSON that its panoptic and instance forms share: checked images, categories and flags.
+
+Every entry is checked as it is read: an id that is missing, doubled or unknown is a problem with its file and id, and
+the entry is left out.
+
+COCO's instance form: annotations with polygons or run-length masks, which may overlap.
+
+Outlines are checked when the file is read, so that training does not stop at one in its third hour; masks are drawn
+when a picture is asked for. Images without annotations are kept: they teach what is no object. An annotation's `area`
+is kept, as COCO's evaluator takes it, not the mask's, to tell small from large.
+
+COCO's panoptic form: a JSON file with `segments_info`, and PNGs of ids in colours.
+
+Segment ids stay those of the files. Regions of a PNG that the JSON does not list are an error when the picture is read;
+segments that the JSON lists but the PNG lacks are dropped then, and told by the data check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ..archives import Location
-from ..coco_annotations import CocoFile, read_coco_file
-from ..coco_instances import instance_rows
-from ..coco_panoptic import PanopticMasks, panoptic_rows
-from ..data_folder import PICTURE_SUFFIXES, DataFolder
-from ..decoding import PolygonMasks
+from ...models.picture_decoding import MAX_PICTURE_PIXELS
+from ..archives import Location, location_name, read_json
+from ..decoding import PolygonMasks, Segments
+from ..folders import PICTURE_SUFFIXES, DataFolder, FileList, find_named
 from ..label_tables import LabelTable, label_table
+from ..mask_files import VOID, compressed_counts, polygon_fault, present_values, read_color_ids, rle_fault
 from ..problems import ProblemList
 from ..reading import Reading
 
@@ -93,3 +111,277 @@ def _check_categories(file: CocoFile, table: LabelTable) -> None:
             f"{file.name}: category {number} is {name!r}, but in {table.title} it is {known.get(number)!r}; read "
             "a data set with classes of its own as coco_folder"
         )
+
+
+@dataclass
+class CocoFile:
+    """A COCO JSON file, its parts checked.
+
+    Attributes:
+        name: of the file, for errors.
+        images: entries by image id, in the file's order.
+        pictures: where the picture of each image id is.
+        categories: entries by category id, ascending.
+        annotations: as in the file.
+    """
+
+    name: str
+    images: dict[Any, dict[str, Any]]
+    pictures: dict[Any, Location]
+    categories: dict[int, dict[str, Any]]
+    annotations: list[Any]
+
+
+def read_coco_file(location: Location, pictures: FileList, problems: ProblemList) -> CocoFile:
+    """Read a COCO JSON file and find the pictures that it names.
+
+    Args:
+        location: of the file.
+        pictures: files by the names that the JSON uses.
+        problems: gets what is wrong with entries.
+
+    Raises:
+        ValueError: the file is no COCO JSON at all.
+    """
+    name = location_name(location)
+    content = read_json(location)
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"{name}: there is no list {key!r}; COCO files have images, annotations and categories")
+    images, found = dict[Any, dict[str, Any]](), dict[Any, Location]()
+    for place, image in enumerate(content["images"]):
+        item = f"image {image.get('id')!r}" if isinstance(image, dict) else f"images[{place}]"
+        if not isinstance(image, dict) or not is_id(image.get("id")):
+            problems.error(name, item, "the entry has no id; give each image a number or a text of its own")
+        elif image["id"] in images:
+            problems.error(name, item, "two images have this id; number them differently, and their annotations")
+        elif not is_size(image.get("height"), image.get("width")):
+            problems.error(name, item, "height and width must be whole numbers above 0, and those of a picture")
+        else:
+            try:
+                found[image["id"]] = find_named(pictures, image.get("file_name"), f"{name}: {item}")
+                images[image["id"]] = image
+            except ValueError as error:
+                problems.error(name, item, str(error).removeprefix(f"{name}: {item}: "))
+    return CocoFile(name, images, found, _categories(content["categories"], name), content["annotations"])
+
+
+def crowd_flag(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> bool:
+    """`iscrowd` of an annotation; absent means False, and "0" and "1" are read as numbers."""
+    flag = entry.get("iscrowd", 0)
+    if flag in (0, 1):
+        return bool(flag)
+    if isinstance(flag, str) and flag.strip() in ("0", "1"):
+        problems.warn(name, item, f"iscrowd is the text {flag!r}; read as a number")
+        return flag.strip() == "1"
+    problems.error(name, item, f"iscrowd is {flag!r}; it must be 0 or 1 (read as 0)")
+    return False
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value can be an id: a text, or a whole number of 64 bits."""
+    return isinstance(value, str) or (type(value) is int and -(2**63) <= value < 2**63)
+
+
+def is_size(height: Any, width: Any) -> bool:
+    """Whether two values can be the height and width of a picture."""
+    return (
+        type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_PICTURE_PIXELS
+    )
+
+
+def known_category(entry: Mapping[str, Any], labels: Mapping[int, int]) -> bool:
+    """Whether an annotation's category is one of the file's."""
+    category_id = entry.get("category_id")
+    return isinstance(category_id, int) and category_id in labels
+
+
+def _categories(entries: list[Any], name: str) -> dict[int, dict[str, Any]]:
+    categories: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
+            raise ValueError(f"{name}: category {entry!r} needs a whole number `id` and a `name`")
+        if entry["id"] in categories:
+            raise ValueError(f"{name}: two categories have the id {entry['id']}; number them differently")
+        categories[entry["id"]] = entry
+    names = [entry["name"] for entry in categories.values()]
+    if not names:
+        raise ValueError(f"{name}: the list of categories is empty; without it no annotation has a class")
+    if doubled := sorted({text for text in names if names.count(text) > 1}):
+        raise ValueError(f"{name}: several categories are called {doubled[0]!r}; name them differently")
+    return dict(sorted(categories.items()))
+
+
+def instance_rows(file: CocoFile, labels: Mapping[int, int], problems: ProblemList) -> list[dict[str, Any]]:
+    """Rows of all images, in the order of `images`.
+
+    Args:
+        file: the JSON file.
+        labels: label id by category id.
+        problems: gets what is wrong with entries.
+    """
+    segments: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in file.images}
+    seen: set[Any] = set()
+    for place, entry in enumerate(file.annotations):
+        annotation_id = entry.get("id") if isinstance(entry, dict) else None
+        item = f"annotation {annotation_id!r}" if annotation_id is not None else f"annotations[{place}]"
+        if not isinstance(entry, dict) or type(annotation_id) is not int or not is_id(annotation_id):
+            problems.error(file.name, item, "the annotation has no whole number as id")
+        elif annotation_id in seen:
+            problems.error(file.name, item, "two annotations have this id; number them differently")
+        elif not is_id(entry.get("image_id")) or entry["image_id"] not in segments:
+            problems.error(
+                file.name, item, f"it is for image {entry.get('image_id')!r}, which `images` lacks, or left out above"
+            )
+        elif not known_category(entry, labels):
+            problems.error(file.name, item, f"category {entry.get('category_id')!r} is not in the list of categories")
+        else:
+            image = file.images[entry["image_id"]]
+            outline = _outline(entry, (image["height"], image["width"]), file.name, item, problems)
+            if outline is not None:
+                segments[entry["image_id"]].append(
+                    {
+                        "id": annotation_id,
+                        "label_id": labels[entry["category_id"]],
+                        "is_crowd": crowd_flag(entry, file.name, item, problems),
+                        **outline,
+                    }
+                )
+        if isinstance(annotation_id, int):
+            seen.add(annotation_id)
+    return [
+        {"image": file.pictures[image_id], "image_id": image_id, "segment_map": [], "segments": segments[image_id]}
+        for image_id in file.images
+    ]
+
+
+def _outline(
+    entry: Mapping[str, Any], size: tuple[int, int], name: str, item: str, problems: ProblemList
+) -> dict[str, Any] | None:
+    """`polygons`, `rle` and `area` of an annotation, or `None` if it cannot be drawn."""
+    _check_box(entry, name, item, problems)
+    area = _stated_area(entry, name, item, problems)
+    outline = entry.get("segmentation")
+    if isinstance(outline, list) and outline:
+        if isinstance(outline[0], int | float):
+            problems.warn(name, item, "segmentation is one flat polygon; read as a list of one")
+            outline = [outline]
+        for polygon in outline:
+            if fault := polygon_fault(polygon, size):
+                problems.error(name, item, f"{fault}; correct or remove the annotation")
+                return None
+        return {"polygons": outline, "rle": {"size": list(size), "counts": None}, "area": area}
+    if isinstance(outline, dict):
+        if fault := rle_fault(outline, size):
+            problems.error(name, item, f"{fault}; correct or remove the annotation")
+            return None
+        rle = {"size": list(size), "counts": compressed_counts(outline["counts"])}
+        return {"polygons": None, "rle": rle, "area": area}
+    problems.error(name, item, "it has no segmentation (polygons or RLE); boxes alone cannot train masks")
+    return None
+
+
+def _check_box(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> None:
+    # Boxes are not used; wrong ones still tell that an export went wrong.
+    box = entry.get("bbox")
+    if box is not None:
+        plain = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
+        if not plain or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+            problems.warn(name, item, f"bbox {box!r} is no box; it is not used")
+
+
+def _stated_area(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> float | None:
+    """The annotation's `area` in pixels, which average precision sorts objects by size with; `None`: the mask's own."""
+    area = entry.get("area")
+    if area is None or (isinstance(area, int | float) and 0 < area <= MAX_PICTURE_PIXELS):
+        return None if area is None else float(area)
+    problems.warn(name, item, f"area is {area!r}; the mask's own is used")
+    return None
+
+
+_LARGEST_ID = 2**24 - 1
+
+
+@dataclass(frozen=True)
+class PanopticMasks:
+    """Masks of panoptic PNGs."""
+
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """See `MaskReader`."""
+        ids = read_color_ids(maps[0])
+        present = set(present_values(ids))
+        if 0 in present:
+            ids[ids == 0] = VOID
+            present.remove(0)
+        rows = segments or []
+        if strangers := sorted(present - {row["id"] for row in rows}):
+            raise ValueError(
+                f"{location_name(maps[0])}: the PNG holds the ids {strangers[:5]}, which segments_info does not list; "
+                "PNG and JSON are of different versions: get both from one source"
+            )
+        return ids, [row for row in rows if row["id"] in present]
+
+
+def panoptic_rows(
+    file: CocoFile, maps: FileList, labels: Mapping[int, int], problems: ProblemList
+) -> list[dict[str, Any]]:
+    """Rows of the images that have a panoptic annotation, in the order of `images`.
+
+    Args:
+        file: the JSON file.
+        maps: PNG files by the names that the JSON uses.
+        labels: label id by category id.
+        problems: gets what is wrong with entries.
+    """
+    annotated: dict[Any, dict[str, Any]] = {}
+    for place, entry in enumerate(file.annotations):
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        item = f"image {image_id!r}" if isinstance(entry, dict) else f"annotations[{place}]"
+        if not is_id(image_id) or image_id not in file.images:
+            problems.error(
+                file.name, item, f"annotations[{place}] is for an image that `images` lacks, or left out above"
+            )
+        elif image_id in annotated:
+            problems.error(file.name, item, "the image has two panoptic annotations; keep one")
+        else:
+            try:
+                location = find_named(maps, entry.get("file_name"), f"{file.name}: {item}")
+            except ValueError as error:
+                problems.error(file.name, item, str(error).removeprefix(f"{file.name}: {item}: "))
+                continue
+            segments = _segments(entry, file.name, item, labels, problems)
+            annotated[image_id] = {"segment_map": [location], "segments": segments}
+    missing = [image_id for image_id in file.images if image_id not in annotated]
+    for image_id in missing:
+        problems.warn(file.name, f"image {image_id!r}", "the image has no panoptic annotation; it is left out")
+    return [
+        {"image": file.pictures[image_id], "image_id": image_id, **annotated[image_id]}
+        for image_id in file.images
+        if image_id in annotated
+    ]
+
+
+def _segments(
+    entry: Mapping[str, Any], name: str, item: str, labels: Mapping[int, int], problems: ProblemList
+) -> Segments:
+    rows: Segments = []
+    seen: set[int] = set()
+    infos = entry.get("segments_info")
+    if not isinstance(infos, list):
+        problems.error(name, item, "the annotation has no list segments_info; is this an instance file?")
+        return rows
+    for info in infos:
+        segment_id = info.get("id") if isinstance(info, dict) else None
+        place = f"{item}, segment {segment_id!r}"
+        if type(segment_id) is not int or not 0 < segment_id <= _LARGEST_ID:
+            problems.error(name, place, f"a segment's id is a whole number from 1 to {_LARGEST_ID}, as 0 is void")
+        elif segment_id in seen:
+            problems.error(name, place, "two segments of the image have this id")
+        elif not known_category(info, labels):
+            problems.error(name, place, f"category {info.get('category_id')!r} is not in the list of categories")
+        else:
+            label_id = labels[info["category_id"]]
+            rows.append({"id": segment_id, "label_id": label_id, "is_crowd": crowd_flag(info, name, place, problems)})
+        if isinstance(segment_id, int):
+            seen.add(segment_id)
+    return rows

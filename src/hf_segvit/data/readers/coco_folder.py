@@ -12,13 +12,11 @@ import posixpath
 from collections.abc import Sequence
 
 from ..archives import location_name
-from ..coco_annotations import read_coco_file
-from ..coco_instances import instance_rows
-from ..coco_panoptic import PanopticMasks, panoptic_rows
-from ..data_folder import PICTURE_SUFFIXES, DataFolder, FileList
 from ..decoding import PolygonMasks
+from ..folders import PICTURE_SUFFIXES, DataFolder, FileList
 from ..problems import ProblemList
 from ..reading import Reading
+from .coco import PanopticMasks, instance_rows, panoptic_rows, read_coco_file
 
 TASKS = ("instance", "panoptic")
 LAYOUT = (

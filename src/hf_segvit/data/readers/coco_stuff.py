@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..archives import Location
-from ..data_folder import PICTURE_SUFFIXES, DataFolder, by_stem
+from ..folders import PICTURE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, pair_rows
 from ..label_tables import label_table
 from ..mask_files import VOID

@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 
 from ...models.mask_encoding import encode_mask
-from ..archives import Location, location_name
+from ..archives import Location, location_name, read_json
 from ..class_lists import CLASS_FILES, read_classes
-from ..coco_annotations import is_size
-from ..data_folder import PICTURE_SUFFIXES, DataFolder
 from ..decoding import PaintedPolygons, PolygonMasks
-from ..json_files import read_json
-from ..mask_files import index_map
-from ..polygons import polygon_fault
+from ..folders import PICTURE_SUFFIXES, DataFolder
+from ..mask_files import index_map, polygon_fault
 from ..problems import ProblemList
 from ..reading import Reading
+from .coco import is_size
 
 TASKS = ("instance", "semantic")
 LAYOUT = "labelme's *.json beside the pictures, in the folder or in train and val"

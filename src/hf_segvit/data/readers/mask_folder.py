@@ -17,8 +17,8 @@ import numpy as np
 
 from ..archives import Location, location_name
 from ..class_lists import CLASS_FILES, ClassList, read_classes
-from ..data_folder import PICTURE_SUFFIXES, DataFolder, by_stem
 from ..decoding import Segments
+from ..folders import PICTURE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, numbered_segments, pair_rows
 from ..mask_files import VOID, present_values, read_index_map, relabel
 from ..problems import ProblemList

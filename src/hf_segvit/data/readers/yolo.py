@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_location
-from ..data_folder import PICTURE_SUFFIXES, DataFolder, safe_name
 from ..decoding import PaintedPolygons, PolygonMasks, upright_size
-from ..polygons import polygon_fault
+from ..folders import PICTURE_SUFFIXES, DataFolder, safe_name
+from ..mask_files import polygon_fault
 from ..problems import ProblemList
 from ..reading import Reading
 

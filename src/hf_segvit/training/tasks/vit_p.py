@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...data.augmentation import AugmentedDataset, augmentation
 from ...data.collation import PointCollator, normalize_pixels
 from ...data.mixture import MixedDataset, MixturePart
-from ...data.prompt_sampling import IGNORED
+from ...data.prompts import IGNORED
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
 from ...drawing.segments import draw_segments
 from ...evaluation.points import PointPredictor, evaluate_points, point_source

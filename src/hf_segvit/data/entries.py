@@ -1,0 +1,350 @@
+"""From an entry of a reader to tensors: the picture, and its segments as one channel of small integers.
+
+A reader numbers segments as its files do, with gaps up to 2**24. `decode_entry` replaces the numbers by places in a
+list of labels, so that everything behind works with int8 (int16 where a picture has many segments) and needs no search.
+
+H W pixels, n segments.
+
+Id maps as runs of equal ids, which is how segments look along the rows: a few kilobytes a picture, quick to unroll.
+
+`RunMap` stands for an (H, W) map wherever numpy takes one, and `decode_entry` unrolls it straight to training places.
+`MapCache` is a mask reader that keeps the maps of another one as such files in a folder: a PNG of ids takes as long to
+decode as its photograph, its runs a twentieth of that.
+
+H W pixels, n ids, r runs.
+
+The entries of a data set of ours, decoded for training: the same pixels and segments, sooner.
+
+`quick_entries` wraps a data set. A picture comes as a tensor, plain JPEG files decoded by torchvision, which takes four
+fifths of Pillow's time for the same pixels (both are libjpeg-turbo with its defaults); whatever needs a second look -
+an orientation, CMYK, 16 bits, transparency, damage - is left to Pillow, as everywhere else. With a cache folder, id
+maps are decoded once and then read as runs (run_maps.py). H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from ..atomic_files import replacing
+from ..models.mask_encoding import decode_mask
+from ..models.picture_decoding import MAX_PICTURE_PIXELS
+from .archives import NESTED, Location
+from .decoding import MaskReader, SampleDecoder, Segments, orientation, picture_in_frame
+from .mask_files import VOID
+
+CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
+MANY = 100  # segments whose places no longer go into int8, with room for sums
+
+
+@dataclass
+class DecodedEntry:
+    """One picture and its segments.
+
+    Attributes:
+        pixels: (3, H, W) uint8, a view whose channels lie next to one another in memory.
+        segment_map: (H, W) int8, or int16 from `MANY` segments on, place of each pixel's segment in `labels`; -1 void,
+            `CROWD` crowds.
+        labels: (n,) int64 label ids of all segments but crowds.
+        masks: (n, H, W) bool where the segments came as masks that may overlap; otherwise `None`.
+    """
+
+    pixels: Tensor
+    segment_map: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None
+
+
+def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
+    """Decode an entry.
+
+    Args:
+        entry: `image` (Pillow, (H, W, 3) uint8, or a tensor (3, H, W) uint8), `image_id`, `segment_map` ((H, W), or a
+            `RunMap`; `None` where every segment has an `rle`) and `segments`.
+
+    Raises:
+        ValueError: sizes differ, or the map holds ids that `segments` has no row for.
+    """
+    name = f"image {entry.get('image_id')!r}"
+    image = entry["image"]
+    if isinstance(image, Tensor):
+        pixels = image
+    else:
+        picture = image.convert("RGB") if isinstance(image, Image.Image) else image
+        pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
+    size = (pixels.shape[1], pixels.shape[2])
+    rows = [row for row in entry["segments"] if not row["is_crowd"]]
+    crowds = [row for row in entry["segments"] if row["is_crowd"]]
+    labels = np.array([row["label_id"] for row in rows], dtype=np.int64)
+    if any(row.get("rle") is not None for row in entry["segments"]):
+        masks = np.stack([_mask(row, size, name) for row in rows]) if rows else np.zeros((0, *size), dtype=bool)
+        segment_map = np.full(size, -1, dtype=np.int16)
+        for row in crowds:
+            segment_map[_mask(row, size, name)] = CROWD
+        segment_map[masks.any(0)] = 0
+        return DecodedEntry(pixels, segment_map, labels, masks)
+    id_map = entry["segment_map"] if isinstance(entry["segment_map"], RunMap) else np.asarray(entry["segment_map"])
+    if id_map.shape != size:
+        raise ValueError(f"{name} is {size[0]} x {size[1]} but its segment map {id_map.shape} (height x width)")
+    values = {row["id"]: place for place, row in enumerate(rows)} | {row["id"]: CROWD for row in crowds}
+    # Half the bytes are cut, renumbered and copied in two thirds of the time.
+    dtype = np.int8 if len(rows) < MANY else np.int16
+    return DecodedEntry(pixels, replace_ids(id_map, values, name, dtype), labels, None)
+
+
+def replace_ids(
+    id_map: np.ndarray | RunMap, values: Mapping[int, int], name: str = "the image", dtype: Any = np.int16
+) -> np.ndarray:
+    """Replace the ids of a map (H, W) by other numbers; -1 stays.
+
+    Returns:
+        (H, W) of `dtype`.
+
+    Raises:
+        ValueError: the map holds another id.
+    """
+    # Segments are compact, so a picture has far fewer runs of equal ids than pixels: ids are looked up once per run.
+    runs = id_map if isinstance(id_map, RunMap) else RunMap.of(id_map)
+    table = {-1: -1, **values}
+    found = runs.ids.tolist()
+    strangers = [value for value in found if value not in table]
+    if strangers:
+        raise ValueError(f"{name}: its map holds ids {strangers[:5]} that segments has no row for; add the rows")
+    return runs.unrolled(np.array([table[value] for value in [*found, -1]], dtype=dtype))
+
+
+def _mask(row: Mapping[str, Any], size: tuple[int, int], name: str) -> np.ndarray:
+    if row.get("rle") is None:
+        raise ValueError(f"{name}: segment {row['id']} has no rle while others have; give all or none")
+    if tuple(int(length) for length in row["rle"]["size"]) != size:
+        raise ValueError(f"{name} is {size[0]} x {size[1]} but the mask of segment {row['id']} is {row['rle']['size']}")
+    return decode_mask(row["rle"])
+
+
+_MAGIC = b"HFSEGVITRUNS1\n"
+_HEADER = struct.Struct("<IIII")  # height, width, number of runs, bytes of JSON
+
+
+@dataclass(frozen=True)
+class RunMap:
+    """An (H, W) map of ids, row by row.
+
+    Attributes:
+        shape: (H, W).
+        ids: (n,) int32, those that occur besides void, ascending.
+        places: (r,) int16 place in `ids`, -1 for void.
+        lengths: (r,) pixels of each run; together H * W.
+    """
+
+    shape: tuple[int, int]
+    ids: np.ndarray
+    places: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, id_map: np.ndarray) -> RunMap:
+        """The runs of a map."""
+        flat = np.ascontiguousarray(id_map).reshape(-1)
+        starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+        values = flat[starts]
+        ids = np.unique(values[values != VOID])
+        places = np.where(values == VOID, -1, np.searchsorted(ids, values))
+        lengths = np.diff(starts, append=len(flat))
+        return cls((id_map.shape[0], id_map.shape[1]), ids.astype(np.int32), places.astype(np.int16), lengths)
+
+    def unrolled(self, values: np.ndarray) -> np.ndarray:
+        """The map (H, W) with another value for each id, in their order (n,), and the last value (n + 1,) for void."""
+        return np.repeat(values[self.places], self.lengths).reshape(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The map (H, W) of ids, void -1."""
+        id_map = self.unrolled(np.append(self.ids, np.int32(VOID)))
+        return id_map if dtype is None else id_map.astype(dtype, copy=False)
+
+
+class MapCache:
+    """A mask reader that remembers on disk what another one read.
+
+    A map is known by the place, size and time of its files and by the reader, so that changed files are read anew;
+    what annotations say beside (label, crowd) always comes from the data set, never from here. Processes may share
+    the folder, and it may be deleted at any time.
+
+    Args:
+        read_masks: what reads maps that are not known yet.
+        folder: for the files; made if need be.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
+
+    def __init__(self, read_masks: MaskReader, folder: str | os.PathLike[str]) -> None:
+        self.read_masks, self.folder = read_masks, Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"cannot make the cache folder {folder}: {error.strerror or error}; name another"
+            ) from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise ValueError(f"cannot write to the cache folder {folder}; name another, or change its permissions")
+        # Readers are dataclasses of all that decides what they make of a file.
+        self.reader = f"{type(read_masks).__qualname__} {read_masks!r}"
+
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """See `MaskReader`; maps come as `RunMap`."""
+        path = self._path(maps)
+        if path is None:
+            return self.read_masks(maps, segments, name)
+        known = _read(path)
+        if known is not None:
+            run_map, rows = known
+            if segments is None:
+                return run_map, rows
+            present = set(run_map.ids.tolist())
+            rows = [row for row in segments if row["id"] in present]
+            if len(rows) == len(present):
+                return run_map, rows
+        id_map, rows = self.read_masks(maps, segments, name)
+        run_map = RunMap.of(id_map)
+        if len(run_map.ids) > np.iinfo(np.int16).max:
+            return id_map, rows
+        _write(path, run_map, rows)
+        return run_map, rows
+
+    def _path(self, maps: Sequence[Location]) -> Path | None:
+        """Where the answer for these files is kept; `None` where there is no file that could be asked."""
+        parts = [self.reader]
+        for location in maps:
+            file = (location["archive"] or location["member"]).split(NESTED)[0]
+            try:
+                status = os.stat(file)
+            except OSError:
+                return None
+            parts.append(f"{location['archive']}\0{location['member']}\0{status.st_size}\0{status.st_mtime_ns}")
+        digest = hashlib.blake2b("\0\0".join(parts).encode(), digest_size=16).hexdigest()
+        return self.folder / digest[:2] / f"{digest[2:]}.runs" if maps else None
+
+
+def _read(path: Path) -> tuple[RunMap, Segments] | None:
+    """What a file holds; `None` where there is none, or a damaged one."""
+    try:
+        content = path.read_bytes()
+        if not content.startswith(_MAGIC):
+            return None
+        raw = zlib.decompress(content[len(_MAGIC) :])
+        height, width, num_runs, length = _HEADER.unpack_from(raw)
+        places = np.frombuffer(raw, "<i2", num_runs, _HEADER.size)
+        lengths = np.frombuffer(raw, "<u4", num_runs, _HEADER.size + 2 * num_runs)
+        facts = json.loads(raw[-length:])
+        if lengths.sum(dtype=np.int64) != height * width:
+            return None
+        ids = np.array(facts["ids"], dtype=np.int32)
+        rows = [{"id": i, "label_id": label, "is_crowd": crowd} for i, label, crowd in facts["rows"]]
+    except (OSError, ValueError, KeyError, TypeError, zlib.error, struct.error):
+        return None
+    return RunMap((height, width), ids, places, lengths), rows
+
+
+def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
+    facts = {
+        "ids": run_map.ids.tolist(),
+        "rows": [[int(row["id"]), int(row["label_id"]), bool(row["is_crowd"])] for row in rows],
+    }
+    text = json.dumps(facts).encode()
+    header = _HEADER.pack(*run_map.shape, len(run_map.places), len(text))
+    runs = run_map.places.astype("<i2").tobytes() + run_map.lengths.astype("<u4").tobytes()
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_bytes(_MAGIC + zlib.compress(header + runs + text))
+    except OSError:
+        return  # a full disk costs time, not the training
+
+
+class QuickEntries:
+    """Entries as `datasets` gives them, but with `image` (3, H, W) uint8 and `segment_map` perhaps a `RunMap`.
+
+    Args:
+        dataset: read by `load_segmentation_dataset`.
+        decoder: of its rows.
+        cache: folder for id maps; `None` keeps none.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
+
+    def __init__(
+        self, dataset: datasets.Dataset, decoder: SampleDecoder, cache: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.rows = dataset.with_format(None)
+        read_masks = decoder.read_masks if cache is None else MapCache(decoder.read_masks, cache)
+        self.decoder = SampleDecoder(read_masks, picture_pixels)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.decoder.decode(self.rows[index])
+
+    def with_format(self, kind: None) -> datasets.Dataset:
+        """The rows undecoded, as `datasets` names it."""
+        return self.rows.with_format(kind)
+
+
+def quick_entries(dataset: Any, cache: str | os.PathLike[str] | None = None) -> Any:
+    """A data set whose entries are decoded quickly, where it is one of our readers'; any other stays as it is.
+
+    Args:
+        dataset: of entries.
+        cache: folder for id maps, see `MapCache`; without effect where a data set has none.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        return dataset
+    decoder = dataset.format["format_kwargs"].get("transform")
+    columns = {"image", "segment_map", "segments"}
+    if type(decoder) is not SampleDecoder or not columns <= set(dataset.column_names):
+        return dataset
+    return QuickEntries(dataset, decoder, cache)
+
+
+def picture_pixels(content: bytes, name: str, size: tuple[int, int] | None = None) -> Tensor:
+    """The pixels of `picture_in_frame`, (3, H, W) uint8 with the channels of a pixel side by side in memory."""
+    pixels = _plain_jpeg(content, size)
+    if pixels is None:
+        pixels = torch.from_numpy(np.array(picture_in_frame(content, name, size))).permute(2, 0, 1)
+    return pixels
+
+
+def _plain_jpeg(content: bytes, size: tuple[int, int] | None) -> Tensor | None:
+    """The pixels of a JPEG file without peculiarities; `None`: Pillow shall decode it, or say what is wrong."""
+    try:
+        with Image.open(BytesIO(content), formats=("JPEG",)) as image:
+            found = (image.height, image.width)
+            is_upright = not {"exif", "xmp"} & image.info.keys() or orientation(image) == 1
+            is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None
+    if not is_plain or found != (size or found) or found[0] * found[1] > MAX_PICTURE_PIXELS:
+        return None
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        return None

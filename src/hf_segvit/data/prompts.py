@@ -1,0 +1,360 @@
+"""ViT-P's training augmentation: crop, rotation, flip; then prompts drawn from what is in the picture.
+
+`PointAugmentation` follows the official code but for its mistakes: corners that a rotation uncovers are void, not class
+0; boxes are where their objects are, not at the origin; pictures are interpolated, not taken from the nearest pixel.
+Which prompts are drawn is in prompt_sampling.py. H W pixels, N prompts, n segments.
+
+Prompts for point classification drawn from a labelled picture: points in its segments, or boxes around them.
+
+`PromptSampling` says how; calling it draws. All classes of a picture are equally likely, however large they are: first
+a class is drawn from those present, then one of its segments or pixels. `draw_points` and `draw_boxes` are the two
+ways; `PROMPT_SOURCES` names where labels may come from.
+
+H W pixels, N prompts, n segments. A prompt is centre x, centre y, width, height in [0, 1]; a point has no width and no
+height. Source of the rule: the ViT-P paper's training points; boxes as its pre-training describes them.
+
+Coarse labels made of fine ones: what an annotator in a hurry would give, sure of every pixel but leaving many out.
+
+Cityscapes' coarse annotators drew polygons well inside of each segment, so that no labelled pixel is wrong; borders,
+thin parts and small things stay without a label. `coarse_segment_map` keeps the pixels that are farther than a margin
+from any other segment. With it, training with coarse labels can be tried on any data with fine ones.
+
+H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import maximum_filter, minimum_filter
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from .augmentation import AugmentedSample
+from .entries import DecodedEntry, decode_entry
+
+COARSE_MARGIN = 0.03  # of the picture's short side
+
+
+def coarse_segment_map(segment_map: np.ndarray, margin: float = COARSE_MARGIN, void: int = -1) -> np.ndarray:
+    """Leave out pixels near the border of their segment.
+
+    Args:
+        segment_map: (H, W) integer ids.
+        margin: distance to other segments, to void too, along rows and columns, as a share of the short side; at least
+            one pixel. The picture's own border does not count.
+        void: id of what is left out.
+
+    Returns:
+        (H, W) a new map; segments that are thin everywhere are gone from it.
+
+    Raises:
+        ValueError: the margin is not in (0, 0.5).
+    """
+    if not 0 < margin < 0.5:
+        raise ValueError(f"the margin of coarse labels is {margin}; give a share of the short side in (0, 0.5)")
+    side = 2 * max(1, round(margin * min(segment_map.shape))) + 1
+    lowest, highest = (extreme(segment_map, size=side, mode="nearest") for extreme in (minimum_filter, maximum_filter))
+    return np.where(lowest == highest, segment_map, void).astype(segment_map.dtype)
+
+
+class PointAugmentation:
+    """Random crop, rotation and flip, and random prompts, as ViT-P is trained.
+
+    Args:
+        size: (height, width) of the result; the picture is squeezed to it.
+        num_points: N, drawn with replacement.
+        source: of the prompts, one of `prompt_sampling.PROMPT_SOURCES`: "mask", "coarse" or "box".
+        instance_aware: draw a segment of the class before a pixel of the segment.
+        box_share: with source "box", the share of prompts that are boxes; the others are points anywhere in them.
+        coarse_margin: with source "coarse", how far labels stay from borders; see `coarse_segment_map`.
+        crop: cut out 0.5 to 1 of the picture's area, at an aspect ratio changed by 3/4 to 4/3.
+        max_rotation: largest turn in degrees, to either side. Boxes of masks that may overlap are not turned, as they
+            would no longer be tight.
+        flip_probability: of mirroring left and right.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        num_points: int = 200,
+        source: str = "mask",
+        instance_aware: bool = False,
+        box_share: float = 0.5,
+        coarse_margin: float = COARSE_MARGIN,
+        crop: bool = True,
+        max_rotation: float = 60.0,
+        flip_probability: float = 0.5,
+    ) -> None:
+        if min(size) < 1 or num_points < 1:
+            raise ValueError(f"size is {size} and num_points {num_points}; all must be at least 1")
+        if max_rotation < 0 or not 0 <= flip_probability <= 1:
+            raise ValueError(
+                f"max_rotation is {max_rotation} and flip_probability {flip_probability}; give at least 0 and one in "
+                "[0, 1]"
+            )
+        self.size, self.crop, self.coarse_margin = size, crop, coarse_margin
+        self.max_rotation, self.flip_probability = max_rotation, flip_probability
+        self.sampling = PromptSampling(num_points, source, instance_aware, box_share)
+
+    def __call__(self, entry: Mapping[str, Any], generator: np.random.Generator) -> AugmentedSample:
+        """Augment an entry of a reader, see `decode_entry`; without any segment there are labels of -100 only.
+
+        Raises:
+            ValueError: its segments may overlap, and points are drawn from masks.
+        """
+        decoded = decode_entry(entry)
+        if decoded.masks is not None and self.sampling.source != "box":
+            raise ValueError(
+                f"image {entry.get('image_id')!r} has segments that may overlap, so that a point has no one class; "
+                'read the data set with task panoptic or semantic, or draw from boxes (source "box")'
+            )
+        draw = self._from_map if decoded.masks is None else self._from_masks
+        pixels, prompts, labels = draw(decoded, generator)
+        return AugmentedSample(
+            image_id=entry.get("image_id"),
+            pixels=pixels,
+            segment_map=torch.full(self.size, -1, dtype=torch.int16),
+            labels=torch.zeros(0, dtype=torch.int64),
+            prompts=prompts,
+            prompt_labels=labels,
+        )
+
+    def _from_map(self, decoded: DecodedEntry, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        segment_map = np.maximum(decoded.segment_map, -1)  # crowds are void
+        if self.sampling.source == "coarse":
+            segment_map = coarse_segment_map(segment_map, self.coarse_margin)
+        places = torch.from_numpy(segment_map.astype(np.int32))[None]
+        pixels, transformed = self._transformed(decoded.pixels, places, generator)
+        if not bool((transformed >= 0).any()):  # the crop shows void alone
+            pixels, transformed = self._squeezed(decoded.pixels), places
+        return pixels, *self.sampling(transformed[0].numpy(), decoded.labels, generator)
+
+    def _from_masks(self, decoded: DecodedEntry, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes of masks that may overlap."""
+        pixels, masks = decoded.pixels, decoded.masks
+        assert masks is not None  # see __call__
+        if self.crop:
+            top, left, height, width = draw_crop(pixels.shape[1:], generator)
+            cut = masks[:, top : top + height, left : left + width]
+            if cut.any():
+                pixels, masks = pixels[:, top : top + height, left : left + width], cut
+        boxes, present = mask_boxes(masks)
+        pixels = self._squeezed(pixels)
+        if generator.random() < self.flip_probability:
+            pixels = functional.horizontal_flip(pixels)
+            boxes[:, [0, 2]] = 1 - boxes[:, [2, 0]]
+        sampling = self.sampling
+        labels = decoded.labels[present]
+        return pixels, *draw_boxes(boxes, labels, sampling.num_prompts, generator, sampling.box_share)
+
+    def _transformed(self, pixels: Tensor, places: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        if self.crop:
+            box = draw_crop(pixels.shape[1:], generator)
+            pixels = functional.resized_crop(pixels, *box, size=list(self.size), antialias=True)
+            places = functional.resized_crop(
+                places, *box, size=list(self.size), interpolation=InterpolationMode.NEAREST_EXACT
+            )
+        angle = float(generator.uniform(-self.max_rotation, self.max_rotation))
+        if angle:
+            pixels = functional.rotate(pixels, angle, interpolation=InterpolationMode.BILINEAR, fill=[0.0])
+            # Rotation computes in floating point, which holds places exactly.
+            places = functional.rotate(places, angle, interpolation=InterpolationMode.NEAREST, fill=[-1.0])
+        if generator.random() < self.flip_probability:
+            pixels, places = functional.horizontal_flip(pixels), functional.horizontal_flip(places)
+        return self._squeezed(pixels), places
+
+    def _squeezed(self, pixels: Tensor) -> Tensor:
+        # The segments keep their size: prompts are relative, and a finer map places them better.
+        return functional.resize(pixels, list(self.size), antialias=True)
+
+
+def draw_crop(size: tuple[int, ...] | torch.Size, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a crop with 0.5 to 1 of the area, at an aspect ratio of 3/4 to 4/3.
+
+    As torchvision's RandomResizedCrop: ten tries, then the largest crop in the middle whose ratio is allowed.
+    """
+    height, width = size[-2], size[-1]
+    for _ in range(10):
+        area = height * width * generator.uniform(0.5, 1.0)
+        ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(generator.integers(height - crop_height + 1))
+            left = int(generator.integers(width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    crop_height = min(height, max(1, round(width * 4 / 3)))
+    crop_width = min(width, max(1, round(height * 4 / 3)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+PROMPT_SOURCES = {
+    "mask": "points in the segments, any pixel of a class being as likely as any other",
+    "coarse": "points in the insides of the segments, as if they had been labelled coarsely",
+    "box": "boxes around the segments, and points anywhere in such boxes",
+}
+IGNORED = -100  # label of a prompt that has none
+
+
+@dataclass(frozen=True)
+class PromptSampling:
+    """How prompts are drawn.
+
+    Attributes:
+        num_prompts: N.
+        source: one of `PROMPT_SOURCES`.
+        instance_aware: after the class draw one of its segments, so that small things are asked as often as large
+            ones. Boxes are always drawn so.
+        box_share: of the prompts from boxes that are the box itself; the others are points anywhere in it.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+    """
+
+    num_prompts: int = 200
+    source: str = "mask"
+    instance_aware: bool = False
+    box_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 1:
+            raise ValueError(f"the number of points is {self.num_prompts}; draw at least 1 from a picture")
+        if self.source not in PROMPT_SOURCES:
+            raise ValueError(f"there is no source of points {self.source!r}; choose one of {', '.join(PROMPT_SOURCES)}")
+        if not 0 <= self.box_share <= 1:
+            raise ValueError(f"box_share is {self.box_share}; give the share of prompts that are boxes, in [0, 1]")
+
+    def __call__(
+        self, segment_map: np.ndarray, labels: np.ndarray, generator: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw from one picture.
+
+        Args:
+            segment_map: (H, W) places in `labels`, negative where void.
+            labels: (n,) label ids of the segments.
+            generator: of the random numbers.
+
+        Returns:
+            (N, 4) float32 prompts and (N,) int64 labels; `IGNORED` where all is void.
+        """
+        if self.source == "box":
+            boxes, present = segment_boxes(segment_map)
+            return draw_boxes(boxes, labels[present], self.num_prompts, generator, self.box_share)
+        if self.instance_aware:
+            points, point_labels = draw_points(segment_map, self.num_prompts, generator, labels)
+        else:
+            label_map = np.append(labels, -1)[np.maximum(segment_map, -1)]
+            points, point_labels = draw_points(label_map, self.num_prompts, generator)
+        return torch.cat([points, torch.zeros_like(points)], dim=1), point_labels
+
+
+def draw_points(
+    region_map: np.ndarray,
+    num_points: int,
+    generator: np.random.Generator,
+    region_labels: Sequence[int] | np.ndarray | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw points with their classes, all classes of the map being equally likely.
+
+    Args:
+        region_map: (H, W) label ids, or places in `region_labels`; negative where void.
+        num_points: N.
+        generator: of the random numbers.
+        region_labels: label ids of the regions; all regions of a class are equally likely.
+
+    Returns:
+        (N, 2) float32 x, y of pixel centres in [0, 1], and (N,) int64 labels; `IGNORED` and the middle of the picture
+        where all is void.
+    """
+    flat = region_map.reshape(-1)
+    places = np.flatnonzero(flat >= 0)
+    if not len(places):
+        return torch.full((num_points, 2), 0.5), torch.full((num_points,), IGNORED)
+    # Pixels in the order of their regions: a region is a range, one of its pixels a number in that range.
+    places = places[np.argsort(flat[places], kind="stable")]
+    regions, starts, areas = np.unique(flat[places], return_index=True, return_counts=True)
+    labels = regions if region_labels is None else np.asarray(region_labels)[regions]
+    drawn = _draw_balanced(labels, num_points, generator)
+    chosen = places[starts[drawn] + (generator.random(num_points) * areas[drawn]).astype(np.int64)]
+    rows, columns = np.divmod(chosen, region_map.shape[1])
+    points = np.stack([(columns + 0.5) / region_map.shape[1], (rows + 0.5) / region_map.shape[0]], axis=1)
+    return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(labels[drawn].astype(np.int64))
+
+
+def draw_boxes(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    num_prompts: int,
+    generator: np.random.Generator,
+    box_share: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """Draw boxes, or points anywhere in them, all classes being equally likely, and all boxes of a class.
+
+    Args:
+        boxes: (n, 4) x0, y0, x1, y1 in [0, 1].
+        labels: (n,) label ids.
+        num_prompts: N.
+        generator: of the random numbers.
+        box_share: probability of a box rather than a point.
+
+    Returns:
+        (N, 4) float32 prompts and (N,) int64 labels; `IGNORED` and the middle of the picture without any box.
+    """
+    if not len(boxes):
+        middle = torch.tensor([0.5, 0.5, 0.0, 0.0])
+        return middle.repeat(num_prompts, 1), torch.full((num_prompts,), IGNORED)
+    drawn = _draw_balanced(labels, num_prompts, generator)
+    corner, size = boxes[drawn, :2], boxes[drawn, 2:] - boxes[drawn, :2]
+    within = generator.random((num_prompts, 2))
+    is_box = generator.random((num_prompts, 1)) < box_share
+    centers = corner + size * np.where(is_box, 0.5, within)
+    prompts = np.concatenate([centers, np.where(is_box, size, 0.0)], axis=1)
+    return torch.from_numpy(prompts.astype(np.float32)), torch.from_numpy(labels[drawn].astype(np.int64))
+
+
+def segment_boxes(segment_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes around the segments of a map (H, W), negative where void.
+
+    Returns:
+        (m, 4) float64 x0, y0, x1, y1 of the outer edges, in [0, 1], and (m,) the segments, of those that the map shows.
+    """
+    height, width = segment_map.shape
+    flat = segment_map.reshape(-1)
+    places = np.flatnonzero(flat >= 0)
+    places = places[np.argsort(flat[places], kind="stable")]
+    segments, starts = np.unique(flat[places], return_index=True)
+    if not len(segments):
+        return np.zeros((0, 4)), segments
+    rows, columns = np.divmod(places, width)
+    lowest = [np.minimum.reduceat(values, starts) for values in (columns, rows)]
+    highest = [np.maximum.reduceat(values, starts) + 1 for values in (columns, rows)]
+    return np.stack([*lowest, *highest], axis=1) / np.array([width, height, width, height]), segments
+
+
+def mask_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`segment_boxes` of masks (n, H, W) that may overlap; the second result are the masks that are not empty."""
+    columns, rows = np.asarray(masks.any(1)), np.asarray(masks.any(2))
+    present = np.flatnonzero(columns.sum(1))
+    bounds = []
+    for occupied in (columns[present], rows[present]):
+        length = occupied.shape[1]
+        bounds.append((occupied.argmax(1) / length, 1 - occupied[:, ::-1].argmax(1) / length))
+    (x0, x1), (y0, y1) = bounds
+    return np.stack([x0, y0, x1, y1], axis=1), present
+
+
+def _draw_balanced(labels: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Places in `labels` (n,): a class first, then one of its places."""
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    classes = generator.integers(len(starts), size=count)
+    return order[starts[classes] + (generator.random(count) * sizes[classes]).astype(np.int64)]
