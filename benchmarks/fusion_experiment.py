@@ -31,7 +31,7 @@ from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene
 from hf_segvit.drawing.segments import plot_curves
 from hf_segvit.evaluation import Predictor
 from hf_segvit.evaluation.alpha_sweep import DEFAULT_ALPHAS, sweep_alphas, sweep_content, sweep_text
-from hf_segvit.evaluation.predicting import AlphaPredictor
+from hf_segvit.evaluation.predictor import AlphaPredictor
 from hf_segvit.inference.loading import load_universal_model
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.image_processing_vit_p_fusion import ViTPFusionImageProcessor

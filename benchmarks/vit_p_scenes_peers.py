@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hf_segvit.data.augmentation import sample_generator
 from hf_segvit.data.prompts import draw_points
-from hf_segvit.evaluation.point_sources import InteriorPoints, RandomPoints, labelled_segments
-from hf_segvit.evaluation.predicting import load_predictor
+from hf_segvit.evaluation.points import InteriorPoints, RandomPoints, labelled_segments
+from hf_segvit.evaluation.predictor import load_predictor
 from hf_segvit.metrics.point_accuracy import PointAccuracy
 
 WINDOW = 16  # pixels around a point, as many as four patches of the ViT

@@ -22,7 +22,7 @@ from transformers import (
 from hf_segvit.cli import main
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.evaluation import Predictor, evaluate, load_predictor
-from hf_segvit.evaluation.partial_results import PartialResults, delete_partial_results
+from hf_segvit.evaluation.counts import PartialResults, delete_partial_results
 from hf_segvit.evaluation.report import draw_worst, result_text, write_json
 from hf_segvit.evaluation.tasks import evaluation_task
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor

@@ -22,8 +22,8 @@ from hf_segvit.cli import main
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.evaluation import EvaluationResult, Predictor, evaluate
 from hf_segvit.evaluation.alpha_sweep import AlphaSweep, plot_sweep, sweep_alphas, sweep_content, sweep_text
-from hf_segvit.evaluation.partial_results import delete_partial_results
-from hf_segvit.evaluation.predicting import AlphaPredictor
+from hf_segvit.evaluation.counts import delete_partial_results
+from hf_segvit.evaluation.predictor import AlphaPredictor
 from hf_segvit.inference.views import Views
 
 from .test_evaluate import HEADLINES, TASKS, dataset_for
@@ -274,7 +274,7 @@ import json, sys
 from accelerate import PartialState
 sys.path.insert(0, sys.argv[1])
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.evaluation.predicting import AlphaPredictor
+from hf_segvit.evaluation.predictor import AlphaPredictor
 from hf_segvit.evaluation.alpha_sweep import sweep_alphas
 from tests.test_evaluate_fusion import ALPHAS, fused_predictor
 state = PartialState(cpu=True)

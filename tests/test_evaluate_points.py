@@ -11,9 +11,16 @@ from torch import nn
 
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.data.reading import describe, load_segmentation_dataset
-from hf_segvit.evaluation.point_sources import InteriorPoints, MaximumPoints, RandomPoints, labelled_segments
-from hf_segvit.evaluation.points import PointPredictor, evaluate_points, point_source
-from hf_segvit.evaluation.predicting import Predictor
+from hf_segvit.evaluation.points import (
+    InteriorPoints,
+    MaximumPoints,
+    PointPredictor,
+    RandomPoints,
+    evaluate_points,
+    labelled_segments,
+    point_source,
+)
+from hf_segvit.evaluation.predictor import Predictor
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor

@@ -5,15 +5,10 @@ import pytest
 import torch
 
 from hf_segvit.data.generated_scenes import GeneratedScenes
+from hf_segvit.evaluation.oracle import OracleClassification, relabel_instances, relabel_regions, relabel_segments
 from hf_segvit.metrics.boundary import BoundaryIoU
 from hf_segvit.metrics.mask_average_precision import MaskAveragePrecision
 from hf_segvit.metrics.mean_iou import MeanIoU
-from hf_segvit.metrics.oracle_classification import (
-    OracleClassification,
-    relabel_instances,
-    relabel_regions,
-    relabel_segments,
-)
 from hf_segvit.metrics.panoptic_quality import PanopticQuality
 
 

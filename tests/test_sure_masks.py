@@ -9,7 +9,7 @@ from transformers.utils.generic import ModelOutput
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.evaluation import Predictor, evaluate
-from hf_segvit.evaluation.sure_masks import mask_owners, sure_outputs
+from hf_segvit.evaluation.oracle import mask_owners, sure_outputs
 from hf_segvit.inference.views import View, Views, ask_views
 
 from .tiny_models import tiny_eomt

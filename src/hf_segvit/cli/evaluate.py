@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from ..atomic_files import prepare_output_folder
     from ..data.reading import describe, load_segmentation_dataset, validation_split
     from ..evaluation import evaluate, load_predictor
-    from ..evaluation.partial_results import delete_partial_results
+    from ..evaluation.counts import delete_partial_results
     from ..evaluation.report import draw_worst, result_text, write_json
     from ..inference.devices import pick_device
 

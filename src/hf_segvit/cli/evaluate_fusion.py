@@ -91,8 +91,8 @@ def run_sweep(
     from accelerate import PartialState
 
     from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas, sweep_content, sweep_text
-    from ..evaluation.partial_results import delete_partial_results
-    from ..evaluation.predicting import AlphaPredictor
+    from ..evaluation.counts import delete_partial_results
+    from ..evaluation.predictor import AlphaPredictor
     from ..evaluation.report import write_content
 
     sweep = sweep_alphas(AlphaPredictor(predictor, alphas), dataset, id2label, **settings)

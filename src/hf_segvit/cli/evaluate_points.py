@@ -42,9 +42,9 @@ def run_points(args: argparse.Namespace) -> int:
 
     from ..atomic_files import prepare_output_folder
     from ..data.reading import available_tasks, describe, load_segmentation_dataset, validation_split
-    from ..evaluation.partial_results import delete_partial_results
+    from ..evaluation.counts import delete_partial_results
     from ..evaluation.points import PointPredictor, evaluate_points, point_source
-    from ..evaluation.predicting import load_predictor
+    from ..evaluation.predictor import load_predictor
     from ..evaluation.report import result_text, write_json
     from ..inference.devices import pick_device
     from ..inference.loading import load_point_classifier

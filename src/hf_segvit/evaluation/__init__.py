@@ -9,7 +9,7 @@
 - counting_loop.py: the loop over all this, for running.py and points.py; report.py: the table and the drawings.
 """
 
-from .predicting import Predictor, load_predictor
-from .running import EvaluationResult, evaluate
+from .evaluate import EvaluationResult, evaluate
+from .predictor import Predictor, load_predictor
 
 __all__ = ["EvaluationResult", "Predictor", "evaluate", "load_predictor"]

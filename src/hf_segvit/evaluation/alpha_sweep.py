@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..drawing.segments import plot_curves
-from .counting import ORACLE
-from .predicting import AlphaPredictor
+from .counts import ORACLE
+from .evaluate import EvaluationResult, evaluate_variants
+from .predictor import AlphaPredictor
 from .report import result_content
-from .running import EvaluationResult, evaluate_variants
 from .tasks import evaluation_task
 
 DEFAULT_ALPHAS = tuple(number / 10 for number in range(11))

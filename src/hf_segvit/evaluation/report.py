@@ -12,9 +12,9 @@ from PIL import Image
 
 from ..atomic_files import replacing
 from ..drawing.segments import contact_sheet, draw_segments
+from .evaluate import EvaluationResult, PictureScore
 from .label_matching import match_labels
-from .predicting import Predictor
-from .running import EvaluationResult, PictureScore
+from .predictor import Predictor
 from .tasks import evaluation_task
 
 _ORACLE = "oracle_"

@@ -23,7 +23,7 @@ from ...data.prompts import IGNORED
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
 from ...drawing.segments import draw_segments
 from ...evaluation.points import PointPredictor, evaluate_points, point_source
-from ...evaluation.predicting import load_predictor
+from ...evaluation.predictor import load_predictor
 from ...hub.model_card import make_point_model_card
 from ...inference.loading import load_point_classifier
 from ...metrics.point_accuracy import PointAccuracy

@@ -22,7 +22,7 @@ from ..models.class_fusion import check_alpha
 from ..models.image_post_processing import SegmentationPostProcessing
 from ..models.segment_masks import instance_segments
 from .label_matching import match_labels
-from .sure_masks import mask_owners, sure_outputs
+from .oracle import mask_owners, sure_outputs
 from .tasks import MaskedAnswer
 
 _ABOVE_ZERO = 1e-12  # a score: classes of which a query is sure that they are wrong have 0
