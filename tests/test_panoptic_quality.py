@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_segvit.metrics.panoptic_counts import panoptic_counts
-from hf_segvit.metrics.panoptic_quality import PanopticQuality, panoptic_quality_from_counts
+from hf_segvit.metrics.panoptic_quality import PanopticQuality, panoptic_counts, panoptic_quality_from_counts
 from tests.panoptic_quality_reference import reference_counts, reference_quality
 
 NUM_LABELS = 6

@@ -35,8 +35,7 @@ from transformers.utils.generic import ModelOutput
 from ..inference.views import View, post_processed
 from ..metrics.accumulation import integer_array
 from ..metrics.instance_masks import instance_masks
-from ..metrics.instance_matching import mask_overlap
-from ..metrics.mask_average_precision import MaskAveragePrecision
+from ..metrics.mask_average_precision import MaskAveragePrecision, mask_overlap
 from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
 from ..models.output_geometry import patch_offsets

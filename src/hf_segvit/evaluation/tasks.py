@@ -19,8 +19,7 @@ import numpy as np
 from ..data.entries import replace_ids
 from ..metrics.boundary import BoundaryAveragePrecision, BoundaryIoU
 from ..metrics.instance_masks import decoded_masks
-from ..metrics.instance_matching import unpack
-from ..metrics.mask_average_precision import MaskAveragePrecision
+from ..metrics.mask_average_precision import MaskAveragePrecision, unpack
 from ..metrics.mean_iou import Absent, MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
 

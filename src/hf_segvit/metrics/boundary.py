@@ -18,8 +18,7 @@ from scipy import ndimage
 
 from ..models.mask_encoding import decode_mask
 from .accumulation import ImageMetric
-from .instance_matching import IOU_THRESHOLDS, mask_overlap
-from .mask_average_precision import MaskAveragePrecision
+from .mask_average_precision import IOU_THRESHOLDS, MaskAveragePrecision, mask_overlap
 from .mean_iou import Absent, MeanIoU, label_maps, mean_iou_of_classes
 
 DILATION_RATIO = 0.02

@@ -6,17 +6,24 @@ books: worst pictures, oracle labels. Counts are float64 arrays (C, 4): true pos
 negatives, summed IoU of the true positives; the metric holds them as `counts["panoptic"]`. C classes.
 
 Source of the measure: Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4.
+
+Matching of predicted with true segments in one picture, by the rules of panopticapi, COCO's evaluator.
+
+`panoptic_counts` checks the two maps and their rows, counts in one pass the pixels that every pair of segments
+shares, and decides which segments match, which are missed, and which are false or forgiven. `PanopticQuality`
+(sibling module) accumulates what it returns and documents the rules.
+
+C classes, H W pixels, P predicted and R reference segments, N runs of equal (reference, prediction) ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .accumulation import ImageMetric
-from .panoptic_counts import panoptic_counts
+from .accumulation import ImageMetric, integer_array
 
 
 class PanopticQuality(ImageMetric):
@@ -97,3 +104,129 @@ def panoptic_quality_from_counts(counts: np.ndarray, stuff_classes: Iterable[int
         for label in range(len(counts))
     }
     return result
+
+
+def panoptic_counts(
+    prediction: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    num_labels: int,
+    void_ids: Sequence[int] = (-1,),
+    name: str = "the image",
+) -> np.ndarray:
+    """Count matches and errors of one picture; the arguments are described at `PanopticQuality`.
+
+    Returns:
+        (C, 4) float64: true positives, false positives, false negatives, summed IoU of the true positives.
+
+    Raises:
+        ValueError: sizes differ, a label id is out of range, or a map and its rows disagree; the message starts
+            with `name`.
+    """
+    prediction_name, reference_name = f"{name}, prediction", f"{name}, reference"
+    prediction_map, prediction_rows = _map_and_rows(prediction, prediction_name)
+    reference_map, reference_rows = _map_and_rows(reference, reference_name)
+    if prediction_map.shape != reference_map.shape:
+        raise ValueError(
+            f"{name}: the prediction has (height, width) {prediction_map.shape} but the reference "
+            f"{reference_map.shape}; pass target_sizes= to the post-processing"
+        )
+    prediction_labels = _label_ids(prediction_rows, num_labels, prediction_name)
+    reference_labels = _label_ids(reference_rows, num_labels, reference_name)
+
+    # Segments are compact, so a picture has far fewer runs than pixels: ids are looked up once per run.
+    reference_ids, prediction_ids, lengths = _runs(reference_map.reshape(-1), prediction_map.reshape(-1))
+    prediction_index = _row_numbers(prediction_ids, prediction_rows, void_ids, prediction_name)
+    reference_index = _row_numbers(reference_ids, reference_rows, void_ids, reference_name)
+    num_columns = len(prediction_rows) + 1
+    num_pairs = (len(reference_rows) + 1) * num_columns
+    pairs = np.bincount(reference_index * num_columns + prediction_index, lengths, minlength=num_pairs)
+    overlap = pairs.reshape(-1, num_columns)  # (R + 1, P + 1) pixels; row 0 and column 0 are void
+    reference_areas, prediction_areas = overlap.sum(1)[1:], overlap.sum(0)[1:]
+    _reject_empty(prediction_areas, prediction_rows, prediction_name)
+    _reject_empty(reference_areas, reference_rows, reference_name)
+
+    is_crowd = np.array([bool(row.get("is_crowd", False)) for row in reference_rows], dtype=bool)
+    intersection, on_void = overlap[1:, 1:], overlap[0, 1:]
+    iou = intersection / (reference_areas[:, None] + prediction_areas - intersection - on_void)
+    # Predictions stay disjoint without their void pixels, so an IoU above 0.5 pairs one with one.
+    matched = (iou > 0.5) & (reference_labels[:, None] == prediction_labels) & ~is_crowd[:, None]
+
+    forgiven = on_void.copy()
+    last_crowd_of_class = {reference_labels[row]: row for row in np.flatnonzero(is_crowd)}
+    for label, row in last_crowd_of_class.items():
+        forgiven += intersection[row] * (prediction_labels == label)
+    is_false = ~matched.any(0) & (forgiven / prediction_areas <= 0.5)
+    is_missed = ~matched.any(1) & ~is_crowd
+
+    matched_rows, matched_columns = np.nonzero(matched)
+    matched_labels, matched_iou = reference_labels[matched_rows], iou[matched_rows, matched_columns]
+    columns = [
+        np.bincount(matched_labels, minlength=num_labels),
+        np.bincount(prediction_labels[is_false], minlength=num_labels),
+        np.bincount(reference_labels[is_missed], minlength=num_labels),
+        np.bincount(matched_labels, matched_iou, minlength=num_labels),
+    ]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _map_and_rows(side: Mapping[str, Any], name: str) -> tuple[np.ndarray, Sequence[Mapping[str, Any]]]:
+    """(H, W) integer array and rows of a prediction or reference."""
+    missing = [key for key in ("segmentation", "segments_info") if key not in side]
+    if missing:
+        raise ValueError(f"{name}: there is no {missing} among its keys {sorted(side)}; give both")
+    array = integer_array(side["segmentation"], f"{name}: the segmentation")
+    if array.dtype.kind == "b":
+        raise ValueError(f"{name}: the segmentation is bool; it must hold integer segment ids")
+    return array, side["segments_info"]
+
+
+def _label_ids(rows: Sequence[Mapping[str, Any]], num_labels: int, name: str) -> np.ndarray:
+    """(rows,) int64 label ids, checked."""
+    for row in rows:
+        if not 0 <= row["label_id"] < num_labels:
+            raise ValueError(
+                f"{name}: segment {row['id']} has label_id {row['label_id']}, outside 0..{num_labels - 1}; map the "
+                "data set's category ids to label ids first, or give the right num_labels"
+            )
+    return np.array([row["label_id"] for row in rows], dtype=np.int64)
+
+
+def _runs(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut two maps (H*W,) where either changes: reference ids, prediction ids and lengths, each (N,)."""
+    changes = (reference[1:] != reference[:-1]) | (prediction[1:] != prediction[:-1])
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    return reference[starts], prediction[starts], np.diff(starts, append=len(reference))
+
+
+def _row_numbers(ids: np.ndarray, rows: Sequence[Mapping[str, Any]], void_ids: Sequence[int], name: str) -> np.ndarray:
+    """(N,) number of the row that each id has, counted from 1; 0 for void."""
+    row_ids = np.array([row["id"] for row in rows], dtype=np.int64)
+    if -1 in row_ids:
+        raise ValueError(f"{name}: segments_info has a row of id -1, which means void; number segments from 0")
+    order = np.argsort(row_ids, kind="stable")
+    # Void stands first, as row 0, so that the search below always finds something to compare with.
+    ordered = np.concatenate([[np.iinfo(np.int64).min], row_ids[order]])
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(repeated):
+        raise ValueError(f"{name}: segments_info has several rows of id {repeated[0]}; ids must be unique")
+    ids = ids.astype(np.int64)
+    position = np.searchsorted(ordered, ids, side="right") - 1
+    has_row = ordered[position] == ids
+    strangers = ids[~has_row]
+    for void_id in void_ids:
+        strangers = strangers[strangers != void_id]
+    if len(strangers):
+        listed = np.unique(strangers)[:5].tolist()
+        raise ValueError(
+            f"{name}: the segmentation holds ids {listed} that segments_info has no row for; add the rows, or write "
+            f"void pixels as {void_ids[0]} (void_ids= changes which ids are void)"
+        )
+    return np.where(has_row, np.concatenate([[0], order + 1])[position], 0)
+
+
+def _reject_empty(areas: np.ndarray, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    empty = [row["id"] for row, area in zip(rows, areas, strict=True) if area == 0]
+    if empty:
+        raise ValueError(
+            f"{name}: segments_info has rows of ids {empty[:5]}, of which the segmentation holds no pixel; drop them"
+        )
