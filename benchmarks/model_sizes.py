@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_segvit.models.configuration_eomt import EoMTConfig
-from hf_segvit.models.image_windows import windowed_content_size, windows_of
+from hf_segvit.models.image_geometry import windowed_content_size, windows_of
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 
 TOLERANCE = 0.01

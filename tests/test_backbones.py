@@ -21,7 +21,7 @@ from hf_segvit.models import modeling_plain_vit
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation, EoMTModel
 from hf_segvit.models.modeling_plain_vit import PlainViTModel
-from hf_segvit.models.rotary_embeddings import rotary_embeddings
+from hf_segvit.models.plain_vit_layers import rotary_embeddings
 
 from .tiny_models import randomize
 

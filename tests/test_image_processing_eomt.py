@@ -21,9 +21,9 @@ from transformers import AutoImageProcessor, EomtImageProcessor, PreTrainedConfi
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-from hf_segvit.models import image_inputs
+from hf_segvit.models import image_geometry as image_inputs
+from hf_segvit.models.image_geometry import padded_content_size, windowed_content_size, windows_of
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
-from hf_segvit.models.image_windows import padded_content_size, windowed_content_size, windows_of
 from hf_segvit.models.mask_labels import masks_of_label_map, resize_label_map
 from hf_segvit.models.published_labels import (
     ADE20K_LABELS,

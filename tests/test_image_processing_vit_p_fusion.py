@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from hf_segvit import ViTPFusionForUniversalSegmentation, ViTPFusionImageProcessor
-from hf_segvit.models import fusion_processors, transformers_eomt_processor
+from hf_segvit.models import image_processing_vit_p_fusion as fusion_processors
+from hf_segvit.models import transformers_eomt as transformers_eomt_processor
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.published_labels import COCO_PANOPTIC_LABELS, COCO_PANOPTIC_STUFF

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_segvit.data.label_tables import label_table
-from hf_segvit.evaluation.label_matching import match_labels
+from hf_segvit.models.label_spaces import match_labels
 from hf_segvit.models.published_labels import ADE20K_LABELS, CITYSCAPES_LABELS, COCO_PANOPTIC_LABELS
 
 LABELS = {0: "cat", 1: "Dog", 2: "sea  lion"}

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
-from hf_segvit.models import mask_matching
-from hf_segvit.models.mask_matching import match_masks
+from hf_segvit.models import mask_criterion as mask_matching
+from hf_segvit.models.mask_criterion import match_masks
 from hf_segvit.models.mask_targets import MaskTargets
 
 WEIGHTS = (2.0, 5.0, 3.0)

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_segvit.models import plain_vit_attention
+from hf_segvit.models import plain_vit_layers as plain_vit_attention
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
 from hf_segvit.models.modeling_plain_vit import PlainViTModel, resample_position_embeddings
-from hf_segvit.models.plain_vit_attention import PlainViTAttention, half_precision_attention
-from hf_segvit.models.rotary_embeddings import rotary_embeddings, rotate
+from hf_segvit.models.plain_vit_layers import PlainViTAttention, half_precision_attention, rotary_embeddings, rotate
 
 from .tiny_models import FAMILIES, randomize
 

@@ -6,12 +6,12 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from hf_segvit.conversion.backbones import convert_backbone
-from hf_segvit.models import prompt_attention
+from hf_segvit.models import prompt_layers as prompt_attention
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.modeling_plain_vit import PlainViTModel
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification, ViTPModel, prompt_loss
-from hf_segvit.models.prompt_embeddings import resample_as_official
+from hf_segvit.models.prompt_layers import resample_as_official
 
 from .tiny_models import randomize
 

@@ -20,11 +20,10 @@ from transformers import (
 from transformers.utils.generic import ModelOutput
 
 from hf_segvit import ViTPFusionConfig, ViTPFusionForUniversalSegmentation, ViTPFusionImageProcessor
-from hf_segvit.models.class_fusion import fuse_class_logits
+from hf_segvit.models.class_fusion import fuse_class_logits, queries_that_matter
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
-from hf_segvit.models.query_pruning import queries_that_matter
 
 from .tiny_generators import (
     GENERATORS,

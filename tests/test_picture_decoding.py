@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from hf_segvit.models import picture_decoding
-from hf_segvit.models.picture_decoding import open_picture, picture_tensor, to_rgb
+from hf_segvit.models import image_decoding as picture_decoding
+from hf_segvit.models.image_decoding import open_picture, picture_tensor, to_rgb
 
 
 def values(image: Image.Image) -> np.ndarray:

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers import EomtImageProcessor
 from transformers.image_utils import load_image
 
+from hf_segvit.models.image_geometry import padded_content_size, windowed_content_size
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
-from hf_segvit.models.image_windows import padded_content_size, windowed_content_size
 
 # (height, width) where Transformers' rounding (down) and the official one (to nearest) give the same size.
 PADDED_SIZES = [(48, 64), (64, 48), (30, 47), (64, 64), (100, 100), (90, 160), (200, 123)]

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from ..atomic_files import prepare_output_folder, replacing
     from ..inference.devices import describe_device, pick_device
     from ..inference.loading import load_point_classifier
-    from ..models.picture_decoding import open_picture
+    from ..models.image_decoding import open_picture
 
     picture = open_picture(args.picture)
     for path in (args.output, args.json):

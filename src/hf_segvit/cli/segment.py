@@ -167,7 +167,7 @@ def _batches(
 
     The next batch is decoded while the caller works on the last one.
     """
-    from ..models.picture_decoding import open_picture
+    from ..models.image_decoding import open_picture
 
     chunks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     ahead = [pool.submit(open_picture, file.path) for file in chunks[0]]

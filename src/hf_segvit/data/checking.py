@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 
 from ..drawing.segments import contact_sheet, draw_segments
+from ..models.image_decoding import PICTURE_FORMATS
 from ..models.mask_encoding import decode_mask
-from ..models.picture_decoding import PICTURE_FORMATS
 from .archives import location_name, read_location
 from .augmentation import AugmentedSample, augmentation, sample_generator
 from .decoding import orientation

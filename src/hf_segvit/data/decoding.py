@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from ..models.image_decoding import PICTURE_FORMATS, open_image_file, to_rgb
 from ..models.mask_encoding import decode_mask
-from ..models.picture_decoding import PICTURE_FORMATS, open_image_file, to_rgb
 from .archives import Location, location_name, read_location
 from .mask_files import VOID, draw_polygons, polygon_fault, present_values, rle_fault
 

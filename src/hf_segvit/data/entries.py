@@ -42,8 +42,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..atomic_files import replacing
+from ..models.image_decoding import MAX_PICTURE_PIXELS
 from ..models.mask_encoding import decode_mask
-from ..models.picture_decoding import MAX_PICTURE_PIXELS
 from .archives import NESTED, Location
 from .decoding import MaskReader, SampleDecoder, Segments, orientation, picture_in_frame
 from .mask_files import VOID

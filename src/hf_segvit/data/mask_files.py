@@ -28,8 +28,8 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_files import replacing
+from ..models.image_decoding import open_image_file
 from ..models.mask_encoding import decode_counts, encode_counts
-from ..models.picture_decoding import open_image_file
 from .archives import Location, location_name, read_location
 
 VOID = -1

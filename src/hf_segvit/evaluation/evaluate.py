@@ -24,8 +24,8 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..metrics.mean_iou import Absent
+from ..models.label_spaces import match_labels
 from .counts import MAIN, ORACLE, EvaluationCounts, PartialResults, VariantCounts
-from .label_matching import match_labels
 from .predictor import Predictor
 from .tasks import EvaluationTask, evaluation_task
 

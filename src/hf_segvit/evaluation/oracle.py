@@ -38,7 +38,7 @@ from ..metrics.instance_masks import instance_masks
 from ..metrics.mask_average_precision import MaskAveragePrecision, mask_overlap
 from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
-from ..models.output_geometry import patch_offsets
+from ..models.image_geometry import patch_offsets
 
 
 def sure_outputs(outputs: Any) -> Any:

@@ -34,10 +34,10 @@ from ..data.augmentation import sample_generator
 from ..data.entries import decode_entry
 from ..data.prompts import IGNORED, draw_points
 from ..metrics.point_accuracy import PointAccuracy
+from ..models.label_spaces import match_labels
 from ..models.mask_points import points_from_masks
 from .counts import PointCounts
 from .evaluate import CHUNK_SIZE, EvaluationResult, PictureScore, count_pictures, rgb_picture
-from .label_matching import match_labels
 from .predictor import Predictor
 
 

@@ -20,8 +20,8 @@ from ..inference.segmenter import picture_batches, refuse_views, served_task
 from ..inference.views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 from ..models.class_fusion import check_alpha
 from ..models.image_post_processing import SegmentationPostProcessing
+from ..models.label_spaces import match_labels
 from ..models.segment_masks import instance_segments
-from .label_matching import match_labels
 from .oracle import mask_owners, sure_outputs
 from .tasks import MaskedAnswer
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ..atomic_files import replacing
 from ..drawing.segments import contact_sheet, draw_segments
+from ..models.label_spaces import match_labels
 from .evaluate import EvaluationResult, PictureScore
-from .label_matching import match_labels
 from .predictor import Predictor
 from .tasks import evaluation_task
 

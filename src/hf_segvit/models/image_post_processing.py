@@ -13,8 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
-from .image_windows import Size
-from .output_geometry import patch_offsets, whole_geometry, window_geometry
+from .image_geometry import Size, patch_offsets, whole_geometry, window_geometry
 from .segment_masks import instance_segments, panoptic_segments, semantic_segments, semantic_segments_from_windows
 
 

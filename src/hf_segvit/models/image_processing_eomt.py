@@ -15,13 +15,12 @@ from PIL.Image import Resampling
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 
-from .image_inputs import content_size, normalized_batch, scale_picture, views
+from .image_decoding import as_list, picture_tensor
+from .image_geometry import Size, content_size, normalized_batch, scale_picture, views, windows_of
 from .image_post_processing import SegmentationPostProcessing
 from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
-from .image_windows import Size, windows_of
 from .mask_labels import masks_of_label_maps, pad_label_map, read_label_maps, resize_label_map
-from .picture_decoding import as_list, picture_tensor
-from .transformers_eomt_processor import is_transformers_eomt_processor, translate_image_processor
+from .transformers_eomt import is_transformers_eomt_processor, translate_image_processor
 
 TASKS = ("panoptic", "instance", "semantic")
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .picture_decoding import as_list, open_image_file
+from .image_decoding import as_list, open_image_file
 
 _INTEGER_MODES = ("1", "L", "P", "I")
 

@@ -25,7 +25,7 @@ from .configuration_eomt import EoMTConfig, check_probabilities
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
 from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, mask_logits
 from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel
-from .transformers_eomt_loading import transformers_eomt_arguments
+from .transformers_eomt import transformers_eomt_arguments
 
 
 @dataclass

@@ -24,9 +24,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_plain_vit import PlainViTConfig
-from .plain_vit_attention import PlainViTAttention
-from .plain_vit_mlp import PlainMLP, SwiGLU
-from .rotary_embeddings import rotary_embeddings
+from .plain_vit_layers import PlainMLP, PlainViTAttention, SwiGLU, rotary_embeddings
 
 
 class LayerScale(nn.Module):

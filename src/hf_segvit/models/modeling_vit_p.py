@@ -22,8 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit_p import ViTPConfig
 from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel
-from .prompt_attention import KeysValues, PromptAttention, ViTPLayer, isolation_mask
-from .prompt_embeddings import PromptEncoder, ViTPEmbeddings
+from .prompt_layers import KeysValues, PromptAttention, PromptEncoder, ViTPEmbeddings, ViTPLayer, isolation_mask
 
 IGNORED_LABEL = -100
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_windows import window_axis
+from .image_geometry import window_axis
 from .mask_resampling import (
     AxisBlock,
     Size,

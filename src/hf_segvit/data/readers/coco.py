@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...models.picture_decoding import MAX_PICTURE_PIXELS
+from ...models.image_decoding import MAX_PICTURE_PIXELS
 from ..archives import Location, location_name, read_json
 from ..decoding import PolygonMasks, Segments
 from ..folders import PICTURE_SUFFIXES, DataFolder, FileList, find_named

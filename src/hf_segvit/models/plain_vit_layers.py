@@ -4,18 +4,28 @@ In here: the module, in which the leading tokens may carry a mask (EoMT's querie
 written out, which returns weights, and one in matrix products for half precision, with the rule for which CPU takes it.
 
 Shapes: B batch, T tokens, D hidden size, E channels of one head.
+
+Rotary position embeddings of a patch grid: the angles of every token, and the rotation by them.
+
+Two conventions are in use. DINOv3 (Simeoni et al., arXiv 2508.10104) maps patch centres to [-1, 1]; EVA-02 (Fang et
+al., arXiv 2303.11331) counts patches on the grid of its pre-training, onto which every other grid is stretched.
+
+Shapes: B batch, T tokens, E channels of one head, h w patch grid.
+
+The two kinds of MLP in a block of the plain ViT: two linear layers, or three of which one gates another.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_plain_vit import PlainViTConfig
-from .rotary_embeddings import rotate
 
 # Rows of scores worked on at a time: 256 x 1605 x 6 heads in bf16 are 5 MB.
 ROWS_IN_CACHE = 256
@@ -181,3 +191,83 @@ def half_precision_attention(query: Tensor, key: Tensor, value: Tensor, scaling:
     value = value.contiguous()
     groups = (query * scaling).split(ROWS_IN_CACHE, dim=2)
     return torch.cat([(rows @ keys).softmax(dim=-1) @ value for rows in groups], dim=2).transpose(1, 2)
+
+
+def rotary_embeddings(
+    grid_size: tuple[int, int],
+    head_size: int,
+    theta: float,
+    num_prefix_tokens: int,
+    device: torch.device,
+    reference_grid: int | None = None,
+    offset: float = 0,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines that rotate the queries and keys of the patches by their place in the picture.
+
+    A quarter of the channels turns with the row, a quarter with the column, and both are used twice, for the halves
+    that `rotate` pairs. Tokens before the patches keep angle 0.
+
+    Args:
+        grid_size: patch rows and columns.
+        head_size: E, channels of a head; a multiple of 4.
+        theta: base of the frequencies.
+        num_prefix_tokens: tokens before the patches.
+        device: where to make them.
+        reference_grid: `None` maps patch centres to [-1, 1], where one unit is a full turn of the fastest channel; else
+            patches are counted along each axis, scaled as if there were that many, in radians.
+        offset: what the count begins with, with `reference_grid`.
+
+    Returns:
+        Two fp32 tensors (num_prefix_tokens + h * w, E).
+    """
+    # Angles are always worked out in fp32: in bf16 neighbouring patches would share one.
+    numbers = [torch.arange(n, device=device, dtype=torch.float32) for n in grid_size]
+    frequencies = theta ** -(torch.arange(head_size // 4, device=device, dtype=torch.float32) * (4.0 / head_size))
+    if reference_grid is None:
+        rows, columns = ((2.0 * i + 1.0) / n - 1.0 for i, n in zip(numbers, grid_size, strict=True))
+        frequencies = 2.0 * math.pi * frequencies
+    else:
+        rows, columns = ((i + offset) / n * reference_grid for i, n in zip(numbers, grid_size, strict=True))
+    row_angles = (rows[:, None] * frequencies)[:, None, :].expand(-1, grid_size[1], -1)
+    column_angles = (columns[:, None] * frequencies)[None, :, :].expand(grid_size[0], -1, -1)
+    angles = torch.cat((row_angles, column_angles), dim=-1).flatten(0, 1).repeat(1, 2)
+    angles = F.pad(angles, (0, 0, num_prefix_tokens, 0))
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotate channel i with channel i + E/2 of (B, heads, T, E) by the angles of each token."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cosines.to(states.dtype) + torch.cat((-second, first), dim=-1) * sines.to(states.dtype)
+
+
+class PlainMLP(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Transform (..., D)."""
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class SwiGLU(nn.Module):
+    """A linear layer gated by the activation (SiLU) of another (Shazeer, arXiv 2002.05202), with a norm in EVA-02."""
+
+    def __init__(self, config: PlainViTConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        normed = config.mlp_norm
+        self.norm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps) if normed else nn.Identity()
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.gate_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Transform (..., D)."""
+        gated = self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(self.norm(gated))
