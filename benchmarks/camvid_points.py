@@ -32,7 +32,7 @@ from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 from hf_segvit.training.data_order import EpochSamples, StepOrder
-from hf_segvit.training.schedules import learning_rate_factor
+from hf_segvit.training.optimizers import learning_rate_factor
 
 STEPS, BATCH_SIZE, NUM_POINTS, NUM_TEST_POINTS = 1000, 8, 48, 100
 LEARNING_RATE, WARMUP_STEPS, WEIGHT_DECAY, MAX_GRAD_NORM = 1.5e-3, 50, 0.05, 1.0

@@ -43,7 +43,7 @@ from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 from hf_segvit.training.data_order import EpochSamples, StepOrder
-from hf_segvit.training.schedules import learning_rate_factor
+from hf_segvit.training.optimizers import learning_rate_factor
 
 IMAGE_SIZE, NUM_TEST_SCENES = 96, 200
 NUM_SCENES, FEW = 3000, 60  # with any labels, and with fine ones where these are few

@@ -8,12 +8,12 @@ from transformers import AutoModelForUniversalSegmentation
 
 from hf_segvit.inference.loading import load_segmentation_model
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
-from hf_segvit.training.adapters import add_adapters, load_adapters, merge_adapters, merged_weights
 from hf_segvit.training.checkpoints import check, read
 from hf_segvit.training.derivation import derive
 from hf_segvit.training.loop import train
-from hf_segvit.training.parameter_groups import build_optimizer, parameter_groups
+from hf_segvit.training.optimizers import build_optimizer, parameter_groups
 from hf_segvit.training.recipe import Recipe, load_recipe
+from hf_segvit.training.start import add_adapters, load_adapters, merge_adapters, merged_weights
 from hf_segvit.training.tasks.eomt import EoMTTask
 
 from .test_freezing import batch

@@ -8,8 +8,8 @@ from torch import nn
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.data.reading import describe, load_segmentation_dataset
-from hf_segvit.training.class_head import carry_over_classes
 from hf_segvit.training.loop import train
+from hf_segvit.training.start import carry_over_classes
 from hf_segvit.training.tasks.eomt import EoMTTask
 
 from .tiny_models import tiny_eomt

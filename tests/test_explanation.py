@@ -7,10 +7,9 @@ import pytest
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.training.derivation import derive
 from hf_segvit.training.explanation import explain, memory_advice
-from hf_segvit.training.freezing import freeze
-from hf_segvit.training.parameter_groups import parameter_groups
+from hf_segvit.training.optimizers import freeze, parameter_groups
 from hf_segvit.training.recipe import Recipe, load_recipe, packaged_recipes
-from hf_segvit.training.selection import Selection
+from hf_segvit.training.results import Selection
 
 from .tiny_models import tiny_eomt
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hf_segvit.training.derivation import derive
-from hf_segvit.training.freezing import freeze
-from hf_segvit.training.parameter_groups import build_optimizer, parameter_groups
+from hf_segvit.training.optimizers import build_optimizer, freeze, parameter_groups
 from hf_segvit.training.recipe import Recipe
 
 from .tiny_models import tiny_eomt

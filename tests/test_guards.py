@@ -13,9 +13,8 @@ from hf_segvit.cli import main
 from hf_segvit.training import loop
 from hf_segvit.training.checkpoints import Checkpoints
 from hf_segvit.training.data_order import StepOrder, TrainingLoader
-from hf_segvit.training.guards import NonFiniteGuard, TrainingFailed, explained_out_of_memory
+from hf_segvit.training.guards import NonFiniteGuard, TrainingFailed, explained_out_of_memory, replay
 from hf_segvit.training.loop import train
-from hf_segvit.training.replay import replay
 from hf_segvit.training.tasks.eomt import EoMTTask
 from hf_segvit.training.tracking import read_history
 

@@ -6,7 +6,7 @@ import torch
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 from hf_segvit.training.derivation import derive
-from hf_segvit.training.parameter_groups import build_optimizer, layer_factor, parameter_groups, parameter_role
+from hf_segvit.training.optimizers import build_optimizer, layer_factor, parameter_groups, parameter_role
 from hf_segvit.training.recipe import Recipe
 
 from .tiny_models import FAMILIES, tiny_eomt

@@ -16,7 +16,7 @@ from hf_segvit.data.reading import FORMATS
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 from hf_segvit.training.derivation import augmentation_name, derive, model_fields
-from hf_segvit.training.parameter_groups import parameter_groups
+from hf_segvit.training.optimizers import parameter_groups
 from hf_segvit.training.recipe import RECIPE_FOLDER, load_recipe, packaged_recipes
 
 # Pictures that the official loader keeps, implied by the steps of an epoch.

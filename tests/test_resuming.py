@@ -7,15 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_segvit.training.checkpoints import identity, refuse_other_run
 from hf_segvit.training.derivation import derive
-from hf_segvit.training.distributed_state import put_optimizer
 from hf_segvit.training.loop import train
-from hf_segvit.training.parameter_groups import build_optimizer
+from hf_segvit.training.optimizers import (
+    build_optimizer,
+    learning_rate_factor,
+    learning_rate_schedule,
+    restore_schedule,
+)
 from hf_segvit.training.recipe import Recipe, load_recipe
-from hf_segvit.training.resuming import identity, refuse_other_run
-from hf_segvit.training.schedules import learning_rate_factor, learning_rate_schedule, restore_schedule
 from hf_segvit.training.tasks import task_for
 from hf_segvit.training.tracking import read_history
+from hf_segvit.training.training_state import put_optimizer
 
 from .data_folders import mask_folder
 from .tiny_models import tiny_eomt

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from hf_segvit.training.derivation import derive
-from hf_segvit.training.parameter_groups import build_optimizer
+from hf_segvit.training.optimizers import build_optimizer, learning_rate_factor, learning_rate_schedule
 from hf_segvit.training.recipe import Recipe
-from hf_segvit.training.schedules import learning_rate_factor, learning_rate_schedule
 
 from .tiny_models import tiny_eomt
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_segvit import EoMTForUniversalSegmentation, PlainViTModel, ViTPForPointClassification
-from hf_segvit.training.starting_weights import load_changed
+from hf_segvit.training.start import load_changed
 
 from .tiny_generators import tiny_classifier
 from .tiny_models import tiny_eomt

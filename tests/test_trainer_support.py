@@ -20,13 +20,10 @@ from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.mask_criterion import MaskCriterion
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 from hf_segvit.training.annealing import MaskAnnealing
-from hf_segvit.training.annealing_callback import MaskAnnealingCallback
 from hf_segvit.training.derivation import derive
-from hf_segvit.training.parameter_groups import build_optimizer
+from hf_segvit.training.optimizers import build_optimizer, learning_rate_schedule
 from hf_segvit.training.recipe import Recipe
-from hf_segvit.training.schedules import learning_rate_schedule
-from hf_segvit.training.trainer_metrics import SegmentationScores
-from hf_segvit.training.trainer_support import EoMTTrainer, segment_maps
+from hf_segvit.training.transformers_trainer import EoMTTrainer, MaskAnnealingCallback, SegmentationScores, segment_maps
 
 from .tiny_models import tiny_eomt
 from .trainer_processes import Objects, one_step_and_scores, same_points

@@ -2,8 +2,8 @@
 
 import torch
 
-from hf_segvit.training.optimizer_step import to_device
-from hf_segvit.training.output_folders import cache_folder
+from hf_segvit.training.recipe import cache_folder
+from hf_segvit.training.step import to_device
 from hf_segvit.training.tasks.eomt import EoMTTask
 
 from .data_folders import mask_folder

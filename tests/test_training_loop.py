@@ -11,9 +11,9 @@ from hf_segvit import EoMTForUniversalSegmentation
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.modeling_eomt import EoMTModel
 from hf_segvit.training.loop import train
-from hf_segvit.training.selection import Selection
+from hf_segvit.training.results import Selection
+from hf_segvit.training.start import compile_blocks
 from hf_segvit.training.tasks.eomt import EoMTTask
-from hf_segvit.training.trained_model import compile_blocks
 
 from .tiny_training import MODEL, saved_tensors, tiny_recipe
 

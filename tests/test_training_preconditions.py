@@ -5,8 +5,8 @@ import yaml
 
 from hf_segvit.cli import main
 from hf_segvit.hub.push import push as hub
-from hf_segvit.training import preconditions
-from hf_segvit.training.preconditions import check_keep_best, check_trackers
+from hf_segvit.training import loop as preconditions
+from hf_segvit.training.loop import check_keep_best, check_trackers
 from hf_segvit.training.tasks import task_for
 
 from .test_training_vit_p import recipe as point_recipe

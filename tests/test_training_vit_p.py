@@ -10,11 +10,10 @@ from torch.nn.functional import cross_entropy
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 from hf_segvit.training.derivation import derive
 from hf_segvit.training.loop import train
-from hf_segvit.training.parameter_groups import parameter_groups
-from hf_segvit.training.point_recipes import point_settings
+from hf_segvit.training.optimizers import parameter_groups
 from hf_segvit.training.recipe import Recipe
 from hf_segvit.training.tasks import task_for
-from hf_segvit.training.tasks.vit_p import ViTPTask
+from hf_segvit.training.tasks.vit_p import ViTPTask, point_settings
 
 DATA = "generated:easy?num_scenes=7&size=48"
 MODEL = {

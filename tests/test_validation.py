@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_segvit.training.tasks.validation import side_by_side, validation_split
+from hf_segvit.training.tasks import side_by_side, validation_split
 
 from .data_folders import mask_folder
 

@@ -16,8 +16,7 @@ from hf_segvit.data.augmentation import AugmentedSample
 from hf_segvit.data.collation import MaskCollator
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.mask_criterion import MaskCriterion
-from hf_segvit.training.trainer_metrics import SegmentationScores
-from hf_segvit.training.trainer_support import EoMTTrainer
+from hf_segvit.training.transformers_trainer import EoMTTrainer, SegmentationScores
 
 from .tiny_models import tiny_eomt
 

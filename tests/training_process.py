@@ -15,9 +15,8 @@ import sys
 import torch
 
 from hf_segvit.training import loop
-from hf_segvit.training.parameter_groups import build_optimizer
+from hf_segvit.training.optimizers import build_optimizer, learning_rate_schedule
 from hf_segvit.training.recipe import Recipe
-from hf_segvit.training.schedules import learning_rate_schedule
 from hf_segvit.training.sharding import shard_model
 from hf_segvit.training.tasks.eomt import EoMTTask
 from hf_segvit.training.tasks.vit_p import ViTPTask

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(packaged_recipes()))
         return 0
     if args.replay is not None:
-        from ..training.replay import replay
+        from ..training.guards import replay
 
         print(replay(args.replay))
         return 0
@@ -94,8 +94,8 @@ def _explanation(recipe: Any) -> str:
     from ..inference.loading import quiet_transformers
     from ..training.derivation import derive
     from ..training.explanation import explain
+    from ..training.start import build_trained_model
     from ..training.tasks import task_for
-    from ..training.trained_model import build_trained_model
 
     task = task_for(recipe)
     published = task.without_data()

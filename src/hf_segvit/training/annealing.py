@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .recipe_checks import parse_fraction
+from .recipe import parse_fraction
 
 POWER = 0.9
 

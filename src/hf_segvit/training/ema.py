@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .distributed_state import spread_like, whole
+from .training_state import spread_like, whole
 
 
 class MovingAverage:

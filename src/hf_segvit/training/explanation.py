@@ -14,7 +14,7 @@ from torch import nn
 
 from ..models.image_processing_plain_vit import unit_normalization
 from .derivation import TrainingPlan, augmentation_name, image_size
-from .parameter_groups import parameter_groups
+from .optimizers import parameter_groups
 from .recipe import Recipe
 
 

@@ -7,46 +7,46 @@ receives:
 - `model/`: the best weights with configuration, image processor, scores and model card; `results.json`; `curves.png`;
 - `checkpoints/`: the last and the best, to go on from; `history.jsonl` and the trackers' logs;
 - `predictions/`: pictures of what the model saw at each evaluation; `failures/`: steps that were not finite.
+
+What a run needs that a recipe alone does not tell, refused before the first step and not after the last.
+
+`check_trackers`: they are installed. `check_publishing`: the result can be pushed. `check_keep_best`: the score that
+decides which checkpoint is the best is one that the task has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from ..atomic_files import prepare_output_folder
-from ..hub.push import push_to_hub
+from ..hub.push import check_destination, push_to_hub
 from ..inference.devices import describe_device
-from .adapters import merge_adapters
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, identity
 from .data_order import StepOrder, TrainingLoader, worker_count
 from .derivation import TrainingPlan, derive
 from .ema import MovingAverage
 from .explanation import memory_advice
-from .guards import NonFiniteGuard, evaluation_advice, explained_out_of_memory
-from .optimizer_step import OptimizerStep, StepOutcome
-from .output_folders import output_folder
-from .parameter_groups import build_optimizer
-from .preconditions import check_keep_best, check_publishing, check_trackers
-from .random_states import random_states, seed_everything, unchanged_random_states
-from .recipe import Recipe
-from .replay import save_failed_step
-from .results import TrainingOutcome, write_results
-from .resuming import identity
+from .guards import NonFiniteGuard, evaluation_advice, explained_out_of_memory, save_failed_step
+from .optimizers import build_optimizer, highest_rates, learning_rate_schedule
+from .recipe import Recipe, output_folder
+from .results import Selection, TrainingOutcome, write_results
 from .saving import RunParts, RunSaver
-from .schedules import highest_rates, learning_rate_schedule
-from .selection import Selection
 from .signals import StopRequested, StopSignals
+from .start import WholeModel, build_trained_model, checkpoint_blocks, compile_blocks, merge_adapters
+from .step import OptimizerStep, StepOutcome
 from .tasks import TrainingTask, task_for
 from .tracking import Tracking, memory_mib
-from .trained_model import WholeModel, build_trained_model, checkpoint_blocks, compile_blocks
+from .training_state import random_states, seed_everything, unchanged_random_states
 
 PROCESS_TIMEOUT = 1800.0  # seconds that a process waits for the others
 
@@ -287,3 +287,58 @@ class _Run:
 
     def _due(self, every: int) -> bool:
         return self.step > 0 and (self.step % every == 0 or self.step == self.plan.total_steps)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that are not there: Accelerate passes over them without a word.
+
+    Args:
+        names: of a recipe; "all" stands for those that are installed.
+
+    Raises:
+        ValueError: one is unknown or not installed; the message says what to do.
+    """
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    available = {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name in available or name == "all":
+            continue
+        if name not in known:
+            raise ValueError(f"trackers has {name!r}; {_suggestion(name, [*known, 'all'])}")
+        raise ValueError(f"trackers has {name}, which is not installed: pip install {name}, or trackers=[tensorboard]")
+
+
+def check_publishing(repo_id: str | None) -> None:
+    """Refuse to train for a repository that cannot be pushed to, as far as that shows without the network.
+
+    Args:
+        repo_id: `push_to_hub` of a recipe.
+
+    Raises:
+        ValueError: it is no repository's name, there is no access token, or offline mode is on.
+    """
+    if repo_id is None:
+        return
+    try:
+        check_destination(repo_id)
+    except ValueError as error:
+        raise ValueError(f"push_to_hub={repo_id}: {error}") from error
+
+
+def check_keep_best(name: str | None, scores: Sequence[str]) -> None:
+    """Refuse a score that the task has not.
+
+    Args:
+        name: `keep_best` of a recipe; `None` is the task's headline.
+        scores: names that the task may give; none where that is not known.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if name is not None and scores and name not in scores:
+        raise ValueError(f"keep_best={name!r} is no score of this task; {_suggestion(name, scores)}")
+
+
+def _suggestion(name: str, choices: Sequence[str]) -> str:
+    near = get_close_matches(name.lower(), choices, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"

@@ -5,19 +5,35 @@ and applies `key=value` overrides; `Recipe` is the record. A field that is `None
 derivation.py, which also has the rules; whatever is stated is taken as it is.
 
 Source of the packaged values: the official configurations of EoMT (Kerssies et al., CVPR 2025) and ViT-P.
+
+What a recipe may hold: the choices of its fields, their ranges, and values that contradict each other.
+
+`check_recipe` refuses everything that can be told without data, weights or devices, so that a mistake shows before
+anything is loaded.
+
+Values of a recipe as they come from a file or the command line: reading, overriding, and fitting them to the fields.
+
+In here, in this order: YAML (with numbers like 1e-4, which YAML 1.1 takes for text, and no key twice), `key=value`
+overrides, and the types of the fields.
+
+Where a training writes to: `output_folder` for results and checkpoints, `cache_folder` for id maps.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from .recipe_checks import check_recipe
-from .recipe_values import apply_overrides, convert_fields, parse_yaml
+import yaml
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
@@ -216,3 +232,319 @@ def find_recipe(path_or_name: str | Path) -> Path:
 def packaged_recipes() -> list[str]:
     """Names of the recipes that come with the package, sorted."""
     return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+
+
+CHOICES = {
+    "model": ("eomt", "vit_p"),
+    "task": ("panoptic", "instance", "semantic", "points"),
+    "optimizer": ("adamw", "sgd"),
+    "weight_decay_mode": ("all", "matrices"),
+    "schedule": ("polynomial", "cosine"),
+    "precision": ("no", "bf16", "fp16"),
+}
+POSITIVE = (
+    "epochs",
+    "steps",
+    "batch_size",
+    "device_batch_size",
+    "learning_rate",
+    "base_learning_rate",
+    "prompt_learning_rate",
+    "max_grad_norm",
+    "power",
+    "layer_decay",
+    "evaluate_every",
+    "evaluate_limit",
+    "patience",
+    "save_every",
+    "save_every_steps",
+    "keep_last",
+    "log_every",
+)
+NOT_NEGATIVE = ("weight_decay", "momentum", "seed", "num_workers", "draw")
+LORA_KEYS = ("rank", "alpha", "dropout", "targets")
+
+
+def check_recipe(recipe: Any) -> None:
+    """Refuse a `Recipe` that cannot be meant.
+
+    Raises:
+        ValueError: naming the field, its value and the remedy.
+    """
+    for name, choices in CHOICES.items():
+        value = getattr(recipe, name)
+        if value not in choices:
+            near = get_close_matches(value, choices, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
+            raise ValueError(f"{name}={value!r} is unknown; {hint}")
+    for name in POSITIVE:
+        value = getattr(recipe, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value} must be greater than 0")
+    for name in NOT_NEGATIVE:
+        value = getattr(recipe, name)
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name}={value} must not be negative")
+    if (recipe.task == "points") != (recipe.model == "vit_p"):
+        raise ValueError(
+            f"model={recipe.model} and task={recipe.task} do not go together; ViT-P's task is points, EoMT's are "
+            "panoptic, instance and semantic"
+        )
+    if recipe.epochs is not None and recipe.steps is not None:
+        raise ValueError(f"epochs={recipe.epochs} and steps={recipe.steps} both say how long; set one of them to null")
+    if recipe.init is not None and recipe.backbone is not None:
+        raise ValueError(f"init={recipe.init} and backbone={recipe.backbone}: start from one of them; set one to null")
+    _check_optimization(recipe)
+    _check_image_size(recipe.image_size)
+    _check_annealing(recipe)
+    parse_freeze(recipe.freeze)
+    _check_lora(recipe)
+
+
+def parse_freeze(freeze: str | None) -> int | None:
+    """What `freeze` asks for: `None` nothing, -1 the whole backbone, N the embeddings and the first N blocks.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if freeze is None:
+        return None
+    if freeze == "backbone":
+        return -1
+    match = re.fullmatch(r"until_layer:(\d+)", freeze)
+    if match is None:
+        raise ValueError(f"freeze={freeze!r} is unknown; give backbone, until_layer:N (such as until_layer:6) or null")
+    return int(match.group(1))
+
+
+def parse_fraction(value: Any) -> float:
+    """A number in [0, 1], or a text such as "1/6".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        number = Fraction(value)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(f"annealing has {value!r}; give fractions of training, such as 0.25 or 1/4") from error
+    if not 0 <= number <= 1:
+        raise ValueError(f"annealing has {value!r}, not a fraction of training; give 0 to 1, such as 0.25 or 1/4")
+    return float(number)
+
+
+def _check_optimization(recipe: Any) -> None:
+    if recipe.layer_decay > 1:
+        raise ValueError(f"layer_decay={recipe.layer_decay} must be at most 1, which is the same rate for all layers")
+    if len(recipe.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.betas):
+        raise ValueError(f"betas={recipe.betas} must be two numbers in [0, 1)")
+    if recipe.momentum >= 1:
+        raise ValueError(f"momentum={recipe.momentum} must be below 1")
+    if recipe.ema_decay is not None and not 0 < recipe.ema_decay < 1:
+        raise ValueError(f"ema_decay={recipe.ema_decay} must lie between 0 and 1, such as 0.999; null keeps no average")
+    if recipe.device_batch_size is not None and recipe.batch_size % recipe.device_batch_size:
+        raise ValueError(
+            f"device_batch_size={recipe.device_batch_size} does not divide batch_size={recipe.batch_size}, which "
+            "counts all devices and accumulation"
+        )
+    warmup = recipe.warmup_steps
+    if warmup is not None and (len(warmup) not in (1, 2) or min(warmup) < 0):
+        raise ValueError(f"warmup_steps={warmup} must be one or two whole numbers, such as [500] or [500, 1000]")
+
+
+def _check_image_size(image_size: int | list[int] | None) -> None:
+    sides = [image_size] if isinstance(image_size, int) else image_size
+    if sides is not None and (len(sides) > 2 or not sides or min(sides) < 1):
+        raise ValueError(f"image_size={image_size} must be a number of pixels, or [height, width]")
+
+
+def _check_annealing(recipe: Any) -> None:
+    annealing = recipe.annealing
+    if annealing is True:
+        raise ValueError("annealing=true says nothing; null anneals by the rule, false not at all, or give fractions")
+    for pair in annealing or []:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(f"annealing={annealing} must hold [start, end] for each query layer")
+        start, end = (parse_fraction(value) for value in pair)
+        if start > end:
+            raise ValueError(f"annealing has [{pair[0]}, {pair[1]}], which ends before it starts; swap them")
+    if annealing and recipe.model != "eomt":
+        raise ValueError(f"annealing is for EoMT's masked attention, not for model={recipe.model}; leave it out")
+
+
+def _check_lora(recipe: Any) -> None:
+    if recipe.lora is None:
+        return
+    for key in recipe.lora:
+        if key not in LORA_KEYS:
+            near = get_close_matches(str(key), LORA_KEYS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(LORA_KEYS)}"
+            raise ValueError(f"lora has no key {key!r}; {hint}")
+    if recipe.freeze is not None:
+        raise ValueError(f"lora and freeze={recipe.freeze}: adapters freeze what they adapt; set one of them to null")
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """Plain data only; and a key that stands twice is an error, not silently the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {', '.join(twice)} stands there twice", node.start_mark
+            )
+        return mapping
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """The data in a YAML text; nothing in it is executed.
+
+    Args:
+        text: YAML.
+        place: where it comes from, for the error.
+
+    Raises:
+        ValueError: it is no YAML, or has a key twice; the message has the line.
+    """
+    try:
+        return yaml.load(text, Loader=_RecipeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{place}: no valid YAML ({' '.join(str(error).split())})") from error
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str], record: type) -> dict[str, Any]:
+    """Values with "key=value" texts applied in order.
+
+    Args:
+        values: field to value.
+        overrides: a key may have dots where it goes into a dict; the value is YAML, so `key=null` is no value.
+        record: the dataclass whose fields are meant.
+
+    Raises:
+        ValueError: a text is not of this form, or there is no such field; the message has the nearest.
+    """
+    result = copy.deepcopy(dict(values))
+    refuse_unknown(result, record)
+    hints = typing.get_type_hints(record)
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        name, *inner = key.strip().split(".")
+        if not separator or not all((name, *inner)):
+            raise ValueError(f"{text!r} is no override; give key=value, such as batch_size=8")
+        refuse_unknown([name], record)
+        if not inner and set(_options(hints[name])) <= {str, types.NoneType}:
+            result[name] = _text(value)
+            continue
+        parsed = parse_yaml(value, f"the value of {key}")
+        if not inner:
+            result[name] = parsed
+            continue
+        if not _allows_dict(hints[name]):
+            raise ValueError(f"{key}: {name} holds no keys of its own; give {name}=value")
+        target = result[name] = result.get(name) or {}
+        for part in inner[:-1]:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"{key}: {part} holds {target!r}, which has no keys of its own")
+        target[inner[-1]] = parsed
+    return result
+
+
+def _text(value: str) -> str | None:
+    """A text field: a folder may be called 2024, and a path may hold what means something in YAML."""
+    value = value.strip()
+    return None if value in ("null", "~", "") else value
+
+
+def refuse_unknown(names: Any, record: type) -> None:
+    """Refuse names that are no fields.
+
+    Raises:
+        ValueError: naming the first and the fields that it resembles.
+    """
+    known = [field.name for field in dataclasses.fields(record)]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the keys are {', '.join(known)}"
+            raise ValueError(f"a recipe has no key {name!r}; {hint}")
+
+
+def convert_fields(values: Mapping[str, Any], record: type) -> dict[str, Any]:
+    """Values in the types of their fields: whole numbers where decimals are meant and the like are converted.
+
+    Raises:
+        ValueError: a value is of another type; the message names the field, the value and what is expected.
+    """
+    hints = typing.get_type_hints(record)
+    return {name: _convert(name, value, hints[name]) for name, value in values.items()}
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    options = _options(hint)
+    for option in options:
+        matched, converted = _match(value, option)
+        if matched:
+            return converted
+    expected = " or ".join(_words(option) for option in options)
+    raise ValueError(f"{name}={value!r} does not fit; expected {expected}")
+
+
+def _match(value: Any, option: Any) -> tuple[bool, Any]:
+    """Whether a value is of a type, and the value in it."""
+    origin = typing.get_origin(option)
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            return False, value
+        matches = [_match(item, typing.get_args(option)[0]) for item in value]
+        return all(matched for matched, _ in matches), [converted for _, converted in matches]
+    if origin is dict:
+        return isinstance(value, Mapping), dict(value) if isinstance(value, Mapping) else value
+    if option is Any:
+        return True, value
+    if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return True, float(value)
+    if option is int and isinstance(value, float) and value.is_integer():
+        return True, int(value)
+    return isinstance(value, option) and (option is not int or not isinstance(value, bool)), value
+
+
+def _allows_dict(hint: Any) -> bool:
+    return any(typing.get_origin(option) is dict for option in _options(hint))
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _words(option: Any) -> str:
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        types.NoneType: "null",
+    }
+    origin = typing.get_origin(option)
+    if origin is list:
+        return "a list"
+    return "key: value pairs" if origin is dict else words.get(option, str(option))
+
+
+def output_folder(recipe: Recipe) -> Path:
+    """Where a recipe writes to."""
+    return Path(recipe.output or Path("runs") / recipe.name)
+
+
+def cache_folder(recipe: Recipe) -> Path | None:
+    """Where id maps are kept for quicker reading; `None` where they are not."""
+    if not recipe.cache:
+        return None
+    return output_folder(recipe) / "cache" if recipe.cache is True else Path(recipe.cache)

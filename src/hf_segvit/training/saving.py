@@ -19,17 +19,22 @@ from torch import Tensor
 
 from ..atomic_files import replacing
 from ..models.image_processing_plain_vit import unit_normalization
-from .adapters import merged_weights
-from .checkpoints import Checkpoints, DamagedCheckpoint, TrainingState, check, read
-from .distributed_state import collect_optimizer, collect_weights, put_optimizer, put_weights
+from .checkpoints import Checkpoints, DamagedCheckpoint, TrainingState, check, read, refuse_other_run
 from .ema import MovingAverage
 from .guards import NonFiniteGuard
-from .random_states import random_states, restore_random_states, seed_everything
+from .optimizers import restore_schedule
 from .recipe import Recipe
-from .resuming import refuse_other_run
-from .schedules import restore_schedule
-from .selection import Selection
-from .starting_weights import pixel_settings
+from .results import Selection
+from .start import merged_weights, pixel_settings
+from .training_state import (
+    collect_optimizer,
+    collect_weights,
+    put_optimizer,
+    put_weights,
+    random_states,
+    restore_random_states,
+    seed_everything,
+)
 
 EVALUATION = "evaluation.json"
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ..atomic_files import replacing
 from ..drawing.segments import contact_sheet
 from .derivation import TrainingPlan
-from .optimizer_step import StepOutcome
+from .step import StepOutcome
 
 HISTORY = "history.jsonl"
 # Groups of curves without noise.

@@ -2,6 +2,8 @@
 
 The loop (loop.py) does steps, schedules, checkpoints and logs; a task supplies model, data, loss, evaluation and
 pictures. `TrainingSamples` is what a task gives the loop to train on. EoMT's task is in eomt.py.
+
+What tasks share in scoring and drawing: `validation_split` finds the data, `side_by_side` lays answers out.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...data import reading
+from ...drawing.segments import contact_sheet
 from ...inference.loading import quiet_transformers
 from ..published_data import published_data
 
@@ -186,3 +190,17 @@ def task_for(recipe: Any) -> TrainingTask:
         raise ValueError(f"model is {recipe.model!r}; choose one of {', '.join(_TASKS)}")
     module, name = _TASKS[recipe.model]
     return getattr(importlib.import_module(f".{module}", __package__), name)(recipe)
+
+
+def validation_split(spec: str) -> str:
+    """The split of "FORMAT:PATH" to score on where a recipe names none.
+
+    Raises:
+        ValueError: it has none of the usual names.
+    """
+    return reading.validation_split(spec, "name one with val_split=, or other data with val_data=")
+
+
+def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
+    """Picture, truth and answer in a row, under these titles."""
+    return contact_sheet([panels], ("picture", "truth", "answer"))

@@ -28,14 +28,11 @@ from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.mask_criterion import MaskCriterion
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
-from ..class_head import carry_over_classes
 from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
-from ..output_folders import cache_folder
-from ..recipe import Recipe
-from ..starting_weights import backbone_pixel_settings, load_changed, pixel_settings
-from . import TrainingSamples, TrainingTask
-from .validation import side_by_side, validation_split
+from ..recipe import Recipe, cache_folder
+from ..start import backbone_pixel_settings, carry_over_classes, load_changed, pixel_settings
+from . import TrainingSamples, TrainingTask, side_by_side, validation_split
 
 # How answers are made of outputs; a checkpoint's own go on with it, or its scores would change without any training.
 _POST_PROCESSING_SETTINGS = (

@@ -4,11 +4,30 @@ Prompts are drawn as the recipe's `points` say (point_recipes.py), also from a m
 stages, such as boxes first and points then, are two recipes: the second starts with `init` from the model of the first,
 whose head is kept where the classes are the same and made anew where they are not or `reset_head` asks for it. The loss
 is the mean cross-entropy of the labelled prompts of all processes and micro-batches.
+
+The `points` part of a ViT-P recipe: how prompts are drawn, from which data, and where the model is scored.
+
+`point_settings` reads it; unknown keys and values that cannot be meant are refused before anything is loaded.
+
+    points:
+      num_points: 200          # prompts of a picture
+      source: mask             # mask, coarse or box
+      instance_aware: false
+      box_share: 0.5           # of prompts from boxes that are boxes; the others are points in them
+      coarse_margin: 0.03
+      share: 1                 # of the samples, beside those of the mixture
+      mixture:                 # further data, each with the keys above
+        - {data: "cityscapes_coarse:/data/cityscapes", split: train_extra, source: mask, share: 3}
+      reset_head: false        # with init: learn the classes anew
+      evaluate: [random]       # and interior, maximum
+      generator: null          # segmentation model whose masks "maximum" asks about
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -19,10 +38,10 @@ from torch import Tensor, nn
 from ...data.augmentation import AugmentedDataset, augmentation
 from ...data.collation import PointCollator, normalize_pixels
 from ...data.mixture import MixedDataset, MixturePart
-from ...data.prompts import IGNORED
+from ...data.prompts import IGNORED, PROMPT_SOURCES
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
 from ...drawing.segments import draw_segments
-from ...evaluation.points import PointPredictor, evaluate_points, point_source
+from ...evaluation.points import POINT_KINDS, PointPredictor, evaluate_points, point_source
 from ...evaluation.predictor import load_predictor
 from ...hub.model_card import make_point_model_card
 from ...inference.loading import load_point_classifier
@@ -33,12 +52,9 @@ from ...models.image_processing_vit_p import ViTPImageProcessor
 from ...models.modeling_vit_p import ViTPForPointClassification
 from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
-from ..output_folders import cache_folder
-from ..point_recipes import needs_segments, point_settings
-from ..recipe import Recipe
-from ..starting_weights import backbone_pixel_settings, load_changed, pixel_settings
-from . import TrainingSamples, TrainingTask
-from .validation import side_by_side, validation_split
+from ..recipe import Recipe, cache_folder
+from ..start import backbone_pixel_settings, load_changed, pixel_settings
+from . import TrainingSamples, TrainingTask, side_by_side, validation_split
 
 _EVALUATION_BATCH = 8  # pictures
 
@@ -293,3 +309,120 @@ def _draw_points(
         discs[(columns - x * image.width) ** 2 + (rows - y * image.height) ** 2 <= radius**2] = place
         info.append({"id": place, "label_id": label, **({} if scores is None else {"score": scores[place]})})
     return draw_segments(image, discs, info, id2label, alpha=0.9)
+
+
+SAMPLING_KEYS = ("num_points", "source", "instance_aware", "box_share", "coarse_margin")
+_PART_KEYS = (*SAMPLING_KEYS, "data", "split", "share")
+_KEYS = (*SAMPLING_KEYS, "share", "mixture", "reset_head", "evaluate", "generator")
+
+
+@dataclass(frozen=True)
+class PointPart:
+    """Further data of a mixture.
+
+    Attributes:
+        data: "FORMAT:PATH".
+        split: of the data; `None` is the first there is.
+        share: of the samples.
+        sampling: settings of `PointAugmentation`.
+    """
+
+    data: str
+    split: str | None
+    share: float
+    sampling: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PointSettings:
+    """The `points` of a recipe; see the module.
+
+    Attributes:
+        sampling: settings of `PointAugmentation`, for the recipe's own data.
+        share: of the recipe's own data.
+        mixture: further data.
+        reset_head: whether the head of `init` is made anew.
+        evaluate: kinds of points to score at.
+        generator: segmentation model for kind "maximum".
+    """
+
+    sampling: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0
+    mixture: tuple[PointPart, ...] = ()
+    reset_head: bool = False
+    evaluate: tuple[str, ...] = ("random",)
+    generator: str | None = None
+
+    @property
+    def wants_segments(self) -> bool:
+        """Whether segments of one class must be told apart."""
+        return needs_segments(self.sampling)
+
+
+def point_settings(values: Mapping[str, Any]) -> PointSettings:
+    """Read the `points` of a recipe.
+
+    Raises:
+        ValueError: a key is unknown or a value cannot be meant; the message names it and the remedy.
+    """
+    _refuse_unknown(values, _KEYS, "points")
+    parts = values.get("mixture") or ()
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) and "data" in part for part in parts):
+        raise ValueError(
+            "points.mixture must be a list of data sets, each with `data` and perhaps `share` and `source`"
+        )
+    for part in parts:
+        _refuse_unknown(part, _PART_KEYS, "points.mixture")
+    own = _sampling(values, "points")
+    kinds = values.get("evaluate", ("random",))
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    unknown = [kind for kind in kinds if kind not in POINT_KINDS]
+    if unknown or not kinds:
+        raise ValueError(f"points.evaluate is {list(kinds)}; name some of {', '.join(POINT_KINDS)}")
+    if "maximum" in kinds and not values.get("generator"):
+        raise ValueError(
+            "points.evaluate has maximum, which needs masks: name a segmentation model as points.generator"
+        )
+    return PointSettings(
+        sampling=own,
+        share=_share(values, "points"),
+        mixture=tuple(
+            PointPart(
+                str(part["data"]),
+                part.get("split"),
+                _share(part, "points.mixture"),
+                {**own, **_sampling(part, "points.mixture")},
+            )
+            for part in parts
+        ),
+        reset_head=bool(values.get("reset_head", False)),
+        evaluate=kinds,
+        generator=values.get("generator"),
+    )
+
+
+def needs_segments(sampling: Mapping[str, Any]) -> bool:
+    """Whether prompts drawn with these settings tell segments of one class apart."""
+    return bool(sampling.get("instance_aware")) or sampling.get("source") == "box"
+
+
+def _sampling(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    source = values.get("source", "mask")
+    if source not in PROMPT_SOURCES:
+        raise ValueError(f"{place}.source is {source!r}; choose one of {', '.join(PROMPT_SOURCES)}")
+    return {key: values[key] for key in SAMPLING_KEYS if key in values}
+
+
+def _share(values: Mapping[str, Any], place: str) -> float:
+    share = values.get("share", 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
+        raise ValueError(f"{place}.share is {share!r}; give a number above 0, relative to the other shares")
+    return float(share)
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
+    for key in values:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
+            raise ValueError(f"{place} has no key {key!r}; {hint}")

@@ -1,4 +1,9 @@
-"""States of model and optimiser however they are spread: whole on one process, sharded by FSDP2, or DeepSpeed's.
+"""The states of all generators of random numbers that training may use: Python's, NumPy's and PyTorch's.
+
+`random_states` takes them, `restore_random_states` puts them back, `unchanged_random_states` keeps what happens in
+between from mattering, and `seed_everything` starts them.
+
+States of model and optimiser however they are spread: whole on one process, sharded by FSDP2, or DeepSpeed's.
 
 `collect_weights` and `collect_optimizer` gather them, `put_weights` and `put_optimizer` hand them out again, also to
 another number of processes. Weights are always those of one process. An optimiser's state is PyTorch's own, by the
@@ -9,9 +14,13 @@ DeepSpeed's optimiser belongs to its engine and to this number of processes, so 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
@@ -23,6 +32,54 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def random_states() -> dict[str, Any]:
+    """The states of this process, as tensors and plain numbers that `torch.load(weights_only=True)` can read."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = _numpy_state()
+    states: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Put back what `random_states` took. A GPU's state is left out where there is no GPU."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _numpy_state() -> Any:
+    return np.random.get_state(legacy=True)
+
+
+@contextmanager
+def unchanged_random_states() -> Iterator[None]:
+    """Whatever the block draws, the numbers after it are those that would have come without it."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        restore_random_states(states)
+
+
+def seed_everything(*seeds: int) -> None:
+    """Start all generators from numbers of which each makes a difference, such as seed, step and process."""
+    words = np.random.SeedSequence(seeds).generate_state(2, np.uint64)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[0]) % 2**32)
+    torch.manual_seed(int(words[1]) % 2**63)
+
 
 _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process alone
 _HANDED_OUT = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
