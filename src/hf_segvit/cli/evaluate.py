@@ -3,15 +3,32 @@
 With `--output`, counts are kept while it runs, so that the same command goes on where an interrupted one stopped, and
 the table, all numbers and a drawing of the worst pictures are written there. Several processes share the work under
 `accelerate launch -m hf_segvit evaluate ...`. With `--classifier` a ViT-P corrects the labels: evaluate_fusion.py.
+
+`hf-segvit evaluate --task points`: the accuracy of a point classifier; a part of the subcommand in evaluate.py.
+
+`hf-segvit evaluate` with a ViT-P: its weight alpha, and how much of the gap to perfect labels it closes.
+
+A part of the subcommand in evaluate.py. With `--sweep-alpha`, or `--oracle`, generator and ViT-P are asked once for
+each picture and scored with several alphas; with `--output`, counts of all of them are kept for going on, and
+results.json, results.txt and alpha.png are written at the end.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .evaluate_fusion import add_fusion_options, alphas_to_score, check_fusion_options, run_sweep
-from .evaluate_points import add_point_options, run_points
-from .model_options import add_view_options, errors_name_options, views_of
+from .model_options import (
+    add_classifier_options,
+    add_view_options,
+    check_classifier_options,
+    errors_name_options,
+    numbers,
+    views_of,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation import Predictor
 
 TASKS = ("panoptic", "instance", "semantic", "points")
 # What makes two evaluations the same, so that one may go on where the other stopped.
@@ -161,4 +178,191 @@ def run(args: argparse.Namespace) -> int:
         if args.worst:
             draw_worst(args.output / "worst.png", predictor, dataset, id2label, result.pictures[: args.worst])
         delete_partial_results(partial_folder)
+    return 0
+
+
+POINT_KINDS = ("random", "interior", "maximum")
+
+
+def add_point_options(parser: Any) -> None:
+    """Add what only this task heeds."""
+    group = parser.add_argument_group("task points")
+    group.add_argument(
+        "--points",
+        choices=POINT_KINDS,
+        default="random",
+        help=(
+            "random: all classes of a picture equally often (default); interior: the innermost pixel of every true "
+            "segment; maximum: the highest-valued point of every mask of --generator, which is scored there too"
+        ),
+    )
+    group.add_argument("--num-points", type=int, default=200, metavar="N", help="random points a picture (default 200)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of random points (default 0)")
+    group.add_argument("--generator", metavar="ID_OR_FOLDER", help="segmentation model that proposes the masks")
+
+
+def run_points(args: argparse.Namespace) -> int:
+    """Evaluate a point classifier.
+
+    Returns:
+        0.
+
+    Raises:
+        ValueError: a setting, the data set or a model is at fault; the message says what and what to do.
+    """
+    for option, least in (("num_points", 1), ("seed", 0)):
+        if getattr(args, option) < least:
+            raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)} must be at least {least}")
+    if (args.points == "maximum") != (args.generator is not None):
+        raise ValueError("--points maximum and --generator MODEL go together: give both, or neither")
+
+    from accelerate import PartialState
+
+    from ..atomic_files import prepare_output_folder
+    from ..data.reading import available_tasks, describe, load_segmentation_dataset, validation_split
+    from ..evaluation.counts import delete_partial_results
+    from ..evaluation.points import PointPredictor, evaluate_points, point_source
+    from ..evaluation.predictor import load_predictor
+    from ..evaluation.report import result_text, write_json
+    from ..inference.devices import pick_device
+    from ..inference.loading import load_point_classifier
+
+    for folder in (args.output, args.json.parent if args.json is not None else None):
+        if folder is not None:
+            prepare_output_folder(folder)
+    # Segments of one class are told apart where each is asked about.
+    order = ("semantic", "panoptic") if args.points == "random" else ("panoptic", "semantic")
+    tasks = [task for task in order if task in available_tasks(args.data)]
+    if not tasks:
+        raise ValueError(f"{args.data} has neither panoptic nor semantic labels, so that a point has no one class")
+    args.split = args.split or validation_split(args.data, "name one with --split")
+    dataset = load_segmentation_dataset(args.data, split=args.split, task=tasks[0])
+    id2label = describe(dataset).id2label
+    if args.limit is not None:
+        dataset = dataset.select(range(min(args.limit, len(dataset))))
+    state = PartialState()
+    device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
+    model, processor = load_point_classifier(args.model, revision=args.revision)
+    generator = None
+    if args.generator is not None:
+        generator = load_predictor(args.generator, task="panoptic", device=device)
+    source = point_source(args.points, id2label, num_points=args.num_points, seed=args.seed, generator=generator)
+    names = ("model", "revision", "data", "split", "task", "limit", "points", "num_points", "seed", "generator")
+    about = {name: getattr(args, name) for name in names}
+    partial_folder = args.output / "partial" if args.output is not None else None
+    result = evaluate_points(
+        PointPredictor(model, processor, device),
+        dataset,
+        id2label,
+        source,
+        batch_size=args.batch_size,
+        num_workers=args.workers if args.workers is not None else 4 if device.type == "cuda" else 0,
+        partial_folder=partial_folder,
+        about=about,
+        progress=True,
+    )
+    if not state.is_main_process:
+        return 0
+    print(result_text(result, args.rows))
+    if args.json is not None:
+        write_json(args.json, result, about)
+    if args.output is not None and partial_folder is not None:
+        write_json(args.output / "results.json", result, about)
+        (args.output / "results.txt").write_text(result_text(result, len(id2label)) + "\n", encoding="utf-8")
+        delete_partial_results(partial_folder)
+    return 0
+
+
+ALL = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
+
+
+def add_fusion_options(parser: Any) -> None:
+    """Add the classifier and its weights."""
+    add_classifier_options(parser)
+    parser.add_argument(
+        "--sweep-alpha",
+        nargs="?",
+        const=ALL,
+        metavar="A,A,...",
+        help="score with each of these weights, from one pass, and draw the curve (default 0, 0.1, ... 1)",
+    )
+
+
+def check_fusion_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot be scored.
+
+    Raises:
+        ValueError: naming the option and the remedy.
+    """
+    check_classifier_options(args)
+    given = args.classifier is not None or args.alpha is not None or args.sweep_alpha is not None
+    if given and args.task == "points":
+        raise ValueError(
+            "--classifier, --alpha and --sweep-alpha are for segmentation; for points name the ViT-P --model"
+        )
+    if args.sweep_alpha is None:
+        return
+    if args.alpha is not None:
+        raise ValueError("--alpha is one weight and --sweep-alpha several; leave one of them out")
+    for alpha in numbers(args.sweep_alpha, "--sweep-alpha"):
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"--sweep-alpha {args.sweep_alpha}: {alpha:g} is outside [0, 1]")
+
+
+def alphas_to_score(args: argparse.Namespace, predictor: "Predictor") -> list[float] | None:
+    """The alphas to compare, 0 among them; `None` for a model that is scored as it is."""
+    from ..inference.loading import is_fused
+
+    if args.sweep_alpha is not None:
+        return sorted({0.0, *numbers(args.sweep_alpha, "--sweep-alpha")})
+    if args.oracle and is_fused(predictor.model):
+        return sorted({0.0, predictor.model.config.alpha_of(args.task)})
+    return None
+
+
+def run_sweep(
+    args: argparse.Namespace,
+    predictor: "Predictor",
+    alphas: list[float],
+    dataset: Any,
+    id2label: Mapping[int, str],
+    about: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> int:
+    """Score a fused model with several alphas, print and write the results.
+
+    Args:
+        args: the command's.
+        predictor: of the fused model.
+        alphas: rising from 0.
+        dataset: entries of our readers.
+        id2label: the data set's classes.
+        about: what is evaluated, for the JSON file.
+        settings: of `evaluate_variants`.
+
+    Returns:
+        0.
+
+    Raises:
+        ValueError: as `evaluate`, or the model has no classifier.
+    """
+    from accelerate import PartialState
+
+    from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas, sweep_content, sweep_text
+    from ..evaluation.counts import delete_partial_results
+    from ..evaluation.predictor import AlphaPredictor
+    from ..evaluation.report import write_content
+
+    sweep = sweep_alphas(AlphaPredictor(predictor, alphas), dataset, id2label, **settings)
+    if not PartialState().is_main_process:
+        return 0
+    print(sweep_text(sweep, args.rows))
+    content = {**about, **sweep_content(sweep)}
+    if args.json is not None:
+        write_content(args.json, content)
+    if args.output is not None:
+        write_content(args.output / "results.json", content)
+        (args.output / "results.txt").write_text(sweep_text(sweep, len(id2label)) + "\n", encoding="utf-8")
+        plot_sweep(args.output / "alpha.png", sweep, title=f"{Path(args.model).name} and ViT-P: {args.data}")
+        delete_partial_results(settings["partial_folder"])
     return 0
