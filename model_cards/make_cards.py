@@ -1,14 +1,259 @@
-"""Write the cards in this folder anew: `python model_cards/make_cards.py`."""
+"""Write the cards in this folder anew: `python model_cards/make_cards.py`.
 
+`recipe_card` writes one from the recipe file alone: its fields, and the head comment with command, hardware, time and
+published score (`recipe_head`). A recipe is no model: the cards say that there are no weights from it, whose the scores
+are, and which licences of data and starting weights the result depends on. The card of a trained model is another one,
+which training writes beside the weights, see hf_segvit/hub/model_card.py.
+"""
+
+from __future__ import annotations
+
+import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from hf_segvit.hub.model_card import make_model_card
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.published_labels import published_label_sets
-from hf_segvit.training.recipe import packaged_recipes
-from hf_segvit.training.recipe_cards import recipe_card
+from hf_segvit.training.derivation import augmentation_name, derived_learning_rate, image_size, model_fields
+from hf_segvit.training.recipe import Recipe, find_recipe, load_recipe, packaged_recipes
+
+_MARK = "<!-- Generated from the recipe by model_cards/make_cards.py: change the recipe, not this file. -->"
+_FIELDS = ("Command", "Hardware", "Time", "Score")
+
+# As their publishers state them; by format of the data.
+_DATA_LICENCES = {
+    "coco": "COCO: annotations CC BY 4.0; the pictures belong to their Flickr authors, under terms of their own.",
+    "coco_stuff": (
+        "COCO-Stuff: annotations CC BY 4.0; the pictures belong to their Flickr authors, under terms of their own."
+    ),
+    "ade20k": "ADE20K: pictures for non-commercial research and education, by its terms of use.",
+    "cityscapes": "Cityscapes: after registration, for non-commercial purposes such as research and teaching.",
+}
+# By the beginning of the source's name.
+_WEIGHT_LICENCES = {
+    "timm/vit_": "DINOv2 weights: Apache-2.0.",
+    "facebook/dinov3": "DINOv3 weights: DINOv3 License, gated on the Hub; it covers what is trained from them, too.",
+    "tue-mps/": "Weights of the EoMT paper's authors: MIT; their backbone is DINOv2, Apache-2.0.",
+}
+_TASKS = {
+    "panoptic": "Panoptic segmentation: every pixel gets a class, and every countable object a segment of its own.",
+    "instance": "Instance segmentation: every countable object gets a mask, a class and a score.",
+    "semantic": "Semantic segmentation: every pixel gets a class.",
+    "points": "Point classification: says what is at a point or in a box, such as on a mask that another model drew.",
+}
+_LIMITS = {
+    "eomt": """- It will know the classes of its training data and no others; what else is in a picture is left out or
+  called by the nearest known name.
+- Masks are predicted on a grid coarser than the picture; parts of only a few pixels are lost.
+- Pictures unlike the training data are segmented worse. Score the model on pictures of the kind you need it for
+  (`hf-segvit evaluate`) before you rely on it.""",
+    "vit_p": """- It will know the classes of its training data and no others, and names every point, also one on
+  something else.
+- It draws no masks: published scores are of a generator's masks with its names, so they depend on the generator.
+- Pictures unlike the training data are named worse. Score the model on pictures of the kind you need it for
+  (`hf-segvit evaluate --task points`) before you rely on it.""",
+}
+_LOADING = {
+    "eomt": """from transformers import pipeline
+
+import hf_segvit
+
+segment = pipeline("image-segmentation", model="{folder}")
+segments = segment("photo.jpg")""",
+    "vit_p": """import torch
+from PIL import Image
+
+from hf_segvit import ViTPForPointClassification, ViTPImageProcessor
+
+processor = ViTPImageProcessor.from_pretrained("{folder}")
+model = ViTPForPointClassification.from_pretrained("{folder}").eval()
+inputs = processor(Image.open("photo.jpg"), input_points=[[[320, 240]]], return_tensors="pt")
+with torch.inference_mode():
+    logits = model(pixel_values=inputs["pixel_values"], prompts=inputs["prompts"]).logits""",
+}
+_PAPERS = {
+    "eomt": 'Kerssies et al., "Your ViT is Secretly an Image Segmentation Model", CVPR 2025, arXiv 2503.19108.',
+    "vit_p": "ViT-P, CVPR 2026; https://github.com/sajjad-sh33/ViT-P.",
+}
+
+
+def recipe_card(name: str) -> str:
+    """The card of a packaged recipe.
+
+    Args:
+        name: of the recipe.
+
+    Returns:
+        The text of a Markdown file.
+
+    Raises:
+        ValueError: there is no such recipe, or its head comment lacks a field.
+    """
+    recipe, head = load_recipe(name), recipe_head(find_recipe(name))
+    facts = "\n".join(f"| {key} | {value} |" for key, value in _facts(recipe, head).items())
+    remarks = f"\n{head['Remarks']}\n" if head["Remarks"] else ""
+    licences = "\n".join(f"- {line}" for line in _licences(recipe))
+    loading = _LOADING[recipe.model].format(folder=f"runs/{recipe.name}/model")
+    return f"""# {head["Title"]}
+
+{_MARK}
+
+The card of a recipe, `{name}`, not of a model: no weights come with it.
+
+{_TASKS[recipe.task]}
+
+| | |
+|---|---|
+{facts}
+{remarks}
+## Train
+
+```bash
+{head["Command"]}
+```
+
+With `hf-segvit train {name} --explain` nothing is trained but explained: what follows from the recipe, with learning
+rate and weight decay of every parameter. Any value can be changed with `key=value`.
+
+## Scores
+
+{_scores(head["Score"])}
+
+## Use the result
+
+Training leaves the model in `runs/{recipe.name}/model`, with a card of its own and the scores of that very training.
+
+```python
+{loading}
+```
+
+## Licences
+
+The code and this recipe: Apache-2.0. Weights that you train depend on what they are trained on and from:
+
+{licences}
+
+These notes are no legal advice; the terms of the publishers count.
+
+## Limits
+
+{_LIMITS[recipe.model]}
+
+## Source
+
+{_PAPERS[recipe.model]}
+"""
+
+
+def recipe_head(path: Path) -> dict[str, str]:
+    """What the comment on top of a recipe says.
+
+    Returns:
+        `Title`, `Command` (as shell lines), `Hardware`, `Time`, `Score`, and `Remarks`, which may be empty.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:].rstrip())
+    head: dict[str, list[str]] = {"Title": [], "Remarks": []}
+    key = "Title"
+    for line in lines:
+        stated = re.match(rf" ({'|'.join(_FIELDS)}):\s+(.*)", line)
+        if stated:
+            key = stated[1]
+            head[key] = [stated[2]]
+        elif line.startswith("     "):
+            head[key].append(line.strip())
+        else:
+            key = "Title" if key == "Title" else "Remarks"
+            head[key].append(line.strip())
+    missing = [name for name in _FIELDS if name not in head]
+    if missing or not head["Title"]:
+        raise ValueError(f"{path}: the comment on top lacks {', '.join(missing) or 'a title'}; see the other recipes")
+    command = [line for line in head.pop("Command") if not line.startswith("(")]
+    return {name: " ".join(text).rstrip(".") if name == "Title" else " ".join(text) for name, text in head.items()} | {
+        "Command": "\n    ".join(_without_remark(command))
+    }
+
+
+def _without_remark(lines: list[str]) -> list[str]:
+    """The lines of a command up to the one that does not go on."""
+    for number, line in enumerate(lines):
+        if not line.endswith("\\"):
+            return lines[: number + 1]
+    return lines
+
+
+def _facts(recipe: Recipe, head: dict[str, str]) -> dict[str, str]:
+    height, width = image_size(recipe)
+    fields: dict[str, Any] = model_fields(recipe)
+    queries = [f"{fields[key]} {text}" for key, text in _QUERIES if key in fields]
+    decay = "" if recipe.layer_decay == 1 else f", times {recipe.layer_decay:g} for each block further down"
+    facts = {
+        "Model": {"eomt": "EoMT", "vit_p": "ViT-P"}[recipe.model],
+        "Task": recipe.task,
+        "Starts from": f"`{recipe.init or recipe.backbone}`",
+        "Data": "your own" if _own(recipe) else f"`{(recipe.data or '').partition(':')[0]}`",
+        "Pictures": f"{height} x {width} pixels, augmentation `{augmentation_name(recipe)}`",
+        "Queries": ", ".join(queries) or ("those of the checkpoint" if recipe.model == "eomt" else ""),
+        "Points a picture": str(recipe.points.get("num_points", "")),
+        "Length": f"{recipe.epochs:g} epochs" if recipe.epochs is not None else f"{recipe.steps:,} steps",
+        "Batch": f"{recipe.batch_size} pictures",
+        "Optimiser": (
+            f"{ {'adamw': 'AdamW', 'sgd': 'SGD'}[recipe.optimizer] }, learning rate "
+            f"{derived_learning_rate(recipe):.3g}{decay}, {recipe.schedule} schedule, weight decay "
+            f"{recipe.weight_decay:g}"
+        ),
+        "Masked attention": _annealing(recipe),
+        "Adapters": "" if recipe.lora is None else f"low-rank (LoRA), rank {recipe.lora.get('rank')}",
+        "Precision": {"no": "float32"}.get(recipe.precision, recipe.precision),
+        "Hardware": head["Hardware"],
+        "Time": head["Time"],
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+_QUERIES = (("num_queries", "queries"), ("num_query_layers", "query layers"))
+
+
+def _annealing(recipe: Recipe) -> str:
+    if recipe.model != "eomt":
+        return ""
+    if recipe.annealing is False:
+        return "as the configuration has it, not annealed"
+    return "annealed in phases that the recipe states" if recipe.annealing else "annealed by the paper's rule"
+
+
+def _scores(text: str) -> str:
+    if not re.search(r"\d", text) or text.startswith("your data"):
+        return (
+            f"None yet: {text}" if not text.startswith("not published") else "None published, and none measured here."
+        )
+    return (
+        f"{text}.\n\nThese are the figures of the paper's authors, who trained with their own code.\n"
+        "This recipe follows their settings; what it reaches with this package has not been measured."
+    )
+
+
+def _own(recipe: Recipe) -> bool:
+    return (recipe.data or "").endswith(":data/own")
+
+
+def _licences(recipe: Recipe) -> list[str]:
+    form, source = (recipe.data or "").partition(":")[0], recipe.init or recipe.backbone or ""
+    lines = ["Your data: whatever its terms are."] if _own(recipe) else [_DATA_LICENCES[form]]
+    lines += [text for start, text in _WEIGHT_LICENCES.items() if source.startswith(start)]
+    if recipe.init is not None:  # a model that learned from data of its own
+        before = source.rpartition("/")[2].partition("_")[0]
+        lines += [text for name, text in _DATA_LICENCES.items() if name == before and text not in lines]
+    return lines
 
 
 def example_card() -> str:

@@ -25,8 +25,8 @@ from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 from hf_segvit.training.derivation import derive
 from hf_segvit.training.optimizers import build_optimizer
 from hf_segvit.training.recipe import Recipe
-from hf_segvit.training.sharding import load_whole_state, shard_model, whole_state
 from hf_segvit.training.start import checkpoint_blocks
+from tests.sharding import load_whole_state, shard_model, whole_state
 
 from .tiny_models import DINOV3, randomize, tiny_eomt
 from .trainer_processes import same_points

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
-from hf_segvit.training.sharding import load_whole_state, shard_model, whole_state
 
 from .fsdp_processes import (
     COUNTS,
@@ -29,6 +28,7 @@ from .fsdp_processes import (
     vit_p,
     vit_p_loss,
 )
+from .sharding import load_whole_state, shard_model, whole_state
 from .tiny_models import randomize
 
 MODELS = {"eomt": (eomt, eomt_loss), "vit_p": (vit_p, vit_p_loss)}

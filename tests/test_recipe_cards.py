@@ -1,14 +1,16 @@
 """Cards of the packaged recipes: what they say is the recipe's, and nothing claims that there are weights."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
 from hf_segvit.training.recipe import find_recipe, packaged_recipes
-from hf_segvit.training.recipe_cards import recipe_card, recipe_head
 
 CARDS = Path(__file__).parents[1] / "model_cards"
+_SCRIPT = runpy.run_path(str(CARDS / "make_cards.py"))
+recipe_card, recipe_head = _SCRIPT["recipe_card"], _SCRIPT["recipe_head"]
 
 
 @pytest.mark.parametrize("name", packaged_recipes())

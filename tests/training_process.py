@@ -17,9 +17,9 @@ import torch
 from hf_segvit.training import loop
 from hf_segvit.training.optimizers import build_optimizer, learning_rate_schedule
 from hf_segvit.training.recipe import Recipe
-from hf_segvit.training.sharding import shard_model
 from hf_segvit.training.tasks.eomt import EoMTTask
 from hf_segvit.training.tasks.vit_p import ViTPTask
+from tests.sharding import shard_model
 
 torch.set_num_threads(1)
 

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from ..models.modeling_plain_vit import PlainViTLayer
+from hf_segvit.models.modeling_plain_vit import PlainViTLayer
 
 # What is called beside `forward`, and needs whole weights as well.
 _OTHER_METHODS = ("encode_image", "classify_prompts")
