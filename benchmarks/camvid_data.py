@@ -95,7 +95,7 @@ def floors(train: Sequence[Frame], score: Sequence[Frame]) -> dict[str, float]:
 
 
 def nearest_frames(train: Sequence[Image.Image], score: Sequence[Image.Image]) -> list[int]:
-    """For each picture, the place of the training picture whose thumbnail is nearest by squared RGB differences."""
+    """For each image, the place of the training image whose thumbnail is nearest by squared RGB differences."""
     known, asked = (
         np.stack(
             [np.asarray(image.resize(THUMBNAIL, Image.Resampling.BILINEAR), np.float64).ravel() for image in images]

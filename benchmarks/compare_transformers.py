@@ -100,23 +100,23 @@ def compare_post_processing() -> None:
 
 
 @torch.inference_mode()
-def compare_picture_to_segments() -> None:
-    """From a decoded picture to panoptic segments; the logits are replaced so that both have segments to merge."""
+def compare_image_to_segments() -> None:
+    """From a decoded image to panoptic segments; the logits are replaced so that both have segments to merge."""
     ours, theirs = make_pair()
-    picture = Image.effect_noise((640, 480), 80).convert("RGB")
+    image = Image.effect_noise((640, 480), 80).convert("RGB")
     our_processor = EoMTImageProcessor(task="panoptic", size={"height": 640, "width": 640}, stuff_classes=[])
     their_processor = EomtImageProcessor(size={"shortest_edge": 640, "longest_edge": 640}, do_pad=True)
     classes, masks = post_processing.scene(30, (480, 640))
 
     def run(model, processor):
-        outputs = model(processor(images=picture, return_tensors="pt")["pixel_values"])
+        outputs = model(processor(images=image, return_tensors="pt")["pixel_values"])
         outputs["class_queries_logits"], outputs["masks_queries_logits"] = classes, masks
         return processor.post_process_panoptic_segmentation(outputs, target_sizes=[(480, 640)])
 
     ours_seconds, theirs_seconds = time_pair(
         lambda: run(ours, our_processor), lambda: run(theirs, their_processor), 5, CLOCK
     )
-    report("picture in, panoptic segments out", ours_seconds, theirs_seconds, budget=0.65)
+    report("image in, panoptic segments out", ours_seconds, theirs_seconds, budget=0.65)
 
 
 def training_step(model, masks, classes, pixels, optimizer) -> torch.Tensor:
@@ -168,7 +168,7 @@ def compare_gpu() -> None:
 PARTS = {
     "forward": compare_forward,
     "post": compare_post_processing,
-    "pipeline": compare_picture_to_segments,
+    "pipeline": compare_image_to_segments,
     "train": compare_training,
     "compile": compare_compiled,
     "gpu": compare_gpu,

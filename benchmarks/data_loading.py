@@ -1,13 +1,13 @@
-"""Pictures a second from files to training batches, beside torchvision's plain decoding of the same files.
+"""Images a second from files to training batches, beside torchvision's plain decoding of the same files.
 
     python benchmarks/data_loading.py [FORMAT:PATH] [--size 640] [--workers 0 1 2]
 
 The data set (default: `coco_train100` in the sample data, see tests/conftest.py) is read, augmented as EoMT is trained
-on COCO panoptic, and collated. Plain decoding is `decode_jpeg` of every picture and, in a second row, also
+on COCO panoptic, and collated. Plain decoding is `decode_jpeg` of every image and, in a second row, also
 `decode_png` of every panoptic map, which any reader without a cache has to do, in workers alike. All take turns. "On
 device" leaves normalising and binary masks to the GPU, as training there does, "scaled there" also the scaling of
-pictures. "Cached" reads id maps from a cache folder, as every epoch but the first does. Pictures a second are by the
-clock; on a machine that others use too, the processor time of a picture, which is measured in one process without
+images. "Cached" reads id maps from a cache folder, as every epoch but the first does. Images a second are by the
+clock; on a machine that others use too, the processor time of an image, which is measured in one process without
 workers, is the steadier measure.
 """
 
@@ -46,24 +46,24 @@ class PlainDecoding(Dataset):
         return sum(decode_image(read_file(file), ImageReadMode.RGB).shape[0] for file in self.files[index])
 
 
-def pictures_per_second(loader: DataLoader, num_pictures: int) -> float:
+def images_per_second(loader: DataLoader, num_images: int) -> float:
     """Of one pass, after the workers have started."""
     iterator = iter(loader)
     first = next(iterator)
     start = time.perf_counter()
     for _ in iterator:
         pass
-    counted = num_pictures - (len(first["class_labels"]) if isinstance(first, dict) else len(first))
+    counted = num_images - (len(first["class_labels"]) if isinstance(first, dict) else len(first))
     # With workers, what they prepared before the clock started is not free: as many batches wait at most.
     return counted / (time.perf_counter() - start)
 
 
-def milliseconds_per_picture(loader: DataLoader, num_pictures: int) -> float:
+def milliseconds_per_image(loader: DataLoader, num_images: int) -> float:
     """Processor time of one pass without workers."""
     start = time.process_time()
     for _ in loader:
         pass
-    return 1e3 * (time.process_time() - start) / num_pictures
+    return 1e3 * (time.process_time() - start) / num_images
 
 
 def loaders_of(datasets: dict[str, tuple[Dataset, object]], workers: int) -> dict[str, DataLoader]:
@@ -82,7 +82,7 @@ def main() -> None:
 
     dataset = load_segmentation_dataset(args.data, split="train", task="panoptic")
     rows = list(metadata(dataset))
-    pictures = [[row["image"]["member"]] for row in rows]
+    images = [[row["image"]["member"]] for row in rows]
     both = [[row["image"]["member"], *(place["member"] for place in row["segment_map"])] for row in rows]
     with tempfile.TemporaryDirectory() as cache:
         augment = augmentation("eomt_coco_panoptic", args.size)
@@ -90,8 +90,8 @@ def main() -> None:
         later = AugmentedDataset(dataset, augmentation("eomt_coco_panoptic", args.size, scale_later=True), cache=cache)
         on_device = MaskCollator(on_device=True)
         datasets = {
-            "decoding the pictures": (PlainDecoding(pictures), list),
-            "decoding pictures and maps": (PlainDecoding(both), list),
+            "decoding the images": (PlainDecoding(images), list),
+            "decoding images and maps": (PlainDecoding(both), list),
             "ours, whole batches": (plain, MaskCollator()),
             "ours, finished on device": (plain, on_device),
             "ours, cached, finished on device": (cached, on_device),
@@ -100,15 +100,15 @@ def main() -> None:
         for index in range(len(cached)):  # fills the cache
             cached[index]
         print(machine())
-        print(f"{len(rows)} pictures of {args.data} to {args.size} x {args.size}, batches of 4")
+        print(f"{len(rows)} images of {args.data} to {args.size} x {args.size}, batches of 4")
         loaders = loaders_of(datasets, workers=0)
-        print("processor time a picture, in one process")
-        report({name: lambda one=one: milliseconds_per_picture(one, len(rows)) for name, one in loaders.items()}, "ms")
+        print("processor time an image, in one process")
+        report({name: lambda one=one: milliseconds_per_image(one, len(rows)) for name, one in loaders.items()}, "ms")
         for workers in args.workers:
             loaders = loaders_of(datasets, workers)
             print(f"by the clock, {workers} worker{'s' if workers != 1 else ''}")
-            measures = {name: lambda one=one: pictures_per_second(one, len(rows)) for name, one in loaders.items()}
-            report(measures, "pictures/s")
+            measures = {name: lambda one=one: images_per_second(one, len(rows)) for name, one in loaders.items()}
+            report(measures, "images/s")
 
 
 def report(measures: dict[str, Callable[[], float]], unit: str) -> None:
@@ -126,7 +126,7 @@ def report(measures: dict[str, Callable[[], float]], unit: str) -> None:
         verdict = f"; budget {BUDGET:.2f} {'met' if shares[0] >= BUDGET else 'MISSED'}" if "ours" in name else ""
         print(
             f"  {name:33s} {median[name]:7.2f} {unit} [{min(row):.2f}, {max(row):.2f}]  "
-            f"{shares[0]:.2f} of the speed of decoding pictures, {shares[1]:.2f} of pictures and maps{verdict}",
+            f"{shares[0]:.2f} of the speed of decoding images, {shares[1]:.2f} of images and maps{verdict}",
             flush=True,
         )
 

@@ -1,13 +1,13 @@
 """What fusion costs beside the generator alone, in time and memory, and what the naive form of it costs.
 
-    python benchmarks/fusion.py [--device cuda] [--generators eomt mask2former] [--pictures 1 8] [--clock cpu]
+    python benchmarks/fusion.py [--device cuda] [--generators eomt mask2former] [--images 1 8] [--clock cpu]
 
-From picture files to class and mask logits; post-processing, which is the same for all, is left out. The ways:
+From image files to class and mask logits; post-processing, which is the same for all, is left out. The ways:
 
 - joint: our fusion; all queries in one pass, as their answers depend on each other.
 - isolated: our fusion; only the queries that can appear in a panoptic answer, as answers are independent.
-- naive: as the official code does it; masks at the picture's own size to find points, all queries in chunks of N, the
-  last filled up with random points, and for each chunk the picture read again from its file and encoded again.
+- naive: as the official code does it; masks at the image's own size to find points, all queries in chunks of N, the
+  last filled up with random points, and for each chunk the image read again from its file and encoded again.
 
 Weights are random, so no-object is made as frequent as in trained models: KEPT of the queries are sure to be something.
 Generators are EoMT-S with 200 queries, and Mask2Former with Swin-T and 100; ViT-P is a ViT-S/14 of 518 pixels. Time is
@@ -48,8 +48,8 @@ from hf_segvit import (
 )
 
 WAYS = ("joint", "isolated", "naive")
-NUM_CLASSES, PICTURE = 133, (480, 640)  # (height, width) of the files
-KEPT = 0.15  # share of queries that are sure to be something; a picture has about 10 to 30 segments
+NUM_CLASSES, IMAGE = 133, (480, 640)  # (height, width) of the files
+KEPT = 0.15  # share of queries that are sure to be something; an image has about 10 to 30 segments
 CHUNK = 100  # points, of the naive form
 SMALL_VIT = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 
@@ -74,7 +74,7 @@ def build_generator(name: str, size: int) -> tuple[Any, Any]:
 
 
 def make_no_object_frequent(model: Any, inputs: Any, outputs: Any) -> Any:
-    """Forward hook: shift the logit of no-object until KEPT of each picture's queries may exceed the threshold."""
+    """Forward hook: shift the logit of no-object until KEPT of each image's queries may exceed the threshold."""
     logits = outputs.class_queries_logits
     odds = logits[..., -1] - logits[..., :-1].logsumexp(-1)
     wanted = math.log(1 / EoMTImageProcessor.threshold - 1)
@@ -84,11 +84,11 @@ def make_no_object_frequent(model: Any, inputs: Any, outputs: Any) -> Any:
 
 
 class Case:
-    """A generator, a ViT-P of both kinds of prompts, and picture files.
+    """A generator, a ViT-P of both kinds of prompts, and image files.
 
     Args:
         generator: name.
-        number: of pictures.
+        number: of images.
         args: sizes and device.
         folder: for the files.
         ways: those to prepare.
@@ -99,8 +99,8 @@ class Case:
         random = np.random.default_rng(0)
         self.files = [folder / f"{index}.jpg" for index in range(number)]
         for file in self.files:
-            coarse = random.integers(0, 256, (PICTURE[0] // 32, PICTURE[1] // 32, 3), dtype=np.uint8)
-            Image.fromarray(coarse).resize(PICTURE[::-1], Image.Resampling.BICUBIC).save(file)
+            coarse = random.integers(0, 256, (IMAGE[0] // 32, IMAGE[1] // 32, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize(IMAGE[::-1], Image.Resampling.BICUBIC).save(file)
         self.generator, self.processor = build_generator(generator, args.size)
         self.generator = self.generator.eval().to(self.device)
         self.generator.register_forward_hook(make_no_object_frequent)
@@ -124,14 +124,14 @@ class Case:
     @torch.inference_mode()
     def alone(self) -> Any:
         """The generator's outputs."""
-        pictures = [self._read(file) for file in self.files]
-        return self.generator(**self.processor(images=pictures, return_tensors="pt").to(self.device))
+        images = [self._read(file) for file in self.files]
+        return self.generator(**self.processor(images=images, return_tensors="pt").to(self.device))
 
     @torch.inference_mode()
     def fused(self, way: str) -> Tensor:
         """Our fused class logits."""
-        pictures = [self._read(file) for file in self.files]
-        inputs = self.fused_processor(images=pictures, return_tensors="pt").to(self.device)
+        images = [self._read(file) for file in self.files]
+        inputs = self.fused_processor(images=images, return_tensors="pt").to(self.device)
         threshold = self.fused_processor.threshold
         return self.models[way](**inputs, task="panoptic", pruning_threshold=threshold).class_queries_logits
 
@@ -142,7 +142,7 @@ class Case:
         classifier = self.models["naive"].classifier
         answers = []
         for file, masks in zip(self.files, outputs.masks_queries_logits, strict=True):
-            full = F.interpolate(masks[None], PICTURE, mode="bilinear")
+            full = F.interpolate(masks[None], IMAGE, mode="bilinear")
             points = points_from_masks(full)[0]
             logits = []
             for chunk in points.split(CHUNK):
@@ -167,8 +167,8 @@ class Case:
 def asked(case: Case) -> float:
     """Share of the queries that isolated prompts are asked about."""
     with torch.inference_mode():
-        pictures = [case._read(file) for file in case.files]
-        inputs = case.fused_processor(images=pictures, return_tensors="pt").to(case.device)
+        images = [case._read(file) for file in case.files]
+        inputs = case.fused_processor(images=images, return_tensors="pt").to(case.device)
         outputs = case.models["isolated"](**inputs, task="panoptic", pruning_threshold=case.fused_processor.threshold)
     return float(outputs.prompt_logits.isnan().any(-1).logical_not().float().mean())
 
@@ -176,7 +176,7 @@ def asked(case: Case) -> float:
 def print_peak(way: str, args: argparse.Namespace) -> None:
     """Peak memory of one way in this process, in MiB."""
     with tempfile.TemporaryDirectory() as folder:
-        case = Case(args.generators[0], args.pictures[0], args, Path(folder), WAYS[:1] if way == "alone" else (way,))
+        case = Case(args.generators[0], args.images[0], args, Path(folder), WAYS[:1] if way == "alone" else (way,))
         run = case.function(way)
         if args.device == "cpu":
             with PeakResidentMemory() as memory:
@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--generators", nargs="+", choices=("eomt", "mask2former"), default=["eomt", "mask2former"])
-    parser.add_argument("--pictures", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--images", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--size", type=int, default=640, help="of the generator's input")
     parser.add_argument("--classifier-size", type=int, default=518)
     parser.add_argument("--repeats", type=int, default=5)
@@ -212,15 +212,15 @@ def main() -> None:
     if args.threads:
         sizes += ["--threads", str(args.threads)]
     for generator in args.generators:
-        for number in args.pictures:
+        for number in args.images:
             with tempfile.TemporaryDirectory() as folder:
                 case = Case(generator, number, args, Path(folder))
-                print(f"\n{generator}, {number} pictures ({100 * asked(case):.0f} % of the queries asked if isolated)")
+                print(f"\n{generator}, {number} images ({100 * asked(case):.0f} % of the queries asked if isolated)")
                 for way in WAYS:
                     report(way, *time_pair(case.function(way), case.alone, args.repeats, args.clock))
                 del case
             memory = {
-                way: peak_memory(__file__, "--peak", way, "--generators", generator, "--pictures", str(number), *sizes)
+                way: peak_memory(__file__, "--peak", way, "--generators", generator, "--images", str(number), *sizes)
                 for way in ("alone", *WAYS)
             }
             shown = ", ".join(f"{way} {mebibytes:.0f}" for way, mebibytes in memory.items())

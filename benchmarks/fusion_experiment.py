@@ -6,10 +6,10 @@
     python benchmarks/fusion_experiment.py table --output runs/fusion
 
 `scenes` are the 200 unseen ones that `mask_annealing.py` scores ("medium", 96 pixels), `camvid:FOLDER` the frames that
-`camvid.py` scores. Generator and ViT-P were trained on other pictures of the same data, from scratch: this shows what a
+`camvid.py` scores. Generator and ViT-P were trained on other images of the same data, from scratch: this shows what a
 second opinion about a point adds to small models without pretraining, and nothing about large pretrained ones.
 
-A run takes one thread and asks each part once for a picture, whatever the number of alphas; a finished one is not
+A run takes one thread and asks each part once for an image, whatever the number of alphas; a finished one is not
 repeated. `table` prints means and spreads over seeds, and draws the curves over alpha.
 """
 
@@ -145,7 +145,7 @@ def table(output: Path) -> str:
             columns = {alpha: [sweep["scores"][place] for sweep in sweeps] for place, alpha in enumerate(alphas)}
             oracles = [sweep["oracle"] for sweep in sweeps]
             cells = [_cell(columns[alpha]) for alpha in SHOWN_ALPHAS] + [_cell(oracles)]
-            # The alpha that is published, since the best one would have been chosen on the pictures it is scored on.
+            # The alpha that is published, since the best one would have been chosen on the images it is scored on.
             gains = [new - old for new, old in zip(columns[0.4], columns[0.0], strict=True)]
             gaps = [oracle - old for oracle, old in zip(oracles, columns[0.0], strict=True)]
             closed = [gain / gap for gain, gap in zip(gains, gaps, strict=True) if gap > 0]
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--data", default="scenes", metavar="scenes|camvid:FOLDER")
     one.add_argument("--split", choices=SPLITS, default="official", help="of CamVid")
     one.add_argument("--seed", type=int, default=0, help="that both were trained with")
-    one.add_argument("--limit", type=int, help="score the first pictures alone")
+    one.add_argument("--limit", type=int, help="score the first images alone")
     one.add_argument("--output", type=Path, required=True)
     commands.add_parser("table", help="print the table").add_argument("--output", type=Path, required=True)
     args = parser.parse_args(argv)

@@ -78,19 +78,19 @@ class TrainingScenes:
     def batch(self, step: int) -> dict[str, Any]:
         """`pixel_values`, `mask_labels` and `class_labels` of a step."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        pictures, masks, classes = [], [], []
+        images, masks, classes = [], [], []
         for index in torch.randint(len(self.pixels), (BATCH_SIZE,), generator=generator).tolist():
             top, left = torch.randint(SHIFT + 1, (2,), generator=generator).tolist()
             window = (..., slice(top, top + IMAGE_SIZE), slice(left, left + IMAGE_SIZE))
-            picture, id_map = self.pixels[index][window], self.maps[index][window]
+            image, id_map = self.pixels[index][window], self.maps[index][window]
             if torch.rand((), generator=generator) < 0.5:
-                picture, id_map = picture.flip(-1), id_map.flip(-1)
+                image, id_map = image.flip(-1), id_map.flip(-1)
             ids = torch.unique(id_map)
             ids = ids[ids >= 0]
-            pictures.append(picture)
+            images.append(image)
             masks.append(id_map[None] == ids[:, None, None])
             classes.append(self.labels[index][ids.long()])
-        pixel_values = (torch.stack(pictures) - self.mean) / self.std
+        pixel_values = (torch.stack(images) - self.mean) / self.std
         return {"pixel_values": pixel_values, "mask_labels": masks, "class_labels": classes}
 
 

@@ -1,10 +1,10 @@
-"""Mask AP of COCO's sample of 100 pictures: here beside pycocotools, COCO's reference evaluator, on one core.
+"""Mask AP of COCO's sample of 100 images: here beside pycocotools, COCO's reference evaluator, on one core.
 
     python benchmarks/mask_average_precision.py [FOLDER] [--copies N]
 
 FOLDER (default: `coco_instances_sample` in the sample data, see tests/conftest.py) holds annotations and results in
 COCO's format. Theirs is `evaluate` and `accumulate`; ours is `add_batch` and `compute` on the same run-length encoded
-masks, checks included. Reading JSON and drawing polygons is left out of both. `--copies` repeats the pictures under new
+masks, checks included. Reading JSON and drawing polygons is left out of both. `--copies` repeats the images under new
 ids.
 """
 
@@ -32,7 +32,7 @@ BUDGET = 1 / 3
 
 
 def repeated(annotations: dict, results: list[dict], copies: int) -> tuple[dict, list[dict]]:
-    """The same pictures several times, under new ids."""
+    """The same images several times, under new ids."""
     many = {**annotations, "images": [], "annotations": []}
     found = []
     step = 1 + max(image["id"] for image in annotations["images"])
@@ -82,9 +82,7 @@ def main() -> None:
 
     difference = np.abs(ours() - theirs()).max()
     print(machine() + f", numpy {np.__version__}")
-    print(
-        f"{len(annotations['images'])} pictures, {len(annotations['annotations'])} objects, {len(results)} predictions"
-    )
+    print(f"{len(annotations['images'])} images, {len(annotations['annotations'])} objects, {len(results)} predictions")
     print(f"AP {ours()[0]:.6f}, largest difference of twelve numbers {difference:.1e}")
     if difference > 1e-12:
         raise SystemExit("the results differ: the timings would compare different things")

@@ -1,4 +1,4 @@
-"""Panoptic quality of 100 real pictures: here beside panopticapi, COCO's reference evaluator, on one core.
+"""Panoptic quality of 100 real images: here beside panopticapi, COCO's reference evaluator, on one core.
 
     python benchmarks/metrics.py [FOLDER]
 
@@ -82,9 +82,9 @@ def main() -> None:
         def decode():
             return load(predictions, predicted, label_of), load(data["annotations"], truth, label_of)
 
-        def count(pictures):
+        def count(images):
             metric = PanopticQuality(num_labels=len(label_of), stuff_classes=stuff)
-            metric.add_batch(predictions=pictures[0], references=pictures[1])
+            metric.add_batch(predictions=images[0], references=images[1])
             return metric.compute()
 
         if importlib.util.find_spec("panopticapi"):
@@ -116,9 +116,9 @@ def main() -> None:
 
         times: dict[str, list[float]] = {key: [] for key in ("decode", "count", "their_decoding", "their_whole")}
         for _ in range(REPEATS):  # taking turns, so that a slower moment of the machine hits all
-            duration, pictures = seconds(decode)
+            duration, images = seconds(decode)
             times["decode"].append(duration)
-            duration, result = seconds(lambda: count(pictures))  # noqa: B023 - called at once
+            duration, result = seconds(lambda: count(images))  # noqa: B023 - called at once
             times["count"].append(duration)
             times["their_decoding"].append(seconds(their_decoding)[0])
             duration, reference = seconds(their_whole)
@@ -126,7 +126,7 @@ def main() -> None:
 
     difference = abs(result["pq"] - reference)
     print(machine() + f", numpy {np.__version__}")
-    print(f"{len(predictions)} pictures, {sum(len(p['segments_info']) for p in predictions)} segments, beside {name}")
+    print(f"{len(predictions)} images, {sum(len(p['segments_info']) for p in predictions)} segments, beside {name}")
     print(f"PQ {result['pq']:.6f}, difference {difference:.1e}")
     if difference > 1e-9:
         raise SystemExit("the results differ: the timings would compare different things")

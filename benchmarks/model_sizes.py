@@ -3,11 +3,11 @@
     python benchmarks/model_sizes.py [--ade20k ADEChallengeData2016/images/validation]
 
 Nothing is computed but shapes (meta device), so it takes seconds and no memory. The paper's "GFLOPs" are fvcore's
-multiply-adds in 10^9 of one picture; so are ours, of every matrix product and convolution, attention included. Exits
+multiply-adds in 10^9 of one image; so are ours, of every matrix product and convolution, attention included. Exits
 with 1 if a figure is further than 1 % from the paper's.
 
-Semantic models see a picture in windows: two of a Cityscapes picture. Of ADE20K's, 1.83 on average is inferred from
-the paper, whose 721 for a picture is 1.83 times the 394 for a window; with the folder of the validation pictures,
+Semantic models see an image in windows: two of a Cityscapes image. Of ADE20K's, 1.83 on average is inferred from
+the paper, whose 721 for an image is 1.83 times the 394 for a window; with the folder of the validation images,
 theirs are counted instead.
 """
 
@@ -127,8 +127,8 @@ def count(row: Row) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
 
 
-def windows_of_pictures(sizes: list[tuple[int, int]], side: int) -> float:
-    """Windows a picture needs on average, of pictures (height, width)."""
+def windows_of_images(sizes: list[tuple[int, int]], side: int) -> float:
+    """Windows an image needs on average, of images (height, width)."""
     input_size = (side, side)
     return len(windows_of([windowed_content_size(size, input_size) for size in sizes], input_size)) / len(sizes)
 
@@ -138,24 +138,24 @@ def ade20k_windows(folder: str | None) -> float:
         return ADE20K_WINDOWS
     sizes = []
     for path in sorted(Path(folder).glob("*.jpg")):
-        with Image.open(path) as picture:
-            sizes.append((picture.height, picture.width))
+        with Image.open(path) as image:
+            sizes.append((image.height, image.width))
     if not sizes:
-        raise SystemExit(f"{folder} holds no .jpg pictures")
-    return windows_of_pictures(sizes, 512)
+        raise SystemExit(f"{folder} holds no .jpg images")
+    return windows_of_images(sizes, 512)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--ade20k", metavar="FOLDER", help="ADE20K's validation pictures, to count their windows")
+    parser.add_argument("--ade20k", metavar="FOLDER", help="ADE20K's validation images, to count their windows")
     windows = {
-        "Cityscapes": windows_of_pictures([(1024, 2048)], 1024),
+        "Cityscapes": windows_of_images([(1024, 2048)], 1024),
         "ADE20K": ade20k_windows(parser.parse_args(argv).ade20k),
     }
     print("Parameters in 10^6, multiply-adds in 10^9: ours / the paper's")
     print(
         f"{'table':8} {'ViT':12}{'input':>5} {'data':14} {'masked':6} {'parameters':>15} {'of a window':>12} "
-        f"{'windows':>7} {'of a picture':>18} {'ratio':>6}"
+        f"{'windows':>7} {'of an image':>18} {'ratio':>6}"
     )
     far = 0
     for row in ROWS:

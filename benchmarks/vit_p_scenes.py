@@ -125,7 +125,7 @@ def model_config(attention: str, difficulty: str) -> ViTPConfig:
 
 
 def training_samples(stage: Stage, scenes: Scenes, seed: int, num_points: int) -> Any:
-    """The samples of a stage; pictures are cropped and mirrored, not turned."""
+    """The samples of a stage; images are cropped and mirrored, not turned."""
     parts = []
     for labels in stage.labels:
         augment = PointAugmentation(
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test-scenes", type=int, default=NUM_TEST_SCENES, help=argparse.SUPPRESS)
     parser.add_argument("--eomt", metavar="FOLDER", help="trained EoMT to compare with or to start from")
     parser.add_argument("--large", action="store_true", help="timing: also of a ViT-S at 518 pixels, random weights")
-    parser.add_argument("--points", type=int, default=NUM_POINTS, help="of a picture in training")
+    parser.add_argument("--points", type=int, default=NUM_POINTS, help="of an image in training")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

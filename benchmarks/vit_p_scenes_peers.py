@@ -32,7 +32,7 @@ def linear_accuracy(scenes: Any, tests: Any, num_labels: int, seed: int, size: t
         tests: to score on.
         num_labels: classes.
         seed: of points and order.
-        size: steps, pictures of a step and points of a picture.
+        size: steps, images of a step and points of an image.
     """
     steps, batch_size, num_points = size
     torch.manual_seed(seed)

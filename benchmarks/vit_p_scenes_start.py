@@ -29,7 +29,7 @@ def place_aware(model: Any) -> Any:
 
 @torch.no_grad()
 def from_eomt(folder: str, config: ViTPConfig) -> ViTPForPointClassification:
-    """A new model on the blocks of a trained EoMT, which has seen the same pictures.
+    """A new model on the blocks of a trained EoMT, which has seen the same images.
 
     What `place_aware` does is added to the position embeddings, and done to the first two blocks alone.
 

@@ -1,4 +1,4 @@
-"""How long 1, 10, 100 and 1000 points take: asked together in one pass, and of a picture that was encoded once.
+"""How long 1, 10, 100 and 1000 points take: asked together in one pass, and of an image that was encoded once.
 
 Times do not depend on the weights, which are random here.
 """
@@ -44,7 +44,7 @@ def _times(models: dict[str, Any], pixel_values: torch.Tensor, repeats: int) -> 
         "isolated, encoded and asked": lambda prompts: isolated.classify_prompts(
             isolated.encode_image(pixel_values), prompts
         ),
-        "isolated, asked of an encoded picture": lambda prompts: isolated.classify_prompts(encoded, prompts),
+        "isolated, asked of an encoded image": lambda prompts: isolated.classify_prompts(encoded, prompts),
     }
     times: dict[str, dict[int, list[float]]] = {way: {number: [] for number in NUMBERS} for way in ways}
     for repeat in range(repeats + 1):  # the ways take turns; the first time is a warm-up

@@ -25,11 +25,11 @@ _FIELDS = ("Command", "Hardware", "Time", "Score")
 
 # As their publishers state them; by format of the data.
 _DATA_LICENCES = {
-    "coco": "COCO: annotations CC BY 4.0; the pictures belong to their Flickr authors, under terms of their own.",
+    "coco": "COCO: annotations CC BY 4.0; the images belong to their Flickr authors, under terms of their own.",
     "coco_stuff": (
-        "COCO-Stuff: annotations CC BY 4.0; the pictures belong to their Flickr authors, under terms of their own."
+        "COCO-Stuff: annotations CC BY 4.0; the images belong to their Flickr authors, under terms of their own."
     ),
-    "ade20k": "ADE20K: pictures for non-commercial research and education, by its terms of use.",
+    "ade20k": "ADE20K: images for non-commercial research and education, by its terms of use.",
     "cityscapes": "Cityscapes: after registration, for non-commercial purposes such as research and teaching.",
 }
 # By the beginning of the source's name.
@@ -45,15 +45,15 @@ _TASKS = {
     "points": "Point classification: says what is at a point or in a box, such as on a mask that another model drew.",
 }
 _LIMITS = {
-    "eomt": """- It will know the classes of its training data and no others; what else is in a picture is left out or
+    "eomt": """- It will know the classes of its training data and no others; what else is in an image is left out or
   called by the nearest known name.
-- Masks are predicted on a grid coarser than the picture; parts of only a few pixels are lost.
-- Pictures unlike the training data are segmented worse. Score the model on pictures of the kind you need it for
+- Masks are predicted on a grid coarser than the image; parts of only a few pixels are lost.
+- Images unlike the training data are segmented worse. Score the model on images of the kind you need it for
   (`hf-segvit evaluate`) before you rely on it.""",
     "vit_p": """- It will know the classes of its training data and no others, and names every point, also one on
   something else.
 - It draws no masks: published scores are of a generator's masks with its names, so they depend on the generator.
-- Pictures unlike the training data are named worse. Score the model on pictures of the kind you need it for
+- Images unlike the training data are named worse. Score the model on images of the kind you need it for
   (`hf-segvit evaluate --task points`) before you rely on it.""",
 }
 _LOADING = {
@@ -201,11 +201,11 @@ def _facts(recipe: Recipe, head: dict[str, str]) -> dict[str, str]:
         "Task": recipe.task,
         "Starts from": f"`{recipe.init or recipe.backbone}`",
         "Data": "your own" if _own(recipe) else f"`{(recipe.data or '').partition(':')[0]}`",
-        "Pictures": f"{height} x {width} pixels, augmentation `{augmentation_name(recipe)}`",
+        "Images": f"{height} x {width} pixels, augmentation `{augmentation_name(recipe)}`",
         "Queries": ", ".join(queries) or ("those of the checkpoint" if recipe.model == "eomt" else ""),
-        "Points a picture": str(recipe.points.get("num_points", "")),
+        "Points an image": str(recipe.points.get("num_points", "")),
         "Length": f"{recipe.epochs:g} epochs" if recipe.epochs is not None else f"{recipe.steps:,} steps",
-        "Batch": f"{recipe.batch_size} pictures",
+        "Batch": f"{recipe.batch_size} images",
         "Optimiser": (
             f"{ {'adamw': 'AdamW', 'sgd': 'SGD'}[recipe.optimizer] }, learning rate "
             f"{derived_learning_rate(recipe):.3g}{decay}, {recipe.schedule} schedule, weight decay "
@@ -263,7 +263,7 @@ def example_card() -> str:
         EoMTConfig(id2label=dict(enumerate(coco.labels)), masked_attention_probabilities=[0.0] * 4),
         EoMTImageProcessor(size=640, stuff_classes=list(coco.stuff_classes)),
         results=[{"task": "panoptic", "dataset": "COCO", "split": "val2017", "metrics": {"PQ": 56.0}}],
-        training_data="COCO 2017, panoptic annotations of train2017 (118,287 pictures).",
+        training_data="COCO 2017, panoptic annotations of train2017 (118,287 images).",
         base_model="timm/vit_large_patch14_reg4_dinov2.lvd142m",
     )
 

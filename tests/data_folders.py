@@ -11,7 +11,7 @@ from PIL import Image
 SIZE = (20, 30)  # height, width
 
 
-def write_picture(path: Path, size: tuple[int, int] = SIZE, seed: int = 0, **options: Any) -> Path:
+def write_image(path: Path, size: tuple[int, int] = SIZE, seed: int = 0, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **options)
@@ -39,14 +39,14 @@ def halves(left: int = 0, right: int = 1, size: tuple[int, int] = SIZE, dtype: A
 
 def mask_folder(root: Path, names: tuple[str, ...] = ("one",), split: str = "train", classes: Any = None) -> str:
     for seed, name in enumerate(names):
-        write_picture(root / "images" / split / f"{name}.jpg", seed=seed)
+        write_image(root / "images" / split / f"{name}.jpg", seed=seed)
         write_mask(root / "annotations" / split / f"{name}.png", halves())
     write_json(root / "classes.json", classes or {"0": "road", "1": "car"})
     return f"mask_folder:{root}"
 
 
 def coco_content() -> dict[str, Any]:
-    """One picture with two triangles and a crowd."""
+    """One image with two triangles and a crowd."""
     height, width = SIZE
     crowd = {"size": [height, width], "counts": [0, 40, height * width - 40]}
     rows = [
@@ -71,7 +71,7 @@ def coco_content() -> dict[str, Any]:
 def coco_folder(root: Path, change: Callable[[dict[str, Any]], object] = lambda content: None) -> str:
     content = coco_content()
     change(content)
-    write_picture(root / "train" / "a.jpg")
+    write_image(root / "train" / "a.jpg")
     write_json(root / "annotations" / "instances_train.json", content)
     return f"coco_folder:{root}"
 
@@ -102,7 +102,7 @@ def panoptic_folder(
 ) -> str:
     content = panoptic_content()
     change(content)
-    write_picture(root / "train" / "a.jpg")
+    write_image(root / "train" / "a.jpg")
     if ids is None:
         ids = halves(7, 70000, dtype=np.int64)
         ids[0] = 0

@@ -1,7 +1,7 @@
 """Training steps for test_fsdp.py, on one process or sharded over several; also what each of several processes runs.
 
 `python -m tests.fsdp_processes FOLDER` writes, from the first process, the records of all cases and a checkpoint. Rank,
-world size and address come from the environment. A case has four pictures: with two processes, two for each.
+world size and address come from the environment. A case has four images: with two processes, two for each.
 """
 
 import os
@@ -31,8 +31,8 @@ from tests.sharding import load_whole_state, shard_model, whole_state
 from .tiny_models import DINOV3, randomize, tiny_eomt
 from .trainer_processes import same_points
 
-NUM_PICTURES = 4
-# Objects, or labelled prompts, of each picture.
+NUM_IMAGES = 4
+# Objects, or labelled prompts, of each image.
 COUNTS = {"few and many": [1, 1, 12, 8], "none on one process": [3, 2, 0, 0]}
 # Masked attention in each step: on, on for one layer, off.
 PROBABILITIES = [[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
@@ -66,11 +66,11 @@ def vit_p() -> nn.Module:
 
 
 def eomt_loss(counts: list[int]) -> Loss:
-    """Loss of the pictures of a process, for any number of them."""
+    """Loss of the images of a process, for any number of them."""
 
     def loss(model: nn.Module, rank: int, world_size: int) -> Tensor:
         generator = torch.Generator().manual_seed(1)
-        pixels = torch.randn(NUM_PICTURES, 3, 64, 64, generator=generator)
+        pixels = torch.randn(NUM_IMAGES, 3, 64, 64, generator=generator)
         masks = [torch.rand(count, 64, 64, generator=generator) > 0.7 for count in counts]
         labels = [torch.randint(5, (count,), generator=generator) for count in counts]
         mine = share(rank, world_size)
@@ -80,15 +80,15 @@ def eomt_loss(counts: list[int]) -> Loss:
 
 
 def vit_p_loss(counts: list[int]) -> Loss:
-    """The same for labelled prompts, of which there are 12 for each picture."""
+    """The same for labelled prompts, of which there are 12 for each image."""
 
     def loss(model: nn.Module, rank: int, world_size: int) -> Tensor:
         generator = torch.Generator().manual_seed(1)
-        pixels = torch.randn(NUM_PICTURES, 3, 32, 32, generator=generator)
-        prompts = torch.rand(NUM_PICTURES, 12, 4, generator=generator)
-        labels = torch.randint(5, (NUM_PICTURES, 12), generator=generator)
-        for picture, count in enumerate(counts):
-            labels[picture, count:] = -100
+        pixels = torch.randn(NUM_IMAGES, 3, 32, 32, generator=generator)
+        prompts = torch.rand(NUM_IMAGES, 12, 4, generator=generator)
+        labels = torch.randint(5, (NUM_IMAGES, 12), generator=generator)
+        for image, count in enumerate(counts):
+            labels[image, count:] = -100
         mine = share(rank, world_size)
         normalizer = sum(counts) / world_size
         return model(pixels[mine], prompts[mine], labels=labels[mine], loss_normalizer=normalizer).loss
@@ -97,7 +97,7 @@ def vit_p_loss(counts: list[int]) -> Loss:
 
 
 def share(rank: int, world_size: int) -> slice:
-    size = NUM_PICTURES // world_size
+    size = NUM_IMAGES // world_size
     return slice(rank * size, (rank + 1) * size)
 
 
@@ -106,7 +106,7 @@ def optimizer_of(model: nn.Module) -> Optimizer:
     recipe = Recipe(
         model=kind, task="panoptic" if kind == "eomt" else "points", steps=100, weight_decay_mode="matrices"
     )
-    return build_optimizer(model, derive(recipe, NUM_PICTURES, config=model.config))
+    return build_optimizer(model, derive(recipe, NUM_IMAGES, config=model.config))
 
 
 def steps(model: nn.Module, optimizer: Optimizer, loss_of: Loss, settings: list[list[float]]) -> dict[str, Tensor]:

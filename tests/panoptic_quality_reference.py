@@ -8,7 +8,7 @@ import numpy as np
 
 
 def reference_counts(prediction, reference, num_labels):
-    """(C, 4) true positives, false positives, false negatives, summed IoU of one picture."""
+    """(C, 4) true positives, false positives, false negatives, summed IoU of one image."""
     counts = np.zeros((num_labels, 4))
     shared, predicted_area, true_area = {}, {}, {}
     # One number per (reference id, prediction id); ids are below 2**24 and void is -1.

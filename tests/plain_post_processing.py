@@ -1,4 +1,4 @@
-"""The post-processing rules written plainly: whole pictures, all queries, loops. Also the logits to try them on.
+"""The post-processing rules written plainly: whole images, all queries, loops. Also the logits to try them on.
 
 Each reference also says where float32 rounding may decide: pixels where two queries, or a probability and its
 threshold, are closer than the rounding of a resampled logit. Shapes: Q queries, C classes, h w cells, H W pixels.
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 @dataclass
 class Case:
-    """Logits of one picture (B = 1) and where it lies."""
+    """Logits of one image (B = 1) and where it lies."""
 
     class_logits: Tensor
     mask_logits: Tensor

@@ -1,4 +1,4 @@
-"""Augmentation: pictures and labels stay together, randomness is reproducible, parameters are those of the papers."""
+"""Augmentation: images and labels stay together, randomness is reproducible, parameters are those of the papers."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def loss_mask(sample):
 
 
 def entry_of(segment_map, segments, image=None):
-    """An entry whose picture is painted in a colour for each of up to three segments, by their order."""
+    """An entry whose image is painted in a colour for each of up to three segments, by their order."""
     segment_map = np.asarray(segment_map, dtype=np.int32)
     if image is None:
         places = {row["id"]: place for place, row in enumerate(segments)}
@@ -50,7 +50,7 @@ def quarters(height=40, width=60, crowd=False):
 
 @pytest.mark.parametrize("scale_range", [(0.1, 0.9), (0.5, 2.0), (2.0, 2.0)])
 @pytest.mark.parametrize("size", [(32, 32), (48, 20)])
-def test_labels_follow_the_picture(scale_range, size):
+def test_labels_follow_the_image(scale_range, size):
     transform = MaskAugmentation(size, scale_range=scale_range)
     entry = quarters()
     for seed in range(30):
@@ -102,7 +102,7 @@ def test_scales_are_those_of_the_recipe():
     assert scales.max() == pytest.approx(2.0, abs=0.03)
     assert scales.mean() == pytest.approx(1.05, abs=0.03)
     ratio = [crop.new_height / crop.height * crop.width / crop.new_width for crop in crops if crop.new_height > 30]
-    assert np.abs(np.array(ratio) - 1).max() < 0.05  # the picture keeps its shape
+    assert np.abs(np.array(ratio) - 1).max() < 0.05  # the image keeps its shape
     assert np.mean([crop.flip for crop in crops]) == pytest.approx(0.5, abs=0.03)
     large = [crop for crop in crops if crop.height < 480]
     tops = np.array([crop.top / (480 - crop.height) for crop in large if crop.height < 450])
@@ -125,7 +125,7 @@ def test_crowds_void_and_padding_do_not_count():
     assert torch.equal(loss_mask(transform(quarters(crowd=True), sample_generator(0, 0, 0))), counted)
 
 
-def test_pictures_without_objects_pass():
+def test_images_without_objects_pass():
     crowd_only = entry_of(np.zeros((20, 20)), [{"id": 0, "label_id": 3, "is_crowd": True}])
     nothing = entry_of(np.full((20, 20), -1), [])
     for entry in (crowd_only, nothing):
@@ -200,7 +200,7 @@ def test_workers_that_persist_follow_the_epoch():
 def test_color_jitter_has_the_official_parameters():
     gray = torch.full((3, 8, 8), 100, dtype=torch.uint8)
     levels = np.array([int(jitter_colors(gray, sample_generator(0, 0, i))[0, 0, 0]) for i in range(600)])
-    # Of a grey picture only the brightness changes, in half of all cases by up to 12.5 %.
+    # Of a grey image only the brightness changes, in half of all cases by up to 12.5 %.
     assert np.mean(np.abs(levels - 100) <= 1) == pytest.approx(0.5, abs=0.1)
     assert 86 <= levels.min() <= 89  # a level less where the contrast was changed, which rounds as well
     assert 110 <= levels.max() <= 112
@@ -228,7 +228,7 @@ def test_entries_and_arguments_that_do_not_fit_are_refused():
         AugmentedDataset([], augmentation("vit_p", 518), seed=-1)
 
 
-def test_odd_pictures_become_rgb():
+def test_odd_images_become_rgb():
     segment_map = np.zeros((9, 7), np.int32)
     rows = [{"id": 0, "label_id": 0, "is_crowd": False}]
     for mode in ("L", "P", "RGBA", "CMYK", "1"):

@@ -28,7 +28,7 @@ LABELS = {0: "sky", 1: "grass", 2: "cat", 3: "dog", 4: "car"}
 
 
 def confident_model() -> EoMTForUniversalSegmentation:
-    """A model whose first queries claim fixed parts of the picture: classes 0, 0 (stuff) and 2, 3 (things)."""
+    """A model whose first queries claim fixed parts of the image: classes 0, 0 (stuff) and 2, 3 (things)."""
     model = tiny_eomt(id2label=LABELS)
     model.set_masked_attention_probabilities(0)
     claims = [(0, slice(0, 8), slice(0, 16)), (0, slice(8, 9), slice(0, 16)), (2, slice(9, 16), slice(0, 8))]
@@ -55,7 +55,7 @@ def save(folder, task: str) -> None:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
 
 
@@ -76,12 +76,12 @@ def test_auto_classes_load_a_saved_folder(tmp_path, caplog) -> None:
     ("task", "subtasks"),
     [("panoptic", ["panoptic", "instance", "semantic"]), ("semantic", ["semantic"]), ("instance", ["instance"])],
 )
-def test_pipeline_from_a_folder_serves_the_subtasks_of_the_checkpoint(tmp_path, picture, capfd, task, subtasks) -> None:
+def test_pipeline_from_a_folder_serves_the_subtasks_of_the_checkpoint(tmp_path, image, capfd, task, subtasks) -> None:
     save(tmp_path, task)
     segmenter = pipeline("image-segmentation", model=str(tmp_path))
     segmenter.model.register_forward_hook(next(iter(confident_model()._forward_hooks.values())), with_kwargs=True)
     for subtask in (None, *subtasks):
-        segments = segmenter(picture, **({"subtask": subtask} if subtask else {}))
+        segments = segmenter(image, **({"subtask": subtask} if subtask else {}))
         answered = subtask or task
         labels = [segment["label"] for segment in segments]
         if answered == "panoptic":
@@ -93,14 +93,14 @@ def test_pipeline_from_a_folder_serves_the_subtasks_of_the_checkpoint(tmp_path, 
         else:
             assert set(labels) == {"sky", "cat", "dog"}
             assert all(segment["score"] is None for segment in segments)
-        assert all(segment["mask"].size == picture.size for segment in segments)
+        assert all(segment["mask"].size == image.size for segment in segments)
     for subtask in {"panoptic", "instance", "semantic"} - set(subtasks):
         with pytest.raises(ValueError, match="not supported for model"):
-            segmenter(picture, subtask=subtask)
+            segmenter(image, subtask=subtask)
     assert "is not supported" not in capfd.readouterr().err
 
 
-def test_the_pipeline_answers_as_post_processing_when_told_both_thresholds(tmp_path, picture) -> None:
+def test_the_pipeline_answers_as_post_processing_when_told_both_thresholds(tmp_path, image) -> None:
     """README says so; the pipeline's own are 0.9 for scores and 0.5 for the share of its mask that a segment keeps."""
     save(tmp_path, "panoptic")
     segmenter = pipeline("image-segmentation", model=str(tmp_path))
@@ -117,27 +117,27 @@ def test_the_pipeline_answers_as_post_processing_when_told_both_thresholds(tmp_p
     segmenter.model.register_forward_hook(overlapping, with_kwargs=True)
     processor = segmenter.image_processor
     with torch.no_grad():
-        outputs = segmenter.model(**processor(picture, return_tensors="pt"))
-    (called,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=[picture.size[::-1]])
+        outputs = segmenter.model(**processor(image, return_tensors="pt"))
+    (called,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=[image.size[::-1]])
     names = [LABELS[row["label_id"]] for row in called["segments_info"]]
     assert len(names) == 2
-    told = segmenter(picture, threshold=0.8, overlap_mask_area_threshold=0.8)
+    told = segmenter(image, threshold=0.8, overlap_mask_area_threshold=0.8)
     assert [segment["label"] for segment in told] == names
     for segment, row in zip(told, called["segments_info"], strict=True):
         assert np.array_equal(np.asarray(segment["mask"]) > 0, (called["segmentation"] == row["id"]).numpy())
-    assert [segment["label"] for segment in segmenter(picture)] != names
+    assert [segment["label"] for segment in segmenter(image)] != names
 
 
-def test_pipeline_takes_lists_and_batches_and_refuses_batches_of_windows(tmp_path, picture) -> None:
+def test_pipeline_takes_lists_and_batches_and_refuses_batches_of_windows(tmp_path, image) -> None:
     save(tmp_path / "panoptic", "panoptic")
-    pictures = [picture, picture.resize((100, 40)), picture.rotate(90, expand=True)]
+    images = [image, image.resize((100, 40)), image.rotate(90, expand=True)]
     segmenter = pipeline("image-segmentation", model=str(tmp_path / "panoptic"))
-    single = [segmenter(p, threshold=0) for p in pictures]
+    single = [segmenter(p, threshold=0) for p in images]
     assert all(single)
-    for batched in (segmenter(pictures, threshold=0), segmenter(pictures, threshold=0, batch_size=2)):
+    for batched in (segmenter(images, threshold=0), segmenter(images, threshold=0, batch_size=2)):
         assert [[s["label"] for s in answer] for answer in batched] == [[s["label"] for s in a] for a in single]
     save(tmp_path / "semantic", "semantic")
     segmenter = pipeline("image-segmentation", model=str(tmp_path / "semantic"))
-    assert len(segmenter(pictures)) == 3
+    assert len(segmenter(images)) == 3
     with pytest.raises(ValueError, match="batch"):
-        segmenter(pictures, batch_size=3)
+        segmenter(images, batch_size=3)

@@ -1,18 +1,18 @@
-"""Damaged pictures, annotations, masks and folders: each ends in a clear error or a repair that is told.
+"""Damaged images, annotations, masks and folders: each ends in a clear error or a repair that is told.
 
-The numbers are those of the list of bad inputs that this package promises to withstand (1 to 56: pictures, annotation
+The numbers are those of the list of bad inputs that this package promises to withstand (1 to 56: images, annotation
 JSON, mask PNGs, folder layout). Nothing here may crash the interpreter or read outside of the data set's folder.
 
 Where to look:
-- pictures (1 to 18): empty, truncated, wrong checksum, no picture, wrong ending, tiny, long, odd sides, bombs, colour
-  modes, palettes, 16 bits, orientation, several frames, arrays, formats that are not read. The same pictures read
-  quickly for training: test_quick_entries.py; given to the image processor: test_picture_decoding.py.
+- images (1 to 18): empty, truncated, wrong checksum, no image, wrong ending, tiny, long, odd sides, bombs, colour
+  modes, palettes, 16 bits, orientation, several frames, arrays, formats that are not read. The same images read
+  quickly for training: test_quick_entries.py; given to the image processor: test_image_decoding.py.
 - annotations (19 to 38): missing lists, doubled and unknown ids, order, categories, segments that PNG or JSON lack, no
   segments, crowd flags, areas, boxes, polygons, runs, file names, encodings, size and depth. Areas that differ from
   their masks: test_readers_coco.py; labelme and YOLO: test_readers_outlines.py.
 - masks (39 to 48): other size, JPEG, colours, palettes, unknown values, all void, binary, off by one, train ids.
   Regions against objects in Cityscapes' instanceIds: test_readers_label_maps.py.
-- layout (49 to 56): empty, one picture, the same in two splits, loops, unsafe archives, bombs, tar files, pipes, names.
+- layout (49 to 56): empty, one image, the same in two splits, loops, unsafe archives, bombs, tar files, pipes, names.
   Doubled, encrypted and oddly compressed members, damaged archives: test_archives.py.
 """
 
@@ -36,7 +36,7 @@ from hf_segvit.data.archives import MAX_TEXT_BYTES
 from hf_segvit.data.checking import check_dataset
 from hf_segvit.data.problems import ProblemList
 from hf_segvit.data.reading import load_segmentation_dataset
-from hf_segvit.models.image_decoding import check_unit_range, picture_tensor
+from hf_segvit.models.image_decoding import check_unit_range, image_tensor
 from hf_segvit.models.mask_encoding import decode_mask
 
 from .data_folders import (
@@ -47,22 +47,22 @@ from .data_folders import (
     halves,
     mask_folder,
     panoptic_folder,
+    write_image,
     write_json,
     write_mask,
-    write_picture,
 )
 
 H, W = SIZE
 
 
-def _picture_bytes(format_name: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = SIZE, **options: Any) -> bytes:
+def _image_bytes(format_name: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = SIZE, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.full((*size, 3), 90, dtype=np.uint8)).convert(mode).save(buffer, format_name, **options)
     return buffer.getvalue()
 
 
 def _bad_crc() -> bytes:
-    content = bytearray(_picture_bytes("PNG"))
+    content = bytearray(_image_bytes("PNG"))
     content[content.index(b"IDAT") + 8] ^= 255
     return bytes(content)
 
@@ -77,7 +77,7 @@ def _bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def _with_picture(root: Path, content: bytes, name: str = "one.jpg", mask: Any = None) -> str:
+def _with_image(root: Path, content: bytes, name: str = "one.jpg", mask: Any = None) -> str:
     spec = mask_folder(root)
     (root / "images" / "train" / "one.jpg").unlink()
     (root / "images" / "train" / name).write_bytes(content)
@@ -86,24 +86,24 @@ def _with_picture(root: Path, content: bytes, name: str = "one.jpg", mask: Any =
     return spec
 
 
-# Pictures, 1 to 18.
+# Images, 1 to 18.
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         pytest.param(b"", "empty", id="1 zero bytes"),
-        pytest.param(_picture_bytes()[:-200], "truncated|Truncated", id="2 truncated JPEG"),
+        pytest.param(_image_bytes()[:-200], "truncated|Truncated", id="2 truncated JPEG"),
         pytest.param(_bad_crc(), "damaged|cannot be read", id="3 PNG with a bad checksum"),
-        pytest.param(b"hello " * 9, "not a picture", id="4 text"),
+        pytest.param(b"hello " * 9, "not an image", id="4 text"),
         pytest.param(_bomb(), "decompression bomb|limit", id="9 bomb"),
-        pytest.param(b"\0\0\0\x18ftypheic" + bytes(40), "not a picture", id="18 HEIC"),
-        pytest.param(b"#?RADIANCE\n" + bytes(40), "not a picture", id="18 HDR"),
-        pytest.param(b"\0\0\0\x1cftypavif" + bytes(40), "not a picture", id="18 AVIF"),
+        pytest.param(b"\0\0\0\x18ftypheic" + bytes(40), "not an image", id="18 HEIC"),
+        pytest.param(b"#?RADIANCE\n" + bytes(40), "not an image", id="18 HDR"),
+        pytest.param(b"\0\0\0\x1cftypavif" + bytes(40), "not an image", id="18 AVIF"),
     ],
 )
-def test_unreadable_pictures(tmp_path: Path, content: bytes, message: str) -> None:
-    dataset = load_segmentation_dataset(_with_picture(tmp_path, content))
+def test_unreadable_images(tmp_path: Path, content: bytes, message: str) -> None:
+    dataset = load_segmentation_dataset(_with_image(tmp_path, content))
     with pytest.raises(ValueError, match=rf"one\.jpg.*({message})"):
         dataset[0]
     (problem,) = check_dataset(f"mask_folder:{tmp_path}").problems.errors
@@ -112,19 +112,19 @@ def test_unreadable_pictures(tmp_path: Path, content: bytes, message: str) -> No
 
 
 def test_05_the_content_counts_not_the_ending(tmp_path: Path) -> None:
-    dataset = load_segmentation_dataset(_with_picture(tmp_path, _picture_bytes("TIFF"), "one.png"))
+    dataset = load_segmentation_dataset(_with_image(tmp_path, _image_bytes("TIFF"), "one.png"))
     assert dataset[0]["image"].getpixel((3, 3)) == (90, 90, 90)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000)], ids=["6", "7"])
-def test_06_07_tiny_and_long_pictures_are_read_and_told(tmp_path: Path, size: tuple[int, int]) -> None:
-    spec = _with_picture(tmp_path, _picture_bytes("PNG", size=size), "one.png", np.zeros(size, dtype=np.uint8))
+def test_06_07_tiny_and_long_images_are_read_and_told(tmp_path: Path, size: tuple[int, int]) -> None:
+    spec = _with_image(tmp_path, _image_bytes("PNG", size=size), "one.png", np.zeros(size, dtype=np.uint8))
     assert load_segmentation_dataset(spec)[0]["segment_map"].shape == size
     assert any("too small or too long" in problem.message for problem in check_dataset(spec).problems)
 
 
 def test_08_any_side_is_read_as_it_is(tmp_path: Path) -> None:
-    spec = _with_picture(tmp_path, _picture_bytes(size=(33, 47)), mask=np.zeros((33, 47), dtype=np.uint8))
+    spec = _with_image(tmp_path, _image_bytes(size=(33, 47)), mask=np.zeros((33, 47), dtype=np.uint8))
     assert load_segmentation_dataset(spec)[0]["image"].size == (47, 33)
 
 
@@ -143,22 +143,22 @@ def test_10_to_14_all_modes_become_rgb(tmp_path: Path, format_name: str, mode: s
         buffer = io.BytesIO()
         Image.fromarray(np.full((*SIZE, 3), 90, dtype=np.uint8)).convert(mode, **colors).save(buffer, format_name)
         content = buffer.getvalue()
-    sample = load_segmentation_dataset(_with_picture(tmp_path, content))[0]
+    sample = load_segmentation_dataset(_with_image(tmp_path, content))[0]
     assert sample["image"].mode == "RGB"
     assert np.abs(np.asarray(sample["image"]).astype(int) - 90).max() <= 3  # CMYK and JPEG round
 
 
 def test_12_transparency_of_a_palette_lies_on_white(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    picture = Image.new("P", SIZE[::-1], 1)
-    picture.putpalette([0, 0, 0, 9, 9, 9])
-    picture.save(buffer, "PNG", transparency=1)
-    sample = load_segmentation_dataset(_with_picture(tmp_path, buffer.getvalue(), "one.png"))[0]
+    image = Image.new("P", SIZE[::-1], 1)
+    image.putpalette([0, 0, 0, 9, 9, 9])
+    image.save(buffer, "PNG", transparency=1)
+    sample = load_segmentation_dataset(_with_image(tmp_path, buffer.getvalue(), "one.png"))[0]
     assert sample["image"].getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("annotated", ["stored", "upright"])
-def test_15_a_turned_picture_is_read_in_the_frame_of_its_mask(tmp_path: Path, annotated: str) -> None:
+def test_15_a_turned_image_is_read_in_the_frame_of_its_mask(tmp_path: Path, annotated: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.zeros((*SIZE, 3), dtype=np.uint8)
@@ -166,7 +166,7 @@ def test_15_a_turned_picture_is_read_in_the_frame_of_its_mask(tmp_path: Path, an
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
     mask = halves(0, 1) if annotated == "stored" else halves(0, 1).T.copy()
-    spec = _with_picture(tmp_path, buffer.getvalue(), "one.png", mask)
+    spec = _with_image(tmp_path, buffer.getvalue(), "one.png", mask)
     sample = load_segmentation_dataset(spec)[0]
     assert np.array_equal(np.asarray(sample["image"])[..., 0] == 255, sample["segment_map"] == 0)
     assert any("EXIF" in problem.message for problem in check_dataset(spec).problems)
@@ -177,19 +177,19 @@ def test_16_the_first_frame_counts(tmp_path: Path, format_name: str) -> None:
     buffer = io.BytesIO()
     frames = [Image.new("RGB", SIZE[::-1], color) for color in ("white", "black")]
     frames[0].save(buffer, format_name, save_all=True, append_images=frames[1:])
-    spec = _with_picture(tmp_path, buffer.getvalue(), f"one.{format_name.lower()}")
+    spec = _with_image(tmp_path, buffer.getvalue(), f"one.{format_name.lower()}")
     assert load_segmentation_dataset(spec)[0]["image"].getpixel((0, 0)) == (255, 255, 255)
     assert any("several frames" in problem.message for problem in check_dataset(spec).problems)
 
 
-def test_17_arrays_that_are_no_pictures() -> None:
+def test_17_arrays_that_are_no_images() -> None:
     with pytest.raises(ValueError, match="channels first or last"):
-        picture_tensor(np.zeros((3, 3, 3), dtype=np.uint8))
+        image_tensor(np.zeros((3, 3, 3), dtype=np.uint8))
     with pytest.raises(ValueError, match="values of type int64"):
-        picture_tensor(np.zeros((5, 5), dtype=np.int64))
+        image_tensor(np.zeros((5, 5), dtype=np.int64))
     for values in (torch.full((3, 4, 4), float("nan")), torch.full((3, 4, 4), 1.5)):
         with pytest.raises(ValueError, match=r"but \[0, 1\] is expected"):
-            check_unit_range(values, "picture")
+            check_unit_range(values, "image")
 
 
 # Annotation JSON, 19 to 38.
@@ -224,7 +224,7 @@ NAN = float("nan")
         pytest.param(_entry(0, iscrowd="yes"), "annotation 1: iscrowd is 'yes'; it must be 0 or 1", id="28"),
         pytest.param(_polygon(1, 1, 5, 5), "annotation 1: a polygon of 4 numbers", id="32 two points"),
         pytest.param(_polygon(1, 1, 5, 5, 9, 1, 3), "annotation 1: a polygon of 7 numbers", id="32 odd"),
-        pytest.param(_polygon(1e9, 1, 5, 5, 9, 1e9), "far outside of the picture of 30 x 20", id="33 far"),
+        pytest.param(_polygon(1e9, 1, 5, 5, 9, 1e9), "far outside of the image of 30 x 20", id="33 far"),
         pytest.param(_polygon(NAN, 1, 5, 5, 9, 1), "NaN or infinite", id="33 NaN"),
         pytest.param(_polygon(float("inf"), 1, 5, 5, 9, 1), "NaN or infinite", id="33 infinite"),
         pytest.param(_rle([0, 40]), "annotation 3: an RLE mask whose runs do not add up", id="34 short"),
@@ -289,7 +289,7 @@ def test_21_orders_may_differ(tmp_path: Path) -> None:
         content["annotations"].insert(0, {**content["annotations"][1], "id": 77})
         content["annotations"].append({**content["annotations"][1], "id": 78, "image_id": 9})
 
-    write_picture(tmp_path / "train" / "b.jpg", seed=1)
+    write_image(tmp_path / "train" / "b.jpg", seed=1)
     dataset = load_segmentation_dataset(coco_folder(tmp_path, change))
     found = {sample["image_id"]: [row["id"] for row in sample["segments"]] for sample in dataset}
     assert found == {9: [78], 5: [77, 1, 2, 3]}
@@ -431,7 +431,7 @@ def test_46_binary_masks_of_0_and_255_are_told(tmp_path: Path) -> None:
 
 
 def test_47_ade20k_numbers_of_the_full_data_set(tmp_path: Path) -> None:
-    write_picture(tmp_path / "images" / "training" / "a.jpg")
+    write_image(tmp_path / "images" / "training" / "a.jpg")
     write_mask(tmp_path / "annotations" / "training" / "a.png", halves(150, 151))
     with pytest.raises(ValueError, match=r"a\.png: .*\[151\].*hold 0 \(other\) to 150"):
         load_segmentation_dataset(f"ade20k:{tmp_path}")[0]
@@ -439,7 +439,7 @@ def test_47_ade20k_numbers_of_the_full_data_set(tmp_path: Path) -> None:
 
 def test_48_cityscapes_train_ids_are_noticed(tmp_path: Path) -> None:
     place = tmp_path / "{}" / "train" / "city" / "a"
-    write_picture(Path(f"{str(place).format('leftImg8bit')}_leftImg8bit.png"))
+    write_image(Path(f"{str(place).format('leftImg8bit')}_leftImg8bit.png"))
     write_mask(Path(f"{str(place).format('gtFine')}_gtFine_labelIds.png"), halves(7, 255))
     write_mask(Path(f"{str(place).format('gtFine')}_gtFine_instanceIds.png"), halves(7, 60_000, dtype=np.uint16))
     with pytest.raises(ValueError, match=r"labelIds\.png: .*\[255\].*labelTrainIds under a wrong name"):
@@ -454,25 +454,25 @@ def test_48_cityscapes_train_ids_are_noticed(tmp_path: Path) -> None:
 def test_49_empty_splits(tmp_path: Path) -> None:
     spec = mask_folder(tmp_path)
     (tmp_path / "images" / "val").mkdir()
-    with pytest.raises(ValueError, match="split 'val': there are no pictures"):
+    with pytest.raises(ValueError, match="split 'val': there are no images"):
         load_segmentation_dataset(spec, split="val")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no split of a mask_folder data set is there; expected images/train"):
         load_segmentation_dataset(f"mask_folder:{tmp_path / 'empty'}")
 
 
-def test_50_one_picture(tmp_path: Path) -> None:
+def test_50_one_image(tmp_path: Path) -> None:
     report = check_dataset(mask_folder(tmp_path))
     assert report.splits[0].images == 1
     assert report.problems == []
 
 
-def test_51_the_same_picture_in_train_and_val(tmp_path: Path) -> None:
+def test_51_the_same_image_in_train_and_val(tmp_path: Path) -> None:
     spec = mask_folder(tmp_path, ("one", "two"))
     mask_folder(tmp_path, ("other",), split="val")  # the same pixels as "one"
     (error,) = check_dataset(spec).problems.errors
     assert error.file.endswith("other.jpg")
-    assert "the same picture is in split train, image 'one'" in error.message
+    assert "the same image is in split train, image 'one'" in error.message
 
 
 def test_52_loops_of_links_end(tmp_path: Path) -> None:
@@ -547,7 +547,7 @@ def test_files_without_partner(tmp_path: Path) -> None:
     problems = ProblemList()
     assert len(load_segmentation_dataset(spec, problems=problems)) == 1
     assert [(problem.item, problem.severity) for problem in problems] == [("three", "warning"), ("two", "error")]
-    with pytest.raises(ValueError, match=r"two\.jpg: two: the picture has no mask of the same name"):
+    with pytest.raises(ValueError, match=r"two\.jpg: two: the image has no mask of the same name"):
         load_segmentation_dataset(spec)
 
 
@@ -599,7 +599,7 @@ def test_random_damage_ends_in_a_clear_error_or_a_sample(tmp_path: Path, kind: s
     outcomes, messages = {"read": 0, "refused": 0}, list[str]()
     shape = {"label": "a", "points": [[2, 2], [12, 2], [2, 12]], "shape_type": "polygon", "group_id": 1}
     labelme = {"imagePath": "a.jpg", "imageHeight": H, "imageWidth": W, "shapes": [shape, shape]}
-    write_picture(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     for _ in range(200):
         if kind == "labelme":
             content = json.loads(json.dumps(labelme))

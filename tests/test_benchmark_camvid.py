@@ -30,8 +30,8 @@ class Ticks:
 def write_frame(folder: Path, part: str, name: str, color: int, labels: np.ndarray) -> None:
     for kind in ("images", "annotations"):
         (folder / kind / part).mkdir(parents=True, exist_ok=True)
-    picture = Image.new("RGB", labels.shape[::-1], (color, color, color))
-    picture.save(folder / "images" / part / f"{name}.png")
+    image = Image.new("RGB", labels.shape[::-1], (color, color, color))
+    image.save(folder / "images" / part / f"{name}.png")
     Image.fromarray(labels.astype(np.uint8)).save(folder / "annotations" / part / f"{name}.png")
 
 
@@ -152,9 +152,9 @@ def test_label_maps_of_a_batch_are_those_of_its_masks(folder):
     samples = next(iter(camvid_data.TrainingCrops(train, 4, seed=0)))
     labels = camvid_models.collate_label_maps(samples)["labels"]
     masks = camvid_models.collate_masks(samples)
-    for label_map, picture, classes in zip(labels, masks["mask_labels"], masks["class_labels"], strict=True):
+    for label_map, image, classes in zip(labels, masks["mask_labels"], masks["class_labels"], strict=True):
         expected = torch.full_like(label_map, camvid_models.IGNORED)
-        for mask, label in zip(picture, classes, strict=True):
+        for mask, label in zip(image, classes, strict=True):
             expected[mask.bool()] = label
         assert torch.equal(label_map, expected)
     assert (labels == camvid_models.IGNORED).any()  # padding, void

@@ -102,7 +102,7 @@ def test_average_precision_equals_faster_coco_eval(seed):
 
 
 def test_a_wide_region_is_the_mask():
-    # Regions as wide as the picture are the masks themselves.
+    # Regions as wide as the image are the masks themselves.
     annotations, rows = random_coco(3)
     inputs = metric_inputs(annotations, rows)
     results = []

@@ -71,20 +71,20 @@ def test_the_command_as_json_with_problems(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_problems_of_one_kind_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = tuple(f"picture {number}" for number in range(12))
+    names = tuple(f"image {number}" for number in range(12))
     spec = mask_folder(tmp_path, names, classes={"0": "road", "1": "car", "2": "sky"})
     for number, name in enumerate(names):
         values = halves(0, 9 + number)
         values[0, : number % 3] = range(60, 60 + number % 3)  # one to three strange values
         write_mask(tmp_path / "annotations" / "train" / f"{name}.png", values)
-    (tmp_path / "annotations" / "train" / "picture 11.png").unlink()
+    (tmp_path / "annotations" / "train" / "image 11.png").unlink()
     assert main(["check-data", spec, "--output", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "12 problems that would hurt training, 0 warnings" in printed
     lines = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(lines) == 2
-    assert "picture 11.jpg: picture 11: the picture has no mask" in lines[0]
-    assert "picture 0.png: the mask holds the values [9], which stand for no class" in lines[1]
+    assert "image 11.jpg: image 11: the image has no mask" in lines[0]
+    assert "image 0.png: the mask holds the values [9], which stand for no class" in lines[1]
     assert lines[1].endswith("(... and 10 more of this kind)")
     assert "does not occur" not in printed, "nothing was read that a class could occur in"
     assert printed.rstrip().endswith("--json lists all")
@@ -121,14 +121,14 @@ def test_masks_named_with_an_ending_and_other_layouts_are_explained(tmp_path: Pa
         mask.rename(mask.with_name(f"{name}_mask.png"))
     errors = check_dataset(spec).problems.errors
     assert {error.message for error in errors[:3]} == {
-        "the picture has no mask of the same name; masks seem to end in '_mask': rename them like their pictures"
+        "the image has no mask of the same name; masks seem to end in '_mask': rename them like their images"
     }
-    assert "there are no pictures for semantic segmentation; expected images/train/NAME.jpg" in errors[3].message
+    assert "there are no images for semantic segmentation; expected images/train/NAME.jpg" in errors[3].message
     spec = mask_folder(tmp_path / "missing", names)
     for name in names:
         (tmp_path / "missing" / "annotations" / "train" / f"{name}.png").unlink()
     messages = {error.message for error in check_dataset(spec).problems.errors[:3]}
-    assert messages == {"the picture has no mask of the same name; add it, or remove it"}
+    assert messages == {"the image has no mask of the same name; add it, or remove it"}
     (tmp_path / "missing" / "classes.json").unlink()
     with pytest.raises(ValueError, match=r"no masks of split 'train'; expected images/train/NAME\.jpg"):
         load_segmentation_dataset(spec)

@@ -1,4 +1,4 @@
-"""`hf-segvit classify-points`: the answers of the model as table, picture and JSON; mistakes as one line."""
+"""`hf-segvit classify-points`: the answers of the model as table, image and JSON; mistakes as one line."""
 
 import json
 
@@ -39,7 +39,7 @@ def run(*words) -> int:
 
 
 @torch.no_grad()
-def test_table_picture_and_json_hold_the_answers_of_the_model(model_folder, photo, tmp_path, capsys):
+def test_table_image_and_json_hold_the_answers_of_the_model(model_folder, photo, tmp_path, capsys):
     points, boxes = [[20, 30], [150, 119.5]], [[10, 10, 90, 60]]
     words = ["--points", "20,30", "150,119.5", "--boxes", "10,10,90,60", "--model", model_folder, "--top-k", 2]
     assert run(photo, *words, "--output", tmp_path / "new" / "out.png", "--json", tmp_path / "out.json") == 0
@@ -74,19 +74,19 @@ def test_without_files_it_prints_only(model_folder, photo, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_drawing_marks_places_and_leaves_the_picture_alone():
-    picture = Image.new("RGB", (200, 100), (90, 90, 90))
+def test_drawing_marks_places_and_leaves_the_image_alone():
+    image = Image.new("RGB", (200, 100), (90, 90, 90))
     points, boxes = [(30, 50), (199, 99)], [(100, 20, 160, 80), (190, 0, 200, 100)]
-    drawing = draw_prompts(picture, points, boxes, [0, 1, 2, 0], ["sky 0.9", "road 0.8", "car 0.7", "sky 0.6"])
-    assert drawing.size == picture.size
-    assert picture.getcolors() == [(20000, (90, 90, 90))]
+    drawing = draw_prompts(image, points, boxes, [0, 1, 2, 0], ["sky 0.9", "road 0.8", "car 0.7", "sky 0.6"])
+    assert drawing.size == image.size
+    assert image.getcolors() == [(20000, (90, 90, 90))]
     colors = segment_colors([{"id": label, "label_id": label} for label in (0, 1, 2)])
     pixels = np.asarray(drawing)
     assert tuple(pixels[50, 30]) == colors[0]
     assert tuple(pixels[80, 130]) == colors[2]
     assert tuple(pixels[70, 115]) == (90, 90, 90)  # boxes are frames
     with pytest.raises(ValueError, match="4 prompts need as many"):
-        draw_prompts(picture, points, boxes, [0], ["sky"])
+        draw_prompts(image, points, boxes, [0], ["sky"])
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_drawing_marks_places_and_leaves_the_picture_alone():
         (["--points", "1"], "--points 1: expected X,Y"),
         (["--points", "1,b"], "--points 1,b: expected X,Y"),
         (["--boxes", "1,2,3"], "--boxes 1,2,3: expected X0,Y0,X1,Y1"),
-        (["--points", "-5,240"], "input_points[0][0] is (-5, 240), outside the picture of 160 x 120"),
+        (["--points", "-5,240"], "input_points[0][0] is (-5, 240), outside the image of 160 x 120"),
         (["--points", "5,-2.5,b"], "--points 5,-2.5,b: expected X,Y"),
         (["--points", "-5,2,3"], "--points -5,2,3: expected X,Y"),
         (["--boxes", "-5,-2,30,40"], "(-5, -2, 30, 40)"),
-        (["--points", "160,5"], "input_points[0][0] is (160, 5), outside the picture of 160 x 120"),
+        (["--points", "160,5"], "input_points[0][0] is (160, 5), outside the image of 160 x 120"),
         (["--points", "nan,5"], "input_points[0][0] is (nan, 5), outside"),
         (["--boxes", "9,9,3,20"], "input_boxes[0][0]"),
         (["--points", "1,2", "--top-k", "0"], "--top-k 0 must be at least 1"),
@@ -115,7 +115,7 @@ def test_mistakes_are_one_line(model_folder, photo, words, message, capsys):
     assert printed[-1].startswith("hf-segvit classify-points: error: ")
 
 
-def test_models_and_pictures_that_do_not_do(model_folder, photo, tmp_path, capsys):
+def test_models_and_images_that_do_not_do(model_folder, photo, tmp_path, capsys):
     assert run(tmp_path / "none.png", "--points", "1,2", "--model", model_folder) == 2
     assert "none.png: no such file" in capsys.readouterr().err
     assert run(photo, "--points", "1,2", "--model", tmp_path / "none") == 2

@@ -93,8 +93,8 @@ def test_batches_are_crops_of_the_scenes():
     for epoch in range(4):
         batch = collate_crops([samples.sample(epoch, index) for index in range(5)])
         assert batch["pixel_values"].shape == (5, 3, IMAGE_SIZE, IMAGE_SIZE)
-        for expected, (picture, masks, classes) in enumerate(zip(*batch.values(), strict=True)):
-            index, crop, flipped = locate(picture.mul(255).round().byte().permute(1, 2, 0).numpy(), scenes)
+        for expected, (image, masks, classes) in enumerate(zip(*batch.values(), strict=True)):
+            index, crop, flipped = locate(image.mul(255).round().byte().permute(1, 2, 0).numpy(), scenes)
             assert index == expected
             places.add((crop[0].start, crop[1].start))
             mirrored += flipped
@@ -109,11 +109,11 @@ def test_batches_are_crops_of_the_scenes():
     assert all(torch.equal(one, other) for one, other in zip(again, samples.sample(2, 3), strict=True))
 
 
-def locate(picture: np.ndarray, scenes: GeneratedScenes):
+def locate(image: np.ndarray, scenes: GeneratedScenes):
     """Which scene a crop is from, where, and whether it is mirrored."""
     for index, scene in enumerate(scenes):
         for flipped in (False, True):
-            wanted = picture[:, ::-1] if flipped else picture
+            wanted = image[:, ::-1] if flipped else image
             for top in range(SHIFT + 1):
                 for left in range(SHIFT + 1):
                     crop = (slice(top, top + IMAGE_SIZE), slice(left, left + IMAGE_SIZE))
@@ -123,7 +123,7 @@ def locate(picture: np.ndarray, scenes: GeneratedScenes):
 
 
 class Halves(DemoTask):
-    """One picture whose halves are two classes, over and over."""
+    """One image whose halves are two classes, over and over."""
 
     def build_model(self):
         model, processor = super().build_model()
@@ -141,7 +141,7 @@ class Halves(DemoTask):
             def sample(self, epoch, index):
                 return sample
 
-        self.picture, self.masks = sample[:2]
+        self.image, self.masks = sample[:2]
         return Samples()
 
     def evaluate(self, model, processor, device, limit):
@@ -150,7 +150,7 @@ class Halves(DemoTask):
 
 
 def test_training_learns_a_batch_by_heart(tmp_path):
-    """On one picture the loss must fall by much, which it does not if gradients, matching or schedules are wrong."""
+    """On one image the loss must fall by much, which it does not if gradients, matching or schedules are wrong."""
     recipe = demo_recipe(tmp_path, seed=0, steps=60).changed(batch_size=2, warmup_steps=[5])
     task, losses = Halves(recipe, 1, 1), []
     model = train(recipe, task=task, cpu=True, on_step=lambda step, loss: losses.append(loss), progress=False).model
@@ -158,7 +158,7 @@ def test_training_learns_a_batch_by_heart(tmp_path):
     assert not model.training
     assert task.probabilities_at_the_end == model.config.masked_attention_probabilities == [0.0, 0.0]
     with torch.inference_mode():
-        outputs = model(task.picture[None])
+        outputs = model(task.image[None])
     best = outputs.class_queries_logits[0, :, :2].argmax(0)
     predicted = torch.nn.functional.interpolate(outputs.masks_queries_logits, IMAGE_SIZE, mode="bilinear")[0, best]
     assert ((predicted > 0) == task.masks).float().mean() > 0.97

@@ -61,11 +61,11 @@ def test_an_interrupted_evaluation_goes_on(folder, monkeypatch, capsys):
     assert main([*arguments, str(folder / "whole")]) == 0
     original, asked = PointPredictor.__call__, []
 
-    def breaking(self, pictures, points):
+    def breaking(self, images, points):
         if len(asked) == 2:
-            raise ValueError("a damaged picture")
+            raise ValueError("a damaged image")
         asked.append(1)
-        return original(self, pictures, points)
+        return original(self, images, points)
 
     monkeypatch.setattr(PointPredictor, "__call__", breaking)
     monkeypatch.setattr(evaluate_points, "__kwdefaults__", {**evaluate_points.__kwdefaults__, "chunk_size": 1})

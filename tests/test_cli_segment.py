@@ -16,7 +16,7 @@ from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProc
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.inference.input_files import find_pictures, output_names
+from hf_segvit.inference.input_files import find_images, output_names
 from hf_segvit.inference.segmenter import Segmenter
 
 from .tiny_models import randomize, tiny_eomt
@@ -43,9 +43,9 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """A folder with three pictures of different shapes."""
-    folder = tmp_path / "pictures"
+def images(tmp_path) -> Path:
+    """A folder with three images of different shapes."""
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name, size in (("one.png", (50, 70)), ("two.jpg", (64, 40)), ("three.webp", (33, 90))):
@@ -74,20 +74,20 @@ def names_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("task", list(THRESHOLD))
-def test_files_hold_what_the_library_answers(task, checkpoints, pictures, tmp_path, capsys):
+def test_files_hold_what_the_library_answers(task, checkpoints, images, tmp_path, capsys):
     output = tmp_path / "deep" / "output"
-    assert segment(pictures, "--model", checkpoints[task], "--output", output, *threshold_of(task)) == 0
+    assert segment(images, "--model", checkpoints[task], "--output", output, *threshold_of(task)) == 0
     endings = ["overlay.png", *PNG[task], "segments.json"]
     assert names_in(output) == sorted(f"{name}.{ending}" for name in ("one", "two", "three") for ending in endings)
     printed = capsys.readouterr()
-    assert "3 of 3 pictures segmented" in printed.out
+    assert "3 of 3 images segmented" in printed.out
     assert f"{task} segmentation with {checkpoints[task]} on " in printed.err
 
     segmenter = Segmenter.from_pretrained(str(checkpoints[task]), device="cpu")
     num_segments = 0
-    for file in pictures.iterdir():
-        picture = Image.open(file).convert("RGB")
-        [answer] = segmenter([picture], THRESHOLD[task])
+    for file in images.iterdir():
+        image = Image.open(file).convert("RGB")
+        [answer] = segmenter([image], THRESHOLD[task])
         description = json.loads((output / f"{file.stem}.segments.json").read_text())
         assert {key: description[key] for key in list(description)[:-1]} == {
             "format": "hf-segvit segments",
@@ -96,8 +96,8 @@ def test_files_hold_what_the_library_answers(task, checkpoints, pictures, tmp_pa
             "task": task,
             "threshold": THRESHOLD[task],
             "picture": str(file),
-            "width": picture.width,
-            "height": picture.height,
+            "width": image.width,
+            "height": image.height,
         }
         rows = description["segments"]
         num_segments += len(rows)
@@ -116,21 +116,21 @@ def test_files_hold_what_the_library_answers(task, checkpoints, pictures, tmp_pa
             assert [row["id"] for row in rows] == [row["label_id"] for row in rows] == np.unique(ids).tolist()
         for row in rows:
             mask = coco_masks.decode(row["segmentation"]).astype(bool) if ids is None else ids == row["id"]
-            assert mask.shape == (picture.height, picture.width)
+            assert mask.shape == (image.height, image.width)
             assert row["area"] == mask.sum() > 0
             assert row["bbox"] == coco_masks.toBbox(coco_masks.encode(np.asfortranarray(mask, dtype=np.uint8))).tolist()
         overlay = Image.open(output / f"{file.stem}.overlay.png")
-        assert overlay.size == picture.size
-        assert (np.asarray(overlay) != np.asarray(picture)).any()
+        assert overlay.size == image.size
+        assert (np.asarray(overlay) != np.asarray(image)).any()
     assert num_segments >= 6, "too few segments to test anything"
 
 
-def test_instances_equal_binary_maps_and_the_best_is_on_top(checkpoints, pictures):
+def test_instances_equal_binary_maps_and_the_best_is_on_top(checkpoints, images):
     segmenter = Segmenter.from_pretrained(str(checkpoints["instance"]), device="cpu")
-    picture = Image.open(pictures / "one.png")
-    [answer] = segmenter([picture], 0.03)
+    image = Image.open(images / "one.png")
+    [answer] = segmenter([image], 0.03)
     with torch.inference_mode():
-        outputs = segmenter.model(**segmenter.processor([picture]))
+        outputs = segmenter.model(**segmenter.processor([image]))
     [expected] = segmenter.processor.post_process_instance_segmentation(
         outputs, threshold=0.03, target_sizes=[(50, 70)], return_binary_maps=True
     )
@@ -144,10 +144,10 @@ def test_instances_equal_binary_maps_and_the_best_is_on_top(checkpoints, picture
 
 
 @pytest.mark.parametrize("task", list(THRESHOLD))
-def test_batches_change_nothing(task, checkpoints, pictures, tmp_path):
+def test_batches_change_nothing(task, checkpoints, images, tmp_path):
     for size in (1, 2, 8):
         common = ("--model", checkpoints[task], "--batch-size", size, *threshold_of(task))
-        assert segment(pictures, *common, "--output", tmp_path / str(size)) == 0
+        assert segment(images, *common, "--output", tmp_path / str(size)) == 0
     for path in (tmp_path / "1").iterdir():
         for size in (2, 8):
             other = tmp_path / str(size) / path.name
@@ -160,23 +160,23 @@ def test_batches_change_nothing(task, checkpoints, pictures, tmp_path):
                 assert (np.asarray(Image.open(path)) != np.asarray(Image.open(other))).mean() < 0.01
 
 
-def test_half_precision_gives_nearly_the_same(checkpoints, pictures, tmp_path):
+def test_half_precision_gives_nearly_the_same(checkpoints, images, tmp_path):
     for dtype in ("float32", "bfloat16"):
         arguments = ("--model", checkpoints["semantic"], "--dtype", dtype, "--output", tmp_path / dtype)
-        assert segment(pictures, *arguments) == 0
+        assert segment(images, *arguments) == 0
     for path in (tmp_path / "float32").glob("*.semantic.png"):
         one, two = (np.asarray(Image.open(tmp_path / dtype / path.name)) for dtype in ("float32", "bfloat16"))
         assert (one == two).mean() > 0.9  # bfloat16 has 8 bits of precision; random masks have wide soft borders
 
 
-def test_a_panoptic_model_serves_every_task(checkpoints, pictures, tmp_path):
+def test_a_panoptic_model_serves_every_task(checkpoints, images, tmp_path):
     for task in THRESHOLD:
         arguments = ("--model", checkpoints["panoptic"], "--task", task, "--output", tmp_path / task)
-        assert segment(pictures / "one.png", *arguments) == 0
+        assert segment(images / "one.png", *arguments) == 0
         assert json.loads((tmp_path / task / "one.segments.json").read_text())["task"] == task
 
 
-def test_transformers_own_checkpoints(pictures, tmp_path):
+def test_transformers_own_checkpoints(images, tmp_path):
     torch.manual_seed(0)
     model = EomtForUniversalSegmentation(
         EomtConfig(
@@ -192,56 +192,56 @@ def test_transformers_own_checkpoints(pictures, tmp_path):
     randomize(model).save_pretrained(tmp_path / "eomt")
     EomtImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}, do_pad=True).save_pretrained(tmp_path / "eomt")
     arguments = ("--model", tmp_path / "eomt", "--output", tmp_path / "output", "--threshold", "0")
-    assert segment(pictures / "one.png", *arguments) == 0
+    assert segment(images / "one.png", *arguments) == 0
     assert names_in(tmp_path / "output") == ["one.overlay.png", "one.panoptic.png", "one.segments.json"]
 
 
-def test_orientation_is_applied(checkpoints, pictures, tmp_path):
-    picture = Image.open(pictures / "one.png")
-    exif = picture.getexif()
+def test_orientation_is_applied(checkpoints, images, tmp_path):
+    image = Image.open(images / "one.png")
+    exif = image.getexif()
     exif[0x0112] = 6  # to be turned by a quarter
-    picture.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "turned.png", exif=exif)
     arguments = ("--model", checkpoints["panoptic"], "--output", tmp_path / "output")
     assert segment(tmp_path / "turned.png", *arguments) == 0
     assert Image.open(tmp_path / "output" / "turned.panoptic.png").size == (50, 70)
 
 
-def test_a_bad_picture_is_reported_and_the_rest_go_on(checkpoints, pictures, tmp_path, capsys):
-    (pictures / "empty.png").write_bytes(b"")
-    (pictures / "text.jpg").write_text("not a picture")
-    whole = (pictures / "one.png").read_bytes()
-    (pictures / "truncated.png").write_bytes(whole[: len(whole) // 2])
+def test_a_bad_image_is_reported_and_the_rest_go_on(checkpoints, images, tmp_path, capsys):
+    (images / "empty.png").write_bytes(b"")
+    (images / "text.jpg").write_text("not an image")
+    whole = (images / "one.png").read_bytes()
+    (images / "truncated.png").write_bytes(whole[: len(whole) // 2])
     for size in (1, 4):
         output = tmp_path / str(size)
         arguments = ("--model", checkpoints["panoptic"], "--output", output, "--batch-size", size)
-        assert segment(pictures, pictures / "missing.png", *arguments) == 1
+        assert segment(images, images / "missing.png", *arguments) == 1
         assert names_in(output) == sorted(
             f"{name}.{ending}"
             for name in ("one", "two", "three")
             for ending in ("overlay.png", "panoptic.png", "segments.json")
         )
         printed = capsys.readouterr()
-        assert "3 of 7 pictures segmented" in printed.out
+        assert "3 of 7 images segmented" in printed.out
         for name, reason in (
             ("empty.png", "empty"),
-            ("text.jpg", "not a picture"),
+            ("text.jpg", "not an image"),
             ("truncated.png", "truncated"),
-            ("missing.png", "no such picture"),
+            ("missing.png", "no such image"),
         ):
             [line] = [line for line in printed.err.splitlines() if name in line]
             assert reason in line
         assert "Traceback" not in printed.err
 
 
-def test_a_picture_that_the_model_cannot_take_does_not_stop_its_batch(checkpoints, pictures, tmp_path, capsys):
-    Image.new("RGB", (50_000, 1)).save(pictures / "line.png")  # would be scaled to 3.2 million x 64 pixels
+def test_a_image_that_the_model_cannot_take_does_not_stop_its_batch(checkpoints, images, tmp_path, capsys):
+    Image.new("RGB", (50_000, 1)).save(images / "line.png")  # would be scaled to 3.2 million x 64 pixels
     arguments = ("--model", checkpoints["semantic"], "--output", tmp_path / "output", "--batch-size", 4)
-    assert segment(pictures, *arguments) == 1
+    assert segment(images, *arguments) == 1
     assert "line.png: " in capsys.readouterr().err
     assert len(names_in(tmp_path / "output")) == 9
 
 
-def test_finding_pictures(tmp_path):
+def test_finding_images(tmp_path):
     for name in (
         "a.jpg",
         "b.PNG",
@@ -255,8 +255,8 @@ def test_finding_pictures(tmp_path):
         (tmp_path / name).touch()
 
     def found(*patterns):
-        pictures, empty = find_pictures(str(pattern) for pattern in patterns)
-        return [str(picture.place) for picture in pictures], empty
+        images, empty = find_images(str(pattern) for pattern in patterns)
+        return [str(image.place) for image in images], empty
 
     assert found(tmp_path) == (["a.jpg", "b.PNG", "deep/c.webp"], [])
     assert found(tmp_path / "*.[jP]*") == (["a.jpg", "b.PNG"], [])
@@ -288,13 +288,13 @@ def test_names_never_collide(places, names):
     assert output_names([PurePosixPath(place) for place in places]) == names
 
 
-def test_results_do_not_overwrite_each_other_and_folders_are_kept(checkpoints, pictures, tmp_path):
-    (pictures / "deep").mkdir()
+def test_results_do_not_overwrite_each_other_and_folders_are_kept(checkpoints, images, tmp_path):
+    (images / "deep").mkdir()
     for name in ("one.jpg", "deep/one.png"):
-        Image.open(pictures / "one.png").save(pictures / name)
-    output = pictures / "output"  # inside the folder that is searched
+        Image.open(images / "one.png").save(images / name)
+    output = images / "output"  # inside the folder that is searched
     for _ in range(2):
-        assert segment(pictures, "--model", checkpoints["instance"], "--output", output) == 0
+        assert segment(images, "--model", checkpoints["instance"], "--output", output) == 0
         assert [name for name in names_in(output) if name.endswith("json")] == [
             "deep/one.segments.json",
             "one.jpg.segments.json",
@@ -315,10 +315,10 @@ def broken_copy(source: Path, target: Path, change) -> Path:
     return target
 
 
-def test_nan_in_the_weights_is_named(checkpoints, pictures, tmp_path, capsys):
+def test_nan_in_the_weights_is_named(checkpoints, images, tmp_path, capsys):
     name = "eomt.layers.1.mlp.fc1.weight"
     model = broken_copy(checkpoints["panoptic"], tmp_path / "nan", lambda w: w[name].view(-1)[5:6].fill_(float("nan")))
-    assert segment(pictures, "--model", model, "--output", tmp_path / "output") == 2
+    assert segment(images, "--model", model, "--output", tmp_path / "output") == 2
     assert f"{model}: NaN or infinity in {name}" in capsys.readouterr().err
 
 
@@ -343,25 +343,25 @@ def change_config(folder: Path, **fields) -> None:
         (lambda folder: change_config(folder, num_attention_heads=3), "num_attention_heads=3 does not divide"),
     ],
 )
-def test_damaged_models_end_in_one_line(damage, message, checkpoints, pictures, tmp_path, capsys):
+def test_damaged_models_end_in_one_line(damage, message, checkpoints, images, tmp_path, capsys):
     model = broken_copy(checkpoints["panoptic"], tmp_path / "model", lambda weights: None)
     damage(model)
-    assert segment(pictures, "--model", model, "--output", tmp_path / "output") == 2
+    assert segment(images, "--model", model, "--output", tmp_path / "output") == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
 
 
-def test_missing_weights_are_not_made_up(checkpoints, pictures, tmp_path, capsys):
+def test_missing_weights_are_not_made_up(checkpoints, images, tmp_path, capsys):
     model = broken_copy(checkpoints["panoptic"], tmp_path / "partial", lambda w: w.pop("class_predictor.bias"))
-    assert segment(pictures, "--model", model, "--output", tmp_path / "output") == 2
+    assert segment(images, "--model", model, "--output", tmp_path / "output") == 2
     assert "lacks 1 of the model's weights, first class_predictor.bias" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pictures": "nowhere/*.jpg"}, "no pictures match nowhere/*.jpg"),
+        ({"images": "nowhere/*.jpg"}, "no images match nowhere/*.jpg"),
         ({"--model": "./nowhere"}, "there is no folder ./nowhere"),
         ({"--model": "some/deep/path"}, "there is no folder some/deep/path"),
         ({"--model": "EMPTY"}, "holds no config.json"),
@@ -378,7 +378,7 @@ def test_missing_weights_are_not_made_up(checkpoints, pictures, tmp_path, capsys
         ({"--output": "FILE/below", "--model": "./nowhere"}, "cannot write to"),
     ],
 )
-def test_wrong_arguments_end_in_one_line(change, message, checkpoints, pictures, tmp_path, capsys):
+def test_wrong_arguments_end_in_one_line(change, message, checkpoints, images, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     arguments = {"--model": str(checkpoints["semantic"]), "--output": str(tmp_path / "output")}
@@ -386,7 +386,7 @@ def test_wrong_arguments_end_in_one_line(change, message, checkpoints, pictures,
         option: value.replace("EMPTY", str(tmp_path / "empty")).replace("FILE", str(tmp_path / "file"))
         for option, value in change.items()
     }
-    first = arguments.pop("pictures", str(pictures))
+    first = arguments.pop("images", str(images))
     assert segment(first, *(word for pair in arguments.items() for word in pair)) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -395,28 +395,28 @@ def test_wrong_arguments_end_in_one_line(change, message, checkpoints, pictures,
     assert not (tmp_path / "output").exists() or not any((tmp_path / "output").iterdir())
 
 
-def test_other_model_types_are_refused(pictures, tmp_path, capsys):
+def test_other_model_types_are_refused(images, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
-    assert segment(pictures, "--model", tmp_path / "model", "--output", tmp_path / "output") == 2
+    assert segment(images, "--model", tmp_path / "model", "--output", tmp_path / "output") == 2
     error = capsys.readouterr().err
     assert "is a model of type 'bert'" in error
     assert "segvit_vit_p_fusion segment, and with a ViT-P as classifier (--classifier) also Mask2Former" in error
 
 
 @pytest.mark.parametrize("options", [[], ["--classifier", "vit-p"], ["--alpha", "0.5"]])
-def test_a_name_that_no_repository_can_have_is_not_asked_for(options, pictures, tmp_path, capsys, monkeypatch):
+def test_a_name_that_no_repository_can_have_is_not_asked_for(options, images, tmp_path, capsys, monkeypatch):
     def ask(*args, **settings):
         raise AssertionError("the Hub was asked")
 
     monkeypatch.setattr(PreTrainedConfig, "get_config_dict", ask)
-    assert segment(pictures, "--model", "nofolder", "--output", tmp_path / "output", *options) == 2
+    assert segment(images, "--model", "nofolder", "--output", tmp_path / "output", *options) == 2
     assert "there is no folder nofolder, and a Hub id looks like owner/name" in capsys.readouterr().err
 
 
-def test_without_network_it_says_so_and_what_to_do(pictures, tmp_path):
+def test_without_network_it_says_so_and_what_to_do(images, tmp_path):
     # A process of its own, as the Hub client reads its settings when it is imported.
-    command = [sys.executable, "-m", "hf_segvit", "segment", str(pictures), "--model", "nobody/nothing"]
+    command = [sys.executable, "-m", "hf_segvit", "segment", str(images), "--model", "nobody/nothing"]
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "PATH": "", "HOME": str(tmp_path)}
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "output")], env=environment, capture_output=True, text=True, check=False
@@ -428,7 +428,7 @@ def test_without_network_it_says_so_and_what_to_do(pictures, tmp_path):
 
 
 def test_debug_shows_the_traceback(checkpoints, tmp_path):
-    with pytest.raises(ValueError, match="no pictures match"):
+    with pytest.raises(ValueError, match="no images match"):
         main(["--debug", "segment", "nowhere.jpg", "--model", "x", "--output", str(tmp_path)])
 
 

@@ -53,7 +53,7 @@ def test_a_run_leaves_everything(recipe_file, tmp_path, capsys):
     assert model.config.masked_attention_probabilities == [0.0, 0.0]
     assert EoMTImageProcessor.from_pretrained(run / "model").stuff_classes == [1, 2, 4]
     card = plan_push(run / "model", "me/tiny").files["README.md"]
-    assert "4 steps of 4 pictures" in card
+    assert "4 steps of 4 images" in card
     assert "| generated:easy?num_scenes=2&size=64 | val | panoptic | pq |" in card
     assert Image.open(run / "predictions" / "step-00000004.png").width > 3 * 64
     assert any((run / "logs").rglob("events.out.tfevents*"))
@@ -79,7 +79,7 @@ def test_a_packaged_recipe_is_explained_before_its_data_and_weights_are_there(tm
     assert "class_predictor.weight: 134x192" in printed.out, "133 published classes and no object"
 
     assert main(["train", "vit_p_coco_base", "--explain", *small]) == 0
-    assert "118,287 pictures" in capsys.readouterr().out
+    assert "118,287 images" in capsys.readouterr().out
     (tmp_path / "coco").mkdir()
     assert main(["train", "coco_panoptic_small_640", "--explain", *small]) == 2, "data that is there is read"
     assert "118,287" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`hf-segvit train own_points`: a folder of pictures and masks to a usable point classifier, also from a mixture."""
+"""`hf-segvit train own_points`: a folder of images and masks to a usable point classifier, also from a mixture."""
 
 import json
 
@@ -19,7 +19,7 @@ SETTINGS = [
 
 @pytest.fixture
 def data(tmp_path):
-    """Pictures whose left half is road and whose right half is car."""
+    """Images whose left half is road and whose right half is car."""
     mask_folder(tmp_path / "own", ("one", "two", "three"))
     return mask_folder(tmp_path / "own", ("four", "five"), split="val")
 

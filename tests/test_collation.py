@@ -1,4 +1,4 @@
-"""Collation: what the models take, ragged pictures, and the same batch finished on the device."""
+"""Collation: what the models take, ragged images, and the same batch finished on the device."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def sample(num_segments: int, size: int = 8) -> AugmentedSample:
     )
 
 
-def test_masks_of_several_pictures():
+def test_masks_of_several_images():
     samples = [sample(3), sample(0), sample(1)]
     batch = MaskCollator(with_loss_mask=True)(samples)
     assert list(batch) == ["pixel_values", "mask_labels", "class_labels", "loss_mask"]
@@ -52,7 +52,7 @@ def test_the_device_finishes_what_collation_left():
 
 
 @pytest.mark.parametrize("scale_range", [(0.1, 0.9), (1.1, 2.0)])
-def test_pictures_that_the_device_scales_become_the_same(scale_range):
+def test_images_that_the_device_scales_become_the_same(scale_range):
     scenes = GeneratedScenes(6, size=(48, 64))
     now, later = (
         AugmentedDataset(

@@ -48,7 +48,7 @@ class Things:
 
 
 class Oracle:
-    """Answers with the truth; it knows the pictures by their pixels."""
+    """Answers with the truth; it knows the images by their pixels."""
 
     def __init__(self, scenes, task, spoil=()):
         self.task, self.id2label, self.calls = task, scenes.id2label, 0
@@ -66,9 +66,9 @@ class Oracle:
                 truth = np.full_like(truth, 1)
             self.answers[np.asarray(entry["image"]).tobytes()] = truth
 
-    def __call__(self, pictures):
-        self.calls += len(pictures)
-        return [self.answers[np.asarray(picture).tobytes()] for picture in pictures]
+    def __call__(self, images):
+        self.calls += len(images)
+        return [self.answers[np.asarray(image).tobytes()] for image in images]
 
 
 def dataset_for(task, scenes):
@@ -81,18 +81,18 @@ def scenes():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_truth_scores_one_and_a_spoilt_picture_is_the_worst(task, scenes):
+def test_the_truth_scores_one_and_a_spoilt_image_is_the_worst(task, scenes):
     dataset = dataset_for(task, scenes)
     result = evaluate(Oracle(scenes, task), dataset, scenes.id2label, stuff_classes=scenes.stuff_classes, batch_size=3)
     assert result.metrics[HEADLINES[task]] == pytest.approx(1.0)
     assert result.num_images == 7
-    assert [picture.score for picture in result.pictures] == pytest.approx([1.0] * 7)
+    assert [image.score for image in result.images] == pytest.approx([1.0] * 7)
     assert all(row["loss"] == pytest.approx(0) for row in result.classes)
 
     spoilt = evaluate(Oracle(scenes, task, spoil=[4]), dataset, scenes.id2label, stuff_classes=scenes.stuff_classes)
     assert spoilt.metrics[HEADLINES[task]] < 1
-    assert spoilt.pictures[0].index == 4
-    assert spoilt.pictures[0].score < 0.5
+    assert spoilt.images[0].index == 4
+    assert spoilt.images[0].score < 0.5
     losses = [row["loss"] for row in spoilt.classes]
     assert losses == sorted(losses, reverse=True)
     # The losses of all classes are what the mean lacks.
@@ -133,10 +133,10 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, scenes):
     whole = evaluate(Oracle(scenes, "panoptic", spoil=[1]), scenes, scenes.id2label)
 
     class Breaking(Oracle):
-        def __call__(self, pictures):
+        def __call__(self, images):
             if self.calls >= 5:
                 raise RuntimeError("out of memory")
-            return super().__call__(pictures)
+            return super().__call__(images)
 
     settings = {"partial_folder": tmp_path / "partial", "about": {"model": "m"}, "chunk_size": 2}
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -177,7 +177,7 @@ def test_damaged_counts_are_named(tmp_path):
         PartialResults(tmp_path, {})
 
 
-def test_a_picture_is_counted_once(scenes):
+def test_a_image_is_counted_once(scenes):
     class Twice(Things):
         def __getitem__(self, index):
             return {**self.scenes[index], "image_id": 5}
@@ -199,12 +199,12 @@ scenes = GeneratedScenes(7, size=(48, 64))
 oracle = Oracle(scenes, "semantic", spoil=[1, 2])
 result = evaluate(oracle, scenes, scenes.id2label)
 print(json.dumps([state.process_index, oracle.calls, result.num_images, result.metrics["mean_iou"],
-                  [picture.index for picture in result.pictures]]), flush=True)
+                  [image.index for image in result.images]]), flush=True)
 """
 
 
 @pytest.mark.slow
-def test_processes_share_the_pictures_without_repeating_one(tmp_path, scenes):
+def test_processes_share_the_images_without_repeating_one(tmp_path, scenes):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -224,10 +224,10 @@ def test_processes_share_the_pictures_without_repeating_one(tmp_path, scenes):
     ]
     rows = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
     alone = evaluate(Oracle(scenes, "semantic", spoil=[1, 2]), scenes, scenes.id2label)
-    assert sorted(row[1] for row in rows) == [3, 4]  # seven pictures, none padded
+    assert sorted(row[1] for row in rows) == [3, 4]  # seven images, none padded
     for row in rows:
         assert row[2:4] == [7, pytest.approx(alone.metrics["mean_iou"], rel=1e-15)]
-        assert row[4] == [picture.index for picture in alone.pictures]
+        assert row[4] == [image.index for image in alone.images]
 
 
 def swin():
@@ -279,8 +279,8 @@ def test_classes_are_matched_by_name(scenes):
         class Flipped:
             id2label, task_name = oracle.id2label, task
 
-            def __call__(self, pictures, flip=flip, answer=answer, table=table):
-                return [flip(given, table) for given in answer(pictures)]
+            def __call__(self, images, flip=flip, answer=answer, table=table):
+                return [flip(given, table) for given in answer(images)]
 
         flipped = Flipped()
         flipped.task = task
@@ -306,8 +306,8 @@ def test_the_stuff_of_a_model_that_numbers_otherwise_is_merged(tmp_path, scenes)
         )
         names = {one.config.id2label[label] for label in predictor.stuff_classes}
         assert names == {scenes.id2label[label] for label in scenes.stuff_classes}
-        pictures = [Image.fromarray(scenes[index]["image"]) for index in range(7)]
-        segments = [answer["segments_info"] for answer in predictor(pictures)]
+        images = [Image.fromarray(scenes[index]["image"]) for index in range(7)]
+        segments = [answer["segments_info"] for answer in predictor(images)]
         answers.append([sorted(one.config.id2label[row["label_id"]] for row in rows) for rows in segments])
         command = ["evaluate", "--model", str(folder), "--data", "generated:easy?num_scenes=7&size=48", "--task"]
         assert main([*command, "panoptic", "--device", "cpu", "--json", str(tmp_path / "result.json")]) == 0
@@ -320,7 +320,7 @@ def test_the_stuff_of_a_model_that_numbers_otherwise_is_merged(tmp_path, scenes)
     assert scores[0] == scores[1]
     # With the data set's ids taken for the model's, other segments are merged.
     wrong = Predictor(turned, processor, task="panoptic", stuff_classes=scenes.stuff_classes)
-    segments = [answer["segments_info"] for answer in wrong(pictures)]
+    segments = [answer["segments_info"] for answer in wrong(images)]
     assert [sorted(turned.config.id2label[row["label_id"]] for row in rows) for rows in segments] != answers[0]
 
 
@@ -336,10 +336,10 @@ def test_classes_that_only_their_order_matches_are_told(scenes):
 class WrongLabels(Oracle):
     """The true masks, each called the class behind its own."""
 
-    def __call__(self, pictures):
+    def __call__(self, images):
         table = np.roll(np.arange(len(self.id2label)), -1)
         relabel = evaluation_task(self.task, len(table)).relabel
-        return [relabel(answer, table) for answer in super().__call__(pictures)]
+        return [relabel(answer, table) for answer in super().__call__(images)]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -376,9 +376,9 @@ def test_boundaries_are_scored_beside_areas(task, scenes):
     class Shifted(Oracle):
         """The truth, two pixels to the right."""
 
-        def __call__(self, pictures):
+        def __call__(self, images):
             shifted = []
-            for answer in super().__call__(pictures):
+            for answer in super().__call__(images):
                 if task == "semantic":
                     shifted.append(np.roll(answer, 2, axis=1))
                 else:
@@ -407,7 +407,7 @@ def test_reports(task, tmp_path, scenes):
     oracle = Oracle(scenes, task, spoil=[2])
     result = evaluate(oracle, dataset, scenes.id2label, stuff_classes=scenes.stuff_classes)
     text = result_text(result, max_rows=2)
-    assert f"{task}, 7 pictures" in text
+    assert f"{task}, 7 images" in text
     assert f"{100 * result.metrics[HEADLINES[task]]:.2f}" in text
     assert result.classes[0]["label"] in text
     assert f"and {len(result.classes) - 2} more classes" in text
@@ -419,7 +419,7 @@ def test_reports(task, tmp_path, scenes):
     assert content["model"] == "m"
     assert content["pictures"][0]["image_id"] == 2
     assert content["metrics"][HEADLINES[task]] == result.metrics[HEADLINES[task]]
-    draw_worst(tmp_path / "worst.png", oracle, dataset, scenes.id2label, result.pictures[:2])
+    draw_worst(tmp_path / "worst.png", oracle, dataset, scenes.id2label, result.images[:2])
     with Image.open(tmp_path / "worst.png") as sheet:
         assert sheet.width > 3 * 480
         assert sheet.height > 2 * 300
@@ -441,7 +441,7 @@ def test_the_command_writes_its_results(checkpoint, tmp_path, capsys):
     command += ["--oracle", "--boundary"]
     assert main([*command, "--json", str(numbers)]) == 0
     printed = capsys.readouterr().out
-    assert "semantic, 5 pictures" in printed
+    assert "semantic, 5 images" in printed
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["results.json", "results.txt", "worst.png"]
     content = json.loads(numbers.read_text())
     assert content == json.loads((tmp_path / "out" / "results.json").read_text())
@@ -475,7 +475,7 @@ def test_the_command_says_what_is_wrong(change, message, checkpoint, capsys):
 
 def test_bad_settings_are_refused(scenes):
     oracle = Oracle(scenes, "panoptic")
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         evaluate(oracle, [], scenes.id2label)
     with pytest.raises(ValueError, match="batch_size is 0"):
         evaluate(oracle, scenes, scenes.id2label, batch_size=0)

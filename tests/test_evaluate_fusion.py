@@ -86,13 +86,13 @@ def test_every_alpha_scores_as_if_it_were_the_only_one(task, isolated, scenes):
     sweep = sweep_alphas(AlphaPredictor(predictor, ALPHAS), dataset, scenes.id2label, batch_size=2, **settings)
     assert calls == {"generator": 3, "classifier": 3}  # batches of 2, 2 and 1
     assert sweep.headline == HEADLINES[task]
-    pictures = [Image.fromarray(scenes[index]["image"]) for index in range(2)]
-    columns = list(zip(*AlphaPredictor(predictor, ALPHAS)(pictures), strict=True))
+    images = [Image.fromarray(scenes[index]["image"]) for index in range(2)]
+    columns = list(zip(*AlphaPredictor(predictor, ALPHAS)(images), strict=True))
     assert len({str((plain(answers), scores_of(answers))) for answers in columns}) == 3  # or nothing is compared
     scores = []
     for alpha, answers in zip(ALPHAS, columns, strict=True):
         predictor.model.config.alpha = alpha
-        expected = predictor(pictures)
+        expected = predictor(images)
         assert plain(answers) == plain(expected)
         assert scores_of(answers) == pytest.approx(scores_of(expected), abs=2e-6)  # rounded to six digits
         alone = evaluate(predictor, dataset, scenes.id2label, batch_size=2, **settings)
@@ -105,9 +105,9 @@ def test_every_alpha_scores_as_if_it_were_the_only_one(task, isolated, scenes):
 
 def test_alpha_0_is_the_generator_alone(scenes):
     predictor = fused_predictor(scenes, "panoptic")
-    pictures = [Image.fromarray(scenes[index]["image"]) for index in range(3)]
+    images = [Image.fromarray(scenes[index]["image"]) for index in range(3)]
     alone = Predictor(predictor.model.generator, predictor.processor.generator, task="panoptic")
-    for answers, expected in zip(AlphaPredictor(predictor, ALPHAS)(pictures), alone(pictures), strict=True):
+    for answers, expected in zip(AlphaPredictor(predictor, ALPHAS)(images), alone(images), strict=True):
         assert torch.equal(answers[0]["segmentation"], expected["segmentation"])
         assert answers[0]["segments_info"] == expected["segments_info"]
 
@@ -127,13 +127,13 @@ def test_an_interrupted_sweep_goes_on(scenes, tmp_path):
     whole = sweep_alphas(AlphaPredictor(predictor, ALPHAS), scenes, scenes.id2label, more_metrics=["oracle"])
 
     class Breaking(AlphaPredictor):
-        pictures = 0
+        images = 0
 
-        def with_masks(self, pictures):
-            self.pictures += len(pictures)
-            if self.pictures > 3:
+        def with_masks(self, images):
+            self.images += len(images)
+            if self.images > 3:
                 raise RuntimeError("out of memory")
-            return super().with_masks(pictures)
+            return super().with_masks(images)
 
     with pytest.raises(RuntimeError, match="out of memory"):
         sweep_alphas(Breaking(predictor, ALPHAS), scenes, scenes.id2label, **settings)

@@ -69,7 +69,7 @@ def test_every_task_is_evaluated(task, checkpoint):
     assert 0 <= result.metrics[HEADLINES[task]] <= result.metrics[f"oracle_{HEADLINES[task]}"] < 0.9
 
 
-def pictures():
+def example_images():
     scenes = GeneratedScenes(2, size=(48, 64))
     return [Image.fromarray(scenes[0]["image"]), Image.fromarray(scenes[1]["image"]).crop((0, 0, 64, 32))]
 
@@ -78,21 +78,21 @@ def test_the_model_is_told_its_task(checkpoint):
     logits = {}
     for task in ("panoptic", "semantic"):
         predictor = load_predictor(checkpoint, task=task)
-        inputs = predictor.inputs(pictures()[:1])
+        inputs = predictor.inputs(example_images()[:1])
         with torch.no_grad():
             logits[task] = predictor.model(**inputs).class_queries_logits
         with torch.no_grad():
-            told = predictor.processor(pictures()[:1], task_inputs=[task], return_tensors="pt")
+            told = predictor.processor(example_images()[:1], task_inputs=[task], return_tensors="pt")
             torch.testing.assert_close(predictor.model(**told).class_queries_logits, logits[task])
     assert (logits["panoptic"] - logits["semantic"]).abs().max() > 1e-4
 
 
 def test_padding_of_a_batch_changes_no_answer(checkpoint):
     predictor = load_predictor(checkpoint, task="semantic")
-    together = predictor(pictures())
-    for one, picture in zip(together, pictures(), strict=True):
-        assert one.shape == (picture.height, picture.width)
-        assert torch.equal(one, predictor([picture])[0])
+    together = predictor(example_images())
+    for one, image in zip(together, example_images(), strict=True):
+        assert one.shape == (image.height, image.width)
+        assert torch.equal(one, predictor([image])[0])
 
 
 def decided(model, inputs, outputs):
@@ -106,11 +106,11 @@ def decided(model, inputs, outputs):
 def test_views_are_averaged(checkpoint):
     predictor = load_predictor(checkpoint, task="semantic", views=Views((0.5, 1.0), flip=True))
     predictor.model.register_forward_hook(decided)
-    (answer,) = predictor(pictures()[:1])
-    (picture, processor), total = (pictures()[0], predictor.processor), 0
+    (answer,) = predictor(example_images()[:1])
+    (image, processor), total = (example_images()[0], predictor.processor), 0
     for side in (32, 64):
         for mirrored in (False, True):
-            seen = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture
+            seen = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
             size = {"shortest_edge": side, "longest_edge": 2 * side}
             inputs = processor([seen], task_inputs=["semantic"], return_tensors="pt", size=size)
             with torch.no_grad():
@@ -129,16 +129,16 @@ def test_views_are_averaged(checkpoint):
 
 def test_instances_are_those_of_the_official_rule(checkpoint):
     predictor = load_predictor(checkpoint, task="instance")
-    picture = pictures()[0]
-    (answer,) = predictor([picture])
-    inputs = predictor.inputs([picture])
+    image = example_images()[0]
+    (answer,) = predictor([image])
+    inputs = predictor.inputs([image])
     with torch.no_grad():
         outputs = predictor.model(**inputs)
     probabilities = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
     masks = torch.nn.functional.interpolate(
         outputs.masks_queries_logits, inputs["pixel_values"].shape[-2:], mode="bilinear", align_corners=False
     )
-    masks = torch.nn.functional.interpolate(masks, (picture.height, picture.width), mode="bilinear")[0]
+    masks = torch.nn.functional.interpolate(masks, (image.height, image.width), mode="bilinear")[0]
     best, places = probabilities.flatten().topk(min(100, probabilities.numel()))
     expected = []
     for score, place in zip(best.tolist(), places.tolist(), strict=True):

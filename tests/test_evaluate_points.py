@@ -95,7 +95,7 @@ class FixedGenerator(nn.Module):
 
 
 def test_maximum_points_are_the_generators_and_the_truth_is_the_pixels():
-    # A picture of 32 x 64 fills the upper half of the input of 64 x 64, whose masks have 16 x 16 cells.
+    # An image of 32 x 64 fills the upper half of the input of 64 x 64, whose masks have 16 x 16 cells.
     segment_map = np.full((32, 64), -1, np.int32)
     segment_map[:, :32] = 0
     segment_map[:16, 32:] = 1
@@ -106,7 +106,7 @@ def test_maximum_points_are_the_generators_and_the_truth_is_the_pixels():
     model = FixedGenerator(places, [sure, sure, sure, unsure, nothing], (16, 16))
     processor = EoMTImageProcessor(task="panoptic", size={"height": 64, "width": 64})
     asked = MaximumPoints(Predictor(model, processor, task="panoptic"))(entry, 0)
-    # Cell (r, c) has its middle at (r + 0.5) / 8 of the picture's height, as the picture has but 8 rows of cells.
+    # Cell (r, c) has its middle at (r + 0.5) / 8 of the image's height, as the image has but 8 rows of cells.
     torch.testing.assert_close(
         asked.points, torch.tensor([[2.5 / 16, 1.5 / 8], [12.5 / 16, 1.5 / 8], [12.5 / 16, 6.5 / 8]])
     )
@@ -120,19 +120,19 @@ def test_the_score_is_that_of_the_models_answers():
     dataset, model = scenes(), tiny_vit_p()
     for batch_size in (1, 3):
         result = evaluate_points(predictor_of(model), dataset, LABELS, RandomPoints(9, seed=1), batch_size=batch_size)
-        right, by_picture = 0, {}
+        right, by_image = 0, {}
         for index in range(len(dataset)):
             asked = RandomPoints(9, seed=1)(dataset[index], index)
             inputs = ViTPImageProcessor(size=56)(dataset[index]["image"])
             prompts = torch.cat([asked.points, torch.zeros(9, 2)], dim=1)[None]
             with torch.no_grad():
                 answers = model(inputs["pixel_values"], prompts).logits[0].argmax(-1)
-            by_picture[index] = float((answers == asked.labels).float().mean())
+            by_image[index] = float((answers == asked.labels).float().mean())
             right += int((answers == asked.labels).sum())
         assert result.metrics["top_1"] == pytest.approx(right / 45)
         assert result.num_images == 5
-        assert {row.index: row.score for row in result.pictures} == pytest.approx(by_picture)
-        assert [row.score for row in result.pictures] == sorted(row.score for row in result.pictures)
+        assert {row.index: row.score for row in result.images} == pytest.approx(by_image)
+        assert [row.score for row in result.images] == sorted(row.score for row in result.images)
     assert sum(row["points"] for row in result.classes) == 45
     losses = [row["loss"] for row in result.classes]
     assert losses == sorted(losses, reverse=True)
@@ -178,11 +178,11 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     class Breaking(PointPredictor):
         asked, most = 0, 3
 
-        def __call__(self, pictures, points):
+        def __call__(self, images, points):
             if self.asked == self.most:
                 raise RuntimeError("out of memory")
             self.asked += 1
-            return super().__call__(pictures, points)
+            return super().__call__(images, points)
 
     settings = {"partial_folder": tmp_path / "partial", "about": {"model": "m"}, "chunk_size": 2}
     breaking = Breaking(tiny_vit_p(), ViTPImageProcessor(size=56))
@@ -193,16 +193,16 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
     result = evaluate_points(breaking, dataset, LABELS, source, **settings)
     # Confidences are summed in another order.
     assert result.metrics == pytest.approx(whole.metrics, rel=1e-12)
-    assert (result.classes, result.pictures, result.num_images) == (whole.classes, whole.pictures, 5)
+    assert (result.classes, result.images, result.num_images) == (whole.classes, whole.images, 5)
     with pytest.raises(ValueError, match=r"another evaluation \(model 'm' != 'other'\)"):
         evaluate_points(breaking, dataset, LABELS, source, **(settings | {"about": {"model": "other"}}))
 
 
 def test_corner_models_are_asked_half_a_pixel_to_the_left():
-    picture, points = Image.new("RGB", (10, 20)), torch.tensor([[0.45, 0.475]])
+    image, points = Image.new("RGB", (10, 20)), torch.tensor([[0.45, 0.475]])
     for origin, expected in (("center", [0.45, 0.475]), ("corner", [0.4, 0.45])):
         predictor = predictor_of(tiny_vit_p(point_origin=origin))
-        assert predictor._prompts(picture, points)[0].tolist() == pytest.approx([*expected, 0.0, 0.0])
+        assert predictor._prompts(image, points)[0].tolist() == pytest.approx([*expected, 0.0, 0.0])
 
 
 def test_what_cannot_be_asked_is_refused():

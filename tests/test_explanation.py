@@ -25,10 +25,10 @@ def test_decisions_are_told():
     )
     for words in (
         "recipe: eomt, panoptic",
-        "coco:there, 1,600 pictures",
+        "coco:there, 1,600 images",
         "64 x 64, augmentation eomt_coco_panoptic",
         "600 steps = 6 epochs of 100 steps",
-        "16 = 1 x 4 x 4 (processes x accumulation x pictures on a device)",
+        "16 = 1 x 4 x 4 (processes x accumulation x images on a device)",
         "adamw, learning rate 0.0001, gradients at most 0.01",
         "20 steps, then 40 for the backbone; then polynomial decay",
         "100 to 200, 400 to 500 (a query layer each)",
@@ -54,7 +54,7 @@ def test_patience_that_cannot_end_the_training_is_told():
 
 @pytest.mark.parametrize("name", packaged_recipes())
 def test_the_patience_of_every_recipe_can_end_it(name):
-    """With up to 1280 pictures, whose epochs are as short as the least distance of evaluations."""
+    """With up to 1280 images, whose epochs are as short as the least distance of evaluations."""
     recipe = load_recipe(name)
     if recipe.patience is not None:
         for num_images in (20, 300, 1280):

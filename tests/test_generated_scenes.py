@@ -73,13 +73,13 @@ def test_a_data_set_depends_on_seed_split_and_index_alone():
 
 def test_no_scene_is_in_two_splits():
     # Among all scenes of all splits, none is seen twice; a shift by one index or seed would show here.
-    pictures = {
+    images = {
         (split, seed, index): GeneratedScenes(20, split, seed=seed, size=(16, 16))[index]["image"].tobytes()
         for split in SPLITS
         for seed in (0, 1)
         for index in range(20)
     }
-    assert len(set(pictures.values())) == len(pictures) == 120
+    assert len(set(images.values())) == len(images) == 120
 
 
 def test_the_data_set_ends_and_feeds_loader_workers():
@@ -146,7 +146,7 @@ def test_things_keep_their_visible_share():
         for row in scene.segments:
             name = SCENE_LABELS[row["label_id"]]
             if name in whole:
-                # A thing may also reach over the edge of the picture, by 0.3 of its radius at most.
+                # A thing may also reach over the edge of the image, by 0.3 of its radius at most.
                 assert (scene.segment_map == row["id"]).sum() > 0.7 * settings.min_visible * whole[name]
 
 

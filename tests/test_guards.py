@@ -220,16 +220,16 @@ def batches(samples, num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_picture_that_cannot_be_read_is_named(num_workers):
+def test_a_image_that_cannot_be_read_is_named(num_workers):
     with pytest.raises(ValueError, match=r"image 'cat 5\.jpg' cannot be read for training.*truncated.*check-data"):
         list(batches(Samples(5, "raise"), num_workers))
 
 
-def test_a_worker_that_is_killed_names_its_picture():
+def test_a_worker_that_is_killed_names_its_image():
     with pytest.raises(ValueError, match=r"was killed while it read sample 5, image 'cat 5\.jpg'.*lower num_workers"):
         list(batches(Samples(5, "kill"), 1))  # the others would be waited for
 
 
-def test_pictures_are_named_as_their_data_set_does(tmp_path):
+def test_images_are_named_as_their_data_set_does(tmp_path):
     samples = EoMTTask(tiny_recipe(tmp_path)).train_samples()
     assert samples.name(3) == "sample 3, image 3, generated:easy"

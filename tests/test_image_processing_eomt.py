@@ -37,7 +37,7 @@ MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def example_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -80,20 +80,20 @@ class TestGeometry:
 
     def test_a_side_never_vanishes(self) -> None:
         assert padded_content_size((1, 10_000), (64, 64)) == (1, 64)
-        assert EoMTImageProcessor(size=64)(picture(1, 500))["content_sizes"].tolist() == [[1, 64]]
+        assert EoMTImageProcessor(size=64)(example_image(1, 500))["content_sizes"].tolist() == [[1, 64]]
 
     def test_inputs_need_not_be_square(self) -> None:
         assert padded_content_size((100, 100), (64, 128)) == (64, 64)
         assert windowed_content_size((100, 100), (64, 128)) == (128, 128)
         assert windows_of([(128, 128)], (64, 128)) == [(0, 0, 64), (0, 64, 128)]
-        data = EoMTImageProcessor(size={"height": 64, "width": 128}, task="semantic")(picture(128, 128))
-        expected = normalized(picture(128, 128))
+        data = EoMTImageProcessor(size={"height": 64, "width": 128}, task="semantic")(example_image(128, 128))
+        expected = normalized(example_image(128, 128))
         torch.testing.assert_close(data["pixel_values"], torch.stack([expected[:, :64], expected[:, 64:]]))
 
 
-class TestPictures:
+class TestImages:
     def test_padding_is_black_before_normalisation(self) -> None:
-        array = picture(40, 64)
+        array = example_image(40, 64)
         data = EoMTImageProcessor(size=64)(Image.fromarray(array))
         black = normalized(np.zeros((64, 64, 3), np.uint8))
         torch.testing.assert_close(data["pixel_values"][0, :, :40], normalized(array))
@@ -105,7 +105,7 @@ class TestPictures:
     def test_resizing_is_pillows(self) -> None:
         # The official code resizes with Pillow; 8-bit results differ by one level in few pixels when enlarging.
         for height, width in ((100, 160), (30, 20)):
-            array = picture(height, width)
+            array = example_image(height, width)
             size = padded_content_size((height, width), (64, 64))
             expected = np.asarray(Image.fromarray(array).resize(size[::-1], Image.Resampling.BILINEAR))
             found = EoMTImageProcessor(size=64)(array)["pixel_values"][0, :, : size[0], : size[1]]
@@ -114,7 +114,7 @@ class TestPictures:
             assert (np.abs(levels - expected) > 0.01).mean() < 0.01
 
     def test_windows_of_a_batch(self) -> None:
-        wide, tall = picture(64, 100, 1), picture(150, 64, 2)
+        wide, tall = example_image(64, 100, 1), example_image(150, 64, 2)
         data = EoMTImageProcessor(size=64, task="semantic")([wide, tall])
         assert data["patch_offsets"].tolist() == [[0, 0, 64], [0, 36, 100], [1, 0, 64], [1, 43, 107], [1, 86, 150]]
         assert data["content_sizes"].tolist() == [[64, 100], [150, 64]]
@@ -122,9 +122,9 @@ class TestPictures:
         expected += [normalized(tall)[:, s:e] for s, e in ((0, 64), (43, 107), (86, 150))]
         torch.testing.assert_close(data["pixel_values"], torch.stack(expected))
 
-    def test_every_kind_of_picture_gives_the_same(self, tmp_path: Path) -> None:
-        array = picture(50, 64)
-        path = tmp_path / "picture.png"
+    def test_every_kind_of_image_gives_the_same(self, tmp_path: Path) -> None:
+        array = example_image(50, 64)
+        path = tmp_path / "image.png"
         Image.fromarray(array).save(path)
         processor = EoMTImageProcessor(size=64)
         expected = processor(Image.fromarray(array))["pixel_values"]
@@ -148,7 +148,7 @@ class TestPictures:
     def test_exif_orientation(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
-        array = picture(64, 40)
+        array = example_image(64, 40)
         Image.fromarray(array).save(tmp_path / "turned.png", exif=exif)
         data = EoMTImageProcessor(size=64)([tmp_path / "turned.png", Image.open(tmp_path / "turned.png")])
         upright = normalized(np.rot90(array, -1).copy())
@@ -157,7 +157,7 @@ class TestPictures:
         assert data["content_sizes"].tolist() == [[40, 64], [40, 64]]
 
     def test_switches(self) -> None:
-        array = picture(64, 64)
+        array = example_image(64, 64)
         plain = torch.from_numpy(array).permute(2, 0, 1).float()
         processor = EoMTImageProcessor(size=64)
         found = processor(array, do_normalize=False)["pixel_values"][0]
@@ -169,14 +169,14 @@ class TestPictures:
         torch.testing.assert_close(found, plain * 3 - 9)
         found = processor(array, image_mean=0.5, image_std=[0.25] * 3)["pixel_values"][0]
         torch.testing.assert_close(found, (plain / 255 - 0.5) / 0.25)
-        found = processor(picture(20, 30), do_resize=False)
+        found = processor(example_image(20, 30), do_resize=False)
         assert found["content_sizes"].tolist() == [[20, 30]]
-        torch.testing.assert_close(found["pixel_values"][0, :, :20, :30], normalized(picture(20, 30)))
-        found = processor([picture(32, 64)] * 2, do_pad=False)["pixel_values"]
+        torch.testing.assert_close(found["pixel_values"][0, :, :20, :30], normalized(example_image(20, 30)))
+        found = processor([example_image(32, 64)] * 2, do_pad=False)["pixel_values"]
         assert found.shape == (2, 3, 32, 64)
 
     def test_numpy_results(self) -> None:
-        data = EoMTImageProcessor(size=64)(picture(8, 8), np.zeros((8, 8), np.uint8), return_tensors="np")
+        data = EoMTImageProcessor(size=64)(example_image(8, 8), np.zeros((8, 8), np.uint8), return_tensors="np")
         assert all(isinstance(data[key], np.ndarray) for key in ("pixel_values", "content_sizes"))
         assert all(isinstance(data[key][0], np.ndarray) for key in ("mask_labels", "class_labels"))
 
@@ -184,7 +184,7 @@ class TestPictures:
 class TestTargets:
     def test_label_map(self) -> None:
         labels = np.array([[0, 0, 3, 255], [3, 3, 7, 255]], dtype=np.uint8)
-        data = EoMTImageProcessor(size=4)(picture(2, 4), labels, return_loss_mask=True)
+        data = EoMTImageProcessor(size=4)(example_image(2, 4), labels, return_loss_mask=True)
         padded = np.full((4, 4), 255)
         padded[:2] = labels
         assert data["class_labels"][0].tolist() == [0, 3, 7]
@@ -217,7 +217,7 @@ class TestTargets:
             str(path),
         ]
         for kind in kinds:
-            data = EoMTImageProcessor(size=2)(picture(2, 2), [kind])
+            data = EoMTImageProcessor(size=2)(example_image(2, 2), [kind])
             assert data["class_labels"][0].tolist() == [0, 1, 2]
             assert data["mask_labels"][0].int().tolist() == [[[1, 0], [0, 0]], [[0, 1], [0, 0]], [[0, 0], [1, 0]]]
 
@@ -231,22 +231,22 @@ class TestTargets:
             processor = EoMTImageProcessor(
                 size={"height": 1, "width": 4}, do_reduce_labels=True, ignore_index=ignore_index
             )
-            data = processor(picture(1, 4), labels, return_loss_mask=True)
+            data = processor(example_image(1, 4), labels, return_loss_mask=True)
             assert data["class_labels"][0].tolist() == classes
             assert data["loss_mask"][0, 0].tolist() == counted
-        data = EoMTImageProcessor(size={"height": 1, "width": 4}, ignore_index=0)(picture(1, 4), labels)
+        data = EoMTImageProcessor(size={"height": 1, "width": 4}, ignore_index=0)(example_image(1, 4), labels)
         assert data["class_labels"][0].tolist() == [1, 2, 255]
 
     def test_id_map(self) -> None:
         ids = torch.tensor([[5, 5, 9, 2**30 + 1], [0, -1, 9, 2**30]], dtype=torch.int32)
         mapping = {5: 1, 9: 1, 2**30: 0, 2**30 + 1: 2, 0: 255}
         processor = EoMTImageProcessor(size={"height": 2, "width": 4}, num_labels=3)
-        data = processor(picture(2, 4), ids, mapping, return_loss_mask=True)
+        data = processor(example_image(2, 4), ids, mapping, return_loss_mask=True)
         assert data["class_labels"][0].tolist() == [1, 1, 0, 2]
         for mask, segment in zip(data["mask_labels"][0], (5, 9, 2**30, 2**30 + 1), strict=True):
             assert torch.equal(mask, ids == segment)
         assert data["loss_mask"][0].tolist() == [[True] * 4, [False, False, True, True]]
-        reduced = processor(picture(2, 4), ids, {**mapping, 0: 0, 9: 3}, do_reduce_labels=True)
+        reduced = processor(example_image(2, 4), ids, {**mapping, 0: 0, 9: 3}, do_reduce_labels=True)
         assert reduced["class_labels"][0].tolist() == [0, 2, 1]
 
     def test_ids_that_equal_ignore_index(self) -> None:
@@ -276,7 +276,7 @@ class TestTargets:
 
     def test_nothing_in_a_map(self) -> None:
         empty = np.full((2, 4), 255, dtype=np.uint8)
-        data = EoMTImageProcessor(size=4)([picture(2, 4)] * 2, [empty, empty], return_loss_mask=True)
+        data = EoMTImageProcessor(size=4)([example_image(2, 4)] * 2, [empty, empty], return_loss_mask=True)
         for masks, classes in zip(data["mask_labels"], data["class_labels"], strict=True):
             assert masks.shape == (0, 4, 4)
             assert masks.dtype == torch.bool
@@ -303,21 +303,21 @@ class TestTargets:
     def test_windows_of_maps(self) -> None:
         labels = np.zeros((4, 7), dtype=np.uint8)
         labels[:, 5:], labels[:, 6] = 1, 255
-        data = EoMTImageProcessor(size=4, task="semantic")(picture(4, 7), labels, return_loss_mask=True)
+        data = EoMTImageProcessor(size=4, task="semantic")(example_image(4, 7), labels, return_loss_mask=True)
         assert data["patch_offsets"].tolist() == [[0, 0, 4], [0, 3, 7]]
         assert [classes.tolist() for classes in data["class_labels"]] == [[0], [0, 1]]
         assert data["mask_labels"][0].all()
         assert data["mask_labels"][1][:, 0].int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 0]]
         assert data["loss_mask"][:, 0].int().tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
 
-    def test_mappings_of_each_picture_reach_its_windows(self) -> None:
+    def test_mappings_of_each_image_reach_its_windows(self) -> None:
         ids = [np.full((4, 7), 3), np.full((4, 4), 3), np.full((9, 4), 3)]
         processor = EoMTImageProcessor(size=4, task="semantic")
-        data = processor([picture(*i.shape) for i in ids], ids, [{3: 10}, {3: 11}, {3: 12}])
+        data = processor([example_image(*i.shape) for i in ids], ids, [{3: 10}, {3: 11}, {3: 12}])
         assert torch.cat(data["class_labels"]).tolist() == [10, 10, 11, 12, 12, 12]
 
     def test_targets_follow_the_batch(self) -> None:
-        data = EoMTImageProcessor(size=4)(picture(4, 4), np.eye(4, dtype=np.int64), return_loss_mask=True)
+        data = EoMTImageProcessor(size=4)(example_image(4, 4), np.eye(4, dtype=np.int64), return_loss_mask=True)
         data = data.to("meta", dtype=torch.bfloat16)
         for value in (
             data["pixel_values"],
@@ -396,9 +396,9 @@ class TestSettings:
             EoMTImageProcessor(ignore_indx=0)
         assert "no setting 'ignore_indx'" in caplog.text
         with pytest.raises(TypeError, match="do_center_crop"):
-            EoMTImageProcessor(size=64)(picture(4, 4), do_center_crop=True)
+            EoMTImageProcessor(size=64)(example_image(4, 4), do_center_crop=True)
         with pytest.raises(ValueError, match="threshold: cannot be set for one call"):
-            EoMTImageProcessor(size=64)(picture(4, 4), threshold=0.5)
+            EoMTImageProcessor(size=64)(example_image(4, 4), threshold=0.5)
 
     def test_auto_class(self, tmp_path: Path) -> None:
         EoMTImageProcessor(size=32, task="instance").save_pretrained(tmp_path)
@@ -438,24 +438,28 @@ class TestBadInput:
         [
             ([], {}, "images is empty"),
             (["nowhere.png"], {}, r"nowhere\.png: no such file"),
-            ([picture(4, 4), None], {}, r"images\[1\]: got NoneType"),
-            ([picture(4, 4), np.full((8, 8, 3), 200.0)], {}, r"images\[1\]: floating-point values from 200 to 200"),
+            ([example_image(4, 4), None], {}, r"images\[1\]: got NoneType"),
+            (
+                [example_image(4, 4), np.full((8, 8, 3), 200.0)],
+                {},
+                r"images\[1\]: floating-point values from 200 to 200",
+            ),
             (np.full((8, 8), np.nan), {}, r"images\[0\]: floating-point values from nan"),
-            (picture(70, 8), {"do_resize": False}, r"images\[0\]: 70x8.*fit into it"),
-            ([picture(8, 8), picture(8, 9)], {"do_pad": False}, "all pictures must come out at one size"),
-            (picture(8, 8), {"return_tensors": "tf"}, "return_tensors='tf'"),
+            (example_image(70, 8), {"do_resize": False}, r"images\[0\]: 70x8.*fit into it"),
+            ([example_image(8, 8), example_image(8, 9)], {"do_pad": False}, "all images must come out at one size"),
+            (example_image(8, 8), {"return_tensors": "tf"}, "return_tensors='tf'"),
         ],
     )
-    def test_pictures(self, images: Any, arguments: dict[str, Any], message: str) -> None:
+    def test_images(self, images: Any, arguments: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             EoMTImageProcessor(size=64)(images, **arguments)
 
-    def test_pictures_that_are_too_long_for_windows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(image_inputs, "MAX_PICTURE_PIXELS", 10_000)
+    def test_images_that_are_too_long_for_windows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(image_inputs, "MAX_IMAGE_PIXELS", 10_000)
         with pytest.raises(ValueError, match=r"images\[0\]: 1x100 .* scaled to 64x6400, above the limit.*crop it"):
-            EoMTImageProcessor(size=64, task="semantic")(picture(1, 100))
+            EoMTImageProcessor(size=64, task="semantic")(example_image(1, 100))
         with pytest.raises(ValueError, match="match it on one side"):
-            EoMTImageProcessor(size=64, task="semantic", do_resize=False)(picture(65, 100))
+            EoMTImageProcessor(size=64, task="semantic", do_resize=False)(example_image(65, 100))
 
     @pytest.mark.parametrize(
         ("maps", "mapping", "message"),
@@ -474,13 +478,13 @@ class TestBadInput:
     )
     def test_maps(self, maps: Any, mapping: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            EoMTImageProcessor(size=64, num_labels=5)(picture(4, 6), maps, mapping)
+            EoMTImageProcessor(size=64, num_labels=5)(example_image(4, 6), maps, mapping)
 
     def test_labels_counted_from_one(self) -> None:
         processor = EoMTImageProcessor(size=64, num_labels=5, do_reduce_labels=True)
-        processor(picture(4, 6), np.full((4, 6), 5))
+        processor(example_image(4, 6), np.full((4, 6), 5))
         with pytest.raises(ValueError, match=r"label 6 is outside 1\.\.5"):
-            processor(picture(4, 6), np.full((4, 6), 6))
+            processor(example_image(4, 6), np.full((4, 6), 6))
 
 
 class TestTransformersFolders:
@@ -501,7 +505,7 @@ class TestTransformersFolders:
             assert tuple(processor.image_mean) == (0.1, 0.2, 0.3)
             assert (processor.ignore_index, processor.do_reduce_labels) == (255, False)
             assert (processor.threshold, processor.overlap_mask_area_threshold) == (0.8, 0.8)
-        image = Image.fromarray(picture(60, 128))
+        image = Image.fromarray(example_image(60, 128))
         expected = EomtImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(processor(image)["pixel_values"], expected)
         # Once saved it is ours.
@@ -627,7 +631,7 @@ class TestPostProcessing:
             EoMTImageProcessor(task="semantic").post_process_panoptic_segmentation(None)
 
     @pytest.mark.parametrize("size", [(64, 64), (40, 96), (96, 40), (30, 90)])
-    def test_panoptic_gives_back_the_picture(self, size: tuple[int, int]) -> None:
+    def test_panoptic_gives_back_the_image(self, size: tuple[int, int]) -> None:
         truth = stripes(*size, (2, 0, 2)).argmax(-1)
         processor = EoMTImageProcessor(size=64, stuff_classes=[2])
         data = processor(stripes(*size, (2, 0, 2)))
@@ -718,7 +722,7 @@ class TestPostProcessing:
             num_instances=5,
             stuff_classes=[1],
         )
-        outputs = outputs_of(processor(picture(64, 64)))
+        outputs = outputs_of(processor(example_image(64, 64)))
         panoptic = processor.post_process_panoptic_segmentation
         panoptic(outputs)
         panoptic(outputs, 0.5, 0.6, 0.7, [2])
@@ -759,7 +763,7 @@ class TestPostProcessing:
 
     def test_bad_arguments(self) -> None:
         processor = EoMTImageProcessor(size=64)
-        outputs = outputs_of(processor([picture(64, 64)] * 2))
+        outputs = outputs_of(processor([example_image(64, 64)] * 2))
         panoptic = processor.post_process_panoptic_segmentation
         sizes = [(64, 64)] * 2
         for function in (panoptic, processor.post_process_instance_segmentation):
@@ -768,7 +772,7 @@ class TestPostProcessing:
             with pytest.raises(ValueError, match=r"mask_threshold=1.5 is outside \[0, 1\]"):
                 function(outputs, mask_threshold=1.5)
         for function in (panoptic, processor.post_process_semantic_segmentation):
-            with pytest.raises(ValueError, match="target_sizes has 3 entries for 2 pictures"):
+            with pytest.raises(ValueError, match="target_sizes has 3 entries for 2 images"):
                 function(outputs, target_sizes=[*sizes, (1, 1)])
             for bad in ([(64, 64), (64,)], [(64, 64), (0, 64)], [64, 64], [(64, 64), (6.5, 64)]):
                 with pytest.raises(ValueError, match="is not a pair of positive integers"):
@@ -777,7 +781,7 @@ class TestPostProcessing:
             panoptic(outputs, label_ids_to_fuse=[1], stuff_classes=[2])
         with pytest.raises(ValueError, match="exclude each other"):
             processor.post_process_instance_segmentation(outputs, return_coco_annotation=True, return_binary_maps=True)
-        windows = outputs_of(processor(picture(64, 64)), patch_offsets=torch.tensor([[0, 0, 64]]))
+        windows = outputs_of(processor(example_image(64, 64)), patch_offsets=torch.tensor([[0, 0, 64]]))
         with pytest.raises(ValueError, match="can be merged into a semantic map only"):
             panoptic(windows)
 
@@ -785,9 +789,9 @@ class TestPostProcessing:
         processor = EoMTImageProcessor(size=64, task="semantic")
         data = processor([stripes(64, 100, (0, 1))] * 2)
         post_process = processor.post_process_semantic_segmentation
-        with pytest.raises(ValueError, match="target_sizes has 1 entries for 2 pictures"):
+        with pytest.raises(ValueError, match="target_sizes has 1 entries for 2 images"):
             post_process(outputs_of(data), target_sizes=[(64, 100)])
-        with pytest.raises(ValueError, match="All windows of a picture must come together"):
+        with pytest.raises(ValueError, match="All windows of an image must come together"):
             post_process(outputs_of(data, patch_offsets=data["patch_offsets"][:3]), target_sizes=[(64, 100)] * 2)
         with pytest.raises(ValueError, match="cut into 6 windows"):
             post_process(outputs_of(data, content_sizes=None, patch_offsets=None), target_sizes=[(64, 190)] * 2)
@@ -837,12 +841,12 @@ class TestPipeline:
             assert ((np.asarray(segment["mask"]) == 255) == expected).mean() > 0.93
 
     @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-    def test_pictures_and_lists(self, task: str) -> None:
+    def test_images_and_lists(self, task: str) -> None:
         pipe = self.pipe(task=task)
         arrays = [stripes(48, 100, (0, 2)), stripes(90, 40, (1, 0)), stripes(64, 64, (2,))]
-        pictures = [Image.fromarray(array) for array in arrays]
-        self.check(pipe(pictures[0]), arrays[0].argmax(-1), {0, 2})
-        for answer, array, channels in zip(pipe(pictures), arrays, ({0, 2}, {0, 1}, {2}), strict=True):
+        images = [Image.fromarray(array) for array in arrays]
+        self.check(pipe(images[0]), arrays[0].argmax(-1), {0, 2})
+        for answer, array, channels in zip(pipe(images), arrays, ({0, 2}, {0, 1}, {2}), strict=True):
             self.check(answer, array.argmax(-1), channels)
 
     def test_default_subtask_and_what_is_not_served(self) -> None:
@@ -875,16 +879,16 @@ class TestPipeline:
 
     def test_batches(self) -> None:
         arrays = [stripes(48, 100, (0, 2)), stripes(90, 40, (1, 0)), stripes(64, 64, (2,))]
-        pictures = [Image.fromarray(array) for array in arrays]
+        images = [Image.fromarray(array) for array in arrays]
         for answer, array, channels in zip(
-            self.pipe()(pictures, batch_size=2), arrays, ({0, 2}, {0, 1}, {2}), strict=True
+            self.pipe()(images, batch_size=2), arrays, ({0, 2}, {0, 1}, {2}), strict=True
         ):
             self.check(answer, array.argmax(-1), channels)
         windowed = self.pipe(task="semantic")
         with pytest.raises(ValueError, match="use batch_size=1 in a pipeline"):
-            windowed(pictures, batch_size=2)
+            windowed(images, batch_size=2)
         with pytest.raises(ValueError, match="use batch_size=1 in a pipeline"):
-            windowed(pictures[::-1], batch_size=3)
-        # Pictures of one window each do no harm.
-        for answer in windowed([pictures[2]] * 3, batch_size=2):
+            windowed(images[::-1], batch_size=3)
+        # Images of one window each do no harm.
+        for answer in windowed([images[2]] * 3, batch_size=2):
             self.check(answer, arrays[2].argmax(-1), {2})

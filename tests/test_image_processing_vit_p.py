@@ -1,4 +1,4 @@
-"""ViT-P's image processor: pictures squashed, prompts scaled with them, every mistake refused by its place."""
+"""ViT-P's image processor: images squashed, prompts scaled with them, every mistake refused by its place."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def processor(**settings) -> ViTPImageProcessor:
     return ViTPImageProcessor(**{"size": 56, "id2label": LABELS, **settings})
 
 
-def picture(height: int = 40, width: int = 60, seed: int = 0) -> Image.Image:
+def example_image(height: int = 40, width: int = 60, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -25,8 +25,8 @@ def picture(height: int = 40, width: int = 60, seed: int = 0) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", [56, (28, 84), {"height": 28, "width": 84}])
-def test_pictures_are_squashed_and_normalised(size):
-    images = [picture(), picture(90, 20)]
+def test_images_are_squashed_and_normalised(size):
+    images = [example_image(), example_image(90, 20)]
     inputs = processor(size=size)(images)
     height, width = (56, 56) if size == 56 else (28, 84)
     assert inputs["original_sizes"].tolist() == [[40, 60], [90, 20]]
@@ -40,7 +40,7 @@ def test_pictures_are_squashed_and_normalised(size):
 
 def test_points_precede_boxes_and_mixed_counts_are_padded():
     inputs = processor()(
-        [picture(40, 60), picture(30, 20)],
+        [example_image(40, 60), example_image(30, 20)],
         input_points=[[[59, 39], [0, 0]], []],
         input_boxes=[[[0, 0, 60, 40]], [[1, 2, 11, 26]]],
         input_labels=[[0, 1, 2], [-100]],
@@ -57,17 +57,17 @@ def test_points_precede_boxes_and_mixed_counts_are_padded():
 
 def test_a_point_means_the_middle_of_its_pixel_or_its_corner():
     for origin, offset in (("center", 0.5), ("corner", 0.0)):
-        prompts = processor(point_origin=origin)(picture(), input_points=[[[7, 3]]])["prompts"]
+        prompts = processor(point_origin=origin)(example_image(), input_points=[[[7, 3]]])["prompts"]
         torch.testing.assert_close(prompts[0, 0], torch.tensor([(7 + offset) / 60, (3 + offset) / 40, 0, 0]))
     # A box without area is a point at its place, not at a pixel's middle.
-    box = processor()(picture(), input_boxes=[[[7.5, 3.5, 7.5, 3.5]]])["prompts"]
-    torch.testing.assert_close(box, processor()(picture(), input_points=[[[7, 3]]])["prompts"])
-    edge = processor()(picture(), input_boxes=[[[60, 40, 60, 40]]])["prompts"]
+    box = processor()(example_image(), input_boxes=[[[7.5, 3.5, 7.5, 3.5]]])["prompts"]
+    torch.testing.assert_close(box, processor()(example_image(), input_points=[[[7, 3]]])["prompts"])
+    edge = processor()(example_image(), input_boxes=[[[60, 40, 60, 40]]])["prompts"]
     torch.testing.assert_close(edge[0, 0], torch.tensor([1.0, 1, 0, 0]))
 
 
 def test_one_way_or_another_to_say_the_same():
-    expected = processor()(picture(), input_points=[[[7, 3], [8, 4]]])["prompts"]
+    expected = processor()(example_image(), input_points=[[[7, 3], [8, 4]]])["prompts"]
     for points in (
         [[7, 3], [8, 4]],
         np.array([[7, 3], [8, 4]]),
@@ -75,16 +75,18 @@ def test_one_way_or_another_to_say_the_same():
         [np.array([[7, 3], [8, 4]])],
         (((7, 3), (8, 4)),),
     ):
-        assert torch.equal(processor()(picture(), input_points=points)["prompts"], expected)
-    arrays = processor()(picture(), input_points=[[7, 3], [8, 4]], return_tensors="np")
+        assert torch.equal(processor()(example_image(), input_points=points)["prompts"], expected)
+    arrays = processor()(example_image(), input_points=[[7, 3], [8, 4]], return_tensors="np")
     assert isinstance(arrays["prompts"], np.ndarray)
     assert np.array_equal(arrays["prompts"], expected.numpy())
 
 
-def test_prompts_for_pictures_prepared_before():
+def test_prompts_for_images_prepared_before():
     one = processor()
-    whole = one([picture(), picture(30, 20)], input_points=[[[5, 6]], [[1, 2], [3, 4]]], input_labels=[[0], [1, 2]])
-    first = one([picture(), picture(30, 20)])
+    whole = one(
+        [example_image(), example_image(30, 20)], input_points=[[[5, 6]], [[1, 2], [3, 4]]], input_labels=[[0], [1, 2]]
+    )
+    first = one([example_image(), example_image(30, 20)])
     later = one.prepare_prompts(first["original_sizes"], [[[5, 6]], [[1, 2], [3, 4]]], input_labels=[[0], [1, 2]])
     assert set(later) == {"prompts", "prompt_mask", "labels"}
     assert all(torch.equal(later[name], whole[name]) for name in later)
@@ -114,9 +116,9 @@ def test_what_it_makes_the_model_takes():
     model = ViTPForPointClassification(config).eval()
     one = processor()
     points = [[[5, 6], [7, 8], [59, 0]], [[1, 2]]]
-    outputs = model(**one([picture(), picture(30, 20)], input_points=points))
+    outputs = model(**one([example_image(), example_image(30, 20)], input_points=points))
     answers = one.post_process_point_classification(outputs, top_k=2)
-    alone = one.post_process_point_classification(model(**one(picture(30, 20), input_points=points[1])), top_k=2)
+    alone = one.post_process_point_classification(model(**one(example_image(30, 20), input_points=points[1])), top_k=2)
     assert [len(answer["labels"]) for answer in answers] == [3, 1]
     assert answers[1]["labels"] == alone[0]["labels"]
     torch.testing.assert_close(answers[1]["scores"], alone[0]["scores"], atol=1e-5, rtol=0)
@@ -169,22 +171,22 @@ INSIDE = [[[1, 2]], [[3, 4]]]
         ({"input_points": [[[float("nan"), 2]], [[3, 4]]]}, r"\(nan, 2\), outside"),
         ({"input_points": [[[1, 2]], []]}, r"images\[1\] has no prompt"),
         ({"input_points": [[], []]}, r"images\[0\] has no prompt"),
-        ({"input_points": [[[1, 2]]]}, "1 entries, nested 3 deep for 2 pictures"),
-        ({"input_points": [[1, 2], [3, 4]]}, "nested 2 deep for 2 pictures; give a list for each picture"),
+        ({"input_points": [[[1, 2]]]}, "1 entries, nested 3 deep for 2 images"),
+        ({"input_points": [[1, 2], [3, 4]]}, "nested 2 deep for 2 images; give a list for each image"),
         ({"input_points": torch.zeros(2, 3, 4)}, r"input_points\[0\] has shape \(3, 4\); every entry is \(x, y\)"),
         ({"input_points": [[[1, 2, 3]], [[3, 4, 5]]]}, r"input_points\[0\] has shape \(1, 3\)"),
         ({"input_points": [[[1, 2], [3]], [[3, 4]]]}, r"input_points\[0\] is not a list of numbers"),
         ({"input_points": [[["a", 2]], [[3, 4]]]}, r"input_points\[0\] is not a list of numbers"),
         ({"input_boxes": [[[9, 2, 3, 4]], [[1, 2, 3, 4]]]}, r"input_boxes\[0\]\[0\].*comes before the other"),
         ({"input_boxes": [[[1, 2, 3, 4]], [[1, 9, 3, 4]]]}, r"input_boxes\[1\]\[0\].*comes before the other"),
-        ({"input_boxes": [[[1, 2, 61, 4]], [[1, 2, 3, 4]]]}, r"input_boxes\[0\]\[0\].*outside the picture.*clip it"),
+        ({"input_boxes": [[[1, 2, 61, 4]], [[1, 2, 3, 4]]]}, r"input_boxes\[0\]\[0\].*outside the image.*clip it"),
         ({"input_boxes": [[[1, 2, float("nan"), 4]], [[1, 2, 3, 4]]]}, r"input_boxes\[0\]\[0\].*outside"),
         ({"input_boxes": [[[1, 2]], [[3, 4]]]}, r"every entry is \(x0, y0, x1, y1\)"),
         ({"input_points": INSIDE, "input_labels": [[0], [3]]}, r"input_labels\[1\]\[0\] is 3.*0 to 2"),
         ({"input_points": INSIDE, "input_labels": [[0], [-1]]}, r"input_labels\[1\]\[0\] is -1"),
         ({"input_points": INSIDE, "input_labels": [[0.5], [1]]}, r"input_labels\[0\]\[0\] is 0.5"),
-        ({"input_points": INSIDE, "input_labels": [[0, 1], [1]]}, r"\[1, 1\] classes for the 2 pictures"),
-        ({"input_points": INSIDE, "input_labels": 3}, r"\[1, 1\] classes for the 2 pictures"),
+        ({"input_points": INSIDE, "input_labels": [[0, 1], [1]]}, r"\[1, 1\] classes for the 2 images"),
+        ({"input_points": INSIDE, "input_labels": 3}, r"\[1, 1\] classes for the 2 images"),
         ({"input_labels": [[0], [1]]}, "input_labels came without input_points or input_boxes"),
         ({"input_points": INSIDE, "do_resize": False}, r"images\[0\] is 40 x 60 pixels.*do_resize=False"),
         ({"size": 60}, r"size 60 x 60 is no multiple of patch_size=14.*'height': 56"),
@@ -194,9 +196,9 @@ INSIDE = [[[1, 2]], [[3, 4]]]
 )
 def test_mistakes_are_refused_by_their_place(arguments, message):
     with pytest.raises(ValueError, match=message):
-        processor()([picture(40, 60), picture(30, 20)], **arguments)
+        processor()([example_image(40, 60), example_image(30, 20)], **arguments)
 
 
-def test_no_picture_is_refused():
+def test_no_image_is_refused():
     with pytest.raises(ValueError, match="images is empty"):
         processor()([])

@@ -21,7 +21,7 @@ from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.published_labels import COCO_PANOPTIC_LABELS, COCO_PANOPTIC_STUFF
 
-from .tiny_generators import GENERATORS, TASK_INPUTS, noise_pictures, tiny_classifier, tiny_generator
+from .tiny_generators import GENERATORS, TASK_INPUTS, noise_images, tiny_classifier, tiny_generator
 
 FORMER = {"shortest_edge": 64, "longest_edge": 96}
 SQUARE = {"shortest_edge": 64, "longest_edge": 64}
@@ -37,8 +37,8 @@ CLASSIFIER = ViTPImageProcessor(size={"height": 28, "width": 56})
 SIZES = [(90, 70), (50, 80), (64, 64)]
 
 
-def pictures():
-    return noise_pictures(SIZES)
+def example_images():
+    return noise_images(SIZES)
 
 
 def joined(kind="segvit_eomt", **settings):
@@ -47,7 +47,7 @@ def joined(kind="segvit_eomt", **settings):
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_each_part_gets_what_its_own_processor_makes(kind):
-    images = pictures()
+    images = example_images()
     made = joined(kind)(images)
     arguments = {"task_inputs": ["panoptic"] * 3} if kind == "oneformer" else {}
     own = PROCESSORS[kind](images, return_tensors="pt", **arguments)
@@ -65,7 +65,7 @@ def test_each_part_gets_what_its_own_processor_makes(kind):
 def test_windows():
     generator = EoMTImageProcessor(size=64, task="semantic")
     processor = ViTPFusionImageProcessor(generator=generator, classifier=CLASSIFIER)
-    made, own = processor(pictures()), generator(pictures())
+    made, own = processor(example_images()), generator(example_images())
     for name in ("content_sizes", "patch_offsets"):
         assert torch.equal(made[name], own[name])
     assert len(made["pixel_values"]) == len(own["pixel_values"]) == 5
@@ -75,11 +75,13 @@ def test_windows():
 
 
 @pytest.mark.parametrize("kind", ["segvit_eomt", "mask2former", "oneformer"])
-def test_the_classifiers_picture_from_the_generators_input(kind):
-    """A smooth picture: scaling it twice is the same as once but for the edges of pixels."""
+def test_the_classifiers_image_from_the_generators_input(kind):
+    """A smooth image: scaling it twice is the same as once but for the edges of pixels."""
     ramp = torch.linspace(0, 255, 120).expand(100, 120)
     smooth = Image.fromarray(torch.stack((ramp, ramp.flip(1), ramp / 2), -1).to(torch.uint8).numpy())
-    one, other = (joined(kind, classifier_source=source)([smooth, pictures()[1]]) for source in ("picture", "input"))
+    one, other = (
+        joined(kind, classifier_source=source)([smooth, example_images()[1]]) for source in ("picture", "input")
+    )
     assert torch.equal(one["pixel_values"], other["pixel_values"])
     difference = (one["classifier_pixel_values"] - other["classifier_pixel_values"])[0].abs()
     assert difference.max() < 0.1  # of values that span 4.5
@@ -88,15 +90,15 @@ def test_the_classifiers_picture_from_the_generators_input(kind):
 
 def test_official_oneformer_input():
     processor = joined("mask2former", official_geometry="oneformer")
-    made = processor(pictures())
+    made = processor(example_images())
     assert made["original_sizes"].tolist() == [[70, 90], [80, 50], [64, 64]]
     squashed = tvF.resize(made["pixel_values"], [28, 56], antialias=True)
     assert torch.equal(made["classifier_pixel_values"], squashed)
 
 
 @pytest.mark.parametrize("kind", ["segvit_eomt", "maskformer"])
-def test_kinds_of_pictures_give_the_same(kind):
-    image = pictures()[0]
+def test_kinds_of_images_give_the_same(kind):
+    image = example_images()[0]
     array = tvF.pil_to_tensor(image)
     expected = joined(kind)(image)
     for given in (array, array.numpy(), array.permute(1, 2, 0).numpy(), array / 255, image.convert("RGBA")):
@@ -117,7 +119,7 @@ def test_one_file(kind, tmp_path):
     loaded = ViTPFusionImageProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == processor.to_dict()
     assert (loaded.threshold, loaded.num_instances) == (0.7, 20)
-    images = pictures()
+    images = example_images()
     for name, value in processor(images).items():
         assert torch.equal(loaded(images)[name], value)
     assert ViTPFusionImageProcessor.from_pretrained(tmp_path, task="semantic").task == "semantic"
@@ -171,8 +173,8 @@ def test_settings_of_the_parts_and_the_models_config():
     assert (processor.task, processor.stuff_classes) == ("semantic", [0])
 
 
-def test_input_sizes_of_a_batch_decide_where_pictures_lie():
-    """Mask2Former's batches are as large as their largest picture; the answer must not depend on it."""
+def test_input_sizes_of_a_batch_decide_where_images_lie():
+    """Mask2Former's batches are as large as their largest image; the answer must not depend on it."""
     processor = joined("mask2former")
     model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
         tiny_generator("mask2former"), tiny_classifier()
@@ -182,7 +184,7 @@ def test_input_sizes_of_a_batch_decide_where_pictures_lie():
         config = model.generator.config
 
         def forward(self, pixel_values, pixel_mask):
-            """Two masks: the left half of each picture and the right one."""
+            """Two masks: the left half of each image and the right one."""
             masks = torch.full((len(pixel_values), 2, *(side // 4 for side in pixel_values.shape[2:])), -9.0)
             classes = torch.zeros(len(pixel_values), 2, 6)
             for row, width in enumerate(pixel_mask.any(1).sum(1).tolist()):
@@ -225,7 +227,7 @@ def test_input_sizes_of_a_batch_decide_where_pictures_lie():
         ({"generator": EoMTImageProcessor(size=64, task="semantic"), "task": "panoptic"}, "task='panoptic'; pass task"),
         (
             {"generator": EoMTImageProcessor(size=64, task="semantic"), "classifier_source": "input"},
-            "no input holds a whole picture",
+            "no input holds a whole image",
         ),
     ],
 )
@@ -241,7 +243,7 @@ def test_a_processor_of_another_kind_than_the_generator():
     make = ViTPFusionImageProcessor.from_generator_and_classifier
     with pytest.raises(ValueError, match="of type 'mask2former', but the processor given for it is a EoMTImageProc"):
         make(PROCESSORS["segvit_eomt"], CLASSIFIER, config=model.config)
-    with pytest.raises(ValueError, match="pictures of 28x60, but its patches have 14 pixels"):
+    with pytest.raises(ValueError, match="images of 28x60, but its patches have 14 pixels"):
         make(
             PROCESSORS["mask2former"],
             ViTPImageProcessor(size={"height": 28, "width": 60}, patch_size=None),
@@ -261,14 +263,14 @@ def test_a_processor_of_another_kind_than_the_generator():
     ],
 )
 @pytest.mark.parametrize("kind", ["segvit_eomt", "mask2former"])
-def test_pictures_that_do_not_fit(kind, images, arguments, message):
+def test_images_that_do_not_fit(kind, images, arguments, message):
     with pytest.raises(ValueError, match=message):
         joined(kind)(images, **arguments)
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("size", [(1, 1), (2, 90), (90, 2)])
-def test_pictures_smaller_than_a_patch(kind, size):
+def test_images_smaller_than_a_patch(kind, size):
     settings = {"task_inputs": TASK_INPUTS} if kind == "oneformer" else {}
     model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
         tiny_generator(kind), tiny_classifier(), **settings
@@ -283,10 +285,10 @@ def test_pictures_smaller_than_a_patch(kind, size):
 
 
 def test_settings_of_one_call():
-    made = joined()(pictures(), size={"height": 96, "width": 128})
+    made = joined()(example_images(), size={"height": 96, "width": 128})
     assert made["pixel_values"].shape == (3, 3, 96, 128)
     assert made["classifier_pixel_values"].shape == (3, 3, 28, 56)
-    arrays = joined("mask2former")(pictures(), return_tensors="np")
+    arrays = joined("mask2former")(example_images(), return_tensors="np")
     assert arrays["content_sizes"].dtype == "int64"
 
 

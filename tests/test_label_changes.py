@@ -10,21 +10,21 @@ from transformers import Mask2FormerImageProcessor
 from hf_segvit import EoMTImageProcessor, ViTPImageProcessor
 from hf_segvit.cli import main
 from hf_segvit.inference.output_files import changes_text, draw_comparison, label_changes
-from hf_segvit.inference.segmenter import Segment, SegmentedPicture, Segmenter
+from hf_segvit.inference.segmenter import Segment, SegmentedImage, Segmenter
 
-from .tiny_generators import LABELS, noise_pictures, tiny_classifier, tiny_generator
+from .tiny_generators import LABELS, noise_images, tiny_classifier, tiny_generator
 
 ROAD, GRASS, CAR, DOG, PERSON = LABELS
 
 
 def answer(task, rows, labels, rles=None):
-    """A picture whose map is drawn with digits; `labels` are (label id, score) by digit, void is a dot."""
+    """An image whose map is drawn with digits; `labels` are (label id, score) by digit, void is a dot."""
     ids = np.array([[-1 if cell == "." else int(cell) for cell in row] for row in rows], dtype=np.int32)
     segments = [
         Segment(number, label, LABELS[label], score, int((ids == number).sum()), (0, 0, 1, 1), rles and rles[number])
         for number, (label, score) in labels.items()
     ]
-    return SegmentedPicture(task, ids, segments)
+    return SegmentedImage(task, ids, segments)
 
 
 def told(before, after):
@@ -84,9 +84,9 @@ def test_other_questions_cannot_be_compared():
 
 
 def test_the_drawing_shows_both_answers():
-    picture = Image.new("RGB", (240, 160), "gray")
+    image = Image.new("RGB", (240, 160), "gray")
     sides = [answer("panoptic", ["0" * 240] * 160, {0: (label, 0.5)}) for label in (ROAD, CAR)]
-    sheet = draw_comparison(picture, *sides, LABELS)
+    sheet = draw_comparison(image, *sides, LABELS)
     assert sheet.width > 3 * 240
     thirds = [np.asarray(sheet)[-30, round(sheet.width * place)] for place in (1 / 6, 1 / 2, 5 / 6)]
     assert thirds[0].tolist() == [128, 128, 128]
@@ -112,28 +112,28 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "one.png"
-    noise_pictures([(70, 50)])[0].save(path)
+    noise_images([(70, 50)])[0].save(path)
     return path
 
 
-def segment(picture, output, checkpoints, kind="segvit_eomt", *options):
-    command = ["segment", picture, "--model", checkpoints / kind, "--output", output, "--device", "cpu", *options]
+def segment(image, output, checkpoints, kind="segvit_eomt", *options):
+    command = ["segment", image, "--model", checkpoints / kind, "--output", output, "--device", "cpu", *options]
     return main([str(word) for word in command])
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 @pytest.mark.parametrize("kind", ["segvit_eomt", "mask2former"])
-def test_the_command_lists_and_draws_what_changed(kind, task, checkpoints, picture, tmp_path, capsys):
+def test_the_command_lists_and_draws_what_changed(kind, task, checkpoints, image, tmp_path, capsys):
     threshold = {"panoptic": 0.2, "instance": 0.02, "semantic": None}[task]
     options = ["--classifier", checkpoints / "vit_p", "--alpha", 0.9, "--compare", "--task", task]
     options += [] if threshold is None else ["--threshold", threshold]
-    assert segment(picture, tmp_path / "out", checkpoints, kind, *options) == 0
+    assert segment(image, tmp_path / "out", checkpoints, kind, *options) == 0
     segmenter = Segmenter.from_pretrained(
         str(checkpoints / kind), task=task, device="cpu", classifier=str(checkpoints / "vit_p"), alpha=0.9
     )
-    ((before, after),) = segmenter.compare([Image.open(picture)], threshold)
+    ((before, after),) = segmenter.compare([Image.open(image)], threshold)
     changes = label_changes(before, after)
     content = json.loads((tmp_path / "out" / "one.segments.json").read_text())
     assert [row["label"] for row in content["segments"]] == [segment.label for segment in after.segments]
@@ -144,23 +144,23 @@ def test_the_command_lists_and_draws_what_changed(kind, task, checkpoints, pictu
     with Image.open(tmp_path / "out" / "one.comparison.png") as sheet:
         assert sheet.width > 3 * 70
     # The comparison's first side is alpha 0, and the second what a plain call says.
-    assert np.array_equal(segmenter([Image.open(picture)], threshold)[0].segment_map, after.segment_map)
+    assert np.array_equal(segmenter([Image.open(image)], threshold)[0].segment_map, after.segment_map)
     segmenter.model.config.alpha = 0.0
-    (alone,) = segmenter([Image.open(picture)], threshold)
+    (alone,) = segmenter([Image.open(image)], threshold)
     assert np.array_equal(alone.segment_map, before.segment_map)
     assert alone.segments == before.segments
 
 
-def test_labels_do_change(checkpoints, picture):
+def test_labels_do_change(checkpoints, image):
     """Or the test above would compare nothing."""
     segmenter = Segmenter.from_pretrained(
         str(checkpoints / "segvit_eomt"), device="cpu", classifier=str(checkpoints / "vit_p"), alpha=1.0
     )
-    ((before, after),) = segmenter.compare([Image.open(picture)], 0.1)
+    ((before, after),) = segmenter.compare([Image.open(image)], 0.1)
     assert label_changes(before, after)
 
 
-def test_a_fused_checkpoint_needs_no_classifier(checkpoints, picture, tmp_path):
+def test_a_fused_checkpoint_needs_no_classifier(checkpoints, image, tmp_path):
     parts = Segmenter.from_pretrained(
         str(checkpoints / "mask2former"), device="cpu", classifier=str(checkpoints / "vit_p"), alpha=0.7
     )
@@ -168,19 +168,19 @@ def test_a_fused_checkpoint_needs_no_classifier(checkpoints, picture, tmp_path):
         part.save_pretrained(checkpoints / "fused")
     options = ["--threshold", 0.2]
     classifier = ["--classifier", checkpoints / "vit_p", "--alpha", 0.7]
-    assert segment(picture, tmp_path / "one", checkpoints, "fused", "--compare", *options) == 0
-    assert segment(picture, tmp_path / "two", checkpoints, "mask2former", "--compare", *classifier, *options) == 0
+    assert segment(image, tmp_path / "one", checkpoints, "fused", "--compare", *options) == 0
+    assert segment(image, tmp_path / "two", checkpoints, "mask2former", "--compare", *classifier, *options) == 0
     contents = [json.loads((tmp_path / name / "one.segments.json").read_text()) for name in ("one", "two")]
     assert contents[0]["alpha"] == 0.7
     for name in ("segments", "label_changes"):
         assert contents[0][name] == contents[1][name]
 
 
-def test_views_of_the_fused_model(checkpoints, picture, tmp_path):
+def test_views_of_the_fused_model(checkpoints, image, tmp_path):
     options = ["--classifier", checkpoints / "vit_p", "--task", "semantic"]
-    assert segment(picture, tmp_path / "plain", checkpoints, "segvit_eomt", *options) == 0
+    assert segment(image, tmp_path / "plain", checkpoints, "segvit_eomt", *options) == 0
     views = ["--tta-scales", "0.5,1,1.5", "--tta-flip"]
-    assert segment(picture, tmp_path / "views", checkpoints, "segvit_eomt", *options, *views) == 0
+    assert segment(image, tmp_path / "views", checkpoints, "segvit_eomt", *options, *views) == 0
     maps = [np.asarray(Image.open(tmp_path / name / "one.semantic.png")) for name in ("plain", "views")]
     assert maps[0].shape == maps[1].shape
     assert not np.array_equal(*maps)
@@ -201,14 +201,14 @@ def test_views_of_the_fused_model(checkpoints, picture, tmp_path):
         (["--task", "semantic", "--tta-scales", "0"], "scale 0.0 of a view is outside (0, 8]"),
     ],
 )
-def test_wrong_options_end_in_one_line(options, message, checkpoints, picture, tmp_path, capsys):
+def test_wrong_options_end_in_one_line(options, message, checkpoints, image, tmp_path, capsys):
     options = [checkpoints / option if (checkpoints / option).is_dir() else option for option in options]
-    assert segment(picture, tmp_path / "out", checkpoints, "segvit_eomt", *options) == 2
+    assert segment(image, tmp_path / "out", checkpoints, "segvit_eomt", *options) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
 
 
-def test_classes_that_only_the_generator_knows_are_kept_on_request(checkpoints, picture, tmp_path):
+def test_classes_that_only_the_generator_knows_are_kept_on_request(checkpoints, image, tmp_path):
     options = ["--classifier", checkpoints / "others", "--label-mismatch", "keep", "--threshold", 0.1]
-    assert segment(picture, tmp_path / "out", checkpoints, "segvit_eomt", *options) == 0
+    assert segment(image, tmp_path / "out", checkpoints, "segvit_eomt", *options) == 0

@@ -12,7 +12,7 @@ from tests.coco_instances import STATISTICS, metric_inputs, pycocotools_statisti
 
 
 def random_coco(seed: int, num_images: int = 12, num_labels: int = 3, shift: int = 6) -> tuple[dict, list]:
-    """Crowded scenes: several predictions for a truth, crowds, equal scores, masks of all sizes, empty pictures."""
+    """Crowded scenes: several predictions for a truth, crowds, equal scores, masks of all sizes, empty images."""
     generator = np.random.default_rng(seed)
     height, width = 150, 120
     images, annotations, results = [], [], []
@@ -133,7 +133,7 @@ def test_all_forms_of_masks_give_the_same():
         assert metric.compute()["ap"] == pytest.approx(1.0), form
 
 
-def test_pictures_without_objects_or_predictions():
+def test_images_without_objects_or_predictions():
     metric = MaskAveragePrecision(num_labels=2)
     nothing = {"segmentation": torch.full((4, 4), -1), "segments_info": []}
     none = {"segmentation": [], "segments_info": []}
@@ -151,8 +151,8 @@ def test_pictures_without_objects_or_predictions():
 def test_merging_in_any_order_equals_one_process():
     annotations, rows = random_coco(1)
     inputs = metric_inputs(annotations, rows)
-    # Ids of both kinds; equal scores are many, so that the order of pictures matters.
-    for ids in (inputs["image_ids"], [f"picture {i}" for i in inputs["image_ids"]]):
+    # Ids of both kinds; equal scores are many, so that the order of images matters.
+    for ids in (inputs["image_ids"], [f"image {i}" for i in inputs["image_ids"]]):
         batch = inputs | {"image_ids": ids}
         whole, first, second = (MaskAveragePrecision(num_labels=4) for _ in range(3))
         whole.add_batch(**batch)

@@ -163,7 +163,7 @@ def test_uncertain_points_are_chosen() -> None:
     targets = MaskTargets.pack(*_targets(1), NUM_LABELS, None, torch.device("cpu"))
     points = criterion._points_of_loss(masks[0], torch.zeros(NUM_QUERIES, dtype=torch.int64), targets)
     assert points.shape == (NUM_QUERIES, 100, 2)
-    # two cells wide by interpolation; the picture's corners, where it fades too, stay above 9 / 4
+    # two cells wide by interpolation; the image's corners, where it fades too, stay above 9 / 4
     near = ((points[..., 0] - 6.5 / 12).abs() < 1 / 12).sum(1)
     assert (near >= 75).all()
     assert (near < 100).all()
@@ -205,10 +205,10 @@ def test_logits_where_pixels_do_not_count_have_no_gradient_and_no_influence() ->
 
 
 def test_loss_over_counted_points_is_the_loss_of_the_crop() -> None:
-    """Where the left half alone counts, it might as well be the whole picture."""
+    """Where the left half alone counts, it might as well be the whole image."""
     classes, masks = _logits(1)
     with torch.no_grad():
-        masks[..., 6:] = masks[..., 5:6]  # so that interpolation at the cut is that of a picture's edge
+        masks[..., 6:] = masks[..., 5:6]  # so that interpolation at the cut is that of an image's edge
     mask_labels, class_labels = _targets(3)
     mask_labels[0][..., 24:] = mask_labels[0][..., 23:24]
     points = torch.rand(1, 400, 2)

@@ -1,4 +1,4 @@
-"""One point a mask: the maximum, a central or a random one, in the picture's own coordinates, without ties of luck."""
+"""One point a mask: the maximum, a central or a random one, in the image's own coordinates, without ties of luck."""
 
 import pytest
 import torch
@@ -16,11 +16,11 @@ def test_the_maximum_is_the_naive_one(origin, offset):
     logits = torch.randn(3, 5, 7, 11)
     points = points_from_masks(logits, origin=origin)
     assert points.shape == (3, 5, 2)
-    for picture in range(3):
+    for image in range(3):
         for query in range(5):
-            row, column = divmod(int(logits[picture, query].argmax()), 11)
+            row, column = divmod(int(logits[image, query].argmax()), 11)
             expected = torch.tensor([(column + offset) / 11, (row + offset) / 7])
-            torch.testing.assert_close(points[picture, query], expected)
+            torch.testing.assert_close(points[image, query], expected)
 
 
 def test_of_equal_maxima_the_first_in_reading_order_counts():
@@ -42,12 +42,12 @@ def test_points_stay_in_the_content_and_count_in_it():
     logits[1, :, :, 6:] += 20
     content = [(5.0, 8.0), (4.5, 6.0)]
     points = points_from_masks(logits, content_sizes=content)
-    for picture, (height, width) in enumerate(content):
+    for image, (height, width) in enumerate(content):
         rows = int(height)  # a cell whose middle is inside: 4.5 < 4.5 is not
-        inside = logits[picture, :, :rows, : int(width)]
+        inside = logits[image, :, :rows, : int(width)]
         flat = inside.flatten(1).argmax(-1)
         expected = torch.stack([(flat % int(width) + 0.5) / width, (flat // int(width) + 0.5) / height], dim=-1)
-        torch.testing.assert_close(points[picture], expected)
+        torch.testing.assert_close(points[image], expected)
     tensor = points_from_masks(logits, content_sizes=torch.tensor(content))
     assert torch.equal(tensor, points)
     tiny = points_from_masks(logits, content_sizes=[(0.25, 0.25)] * 2)  # less than half a cell
@@ -90,8 +90,8 @@ def test_random_and_central_points_stay_in_the_content():
     logits = torch.rand(2, 50, 8, 8) + 0.1
     for mode in ("random", "centroid"):
         points = points_from_masks(logits, mode=mode, content_sizes=[(3, 5), (8, 2)])
-        for picture, (height, width) in enumerate([(3, 5), (8, 2)]):
-            found = cells(points[picture : picture + 1], height, width, 0.5)[0]
+        for image, (height, width) in enumerate([(3, 5), (8, 2)]):
+            found = cells(points[image : image + 1], height, width, 0.5)[0]
             assert found[:, 0].max() < height
             assert found[:, 1].max() < width
 

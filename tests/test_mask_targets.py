@@ -80,7 +80,7 @@ def test_weights_are_those_of_the_nearest_pixel() -> None:
     )[:, 0, :, 0]
     image_index = torch.tensor([0, 1])
     assert torch.equal(targets.weights(image_index, points), expected)
-    # rounding up to the far edge of the picture is still its last pixel
+    # rounding up to the far edge of the image is still its last pixel
     edge = torch.ones(2, 1, 2)
     assert torch.equal(targets.weights(image_index, edge)[:, 0], loss_mask[:, -1, -1].float())
 

@@ -51,5 +51,5 @@ def test_multiply_adds_are_those_of_a_count_by_hand(model_sizes):
 
 
 def test_windows_are_counted_as_the_image_processor_cuts_them(model_sizes):
-    assert model_sizes.windows_of_pictures([(1024, 2048)], 1024) == 2
-    assert model_sizes.windows_of_pictures([(512, 512), (512, 683), (1100, 500)], 512) == pytest.approx(2)
+    assert model_sizes.windows_of_images([(1024, 2048)], 1024) == 2
+    assert model_sizes.windows_of_images([(512, 512), (512, 683), (1100, 500)], 512) == pytest.approx(2)

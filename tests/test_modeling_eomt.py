@@ -33,7 +33,7 @@ def test_outputs_have_the_promised_shapes_on_any_grid(family: str, height: int, 
 
 
 @pytest.mark.parametrize("patch_size", [8, 14, 16, 32])
-def test_default_upscaling_reaches_a_quarter_of_the_picture_as_the_official_rule_says(patch_size: int) -> None:
+def test_default_upscaling_reaches_a_quarter_of_the_image_as_the_official_rule_says(patch_size: int) -> None:
     steps = {8: 1, 14: 1, 16: 2, 32: 3}[patch_size]
     assert tiny_config(patch_size=patch_size, image_size=4 * patch_size).num_upscale_blocks == steps
 

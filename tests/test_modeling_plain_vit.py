@@ -218,7 +218,7 @@ def test_drop_path_drops_whole_samples_in_training_only() -> None:
         ((3, 64, 64), "batch, 3, height, width"),
     ],
 )
-def test_pictures_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
+def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_vit()(torch.zeros(shape))
 

@@ -1,4 +1,4 @@
-"""ViT-P: answers do not depend on padding, on the batch, or (isolated) on each other; pictures may be encoded first."""
+"""ViT-P: answers do not depend on padding, on the batch, or (isolated) on each other; images may be encoded first."""
 
 import pytest
 import torch
@@ -42,8 +42,8 @@ def tiny_vit_p(kind: str = "joint", family: str = "dinov2", attn: str = "sdpa", 
     return randomize(ViTPForPointClassification(config)).eval()
 
 
-def inputs(num_pictures: int = 2, num_prompts: int = 6, height: int = 56, width: int = 84):
-    return torch.randn(num_pictures, 3, height, width), torch.rand(num_pictures, num_prompts, 4)
+def inputs(num_images: int = 2, num_prompts: int = 6, height: int = 56, width: int = 84):
+    return torch.randn(num_images, 3, height, width), torch.rand(num_images, num_prompts, 4)
 
 
 def padded(prompts: torch.Tensor, count: int, value: float = float("nan")):
@@ -73,7 +73,7 @@ def test_padding_changes_no_answer(kind, family, count):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_other_pictures_of_the_batch_change_no_answer(kind):
+def test_other_images_of_the_batch_change_no_answer(kind):
     model = tiny_vit_p(kind)
     pixels, prompts = inputs(3)
     mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4, [False] * 6])
@@ -184,7 +184,7 @@ def test_official_resampling_has_the_offset_and_no_shortcut(old, new):
     assert not torch.allclose(*outputs, atol=1e-4)
 
 
-# Pictures first, prompts later
+# Images first, prompts later
 
 
 @pytest.mark.parametrize("attn", ["eager", "sdpa"])
@@ -392,7 +392,7 @@ def test_auto_classes_and_another_label_set(tmp_path):
         ({"prompts": torch.zeros(2, 6, 2)}, r"prompts of shape \(2, 6, 2\)"),
         ({"prompts": torch.zeros(2, 0, 4)}, "N of at least 1"),
         ({"prompts": torch.zeros(6, 4)}, r"prompts of shape \(6, 4\)"),
-        ({"prompts": torch.zeros(1, 6, 4)}, "for 2 pictures"),
+        ({"prompts": torch.zeros(1, 6, 4)}, "for 2 images"),
         ({"prompt_mask": torch.ones(2, 5, dtype=torch.bool)}, r"prompt_mask of shape \(2, 5\)"),
         ({"labels": torch.zeros(2, 7, dtype=torch.long)}, r"labels of shape \(2, 7\)"),
         ({"labels": torch.tensor([[0] * 6, [0, 1, 5, 0, 0, 0]])}, r"labels\[1, 2\] is 5.*0 to 4"),

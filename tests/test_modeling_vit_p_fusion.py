@@ -30,7 +30,7 @@ from .tiny_generators import (
     LABELS,
     NUM_QUERIES,
     TASK_INPUTS,
-    noise_pictures,
+    noise_images,
     tiny_classifier,
     tiny_generator,
 )
@@ -96,8 +96,8 @@ def test_the_recipe_step_by_step(kind):
         drawn = tiny_generator(kind)(pixel_values=given["pixel_values"], **extras)
         prompts = as_prompts(naive_points(drawn.masks_queries_logits, SIZES))
         said = [
-            tiny_classifier()(picture[None], asked[None]).logits[0]
-            for picture, asked in zip(given["classifier_pixel_values"], prompts, strict=True)
+            tiny_classifier()(image[None], asked[None]).logits[0]
+            for image, asked in zip(given["classifier_pixel_values"], prompts, strict=True)
         ]
     torch.testing.assert_close(outputs.masks_queries_logits, drawn.masks_queries_logits, **TOLERANCE)
     torch.testing.assert_close(outputs.generator_class_queries_logits, drawn.class_queries_logits, **TOLERANCE)
@@ -171,7 +171,7 @@ def test_a_classifier_of_fewer_classes_is_kept_to_those(caplog):
     assert (after[..., [2, 3]] - before[..., [2, 3]]).abs().max() > 0.01
 
 
-def test_a_batch_answers_as_its_pictures_do():
+def test_a_batch_answers_as_its_images_do():
     model, given = fused_model(), inputs()
     with torch.no_grad():
         together = model(**given).class_queries_logits
@@ -194,7 +194,7 @@ def test_the_generator_is_frozen():
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-def test_bfloat16_weights_take_the_processors_float32_pictures(kind):
+def test_bfloat16_weights_take_the_processors_float32_images(kind):
     with torch.no_grad():
         outputs = fused_model(kind).bfloat16()(**inputs(kind))
     assert outputs.class_queries_logits.dtype == torch.float32
@@ -315,16 +315,16 @@ def test_auto_classes(saved):
 def test_pipeline(saved, subtask, caplog):
     segment = pipeline("image-segmentation", model=saved)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-    pictures = noise_pictures(((90, 70), (50, 80), (64, 64)))
+    images = noise_images(((90, 70), (50, 80), (64, 64)))
     arguments = {} if subtask == "semantic" else {"threshold": 0.0}
-    batched = segment(pictures, subtask=subtask, batch_size=2, **arguments)
-    for picture, found in zip(pictures, batched, strict=True):
+    batched = segment(images, subtask=subtask, batch_size=2, **arguments)
+    for image, found in zip(images, batched, strict=True):
         assert found
         assert {segment["label"] for segment in found} <= set(LABELS.values())
-        assert all(segment["mask"].size == picture.size for segment in found)
+        assert all(segment["mask"].size == image.size for segment in found)
     processor, model = segment.image_processor, segment.model
     with torch.no_grad():
-        outputs = model(**processor(pictures[0]))
+        outputs = model(**processor(images[0]))
     label_map = processor.post_process_semantic_segmentation(outputs, target_sizes=[(70, 90)])[0]
     if subtask == "semantic":
         assert [s["label"] for s in batched[0]] == [LABELS[int(label)] for label in label_map.unique()]
@@ -344,7 +344,7 @@ def test_mask2formers_own_post_processing_takes_the_outputs():
     assert processor.post_process_instance_segmentation(outputs, threshold=0.0)[0]["segments_info"]
 
 
-# Geometry: where the point lies in the picture that the classifier sees
+# Geometry: where the point lies in the image that the classifier sees
 
 
 class BrightSpots(nn.Module):
@@ -367,16 +367,16 @@ PROCESSORS = {
 }
 
 
-def picture_of_spot(size, box, value=90):
+def image_of_spot(size, box, value=90):
     """Black but for a square; value 90 is darker than the mean, which some processors pad with."""
-    picture = Image.new("RGB", size)
-    picture.paste((value,) * 3, box)
-    return picture
+    image = Image.new("RGB", size)
+    image.paste((value,) * 3, box)
+    return image
 
 
 @pytest.mark.parametrize(
     ("kind", "source"),
-    # No window holds the whole picture that the classifier wants.
+    # No window holds the whole image that the classifier wants.
     [
         (kind, source)
         for kind in PROCESSORS
@@ -384,8 +384,8 @@ def picture_of_spot(size, box, value=90):
         if (kind, source) != ("windows", "input")
     ],
 )
-def test_the_point_is_on_the_object_in_the_classifiers_picture(kind, source):
-    """Whatever was scaled, padded, cut into windows or batched with larger pictures."""
+def test_the_point_is_on_the_object_in_the_classifiers_image(kind, source):
+    """Whatever was scaled, padded, cut into windows or batched with larger images."""
     model = fused_model()
     model.generator = BrightSpots()
     processor = ViTPFusionImageProcessor(
@@ -398,7 +398,7 @@ def test_the_point_is_on_the_object_in_the_classifiers_picture(kind, source):
         ((64, 64), (40, 8, 52, 20)),
         ((300, 80), (230, 10, 260, 40)),
     ]
-    given = processor([picture_of_spot(*scene) for scene in scenes])
+    given = processor([image_of_spot(*scene) for scene in scenes])
     with torch.no_grad():
         outputs = model(**given)
     rows = range(len(scenes)) if kind != "windows" else given["patch_offsets"][:, 0].tolist()
@@ -418,23 +418,23 @@ def test_the_point_is_on_the_object_in_the_classifiers_picture(kind, source):
     assert checked == set(range(len(scenes)))
 
 
-def test_a_mirrored_picture_has_mirrored_points():
+def test_a_mirrored_image_has_mirrored_points():
     model = fused_model()
     model.generator = BrightSpots()
     processor = ViTPFusionImageProcessor(generator=PROCESSORS["padded"], classifier=ViTPImageProcessor(size=56))
-    picture = picture_of_spot((160, 100), (100, 40, 120, 60))
+    image = image_of_spot((160, 100), (100, 40, 120, 60))
     with torch.no_grad():
-        one, other = (model(**processor(p)).prompts[0, 0] for p in (picture, picture.transpose(Image.FLIP_LEFT_RIGHT)))
+        one, other = (model(**processor(p)).prompts[0, 0] for p in (image, image.transpose(Image.FLIP_LEFT_RIGHT)))
     assert float(one[0] + other[0]) == pytest.approx(1, abs=0.1)  # a cell and a half
     assert float(one[1]) == pytest.approx(float(other[1]), abs=1e-6)
 
 
-def test_windows_share_one_look_at_their_picture():
+def test_windows_share_one_look_at_their_image():
     model = fused_model(task="semantic")
     processor = ViTPFusionImageProcessor(
         generator=EoMTImageProcessor(size=64, task="semantic"), classifier=ViTPImageProcessor(size=56)
     )
-    given = processor(noise_pictures(((150, 64), (64, 64), (64, 100))))
+    given = processor(noise_images(((150, 64), (64, 64), (64, 100))))
     assert given["patch_offsets"][:, 0].tolist() == [0, 0, 0, 1, 2, 2]
     seen = []
     model.classifier.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape[0]))
@@ -443,13 +443,13 @@ def test_windows_share_one_look_at_their_picture():
         assert seen == [3]
         drawn = model.generator(given["pixel_values"]).masks_queries_logits
         in_window = naive_points(drawn, [[64, 64]] * 6) * 64
-        for picture, rows in enumerate(([0, 1, 2], [3], [4, 5])):
-            (height, width), starts = given["content_sizes"][picture].tolist(), given["patch_offsets"][rows, 1]
+        for image, rows in enumerate(([0, 1, 2], [3], [4, 5])):
+            (height, width), starts = given["content_sizes"][image].tolist(), given["patch_offsets"][rows, 1]
             shift = torch.zeros(len(rows), 1, 2)
             shift[:, 0, 1 if height > 64 else 0] = starts.float()
             points = ((in_window[rows] + shift) / torch.tensor([width, height])).flatten(0, 1)
             torch.testing.assert_close(outputs.prompts[rows, :, :2].flatten(0, 1), points, atol=1e-6, rtol=0)
-            said = model.classifier(given["classifier_pixel_values"][picture, None], as_prompts(points)[None]).logits
+            said = model.classifier(given["classifier_pixel_values"][image, None], as_prompts(points)[None]).logits
             torch.testing.assert_close(outputs.prompt_logits[rows].flatten(0, 1), said[0], **TOLERANCE)
     assert [m.shape for m in processor.post_process_semantic_segmentation(outputs, [(9, 20), (8, 8), (10, 7)])] == [
         (9, 20),
@@ -459,12 +459,12 @@ def test_windows_share_one_look_at_their_picture():
 
 
 def test_official_geometry_of_oneformer():
-    """Masks at the size of the picture, upper left corners, and a classifier that sees the padding."""
+    """Masks at the size of the image, upper left corners, and a classifier that sees the padding."""
     model = fused_model("mask2former", official_geometry="oneformer")
     processor = ViTPFusionImageProcessor.from_generator_and_classifier(
         Mask2FormerImageProcessor(size=FORMER), ViTPImageProcessor(size=56), config=model.config
     )
-    given = processor(noise_pictures(((45, 30), (30, 40))))
+    given = processor(noise_images(((45, 30), (30, 40))))
     assert given["original_sizes"].tolist() == [[30, 45], [40, 30]]
     assert given["content_sizes"].tolist() == [[64, 96], [96, 64]]
     with torch.no_grad():
@@ -528,10 +528,10 @@ def test_pruning_changes_no_answer(task, threshold):
     )
     asked = []
     model.classifier.register_forward_pre_hook(lambda module, arguments: asked.append(arguments[1].shape[1]))
-    pictures = noise_pictures(((90, 70), (50, 80)))
+    images = noise_images(((90, 70), (50, 80)))
     with torch.no_grad():
-        full = model(**processor(pictures))
-        pruned = model(**processor(pictures), pruning_threshold=threshold)
+        full = model(**processor(images))
+        pruned = model(**processor(images), pruning_threshold=threshold)
     assert 0 < asked[1] < asked[0] == 40
     assert (
         pruned.prompt_logits.isnan().any(-1).sum()

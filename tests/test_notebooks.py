@@ -74,5 +74,5 @@ def test_it_runs(path, tmp_path, monkeypatch):
         assert 0.0 <= json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["mean_iou"] <= 1.0
         assert (tmp_path / "scores" / "results.json").is_file()
         assert {"0000.overlay.png", "0001.overlay.png"} <= drawn
-    with Image.open(next(tmp_path.rglob("*.png"))) as picture:
-        picture.load()
+    with Image.open(next(tmp_path.rglob("*.png"))) as image:
+        image.load()

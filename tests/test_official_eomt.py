@@ -71,7 +71,7 @@ def test_the_pickle_comes_before_safetensors_of_another_format(tmp_path):
     assert read_official_eomt(str(tmp_path), ConversionOptions(fields=HEADS)).num_labels == 5
 
 
-def test_another_picture_size_resamples_positions_as_timm_does(tmp_path):
+def test_another_image_size_resamples_positions_as_timm_does(tmp_path):
     official = official_state_dict(tiny_eomt())
     path = write(tmp_path / "x.safetensors", official)
     table = official["network.encoder.backbone.pos_embed"]
@@ -87,9 +87,9 @@ def test_another_picture_size_resamples_positions_as_timm_does(tmp_path):
         assert "resampled" in result.notes[-1]
 
 
-def test_a_table_that_may_be_of_two_pictures_must_be_told(tmp_path):
+def test_a_table_that_may_be_of_two_images_must_be_told(tmp_path):
     path = write(tmp_path / "x.safetensors", official_state_dict(tiny_eomt()))
-    with pytest.raises(ValueError, match="16 positions may be those of this picture or of a square one"):
+    with pytest.raises(ValueError, match="16 positions may be those of this image or of a square one"):
         read_official_eomt(path, ConversionOptions(fields={**HEADS, "image_size": [32, 128]}))
     with pytest.raises(ValueError, match="3 x 3 patches are not the 16 positions"):
         read_official_eomt(path, ConversionOptions(fields={**HEADS, "native_image_size": 48}))
@@ -155,7 +155,7 @@ def test_a_delta_is_not_taken_for_whole_weights_nor_the_other_way_round(dinov3):
         read_official_eomt(delta, ConversionOptions(fields=size))
     with pytest.raises(ValueError, match="whole weights, not the difference"):
         read_official_eomt(whole, ConversionOptions(fields=size, base=str(folder / "base")))
-    with pytest.raises(ValueError, match="do not tell the picture size"):
+    with pytest.raises(ValueError, match="do not tell the image size"):
         read_official_eomt(whole, ConversionOptions(fields=HEADS))
     # Without the normalisation constants the negative probabilities, or the final norm, give a delta away.
     state_dict = load_file(delta)
@@ -456,7 +456,7 @@ def test_a_released_model_comes_with_everything(tmp_path, monkeypatch):
     fields = {**HEADS, "image_size": 64}
     convert("official-eomt", str(source), tmp_path / "small", ConversionOptions(fields=fields))
     assert not (tmp_path / "small" / "results.json").exists()
-    assert "the picture size was changed" in (tmp_path / "small" / "README.md").read_text()
+    assert "the image size was changed" in (tmp_path / "small" / "README.md").read_text()
 
     with pytest.raises(ValueError, match=r"this is not ade20k_panoptic_eomt_large_640.*num_labels is 133 in the file"):
         convert(

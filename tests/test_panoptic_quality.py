@@ -16,13 +16,13 @@ STUFF = [0, 1, 2]
 TOLERANCE = {"rtol": 0, "atol": 1e-9}
 
 
-def picture(segmentation, labels, crowds=()):
+def example_image(segmentation, labels, crowds=()):
     """A prediction or reference from a map and {id: label}."""
     rows = [{"id": i, "label_id": label, "is_crowd": i in crowds} for i, label in labels.items()]
     return {"segmentation": np.asarray(segmentation, dtype=np.int32), "segments_info": rows}
 
 
-def random_picture(rng, size, max_segments, void=0.2, crowd=0.0, id_range=2**24 - 1, block=4):
+def random_image(rng, size, max_segments, void=0.2, crowd=0.0, id_range=2**24 - 1, block=4):
     """Blocky random segments with random sparse ids, labels and crowds; rows in random order."""
     height, width = size
     coarse = rng.integers(-1 if rng.random() < void else 0, max_segments, (height // block + 1, width // block + 1))
@@ -33,7 +33,7 @@ def random_picture(rng, size, max_segments, void=0.2, crowd=0.0, id_range=2**24 
     for index, segment_id in zip(present, ids, strict=True):
         segmentation[dense == index] = segment_id
     labels = {int(i): int(rng.integers(NUM_LABELS)) for i in rng.permutation(ids)}
-    return picture(segmentation, labels, {i for i in labels if rng.random() < crowd})
+    return example_image(segmentation, labels, {i for i in labels if rng.random() < crowd})
 
 
 def perturbed(rng, reference, num_boxes=4, relabel=0.2):
@@ -49,7 +49,7 @@ def perturbed(rng, reference, num_boxes=4, relabel=0.2):
     for segment_id in labels:
         if rng.random() < relabel:
             labels[segment_id] = int(rng.choice(list(labels.values())))
-    return picture(segmentation, labels)
+    return example_image(segmentation, labels)
 
 
 def assert_same(prediction, reference, num_labels=NUM_LABELS):
@@ -58,36 +58,36 @@ def assert_same(prediction, reference, num_labels=NUM_LABELS):
     return counts
 
 
-def coco_pictures(folder, json_name, png_folder):
+def coco_images(folder, json_name, png_folder):
     """Real references with label ids made dense, and (num_labels, stuff label ids)."""
     data = json.loads((folder / json_name).read_text())
     label_of = {category["id"]: index for index, category in enumerate(data["categories"])}
     stuff = [index for index, category in enumerate(data["categories"]) if not category["isthing"]]
-    pictures = []
+    images = []
     for annotation in data["annotations"]:
         rgb = np.asarray(Image.open(folder / png_folder / annotation["file_name"]).convert("RGB"), dtype=np.int32)
         segmentation = rgb @ np.array([1, 256, 65536], dtype=np.int32)
         segmentation[segmentation == 0] = -1
         rows = annotation["segments_info"]
         labels = {row["id"]: label_of[row["category_id"]] for row in rows}
-        pictures.append(picture(segmentation, labels, {row["id"] for row in rows if row["iscrowd"]}))
-    return pictures, len(label_of), stuff
+        images.append(example_image(segmentation, labels, {row["id"] for row in rows if row["iscrowd"]}))
+    return images, len(label_of), stuff
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_random_maps_equal_plain_loops(seed):
     rng = np.random.default_rng(seed)
     size = tuple(int(n) for n in rng.integers(1, 40, 2))
-    reference = random_picture(rng, size, int(rng.integers(1, 9)), void=0.7, crowd=0.3)
+    reference = random_image(rng, size, int(rng.integers(1, 9)), void=0.7, crowd=0.3)
     assert_same(perturbed(rng, reference), reference)
-    assert_same(random_picture(rng, size, int(rng.integers(1, 9)), void=0.7, block=1), reference)
+    assert_same(random_image(rng, size, int(rng.integers(1, 9)), void=0.7, block=1), reference)
 
 
 def test_data_set_result_equals_plain_loops_averages():
     rng = np.random.default_rng(0)
     metric, total = PanopticQuality(num_labels=NUM_LABELS, stuff_classes=STUFF), 0
     for _ in range(5):
-        references = [random_picture(rng, (33, 47), 7, crowd=0.2) for _ in range(3)]
+        references = [random_image(rng, (33, 47), 7, crowd=0.2) for _ in range(3)]
         predictions = [perturbed(rng, reference) for reference in references]
         metric.add_batch(predictions=predictions, references=references)
         total += sum(reference_counts(*pair, NUM_LABELS) for pair in zip(predictions, references, strict=True))
@@ -101,11 +101,11 @@ def test_data_set_result_equals_plain_loops_averages():
     assert result["per_class"].keys() == set(range(NUM_LABELS))
 
 
-def test_a_picture_worked_by_hand():
+def test_a_image_worked_by_hand():
     # Class 3: reference 0 has 6 pixels, the prediction 5 of them and 2 void pixels that do not count: IoU 5/6.
     # Class 4: reference 1 is missed, the prediction of class 5 on its place is false.
-    reference = picture([[0, 0, 0, -1, 1], [0, 0, 0, -1, 1]], {0: 3, 1: 4})
-    prediction = picture([[0, 0, 0, 0, 1], [0, 0, -1, 0, 1]], {0: 3, 1: 5})
+    reference = example_image([[0, 0, 0, -1, 1], [0, 0, 0, -1, 1]], {0: 3, 1: 4})
+    prediction = example_image([[0, 0, 0, 0, 1], [0, 0, -1, 0, 1]], {0: 3, 1: 5})
     metric = PanopticQuality(num_labels=NUM_LABELS, stuff_classes=[3])
     metric.add_batch(predictions=[prediction], references=[reference])
     result = metric.compute()
@@ -120,17 +120,17 @@ def test_a_picture_worked_by_hand():
 
 ONES, HALF = np.ones((4, 4), int), np.repeat([[0, 0, 1, 1]], 4, axis=0)
 ADVERSARIAL = {
-    "reference all void": (picture(ONES, {1: 2}), picture(-ONES, {}), [0, 0, 0]),
-    "prediction all void": (picture(-ONES, {}), picture(ONES, {1: 2}), [0, 0, 1]),
-    "both all void": (picture(-ONES, {}), picture(-ONES, {}), [0, 0, 0]),
-    "crowd of the class covers all": (picture(HALF, {0: 2, 1: 2}), picture(ONES, {1: 2}, {1}), [0, 0, 0]),
-    "crowd of another class": (picture(HALF, {0: 2, 1: 2}), picture(ONES, {1: 3}, {1}), [0, 2, 0]),
-    "an equal crowd is no match": (picture(ONES, {1: 2}), picture(ONES, {1: 2}, {1}), [0, 0, 0]),
-    "IoU of exactly half": (picture(HALF, {0: 2, 1: 3}), picture(ONES, {1: 2}), [0, 1, 1]),
-    "label of no reference": (picture(ONES, {1: 5}), picture(ONES, {1: 2}), [0, 0, 1]),
-    "half on void is still false": (picture(ONES, {1: 2}), picture(HALF - 1, {0: 3}), [0, 1, 0]),
-    "only the last of two crowds": (picture(ONES, {1: 2}), picture(HALF, {0: 2, 1: 2}, {0, 1}), [0, 1, 0]),
-    "one pixel": (picture([[7]], {7: 2}), picture([[9]], {9: 2}), [1, 0, 0]),
+    "reference all void": (example_image(ONES, {1: 2}), example_image(-ONES, {}), [0, 0, 0]),
+    "prediction all void": (example_image(-ONES, {}), example_image(ONES, {1: 2}), [0, 0, 1]),
+    "both all void": (example_image(-ONES, {}), example_image(-ONES, {}), [0, 0, 0]),
+    "crowd of the class covers all": (example_image(HALF, {0: 2, 1: 2}), example_image(ONES, {1: 2}, {1}), [0, 0, 0]),
+    "crowd of another class": (example_image(HALF, {0: 2, 1: 2}), example_image(ONES, {1: 3}, {1}), [0, 2, 0]),
+    "an equal crowd is no match": (example_image(ONES, {1: 2}), example_image(ONES, {1: 2}, {1}), [0, 0, 0]),
+    "IoU of exactly half": (example_image(HALF, {0: 2, 1: 3}), example_image(ONES, {1: 2}), [0, 1, 1]),
+    "label of no reference": (example_image(ONES, {1: 5}), example_image(ONES, {1: 2}), [0, 0, 1]),
+    "half on void is still false": (example_image(ONES, {1: 2}), example_image(HALF - 1, {0: 3}), [0, 1, 0]),
+    "only the last of two crowds": (example_image(ONES, {1: 2}), example_image(HALF, {0: 2, 1: 2}, {0, 1}), [0, 1, 0]),
+    "one pixel": (example_image([[7]], {7: 2}), example_image([[9]], {9: 2}), [1, 0, 0]),
 }
 
 
@@ -144,14 +144,14 @@ def test_adversarial_maps(name):
 def test_last_crowd_in_row_order_counts():
     # The big crowd is the last row, so it forgives; with the rows turned round, it does not.
     segmentation = np.repeat([[0, 1, 1, 1]], 4, axis=0)
-    prediction = picture(ONES, {1: 2})
-    assert assert_same(prediction, picture(segmentation, {0: 2, 1: 2}, {0, 1}))[2, 1] == 0
-    assert assert_same(prediction, picture(segmentation, {1: 2, 0: 2}, {0, 1}))[2, 1] == 1
+    prediction = example_image(ONES, {1: 2})
+    assert assert_same(prediction, example_image(segmentation, {0: 2, 1: 2}, {0, 1}))[2, 1] == 0
+    assert assert_same(prediction, example_image(segmentation, {1: 2, 0: 2}, {0, 1}))[2, 1] == 1
 
 
 def test_kinds_of_maps_agree():
     rng = np.random.default_rng(3)
-    reference = random_picture(rng, (20, 30), 5, void=1, id_range=120)
+    reference = random_image(rng, (20, 30), 5, void=1, id_range=120)
     prediction = perturbed(rng, reference)
     expected = reference_counts(prediction, reference, NUM_LABELS)
     for convert in (np.int8, np.int64, np.float32, torch.from_numpy, lambda a: np.asfortranarray(a)):
@@ -160,9 +160,9 @@ def test_kinds_of_maps_agree():
 
 
 def test_void_ids_read_maps_where_zero_is_void():
-    reference = picture([[3, 3], [-1, 4]], {3: 1, 4: 2})
-    zero_void = picture([[1, 1], [0, 2]], {1: 1, 2: 2})
-    from_zero = picture([[0, 0], [-1, 1]], {0: 1, 1: 2})
+    reference = example_image([[3, 3], [-1, 4]], {3: 1, 4: 2})
+    zero_void = example_image([[1, 1], [0, 2]], {1: 1, 2: 2})
+    from_zero = example_image([[0, 0], [-1, 1]], {0: 1, 1: 2})
     metric = PanopticQuality(num_labels=3, stuff_classes=[], void_ids=(-1, 0))
     metric.add_batch(predictions=[zero_void, from_zero], references=[reference, reference])
     assert metric.compute()["pq"] == 1
@@ -173,7 +173,7 @@ def test_void_ids_read_maps_where_zero_is_void():
 def test_nothing_counted_is_nan_and_absent_groups_are_nan():
     metric = PanopticQuality(num_labels=2, stuff_classes=[0])
     assert np.isnan(metric.compute()["pq"])
-    metric.add_batch(predictions=[picture(ONES, {1: 1})], references=[picture(ONES, {1: 1})])
+    metric.add_batch(predictions=[example_image(ONES, {1: 1})], references=[example_image(ONES, {1: 1})])
     result = metric.compute()
     assert (result["pq"], result["pq_things"], result["num_classes_stuff"]) == (1, 1, 0)
     assert np.isnan(result["pq_stuff"])
@@ -184,7 +184,7 @@ def test_nothing_counted_is_nan_and_absent_groups_are_nan():
 
 def test_merged_processes_equal_one_process():
     rng = np.random.default_rng(1)
-    references = [random_picture(rng, (25, 25), 6, crowd=0.2) for _ in range(6)]
+    references = [random_image(rng, (25, 25), 6, crowd=0.2) for _ in range(6)]
     predictions = [perturbed(rng, reference) for reference in references]
     one, *shards = (PanopticQuality(num_labels=NUM_LABELS, stuff_classes=STUFF) for _ in range(4))
     one.add_batch(predictions=predictions, references=references, image_ids=range(6))
@@ -204,20 +204,20 @@ def test_merged_processes_equal_one_process():
         one.merge(PanopticQuality(num_labels=2, stuff_classes=[]))
 
 
-GOOD = picture([[0, 1], [0, 1]], {0: 2, 1: 3})
+GOOD = example_image([[0, 1], [0, 1]], {0: 2, 1: 3})
 
 
 @pytest.mark.parametrize(
     ("prediction", "reference", "message"),
     [
-        (picture([[0, 1]], {0: 2, 1: 3}), GOOD, r"image 1 .* \(1, 2\) but the reference \(2, 2\).*target_sizes"),
-        (picture(GOOD["segmentation"], {0: 2}), GOOD, r"image 1 .*prediction: .*ids \[1\].*no row"),
-        (GOOD, picture(GOOD["segmentation"], {0: 2}), r"image 1 .*reference: .*ids \[1\].*no row"),
-        (picture(GOOD["segmentation"], {0: 2, 1: 3, 8: 1}), GOOD, r"image 1 .*prediction: .*\[8\].*no pixel"),
-        (GOOD, picture(GOOD["segmentation"], {0: 2, 1: 3, 8: 1}), r"image 1 .*reference: .*\[8\].*no pixel"),
-        (picture(GOOD["segmentation"], {0: 2, 1: 6}), GOOD, r"segment 1 has label_id 6, outside 0\.\.5"),
-        (GOOD, picture(GOOD["segmentation"], {0: -1, 1: 3}), r"reference: segment 0 has label_id -1"),
-        (picture([[-1, 1]] * 2, {-1: 2, 1: 3}), GOOD, "row of id -1, which means void"),
+        (example_image([[0, 1]], {0: 2, 1: 3}), GOOD, r"image 1 .* \(1, 2\) but the reference \(2, 2\).*target_sizes"),
+        (example_image(GOOD["segmentation"], {0: 2}), GOOD, r"image 1 .*prediction: .*ids \[1\].*no row"),
+        (GOOD, example_image(GOOD["segmentation"], {0: 2}), r"image 1 .*reference: .*ids \[1\].*no row"),
+        (example_image(GOOD["segmentation"], {0: 2, 1: 3, 8: 1}), GOOD, r"image 1 .*prediction: .*\[8\].*no pixel"),
+        (GOOD, example_image(GOOD["segmentation"], {0: 2, 1: 3, 8: 1}), r"image 1 .*reference: .*\[8\].*no pixel"),
+        (example_image(GOOD["segmentation"], {0: 2, 1: 6}), GOOD, r"segment 1 has label_id 6, outside 0\.\.5"),
+        (GOOD, example_image(GOOD["segmentation"], {0: -1, 1: 3}), r"reference: segment 0 has label_id -1"),
+        (example_image([[-1, 1]] * 2, {-1: 2, 1: 3}), GOOD, "row of id -1, which means void"),
         (GOOD | {"segments_info": GOOD["segments_info"] * 2}, GOOD, "several rows of id 0"),
         (GOOD | {"segmentation": np.full((2, 2), 0.5)}, GOOD, "float64; it must hold integer"),
         (GOOD | {"segmentation": np.full((2, 2), np.nan)}, GOOD, "float64; it must hold integer"),
@@ -259,7 +259,7 @@ def test_bad_batches_and_arguments():
     ],
 )
 def test_real_annotations(sample_data, json_name, png_folder, limit):
-    references, num_labels, stuff = coco_pictures(sample_data, json_name, png_folder)
+    references, num_labels, stuff = coco_images(sample_data, json_name, png_folder)
     rng = np.random.default_rng(0)
     perfect = PanopticQuality(num_labels=num_labels, stuff_classes=stuff)
     perfect.add_batch(predictions=references, references=references)
@@ -279,7 +279,7 @@ def test_equal_to_panopticapi(tmp_path):
     rng = np.random.default_rng(11)
     total, annotations = np.zeros((NUM_LABELS, 4)), []
     for index in range(40):
-        reference = random_picture(rng, (40, 60), int(rng.integers(1, 9)), crowd=0.3, void=0.7, id_range=2**24 - 2)
+        reference = random_image(rng, (40, 60), int(rng.integers(1, 9)), crowd=0.3, void=0.7, id_range=2**24 - 2)
         prediction = perturbed(rng, reference)
         total += panoptic_counts(prediction, reference, NUM_LABELS)
         pair = []

@@ -1,4 +1,4 @@
-"""ViT-P's training samples: which prompts are drawn, that they stay with the picture, coarse labels and mixtures."""
+"""ViT-P's training samples: which prompts are drawn, that they stay with the image, coarse labels and mixtures."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_corners_that_a_rotation_uncovers_are_void():
             assert set(sample.prompt_labels.tolist()) == {9}
 
 
-def test_points_follow_the_picture():
+def test_points_follow_the_image():
     image = np.zeros((60, 80, 3), np.uint8)
     image[:, 40:] = 255
     segment_map = (image[..., 0] > 0).astype(np.int32)
@@ -83,12 +83,12 @@ def test_crops_of_points_have_the_papers_area_and_ratio():
     assert ratios.min() > 0.74
     assert ratios.max() < 1.35
     assert (boxes[:, 0] + boxes[:, 2] <= 300).all()
-    # No allowed crop fits into a very long picture: the largest in its middle.
+    # No allowed crop fits into a very long image: the largest in its middle.
     assert draw_crop((10, 1000), numbers) == (0, 493, 10, 13)
 
 
 def two_squares():
-    """A picture of one class with a large and a small segment, another class, and void."""
+    """An image of one class with a large and a small segment, another class, and void."""
     segment_map = np.full((40, 60), -1)
     segment_map[:20, :30] = 0
     segment_map[30:32, 50:53] = 1
@@ -112,7 +112,7 @@ def test_instance_aware_points_are_balanced_between_segments():
 
 
 def test_boxes_lie_around_their_objects():
-    # The published loader clips the wrong way, which puts every box at the picture's origin.
+    # The published loader clips the wrong way, which puts every box at the image's origin.
     segment_map, labels = two_squares()
     prompts, drawn = PromptSampling(2000, source="box", box_share=0.4)(segment_map, labels, generator())
     boxes = {
@@ -172,7 +172,7 @@ def white_square_entry(masks: bool):
 
 
 @pytest.mark.parametrize("masks", [False, True])
-def test_boxes_follow_the_picture(masks):
+def test_boxes_follow_the_image(masks):
     transform = PointAugmentation((112, 112), num_points=6, source="box", box_share=1.0, max_rotation=40)
     for seed in range(15):
         sample = transform(white_square_entry(masks), generator(seed))
@@ -219,7 +219,7 @@ def test_points_of_coarse_labels_stay_inside():
     assert rows[found == 2].min() == 27
 
 
-def test_pictures_without_labels_ask_nothing():
+def test_images_without_labels_ask_nothing():
     for source in ("mask", "coarse", "box"):
         transform = PointAugmentation((28, 28), num_points=4, source=source)
         sample = transform(entry_of(np.full((30, 30), -1), []), generator())
@@ -266,9 +266,9 @@ def test_a_mixture_keeps_its_shares():
         for mark, image_id, number in samples:
             seen[mark].append(image_id)
             numbers.add(number)
-    assert len(numbers) == 120  # every sample is augmented in its own way, those of one picture too
+    assert len(numbers) == 120  # every sample is augmented in its own way, those of one image too
     for images, size in zip(seen, (7, 30), strict=True):
-        for turn in range(len(images) // size):  # all pictures before any comes again
+        for turn in range(len(images) // size):  # all images before any comes again
             assert sorted(images[turn * size : (turn + 1) * size]) == list(range(size))
     assert mixed[-1] == mixed[39]
     assert MixedDataset(parts, seed=1)[5] == MixedDataset(parts, seed=1)[5]

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from hf_segvit.data.augmentation import AugmentedDataset, augmentation
-from hf_segvit.data.decoding import picture_in_frame
+from hf_segvit.data.decoding import image_in_frame
 from hf_segvit.data.entries import (
     MapCache,
     QuickEntries,
     RunMap,
     _plain_jpeg,
     decode_entry,
-    picture_pixels,
+    image_pixels,
     quick_entries,
 )
 from hf_segvit.data.generated_scenes import GeneratedScenes
@@ -30,7 +30,7 @@ from .data_folders import SIZE, coco_folder, halves, mask_folder, panoptic_folde
 
 
 def encoded(format_name: str, mode: str = "RGB", orientation: int = 1, **options) -> bytes:
-    """A picture of smooth colours, as photographs have, in a file's form."""
+    """An image of smooth colours, as photographs have, in a file's form."""
     down, right = np.mgrid[0 : SIZE[0], 0 : SIZE[1]]
     pixels = np.stack([down * 9 % 256, right * 7 % 256, (down + right) * 4 % 256], axis=-1).astype(np.uint8)
     exif = Image.Exif()
@@ -58,8 +58,8 @@ def encoded(format_name: str, mode: str = "RGB", orientation: int = 1, **options
 def test_pixels_are_those_that_pillow_decodes(content, is_plain):
     assert (_plain_jpeg(content, None) is not None) == is_plain
     for size in (None, SIZE):
-        expected = np.asarray(picture_in_frame(content, "a", size))
-        found = picture_pixels(content, "a", size)
+        expected = np.asarray(image_in_frame(content, "a", size))
+        found = image_pixels(content, "a", size)
         assert found.dtype == torch.uint8
         # Both decode by libjpeg-turbo, perhaps of different versions, whose rounding agreed so far.
         assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
@@ -67,14 +67,14 @@ def test_pixels_are_those_that_pillow_decodes(content, is_plain):
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 99, encoded("JPEG")[:-300], encoded("JPEG")[:40]])
-def test_damaged_pictures_are_told_as_ever(content):
+def test_damaged_images_are_told_as_ever(content):
     with pytest.raises(ValueError, match=r"^a: "):
-        picture_pixels(content, "a")
+        image_pixels(content, "a")
 
 
 def test_a_mask_of_another_size_is_told():
-    with pytest.raises(ValueError, match="a: the picture has 20 x 30 pixels but its mask 30 x 20"):
-        picture_pixels(encoded("JPEG"), "a", (30, 20))
+    with pytest.raises(ValueError, match="a: the image has 20 x 30 pixels but its mask 30 x 20"):
+        image_pixels(encoded("JPEG"), "a", (30, 20))
 
 
 def test_pixels_of_photographs_are_identical(sample_data):
@@ -82,8 +82,8 @@ def test_pixels_of_photographs_are_identical(sample_data):
     for file in files:
         content = file.read_bytes()
         assert _plain_jpeg(content, None) is not None
-        found = picture_pixels(content, file.name).permute(1, 2, 0).numpy()
-        assert np.abs(found.astype(int) - np.asarray(picture_in_frame(content, file.name))).max() <= 1
+        found = image_pixels(content, file.name).permute(1, 2, 0).numpy()
+        assert np.abs(found.astype(int) - np.asarray(image_in_frame(content, file.name))).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (13, 17)])

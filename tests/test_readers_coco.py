@@ -27,7 +27,7 @@ from hf_segvit.metrics.mask_average_precision import MaskAveragePrecision
 from hf_segvit.models.mask_encoding import decode_mask
 
 from .coco_instances import STATISTICS, pycocotools_statistics
-from .data_folders import SIZE, coco_folder, panoptic_folder, write_json, write_mask, write_picture
+from .data_folders import SIZE, coco_folder, panoptic_folder, write_image, write_json, write_mask
 
 
 def test_panoptic_agrees_with_json_and_png(sample_data: Path) -> None:
@@ -144,7 +144,7 @@ def test_areas_of_annotations_decide_what_is_small_as_in_pycocotools(tmp_path: P
     images = [{"id": n, "file_name": f"{n}.jpg", "height": size[0], "width": size[1]} for n in squares]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "cat"}]}
     for number in squares:
-        write_picture(tmp_path / "train" / f"{number}.jpg", size)
+        write_image(tmp_path / "train" / f"{number}.jpg", size)
     write_json(tmp_path / "annotations" / "instances_train.json", content)
 
     dataset = load_segmentation_dataset(f"coco_folder:{tmp_path}")
@@ -178,7 +178,7 @@ def test_own_instances(tmp_path: Path) -> None:
     assert describe(dataset).id2label == {0: "cat", 1: "dog"}
 
 
-def test_pictures_without_objects_stay(tmp_path: Path) -> None:
+def test_images_without_objects_stay(tmp_path: Path) -> None:
     dataset = load_segmentation_dataset(coco_folder(tmp_path, lambda content: content["annotations"].clear()))
     sample = dataset[0]
     assert sample["segments"] == []
@@ -232,7 +232,7 @@ def _first_image(samples: list[dict[str, Any]]) -> np.ndarray:
 def test_coco_stuff_values_are_ids_less_one(tmp_path: Path) -> None:
     table = label_table("coco_stuff")
     assert len(table.classes) == 171
-    write_picture(tmp_path / "val2017" / "1.jpg")
+    write_image(tmp_path / "val2017" / "1.jpg")
     values = np.full(SIZE, 255, dtype=np.uint8)
     values[0], values[1], values[2] = 0, 181, 12  # person, wood, stop sign
     write_mask(tmp_path / "stuffthingmaps" / "val2017" / "1.png", values)
@@ -245,7 +245,7 @@ def test_coco_stuff_values_are_ids_less_one(tmp_path: Path) -> None:
 
 
 def test_coco_stuff_archive(tmp_path: Path) -> None:
-    write_picture(tmp_path / "train2017" / "1.jpg")
+    write_image(tmp_path / "train2017" / "1.jpg")
     write_mask(tmp_path / "m.png", np.zeros(SIZE, dtype=np.uint8))
     with zipfile.ZipFile(tmp_path / "stuffthingmaps_trainval2017.zip", "w") as archive:
         archive.write(tmp_path / "m.png", "train2017/1.png")

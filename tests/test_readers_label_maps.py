@@ -12,7 +12,7 @@ from hf_segvit.data.checking import check_dataset
 from hf_segvit.data.label_tables import label_table
 from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset, metadata
 
-from .data_folders import SIZE, halves, mask_folder, write_json, write_mask, write_picture
+from .data_folders import SIZE, halves, mask_folder, write_image, write_json, write_mask
 
 _NAMES = "Sky,Building,Pole,Road,Pavement,Tree,SignSymbol,Fence,Car,Pedestrian,Bicyclist,void"
 CAMVID = dict(enumerate(_NAMES.split(",")))
@@ -33,7 +33,7 @@ def test_ade20k_shifts_labels_and_leaves_other_void(sample_data: Path) -> None:
 def _ade_objects(root: Path) -> str:
     """Wall (stuff 1) above; below two beds (thing 1), one of them over a floor; a bed without object."""
     place = root / "ADEChallengeData2016"
-    write_picture(place / "images" / "training" / "ADE_train_1.jpg")
+    write_image(place / "images" / "training" / "ADE_train_1.jpg")
     semantic = np.full(SIZE, 1, dtype=np.uint8)
     semantic[10:] = 8
     semantic[10:, 20:] = 4
@@ -106,7 +106,7 @@ def test_cityscapes_objects_and_regions(sample_data: Path, tmp_path: Path) -> No
     raw[:4, :9] = 26  # a group of cars
     raw[5:8, :9] = 29  # a caravan, which is not evaluated
     stem = tmp_path / "{}" / "val" / "city" / "city_000000_000001"
-    write_picture(Path(f"{str(stem).format('leftImg8bit')}_leftImg8bit.png"), raw.shape)
+    write_image(Path(f"{str(stem).format('leftImg8bit')}_leftImg8bit.png"), raw.shape)
     write_mask(Path(f"{str(stem).format('gtCoarse')}_gtCoarse_instanceIds.png"), raw)
     names = label_table("cityscapes").id2label
     sample = load_segmentation_dataset(f"cityscapes_coarse:{tmp_path}", task="panoptic")[0]
@@ -244,7 +244,7 @@ def test_data_sets_of_datasets(tmp_path: Path, saved: bool) -> None:
     assert panoptic[0]["segments"][1] == {"id": 3 * 2 + 1, "label_id": 1, "is_crowd": False}
     with pytest.raises(ValueError, match="give classes="):
         load_segmentation_dataset(spec)
-    with pytest.raises(ValueError, match="no column of pictures depth; the columns of pictures are image, annotation"):
+    with pytest.raises(ValueError, match="no column of images depth; the columns of images are image, annotation"):
         load_segmentation_dataset(spec, classes=classes, annotation_column="depth")
 
 

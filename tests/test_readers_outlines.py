@@ -15,7 +15,7 @@ from hf_segvit.data.problems import ProblemList
 from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset
 from hf_segvit.models.mask_encoding import decode_mask
 
-from .data_folders import SIZE, write_json, write_picture
+from .data_folders import SIZE, write_image, write_json
 
 
 def _drawn(*polygons: list[float]) -> np.ndarray:
@@ -23,7 +23,7 @@ def _drawn(*polygons: list[float]) -> np.ndarray:
 
 
 def _labelme(root: Path, *shapes: dict[str, Any], **changes: Any) -> str:
-    write_picture(root / "one.jpg")
+    write_image(root / "one.jpg")
     content = {"imagePath": "one.jpg", "imageHeight": SIZE[0], "imageWidth": SIZE[1], "shapes": list(shapes), **changes}
     write_json(root / "one.json", content)
     return f"labelme:{root}"
@@ -125,8 +125,8 @@ def test_damaged_labelme(tmp_path: Path, shape: dict[str, Any], changes: dict[st
 
 def _yolo(root: Path, lines: str, settings: str = "train: images/train\nnames: [cat, dog]\n") -> str:
     (root / "data.yaml").write_text(settings)
-    write_picture(root / "images" / "train" / "one.jpg")
-    write_picture(root / "images" / "train" / "two.jpg", seed=1)
+    write_image(root / "images" / "train" / "one.jpg")
+    write_image(root / "images" / "train" / "two.jpg", seed=1)
     (root / "labels" / "train").mkdir(parents=True)
     (root / "labels" / "train" / "one.txt").write_text(lines)
     return f"yolo:{root}"
@@ -143,7 +143,7 @@ def test_yolo(tmp_path: Path) -> None:
     pixels = [share * SIZE[1 - place % 2] for place, share in enumerate(square)]
     assert np.array_equal(decode_mask(row["rle"]), _drawn(pixels))
     assert row["label_id"] == 1
-    assert dataset[1]["segments"] == []  # no file of labels: a picture without objects
+    assert dataset[1]["segments"] == []  # no file of labels: an image without objects
     semantic = load_segmentation_dataset(spec, task="semantic")[0]
     assert np.array_equal(semantic["segment_map"] == 1, _drawn(pixels))
 
@@ -174,7 +174,7 @@ def test_damaged_yolo(tmp_path: Path, line: str, message: str) -> None:
         ("train: images/train\nnames: [a, a]\n", "list every class once"),
         ("train: /etc\nnames: [a]\n", "absolute or leaves its folder"),
         ("train: images/../../etc\nnames: [a]\n", "absolute or leaves its folder"),
-        ("train: images/absent\nnames: [a]\n", "no pictures in"),
+        ("train: images/absent\nnames: [a]\n", "no images in"),
         ("train: [\n", "no valid YAML"),
         ("- 1\n", "holds no settings"),
         ("val: images/train\nnames: [a]\n", "no split 'train'; choose one of val"),

@@ -225,10 +225,10 @@ class TestDerivation:
         assert derive(self.recipe(epochs=None, steps=5000), 1600).log_every == 50
         assert derive(self.recipe(epochs=None, steps=400, log_every=7), 1600).log_every == 7
 
-    def test_without_length_or_pictures(self):
+    def test_without_length_or_images(self):
         with pytest.raises(ValueError, match="epochs=12"):
             derive(self.recipe(epochs=None), 1600)
-        with pytest.raises(ValueError, match="no pictures"):
+        with pytest.raises(ValueError, match="no images"):
             derive(self.recipe(), 0)
 
     def test_fields_of_the_model_follow_from_task_and_depth(self):

@@ -19,7 +19,7 @@ from hf_segvit.training.derivation import augmentation_name, derive, model_field
 from hf_segvit.training.optimizers import parameter_groups
 from hf_segvit.training.recipe import RECIPE_FOLDER, load_recipe, packaged_recipes
 
-# Pictures that the official loader keeps, implied by the steps of an epoch.
+# Images that the official loader keeps, implied by the steps of an epoch.
 COCO, ADE20K, CITYSCAPES = 7391 * 16, 1262 * 16, 2975
 COCO_LARGE = ([14782, 29564, 44346, 59128], [29564, 44346, 59128, 73910])
 COCO_GIANT = ([14782, 25869, 36955, 48042, 59128], [29564, 40651, 51737, 62824, 73910])
@@ -111,7 +111,7 @@ def test_official_values(name):
     assert (settings["color_jitter"], settings["scale_range"]) == (jitter, (smallest, 2.0))
     if not is_v3 and recipe.backbone is not None:
         assert config.patch_size == 16
-    # Our readers keep the pictures without objects that the official loader drops: 7 steps an epoch at most.
+    # Our readers keep the images without objects that the official loader drops: 7 steps an epoch at most.
     whole = {COCO: 118287, ADE20K: 20210, CITYSCAPES: 2975}[images]
     assert derive(recipe, whole, 4, config).total_steps == pytest.approx(steps, rel=1e-3)
 
@@ -155,7 +155,7 @@ def test_head_comment_and_data(name):
 
 
 @pytest.mark.parametrize("name", [name for name in packaged_recipes() if name.startswith("own_")])
-def test_own_recipes_train_on_one_gpu_with_few_pictures(name):
+def test_own_recipes_train_on_one_gpu_with_few_images(name):
     recipe = load_recipe(name)
     plan = derive(recipe, 50, 1, EoMTConfig() if recipe.model == "eomt" else None)
     assert plan.total_steps == 4000

@@ -14,7 +14,7 @@ from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 
 from .hub_server import HubServer
 from .test_remote_code import ABSENT, environment_without_package
-from .tiny_generators import LABELS, noise_pictures, tiny_classifier, tiny_generator
+from .tiny_generators import LABELS, noise_images, tiny_classifier, tiny_generator
 
 LOAD = """
 import json, sys
@@ -60,8 +60,8 @@ def parts():
 def test_a_fused_checkpoint_loads_without_the_package(parts, tmp_path):
     model, processor = parts
     save_with_code(model, processor, tmp_path / "saved")
-    (picture,) = noise_pictures([(90, 70)])
-    picture.save(tmp_path / "photo.png")
+    (image,) = noise_images([(90, 70)])
+    image.save(tmp_path / "photo.png")
     process = subprocess.run(
         [environment_without_package(tmp_path / "env"), "-c", LOAD, str(tmp_path / "saved"), json.dumps(ABSENT)],
         env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
@@ -72,7 +72,7 @@ def test_a_fused_checkpoint_loads_without_the_package(parts, tmp_path):
     assert process.returncode == 0, process.stderr
     first, again, labels = json.loads((tmp_path / "answers.json").read_text())
     with torch.no_grad():
-        expected = model(**processor(picture)).class_queries_logits
+        expected = model(**processor(image)).class_queries_logits
     for found in (first, again):
         assert found["module"].startswith("transformers_modules.")
         assert (found["config"], found["processor"]) == ("ViTPFusionConfig", "ViTPFusionImageProcessor")
@@ -94,7 +94,7 @@ def test_push(parts, tmp_path, monkeypatch):
         assert "| Labels by | the generator and a ViT-P of 5 classes, weighted 0.4 |" in card
         loaded = ViTPFusionForUniversalSegmentation.from_pretrained("tester/fused")
         again = ViTPFusionImageProcessor.from_pretrained("tester/fused")
-    (picture,) = noise_pictures([(90, 70)])
+    (image,) = noise_images([(90, 70)])
     with torch.no_grad():
-        one, other = (m(**p(picture)).class_queries_logits for m, p in ((model, processor), (loaded, again)))
+        one, other = (m(**p(image)).class_queries_logits for m, p in ((model, processor), (loaded, again)))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

@@ -50,7 +50,7 @@ def of(recipe, number=4, total=10):
     return identity(recipe, number, total, task_for(recipe).training_datasets())
 
 
-def test_other_pictures_of_the_same_number_are_noticed(tmp_path):
+def test_other_images_of_the_same_number_are_noticed(tmp_path):
     mask_folder(tmp_path, ("a", "b", "c", "d"))
     recipe = folder_recipe(tmp_path)
     found = of(recipe)
@@ -59,7 +59,7 @@ def test_other_pictures_of_the_same_number_are_noticed(tmp_path):
     for kind, suffix in (("images", "jpg"), ("annotations", "png")):
         folder = tmp_path / kind / "train"
         (folder / f"b.{suffix}").rename(folder / f"z.{suffix}")
-    with pytest.raises(ValueError, match=r"the training pictures are others, or in another order .*must be the same"):
+    with pytest.raises(ValueError, match=r"the training images are others, or in another order .*must be the same"):
         refuse_other_run(found, of(folder_recipe(tmp_path)), tmp_path)
 
     # A checkpoint of before these were noted still serves.
@@ -87,7 +87,7 @@ def test_every_part_of_a_mixture_counts(tmp_path):
     for kind, suffix in (("images", "jpg"), ("annotations", "png")):
         folder = tmp_path / "coarse" / kind / "train"
         (folder / f"d.{suffix}").rename(folder / f"e.{suffix}")
-    with pytest.raises(ValueError, match="the training pictures are others"):
+    with pytest.raises(ValueError, match="the training images are others"):
         refuse_other_run(found, of(recipe), tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_the_loop_compares_the_data(tmp_path):
     for kind, suffix in (("images", "jpg"), ("annotations", "png")):
         folder = tmp_path / kind / "train"
         (folder / f"b.{suffix}").rename(folder / f"z.{suffix}")
-    with pytest.raises(ValueError, match="the training pictures are others"):
+    with pytest.raises(ValueError, match="the training images are others"):
         train(folder_recipe(tmp_path, steps=1, warmup_steps=[0]), cpu=True, progress=False)
 
 

@@ -16,7 +16,7 @@ from .plain_post_processing import Case, cases, plain_instances, plain_panoptic,
 
 thresholds = st.sampled_from([0.0, 0.3, 0.5, 0.8])
 mask_thresholds = st.sampled_from([0.0, 0.3, 0.5, 0.7, 1.0])
-# Small tiles, so that a small picture has many; and the way of accelerators, which compute all masks in every tile.
+# Small tiles, so that a small image has many; and the way of accelerators, which compute all masks in every tile.
 routes = st.sampled_from([{"TILE_PIXELS": 4}, {"TILE_PIXELS": 11}, {"TILE_PIXELS": 64}, {"prunable": False}])
 
 
@@ -31,7 +31,7 @@ def on_route(route, function, *arguments, **options):
         return function(*arguments, **options)
 
 
-def picture(masks, labels, num_classes=3, score_logit=20.0, scores=None):
+def example_image(masks, labels, num_classes=3, score_logit=20.0, scores=None):
     """Logits with the given labels and mask logits (Q, h, w); input and answer have the size of the masks."""
     masks = torch.as_tensor(masks, dtype=torch.float32)
     class_logits = torch.zeros(1, len(labels), num_classes + 1)
@@ -104,7 +104,7 @@ def test_instances_follow_the_plain_rule(case, threshold, mask_threshold, num_in
 
 
 def test_realistic_sizes_on_default_tiles():
-    """200 queries, 160 x 160 cells, a picture that is no multiple of anything."""
+    """200 queries, 160 x 160 cells, an image that is no multiple of anything."""
     generator = torch.Generator().manual_seed(0)
     case = Case(
         class_logits=3 * torch.randn(1, 200, 21, generator=generator),
@@ -129,7 +129,7 @@ def test_realistic_sizes_on_default_tiles():
     assert torch.equal(result["segmentation"] & ~doubtful, masks & ~doubtful)
 
 
-# Hand-made pictures of a few pixels, where every number is exact.
+# Hand-made images of a few pixels, where every number is exact.
 HIGH, LOW = 30.0, -30.0
 LEFT, RIGHT = [[HIGH, HIGH, LOW, LOW]], [[LOW, LOW, HIGH, HIGH]]
 
@@ -137,7 +137,7 @@ LEFT, RIGHT = [[HIGH, HIGH, LOW, LOW]], [[LOW, LOW, HIGH, HIGH]]
 def test_fused_stuff_never_takes_the_id_of_something_else():
     """stuff, thing, stuff, thing: upstream Mask2Former answers ids 1, 2, 1, 2 here."""
     columns = [[[HIGH if column == query else LOW for column in range(4)]] for query in range(4)]
-    result = panoptic(picture(columns, [2, 0, 2, 1]), stuff_classes=[2])
+    result = panoptic(example_image(columns, [2, 0, 2, 1]), stuff_classes=[2])
     assert result["segmentation"].tolist() == [[0, 1, 0, 2]]
     assert [(row["id"], row["label_id"], row["was_fused"]) for row in result["segments_info"]] == [
         (0, 2, True),
@@ -147,20 +147,20 @@ def test_fused_stuff_never_takes_the_id_of_something_else():
 
 
 def test_fused_segment_keeps_the_score_of_the_first_query():
-    result = panoptic(picture([LEFT, RIGHT], [2, 2], scores=[0.9, 0.95]), stuff_classes=[2])
+    result = panoptic(example_image([LEFT, RIGHT], [2, 2], scores=[0.9, 0.95]), stuff_classes=[2])
     assert result["segmentation"].tolist() == [[0, 0, 0, 0]]
     assert result["segments_info"] == [{"id": 0, "label_id": 2, "was_fused": True, "score": 0.9}]
 
 
 def test_things_of_one_class_stay_apart():
-    result = panoptic(picture([LEFT, RIGHT], [2, 2]))
+    result = panoptic(example_image([LEFT, RIGHT], [2, 2]))
     assert result["segmentation"].tolist() == [[0, 0, 1, 1]]
     assert [row["was_fused"] for row in result["segments_info"]] == [False, False]
 
 
 def test_area_test_is_not_weighted_by_the_score():
     """Score 0.6 x mask 0.8 is below 0.5, the mask is not: upstream Mask2Former drops it."""
-    case = picture(np.full((1, 1, 4), np.log(0.8 / 0.2)), [1], scores=[0.6])
+    case = example_image(np.full((1, 1, 4), np.log(0.8 / 0.2)), [1], scores=[0.6])
     assert panoptic(case, threshold=0.5)["segmentation"].tolist() == [[0, 0, 0, 0]]
 
 
@@ -168,7 +168,7 @@ def test_area_where_a_segment_is_largest_counts_below_the_mask_threshold_too():
     """Query 1 wins one pixel of its five, but is largest on four more that nobody's mask reaches: 5/5 stays."""
     first = [[HIGH] * 4 + [LOW] + [-1000.0] * 4]
     second = [[3.0] * 5 + [-2.0] * 4]
-    case = picture([first, second], [0, 1])
+    case = example_image([first, second], [0, 1])
     assert panoptic(case)["segmentation"].tolist() == [[0, 0, 0, 0, 1, -1, -1, -1, -1]]
     case.mask_logits[0, 1, 0, 5:] = -1001.0
     case.mask_logits[0, 0, 0, 5:] = -1.0  # now query 0 is largest there
@@ -181,20 +181,20 @@ def test_area_includes_what_a_rival_covers():
         first = [[LOW] * 4 + [5.0] * 4]
         second = [[HIGH] * 4 + [0.1, weak, -1.0, -1.0]]
         result = on_route(
-            {"TILE_PIXELS": 4}, panoptic, picture([first, second], [0, 1]), overlap_mask_area_threshold=0.7
+            {"TILE_PIXELS": 4}, panoptic, example_image([first, second], [0, 1]), overlap_mask_area_threshold=0.7
         )
         assert result["segmentation"].tolist() == [([1] * 4 if survives else [-1] * 4) + [0] * 4]
 
 
 def test_a_probability_at_the_mask_threshold_is_inside_for_panoptic_only():
-    case = picture([[[0.0, 1.0]]], [1])
+    case = example_image([[[0.0, 1.0]]], [1])
     assert panoptic(case)["segmentation"].tolist() == [[0, 0]]
     assert instances(case)["segmentation"].tolist() == [[-1, 0]]
 
 
 @pytest.mark.parametrize(("overlap", "survives"), [(0.75, True), (0.76, False), (0.0, True)])
 def test_overlap_threshold_is_the_smallest_share_that_stays(overlap, survives):
-    case = picture([[[5.0, 5.0, 5.0, 5.0]], [[LOW, LOW, LOW, HIGH]]], [0, 1])
+    case = example_image([[[5.0, 5.0, 5.0, 5.0]], [[LOW, LOW, LOW, HIGH]]], [0, 1])
     ids = panoptic(case, overlap_mask_area_threshold=overlap)["segmentation"].tolist()
     assert ids == ([[0, 0, 0, 1]] if survives else [[-1, -1, -1, 0]])
 
@@ -202,21 +202,21 @@ def test_overlap_threshold_is_the_smallest_share_that_stays(overlap, survives):
 def test_equal_queries_go_to_the_first():
     for low in (-5.0, -1000.0):  # -1000: probabilities underflow, so that the background is a tie too
         mask = [[low, 4.0, 4.0, low]]
-        result = panoptic(picture([mask, mask], [0, 1]))
+        result = panoptic(example_image([mask, mask], [0, 1]))
         assert result["segmentation"].tolist() == [[-1, 0, 0, -1]]
         assert [row["label_id"] for row in result["segments_info"]] == [0]
 
 
 def test_no_object_is_the_last_class_and_threshold_is_exclusive():
-    assert panoptic(picture([LEFT, RIGHT], [3, 1]))["segmentation"].tolist() == [[-1, -1, 0, 0]]
-    case = picture([LEFT], [1])
+    assert panoptic(example_image([LEFT, RIGHT], [3, 1]))["segmentation"].tolist() == [[-1, -1, 0, 0]]
+    case = example_image([LEFT], [1])
     score = float(case.class_logits[0].softmax(-1).max())
     assert panoptic(case, threshold=score)["segments_info"] == []
     assert len(panoptic(case, threshold=score - 1e-6)["segments_info"]) == 1
 
 
 def test_one_query_gives_two_instances_and_the_hidden_one_has_no_id():
-    case = picture([LEFT], [1])
+    case = example_image([LEFT], [1])
     case.class_logits[0, 0] = torch.tensor([0.5, 0.0, 0.3, 0.2]).log()
     maps = instances(case, threshold=0.2, return_binary_maps=True)
     assert [(row["id"], row["label_id"], row["score"]) for row in maps["segments_info"]] == [(0, 0, 0.5), (1, 2, 0.3)]
@@ -229,14 +229,14 @@ def test_one_query_gives_two_instances_and_the_hidden_one_has_no_id():
 def test_better_instances_are_painted_over_worse_ones():
     wide, left = [[HIGH, HIGH, HIGH, LOW]], [[HIGH, HIGH, LOW, LOW]]
     for scores, expected in (([0.8, 0.9], [1, 1, 0, -1]), ([0.9, 0.8], [0, 0, 0, -1])):
-        result = instances(picture([wide, left], [0, 1], scores=scores))
+        result = instances(example_image([wide, left], [0, 1], scores=scores))
         assert result["segmentation"].tolist() == [expected]
         assert len(result["segments_info"]) == len({value for value in expected if value >= 0})
 
 
 def test_instance_score_is_class_times_mean_mask_probability():
     logits = torch.tensor([[[2.0, 1.0, -3.0, 0.5]]])
-    row = instances(picture(logits, [1], scores=[0.9]), threshold=0.1)["segments_info"][0]
+    row = instances(example_image(logits, [1], scores=[0.9]), threshold=0.1)["segments_info"][0]
     inside = torch.tensor([2.0, 1.0, 0.5]).sigmoid()
     assert row["score"] == pytest.approx(0.9 * float(inside.mean()), abs=1e-6)
 
@@ -244,7 +244,7 @@ def test_instance_score_is_class_times_mean_mask_probability():
 @pytest.mark.parametrize("function", [panoptic_segments, instance_segments])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_empty_and_full_results_have_one_type(function, dtype):
-    empty, full = picture([LEFT], [3]), picture([LEFT], [1])
+    empty, full = example_image([LEFT], [3]), example_image([LEFT], [1])
     class_logits = torch.cat([empty.class_logits, full.class_logits]).to(dtype)
     mask_logits = torch.cat([empty.mask_logits, full.mask_logits]).to(dtype)
     results = function(class_logits, mask_logits, [(1, 4), (2, 8)], input_size=(1, 4))
@@ -255,7 +255,7 @@ def test_empty_and_full_results_have_one_type(function, dtype):
 
 
 def test_empty_masks():
-    case = picture([[[LOW] * 4]], [1])
+    case = example_image([[[LOW] * 4]], [1])
     assert panoptic(case)["segments_info"] == []
     assert instances(case)["segments_info"] == []
     maps = instances(case, return_binary_maps=True)["segmentation"]
@@ -276,7 +276,7 @@ def test_infinite_logits_do_not_spread(case):
 
 
 @pytest.mark.parametrize("function", [panoptic_segments, instance_segments])
-def test_batch_equals_single_pictures(function):
+def test_batch_equals_single_images(function):
     class_logits, mask_logits = 4 * torch.randn(3, 7, 5), 5 * torch.randn(3, 7, 8, 8)
     sizes, contents = [(30, 20), (9, 50), (32, 32)], [(32, 21), (6, 32), (32, 32)]
     together = function(
@@ -315,8 +315,8 @@ def test_without_target_sizes_the_answer_is_the_whole_input(function):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"target_sizes": [(4, 4)]}, "target_sizes has 1 rows for 2 pictures"),
-        ({"target_sizes": [(4, 4)] * 2, "content_sizes": [(4, 4)] * 3}, "content_sizes has 3 rows for 2 pictures"),
+        ({"target_sizes": [(4, 4)]}, "target_sizes has 1 rows for 2 images"),
+        ({"target_sizes": [(4, 4)] * 2, "content_sizes": [(4, 4)] * 3}, "content_sizes has 3 rows for 2 images"),
         ({"target_sizes": [(4, 4)] * 2, "content_sizes": [(4, 4), (9, 4)]}, r"\(9, 4\) does not fit into the input"),
         ({"target_sizes": [(4, 4), (0, 4)]}, r"target_sizes: \(0, 4\)"),
     ],
@@ -343,7 +343,7 @@ def test_logits_may_require_gradients():
 
 def test_two_kinds_of_masks_at_once():
     with pytest.raises(ValueError, match="ask for one of them"):
-        instances(picture([LEFT], [1]), return_binary_maps=True, return_coco_annotation=True)
+        instances(example_image([LEFT], [1]), return_binary_maps=True, return_coco_annotation=True)
 
 
 @pytest.mark.gpu
@@ -351,7 +351,7 @@ def test_two_kinds_of_masks_at_once():
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(cases(), thresholds)
 def test_cuda_equals_cpu(case, threshold):
-    """Everything happens on the device, in at most one copy to the host per picture."""
+    """Everything happens on the device, in at most one copy to the host per image."""
     options = {"threshold": threshold, "input_size": case.input_size, "content_sizes": [case.content_size]}
     ids, rows, doubtful, fragile = plain_panoptic(case, threshold, 0.5, 0.8, set())
     assume(not fragile)

@@ -1,4 +1,4 @@
-"""Semantic maps: tiles and class pruning against the plain formula, and windows against merging whole pictures."""
+"""Semantic maps: tiles and class pruning against the plain formula, and windows against merging whole images."""
 
 import pytest
 import torch
@@ -44,14 +44,14 @@ def test_ties_go_to_the_first_class():
 
 
 def plain_windows(class_logits, mask_logits, windows, image_sizes, target_sizes, size):
-    """Whole score maps of all windows, summed into whole pictures, divided by the coverage, resized."""
+    """Whole score maps of all windows, summed into whole images, divided by the coverage, resized."""
     masks = F.interpolate(mask_logits, size=size, mode="bilinear").sigmoid()
     scores = torch.einsum("nqc,nqhw->nchw", class_logits.softmax(-1)[..., :-1], masks)
     answers = []
-    for picture, (image_size, target) in enumerate(zip(image_sizes, target_sizes, strict=True)):
+    for image, (image_size, target) in enumerate(zip(image_sizes, target_sizes, strict=True)):
         total, count = torch.zeros(scores.shape[1], *image_size), torch.zeros(image_size)
         for score, (owner, start, end) in zip(scores, windows, strict=True):
-            if owner == picture:
+            if owner == image:
                 place = (
                     (slice(start, end), slice(None))
                     if image_size[0] > image_size[1]
@@ -120,7 +120,7 @@ def test_half_precision_and_autocast_compute_in_float32(dtype):
         ([(0, 0, 8)], [(13, 8)], "1 windows for 2 predictions"),
         ([(0, 0, 8), (0, 0, 8)], [(13, 8)], "no window covers rows from 8 on"),
         ([(0, 5, 13), (0, 5, 13)], [(13, 8)], "no window covers rows from 0 on"),
-        ([(0, 0, 8), (0, 5, 13)], [(13, 8)] * 2, "target_sizes has 2 rows for 1 pictures"),
+        ([(0, 0, 8), (0, 5, 13)], [(13, 8)] * 2, "target_sizes has 2 rows for 1 images"),
     ],
 )
 def test_windows_that_do_not_fit(windows, targets, message):

@@ -16,7 +16,7 @@ from hf_segvit.evaluation import Predictor
 from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.inference.views import Views, ask_views, merge_views, scaled_size
 
-from .tiny_generators import TASK_INPUTS, noise_pictures, tiny_classifier, tiny_generator
+from .tiny_generators import TASK_INPUTS, noise_images, tiny_classifier, tiny_generator
 
 SIZES = [(50, 40), (32, 70)]  # (width, height)
 VIEWS = Views((0.5, 1.0, 1.5), flip=True)
@@ -26,7 +26,7 @@ CASES = ("padded", "windows", "mask2former", "maskformer", "fused", "fused windo
 @torch.no_grad()
 def decided(model, processor):
     """The model, with queries that differ in their classes and in where they are, so that several win somewhere."""
-    logits = model(**processor(images=pictures()[:1], return_tensors="pt")).class_queries_logits[0]
+    logits = model(**processor(images=example_images()[:1], return_tensors="pt")).class_queries_logits[0]
     model.class_predictor.bias.copy_(20 * (model.class_predictor.bias - logits.mean(0)))
     model.class_predictor.weight *= 20
     model.register_forward_hook(contrasted)
@@ -34,7 +34,7 @@ def decided(model, processor):
 
 
 def contrasted(model, inputs, outputs):
-    """Mask logits of mean 0 and deviation 3 for each query; those of random weights hardly vary over a picture."""
+    """Mask logits of mean 0 and deviation 3 for each query; those of random weights hardly vary over an image."""
     masks = outputs.masks_queries_logits
     deviation, mean = torch.std_mean(masks, dim=(-2, -1), keepdim=True)
     outputs.masks_queries_logits = 3 * (masks - mean) / deviation
@@ -61,58 +61,58 @@ def case(kind):
     return model, ViTPFusionImageProcessor.from_generator_and_classifier(processor, classifier, config=model.config)
 
 
-def pictures():
-    """Halves of different noise, so that a mirror image is another picture for the coarsest of models."""
+def example_images():
+    """Halves of different noise, so that a mirror image is another image for the coarsest of models."""
     made = []
-    for picture in noise_pictures(SIZES):
-        pixels = np.asarray(picture).copy()
-        pixels[:, : picture.width // 2] //= 8
+    for image in noise_images(SIZES):
+        pixels = np.asarray(image).copy()
+        pixels[:, : image.width // 2] //= 8
         made.append(Image.fromarray(pixels))
     return made
 
 
-def mirrored(picture):
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+def mirrored(image):
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_one_plain_view_is_the_plain_answer(kind):
     model, processor = case(kind)
-    (picture,) = pictures()[:1]
+    (image,) = example_images()[:1]
     settings = {"task": "semantic"} if kind.startswith("fused") else {}
     with torch.no_grad():
-        outputs = model(**processor(images=[picture], return_tensors="pt"), **settings)
+        outputs = model(**processor(images=[image], return_tensors="pt"), **settings)
     (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(40, 50)])
     for views in (Views(), Views((1.0,))):
-        (answer,) = Predictor(model, processor, task="semantic", views=views)([picture])
+        (answer,) = Predictor(model, processor, task="semantic", views=views)([image])
         assert torch.equal(answer, expected)
     assert len(expected.unique()) > 1  # or a mistake could hide
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_views_are_averaged_as_a_plain_loop_does(kind):
-    """Every view anew: processor, model, post-processing, one picture at a time."""
+    """Every view anew: processor, model, post-processing, one image at a time."""
     model, processor = case(kind)
     predictor = Predictor(model, processor, task="semantic", views=VIEWS)
-    answers = predictor(pictures())
+    answers = predictor(example_images())
     settings = {"task": "semantic"} if kind.startswith("fused") else {}
     is_eomt = "former" not in kind
-    for picture, answer in zip(pictures(), answers, strict=True):
+    for image, answer in zip(example_images(), answers, strict=True):
         total = 0
         for scale in VIEWS.scales:
             side = round(64 * scale)
             size = {"height": side, "width": side} if is_eomt else {"shortest_edge": side, "longest_edge": 2 * side}
-            for seen in (picture, mirrored(picture)):
+            for seen in (image, mirrored(image)):
                 with torch.no_grad():
                     outputs = model(**processor(images=[seen], size=size, return_tensors="pt"), **settings)
                 (scored,) = processor.post_process_semantic_segmentation(
                     outputs,
-                    target_sizes=[(picture.height, picture.width)],
+                    target_sizes=[(image.height, image.width)],
                     return_segmentation_scores=True,
                     **({"size": size} if is_eomt else {}),
                 )
                 scores = scored["segmentation_scores"]
-                total = total + (scores if seen is picture else scores.flip(-1))
+                total = total + (scores if seen is image else scores.flip(-1))
         assert len(answer.unique()) > 1
         # A batch sums in another order, which can decide where two classes are as good as equal.
         assert (answer == total.argmax(0)).float().mean() > 0.995
@@ -120,15 +120,15 @@ def test_views_are_averaged_as_a_plain_loop_does(kind):
 
 @pytest.mark.parametrize("kind", CASES)
 def test_the_mirror_image_gets_the_mirrored_answer(kind):
-    """Classifier's picture and points included: the fused model would not agree if one of them were not mirrored."""
+    """Classifier's image and points included: the fused model would not agree if one of them were not mirrored."""
     model, processor = case(kind)
-    picture = pictures()[0]
+    image = example_images()[0]
     predictor = Predictor(model, processor, task="semantic", views=Views((1.0,), flip=True))
-    (answer,), (mirror,) = predictor([picture]), predictor([mirrored(picture)])
+    (answer,), (mirror,) = predictor([image]), predictor([mirrored(image)])
     # The two views are summed in the other order, which is exact for two; resampling is mirrored but for rounding.
     assert (answer == mirror.flip(-1)).float().mean() > 0.995
     plain = Predictor(model, processor, task="semantic")
-    assert not torch.equal(plain([picture])[0], plain([mirrored(picture)])[0].flip(-1))
+    assert not torch.equal(plain([image])[0], plain([mirrored(image)])[0].flip(-1))
 
 
 class Bright:
@@ -144,21 +144,19 @@ class Bright:
 
 
 def test_a_model_that_is_equivariant_gives_the_same_answer_from_all_views():
-    picture = Image.fromarray(np.kron(np.eye(4, dtype=np.uint8) * 255, np.ones((16, 16), dtype=np.uint8))).convert(
-        "RGB"
-    )
+    image = Image.fromarray(np.kron(np.eye(4, dtype=np.uint8) * 255, np.ones((16, 16), dtype=np.uint8))).convert("RGB")
     processor = EoMTImageProcessor(task="semantic", size={"height": 64, "width": 64}, do_split_image=False)
     model = Bright()
 
-    def forward(pictures, **settings):
-        return model(**processor(images=pictures, return_tensors="pt", **settings))
+    def forward(images, **settings):
+        return model(**processor(images=images, return_tensors="pt", **settings))
 
     answers = []
     for views in (Views(), Views((1.0,), flip=True), Views((0.5, 1.0, 2.0), flip=True)):
-        asked = ask_views(forward, processor, [picture], views)
+        asked = ask_views(forward, processor, [image], views)
         assert len(asked) == len(views.scales) * (1 + views.flip)
         answers.append(merge_views(processor, asked, [(64, 64)])[0])
-    truth = torch.from_numpy(np.asarray(picture.convert("L")) > 127).long()
+    truth = torch.from_numpy(np.asarray(image.convert("L")) > 127).long()
     assert torch.equal(answers[0], truth)
     assert torch.equal(answers[1], truth)
     edges = torch.zeros(64, 64, dtype=torch.bool)
@@ -185,8 +183,8 @@ def test_no_answer_of_a_fused_model_depends_on_the_rest_of_the_batch(kind):
     )
     predictor = Predictor(model, processor, task="semantic")
     segmenter = Segmenter(model, processor, task="semantic", device="cpu")
-    unequal = [*pictures(), pictures()[0]]
-    alone = [predictor([picture])[0] for picture in unequal]
+    unequal = [*example_images(), example_images()[0]]
+    alone = [predictor([image])[0] for image in unequal]
     for answer, segmented, pair, expected in zip(
         predictor(unequal), segmenter(unequal), segmenter.compare(unequal), alone, strict=True
     ):
@@ -199,10 +197,10 @@ def test_no_answer_of_a_fused_model_depends_on_the_rest_of_the_batch(kind):
 
 def test_segmenter_and_predictor_agree():
     model, processor = case("fused")
-    maps = Predictor(model, processor, task="semantic", views=VIEWS)(pictures())
-    segmented = Segmenter(model, processor, task="semantic", device="cpu", views=VIEWS)(pictures())
-    for label_map, picture in zip(maps, segmented, strict=True):
-        assert np.array_equal(picture.segment_map, label_map.numpy())
+    maps = Predictor(model, processor, task="semantic", views=VIEWS)(example_images())
+    segmented = Segmenter(model, processor, task="semantic", device="cpu", views=VIEWS)(example_images())
+    for label_map, image in zip(maps, segmented, strict=True):
+        assert np.array_equal(image.segment_map, label_map.numpy())
 
 
 def test_input_sizes():

@@ -10,12 +10,12 @@ from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
 from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset, validation_split
 
-from .data_folders import coco_content, coco_folder, halves, mask_folder, write_json, write_mask, write_picture
+from .data_folders import coco_content, coco_folder, halves, mask_folder, write_image, write_json, write_mask
 from .tiny_models import tiny_eomt
 
 
 def _yolo(root: Path) -> str:
-    write_picture(root / "images" / "train" / "a.jpg")
+    write_image(root / "images" / "train" / "a.jpg")
     (root / "data.yaml").write_text("train: images/train\nnames: [a]\n")
     return f"yolo:{root}"
 
@@ -26,7 +26,7 @@ def _cityscapes(root: Path) -> str:
 
 
 def _ade20k(root: Path) -> str:
-    write_picture(root / "images" / "training" / "a.jpg")
+    write_image(root / "images" / "training" / "a.jpg")
     return f"ade20k:{root}"
 
 
@@ -61,7 +61,7 @@ def test_coco_points_to_the_format_for_other_classes(tmp_path: Path) -> None:
 def test_splits_of_other_names_are_found_where_they_are_asked_for(tmp_path: Path) -> None:
     spec = coco_folder(tmp_path / "coco")
     write_json(tmp_path / "coco" / "annotations" / "instances_mine.json", coco_content())
-    write_picture(tmp_path / "coco" / "mine" / "a.jpg")
+    write_image(tmp_path / "coco" / "mine" / "a.jpg")
     assert available_splits(spec) == ["train"]
     assert describe(load_segmentation_dataset(spec, split="mine")).split == "mine"
     spec = mask_folder(tmp_path / "masks", ("one",))

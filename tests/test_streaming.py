@@ -27,7 +27,7 @@ def hub_stream(num_shards=3):
             for number in range(2):
                 label_map = np.full((20, 30), shard, np.uint8)
                 label_map[:5] = 255
-                yield {"name": f"{shard}-{number}", "picture": Image.new("RGB", (30, 20)), "labels": label_map.tolist()}
+                yield {"name": f"{shard}-{number}", "image": Image.new("RGB", (30, 20)), "labels": label_map.tolist()}
 
     return datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": list(range(num_shards))})
 
@@ -64,7 +64,7 @@ def test_epochs_and_seeds_differ():
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_rows_of_a_hub_data_set(processes):
-    columns = LabelMapEntry(image="picture", annotation="labels", image_id="name")
+    columns = LabelMapEntry(image="image", annotation="labels", image_id="name")
     transform = augmentation("eomt_semantic", 32)
     seen = []
     for index in range(processes):

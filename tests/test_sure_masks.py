@@ -79,16 +79,16 @@ def test_owners_are_those_of_a_plain_loop(windows, views):
     model = tiny_eomt(id2label=LABELS, num_queries=6)
     processor = EoMTImageProcessor(task="semantic", size=64, do_split_image=windows)
     noise = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
+    image = Image.fromarray(noise)
 
-    def forward(pictures, **settings):
-        outputs = model(**processor(images=pictures, return_tensors="pt", **settings))
+    def forward(images, **settings):
+        outputs = model(**processor(images=images, return_tensors="pt", **settings))
         masks = outputs.masks_queries_logits
         outputs.masks_queries_logits = (masks - masks.mean((2, 3), keepdim=True)) / masks.std((2, 3), keepdim=True)
         return outputs
 
     with torch.no_grad():
-        asked = ask_views(forward, processor, [picture], views)
+        asked = ask_views(forward, processor, [image], views)
     (found,) = mask_owners(processor, asked, [(60, 100)])
     planes, labels = [], []
     for view in asked:  # every query alone, as the only class that has any probability

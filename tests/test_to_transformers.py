@@ -97,7 +97,7 @@ def test_there_and_back_is_the_same_model(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["panoptic", "semantic"])
-def test_the_image_processor_prepares_pictures_alike(tmp_path, task):
+def test_the_image_processor_prepares_images_alike(tmp_path, task):
     model = tiny_eomt(**LEARNED)
     processor = EoMTImageProcessor(task=task, size=64, stuff_classes=[3, 4], image_mean=[0.4, 0.5, 0.6])
     lines = export_to_transformers(model, tmp_path / "out", processor)

@@ -218,7 +218,7 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     for name, expected in expected_weights.items():
         # The step moves the largest weights by about 0.1; sums over processes come in another order.
         torch.testing.assert_close(weights[name], expected, rtol=1e-4, atol=1e-5, msg=name)
-    # Five pictures among two processes: the one that fills up the second's share counts once.
+    # Five images among two processes: the one that fills up the second's share counts once.
     assert scores == pytest.approx(expected_scores, abs=1e-3)
     assert scores["pixel_accuracy"] > 0.01
 

@@ -35,7 +35,7 @@ def run(recipe, task):
     ("error", "message"),
     [
         (OSError("image file is truncated"), "image file is truncated"),
-        (torch.OutOfMemoryError("CUDA out of memory."), r"out of memory.*try: smaller pictures in val_data"),
+        (torch.OutOfMemoryError("CUDA out of memory."), r"out of memory.*try: smaller images in val_data"),
     ],
 )
 def test_an_evaluation_that_fails_loses_nothing(tmp_path, monkeypatch, error, message):

@@ -1,4 +1,4 @@
-"""How training pictures reach the model: id maps from the cache, and crops that the device scales."""
+"""How training images reach the model: id maps from the cache, and crops that the device scales."""
 
 import torch
 
@@ -10,7 +10,7 @@ from .data_folders import mask_folder
 from .tiny_training import tiny_recipe
 
 
-def test_pictures_scaled_on_the_device_are_those_of_the_workers(tmp_path):
+def test_images_scaled_on_the_device_are_those_of_the_workers(tmp_path):
     batches = {}
     for device in ("cpu", "meta"):
         task = EoMTTask(tiny_recipe(tmp_path))

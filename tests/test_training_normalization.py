@@ -219,8 +219,8 @@ def test_training_pixels_are_those_of_the_checkpoints_processor(
     batch = task.prepare_batch(task.collator(processor, task.device)(samples), processor)
     plain = task_for(recipe_from(model, tmp_path / "run", init))
     plain.build_model()
-    pictures = [plain.train_samples().sample(0, index).pixels for index in range(3)]
-    expected = processor(pictures, do_resize=False)["pixel_values"]
+    images = [plain.train_samples().sample(0, index).pixels for index in range(3)]
+    expected = processor(images, do_resize=False)["pixel_values"]
     assert expected.shape == (3, 3, *_size(built))
     torch.testing.assert_close(batch["pixel_values"], expected, rtol=1e-5, atol=1e-4)
 

@@ -76,7 +76,7 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def test_two_processes_train_a_point_classifier_as_one_does(tmp_path):
-    """SGD without clipping, as both would hide a factor; pictures have 1 to 12 labelled prompts."""
+    """SGD without clipping, as both would hide a factor; images have 1 to 12 labelled prompts."""
     changes = {"data": "generated:easy?num_scenes=8&size=48", "max_grad_norm": None, "save_every_steps": 4}
     runs, reports = {"one": (1, None), "two": (2, None), "parts": (2, 1)}, {}
     for name, (count, size) in runs.items():

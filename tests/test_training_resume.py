@@ -59,7 +59,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(tmp_path, action, at, chang
     assert losses == others
     assert_equal(saved_tensors(tmp_path / "one"), saved_tensors(tmp_path / "two"))
     rows, other_rows = (read_history(tmp_path / run / "history.jsonl") for run in ("one", "two"))
-    speeds = ("pictures per second", "seconds per step", "share of time waiting for data", "memory in MiB")
+    speeds = ("images per second", "seconds per step", "share of time waiting for data", "memory in MiB")
     for row in (*rows, *other_rows):
         for name in speeds:
             row.pop(name, None)

@@ -41,6 +41,6 @@ def test_throughput_leaves_out_evaluations_and_saving(tmp_path, monkeypatch):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
         assert row["seconds per step"] == pytest.approx(1)
-        assert row["pictures per second"] == pytest.approx(4)
+        assert row["images per second"] == pytest.approx(4)
         assert row["share of time waiting for data"] == 0
     assert clock[0] > 2000

@@ -87,7 +87,7 @@ def test_a_longer_run_learns(tmp_path):
     changes = {"steps": 60, "optimizer": "adamw", "learning_rate": 3e-3, "prompt_learning_rate": None}
     fewer = {"augmentation_options": {"crop": False, "max_rotation": 0.0}, "val_data": DATA, "val_split": "train"}
     outcome = run(recipe(tmp_path, **changes, **fewer))
-    assert outcome.results["metrics"]["top_1"] > 0.45  # of six classes, of which a picture has three or four
+    assert outcome.results["metrics"]["top_1"] > 0.45  # of six classes, of which an image has three or four
 
 
 def test_the_loss_is_the_mean_over_all_micro_batches(tmp_path):

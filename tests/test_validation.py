@@ -1,4 +1,4 @@
-"""What training tasks share in scoring and drawing: the split they score on, and strips of pictures under titles."""
+"""What training tasks share in scoring and drawing: the split they score on, and strips of images under titles."""
 
 from pathlib import Path
 

@@ -45,11 +45,11 @@ def no_labels(monkeypatch):
 
 
 def test_tint_outline_and_void(no_labels):
-    picture = np.full((40, 60, 3), 100, dtype=np.uint8)
+    image = np.full((40, 60, 3), 100, dtype=np.uint8)
     segmentation = np.full((40, 60), -1)
     segmentation[:, :20], segmentation[:, 20:40] = 0, 1
     info = rows(2, 0)
-    drawing = np.asarray(draw_segments(picture, segmentation, info, NAMES, alpha=0.25)).astype(int)
+    drawing = np.asarray(draw_segments(image, segmentation, info, NAMES, alpha=0.25)).astype(int)
     colors = segment_colors(info)
     for segment, column in ((0, 10), (1, 30)):
         # Blending rounds to a grey level.
@@ -57,10 +57,10 @@ def test_tint_outline_and_void(no_labels):
     assert (drawing[:, 40:] == 100).all()
     for segment, column in ((0, 19), (1, 20), (1, 39)):
         assert (drawing[:, column] == colors[segment]).all()
-    assert (drawing[:, 0] == drawing[:, 10]).all(), "the edge of the picture is no outline"
+    assert (drawing[:, 0] == drawing[:, 10]).all(), "the edge of the image is no outline"
 
 
-def test_drawing_takes_tensors_arrays_and_pictures_alike():
+def test_drawing_takes_tensors_arrays_and_images_alike():
     scene = generate_scene(1)
     names = scene_labels("easy")
     expected = draw_segments(scene.image, scene.segment_map, scene.segments, names)
@@ -136,7 +136,7 @@ def test_labels_without_a_free_place_are_left_out(boxes):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (1, 300), (300, 1), (24, 32)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     segmentation = np.zeros(size, dtype=int)
     segmentation[-1, -1] = 1
     info = rows(0, 1, score=0.987)[: segmentation.max() + 1]
@@ -146,7 +146,7 @@ def test_tiny_pictures(size):
     assert drawing.size == size[::-1]
 
 
-def test_letters_grow_with_the_picture(boxes):
+def test_letters_grow_with_the_image(boxes):
     for side in (100, 400, 2000):
         segmentation = np.zeros((side, side), np.int32)
         draw_segments(np.zeros((side, side, 3), np.uint8), segmentation, rows(0), NAMES)
@@ -167,7 +167,7 @@ def test_text_is_drawn_and_long_names_are_cut(boxes):
     assert len({round(box[3] - box[1]) for box in boxes}) == 1, "every label is one line"
 
 
-def test_hidden_rows_and_empty_pictures_are_fine(boxes):
+def test_hidden_rows_and_empty_images_are_fine(boxes):
     image = np.full((30, 30, 3), 9, dtype=np.uint8)
     assert (np.asarray(draw_segments(image, np.full((30, 30), -1), [], NAMES)) == 9).all()
     draw_segments(image, np.zeros((30, 30), int), rows(0, 1), NAMES)
@@ -177,7 +177,7 @@ def test_hidden_rows_and_empty_pictures_are_fine(boxes):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((np.zeros((4, 5), int), rows(0)), {}, r"picture is 4 x 4 but the segmentation 4 x 5 .*target_sizes"),
+        ((np.zeros((4, 5), int), rows(0)), {}, r"image is 4 x 4 but the segmentation 4 x 5 .*target_sizes"),
         ((np.zeros((1, 4, 4), int), rows(0)), {}, r"shape \(1, 4, 4\)"),
         ((np.full((4, 4), 3), rows(0)), {}, r"ids \[3\] that segments_info has no row for"),
         ((np.zeros((4, 4), int), rows(7)), {}, "label_id 7, which id2label has no name for"),
@@ -215,8 +215,8 @@ def test_contact_sheet_places_every_panel():
 @pytest.mark.parametrize(
     ("panels", "titles", "message"),
     [
-        ([], (), "no picture to lay out"),
-        ([[]], (), "no picture to lay out"),
+        ([], (), "no image to lay out"),
+        ([[]], (), "no image to lay out"),
         ([[Image.new("RGB", (9, 9))]], ("a", "b"), "2 column_titles for 1 columns"),
     ],
 )
@@ -311,7 +311,7 @@ def test_bad_panoptic_pngs_are_named(tmp_path):
     Image.new("L", (3, 3)).save(tmp_path / "grey.png")
     with pytest.raises(ValueError, match=r"grey\.png has mode L"):
         read_panoptic_png(tmp_path / "grey.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read .*broken\.png"):
         read_panoptic_png(tmp_path / "broken.png")
 

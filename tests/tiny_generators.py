@@ -134,8 +134,8 @@ def tiny_classifier(labels: dict[int, str] = LABELS, **overrides) -> ViTPForPoin
     return randomize(ViTPForPointClassification(ViTPConfig(**{**settings, **overrides}, id2label=dict(labels)))).eval()
 
 
-def noise_pictures(sizes: list[tuple[int, int]]) -> list[Image.Image]:
-    """The same pictures of noise at every call, of given (width, height)."""
+def noise_images(sizes: list[tuple[int, int]]) -> list[Image.Image]:
+    """The same images of noise at every call, of given (width, height)."""
     generator = torch.Generator().manual_seed(0)
     return [
         Image.fromarray(torch.randint(256, (height, width, 3), dtype=torch.uint8, generator=generator).numpy())

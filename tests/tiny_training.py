@@ -1,4 +1,4 @@
-"""A recipe that trains in a second: a tiny EoMT on a few generated scenes, without trackers and pictures."""
+"""A recipe that trains in a second: a tiny EoMT on a few generated scenes, without trackers and images."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ MODEL = {
 
 
 def tiny_recipe(output: Path, **changes: Any) -> Recipe:
-    """Six steps of four 64 x 64 pictures, of which there are seven, so that epochs end within a step."""
+    """Six steps of four 64 x 64 images, of which there are seven, so that epochs end within a step."""
     fields: dict[str, Any] = {
         "data": "generated:easy?num_scenes=7&size=64",
         "train_split": "train",

@@ -22,7 +22,7 @@ from .tiny_models import tiny_eomt
 
 
 class Objects(Dataset):
-    """Pictures of which the first has one object and the others three."""
+    """Images of which the first has one object and the others three."""
 
     def __init__(self, count: int):
         self.count = count
@@ -45,7 +45,7 @@ def same_points(self, num_sets: int, num_points: int, device: torch.device) -> t
 
 
 def one_step_and_scores(folder: Path, batch_size: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Weights after a step of SGD on four pictures, and scores of five, of which two processes see three each."""
+    """Weights after a step of SGD on four images, and scores of five, of which two processes see three each."""
     model = tiny_eomt()
     processor = EoMTImageProcessor(
         task="panoptic", size={"height": 64, "width": 64}, stuff_classes=[0], num_labels=5, threshold=0.0

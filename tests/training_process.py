@@ -1,6 +1,6 @@
 """One process of a run of several, for test_training_processes.py: `python -m tests.training_process SETTINGS`.
 
-SETTINGS is JSON: `recipe` (fields), `counts` (objects of each picture), `fail` (process that raises in step 2), `stop`
+SETTINGS is JSON: `recipe` (fields), `counts` (objects of each image), `fail` (process that raises in step 2), `stop`
 (process that is sent SIGTERM in step 3), `stop_all` (every process and its workers are, in step 2), `sharded` (weights
 are, by FSDP2), `timeout` (seconds). A ViT-P is trained on the recipe's data, and `counts` are labelled prompts. Rank,
 world size and address come from the environment.
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 
 class CountedTask(EoMTTask):
-    """Random pictures with a given number of objects each; where the criterion samples follows from the picture."""
+    """Random images with a given number of objects each; where the criterion samples follows from the image."""
 
     def __init__(self, recipe, counts):
         super().__init__(recipe)
@@ -53,7 +53,7 @@ class CountedTask(EoMTTask):
         return collate
 
     def evaluate(self, model, processor, device, limit):
-        """A number that the weights decide; processes ask a different number of times, as for pictures."""
+        """A number that the weights decide; processes ask a different number of times, as for images."""
         for _ in range(1 + int(os.environ.get("RANK", 0))):
             outputs = model(torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64))
         return {"pq": float(outputs.class_queries_logits.detach().std())}
@@ -63,7 +63,7 @@ class CountedTask(EoMTTask):
 
 
 class RepeatableTask(CountedTask):
-    """What is drawn at random is the same for every picture, however they are split over processes and batches."""
+    """What is drawn at random is the same for every image, however they are split over processes and batches."""
 
     def loss(self, model, batch, normalizers):
         criterion = (model.module if hasattr(model, "module") else model).criterion
@@ -72,7 +72,7 @@ class RepeatableTask(CountedTask):
 
 
 class UnevenTask(ViTPTask):
-    """The recipe's data, with a given number of labelled prompts in each picture."""
+    """The recipe's data, with a given number of labelled prompts in each image."""
 
     def __init__(self, recipe, counts):
         super().__init__(recipe)
@@ -99,8 +99,8 @@ def fixed_points(count):
 
 
 def collate(samples):
-    pictures, masks, classes = zip(*samples, strict=True)
-    return {"pixel_values": torch.stack(pictures), "mask_labels": list(masks), "class_labels": list(classes)}
+    images, masks, classes = zip(*samples, strict=True)
+    return {"pixel_values": torch.stack(images), "mask_labels": list(masks), "class_labels": list(classes)}
 
 
 def prepare_sharded(accelerator, model, plan):

@@ -148,7 +148,7 @@ class CroppedScenes:
 
     Args:
         scenes: larger than the model's input by `SHIFT` pixels.
-        processor: prepares pictures and maps.
+        processor: prepares images and maps.
         seed: of places and mirroring.
     """
 
@@ -169,14 +169,14 @@ class CroppedScenes:
         return len(self.pixel_values)
 
     def sample(self, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Picture (3, H, W), masks (n, H, W) and classes (n,) of what the crop shows."""
+        """Image (3, H, W), masks (n, H, W) and classes (n,) of what the crop shows."""
         top, left, mirrored = sample_generator(self.seed, epoch, index).integers((SHIFT + 1, SHIFT + 1, 2)).tolist()
         window = (..., slice(top, top + IMAGE_SIZE), slice(left, left + IMAGE_SIZE))
-        picture, masks = self.pixel_values[index][window], self.mask_labels[index][window]
+        image, masks = self.pixel_values[index][window], self.mask_labels[index][window]
         if mirrored:
-            picture, masks = picture.flip(-1), masks.flip(-1)
+            image, masks = image.flip(-1), masks.flip(-1)
         visible = masks.flatten(1).any(1)
-        return picture, masks[visible], self.class_labels[index][visible]
+        return image, masks[visible], self.class_labels[index][visible]
 
     def name(self, index: int) -> str:
         """The scene's number."""
@@ -185,8 +185,8 @@ class CroppedScenes:
 
 def collate_crops(samples: Sequence[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Any]:
     """The arguments of the model for some samples of `CroppedScenes`."""
-    pictures, masks, classes = zip(*samples, strict=True)
-    return {"pixel_values": torch.stack(pictures), "mask_labels": list(masks), "class_labels": list(classes)}
+    images, masks, classes = zip(*samples, strict=True)
+    return {"pixel_values": torch.stack(images), "mask_labels": list(masks), "class_labels": list(classes)}
 
 
 @torch.inference_mode()

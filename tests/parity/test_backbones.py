@@ -185,7 +185,7 @@ def test_transformers_at_native_size(name: str) -> None:
     inner = getattr(theirs, "vision_model", theirs.base_model)
     vision = inner if hasattr(inner, "embeddings") else theirs  # a bare DINOv3 has its blocks for base model
     with torch.no_grad():
-        # "siglip" has pictures whose last pixels fill no patch; they are cut off.
+        # "siglip" has images whose last pixels fill no patch; they are cut off.
         size = vision.config.image_size
         padded = F.pad(pixels, (0, size - 70, 0, size - 70))
         expected = vision(padded).last_hidden_state

@@ -46,7 +46,7 @@ def test_the_folder_says_what_the_file_says(case):
     folder, _, facts = case
     config = ViTPForPointClassification.from_pretrained(folder).config
     assert (config.hidden_size, config.num_hidden_layers, config.num_labels) == (facts["D"], facts["depth"], facts["C"])
-    assert (config.image_size, config.patch_size) == (518, 14)  # of the position table, whatever the picture
+    assert (config.image_size, config.patch_size) == (518, 14)  # of the position table, whatever the image
     assert (config.prompt_attention, config.head_type, config.point_origin) == ("joint", "linear", "corner")
     processor = ViTPImageProcessor.from_pretrained(folder)
     assert [processor.size["height"], processor.size["width"]] == facts["hw"]

@@ -19,7 +19,7 @@ WINDOWED_SIZES = [(64, 64), (64, 128), (128, 64), (32, 44), (30, 60), (100, 325)
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def example_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -41,7 +41,7 @@ def upstream_windowed() -> EomtImageProcessor:
 
 @pytest.mark.parametrize("size", PADDED_SIZES)
 def test_padded_pixels(size: tuple[int, int], upstream_padded: EomtImageProcessor) -> None:
-    image = Image.fromarray(picture(*size))
+    image = Image.fromarray(example_image(*size))
     ours = EoMTImageProcessor(size=64)(image)
     theirs = upstream_padded(image, return_tensors="pt")
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], **TOLERANCE)
@@ -50,7 +50,7 @@ def test_padded_pixels(size: tuple[int, int], upstream_padded: EomtImageProcesso
 
 @pytest.mark.parametrize("size", WINDOWED_SIZES)
 def test_windowed_pixels_and_offsets(size: tuple[int, int], upstream_windowed: EomtImageProcessor) -> None:
-    image = Image.fromarray(picture(*size))
+    image = Image.fromarray(example_image(*size))
     ours = EoMTImageProcessor(size=64, task="semantic")(image)
     theirs = upstream_windowed(image, return_tensors="pt")
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], **TOLERANCE)
@@ -62,7 +62,7 @@ def test_pixels_of_a_turned_photograph(tmp_path: Path, upstream_padded: EomtImag
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "turned.jpg"
-    Image.fromarray(picture(90, 160)).save(path, exif=exif)
+    Image.fromarray(example_image(90, 160)).save(path, exif=exif)
     # What the pipeline hands to Transformers' processor.
     theirs = upstream_padded(load_image(str(path)), return_tensors="pt")
     ours = EoMTImageProcessor(size=64)(path)
@@ -71,11 +71,11 @@ def test_pixels_of_a_turned_photograph(tmp_path: Path, upstream_padded: EomtImag
 
 
 def test_batches_of_mixed_sizes(upstream_padded: EomtImageProcessor, upstream_windowed: EomtImageProcessor) -> None:
-    padded = [picture(*size, seed) for seed, size in enumerate(PADDED_SIZES)]
+    padded = [example_image(*size, seed) for seed, size in enumerate(PADDED_SIZES)]
     ours = EoMTImageProcessor(size=64)(padded)["pixel_values"]
     torch.testing.assert_close(ours, upstream_padded(padded, return_tensors="pt")["pixel_values"], **TOLERANCE)
 
-    windowed = [picture(*size, seed) for seed, size in enumerate(WINDOWED_SIZES)]
+    windowed = [example_image(*size, seed) for seed, size in enumerate(WINDOWED_SIZES)]
     ours = EoMTImageProcessor(size=64, task="semantic")(windowed)
     theirs = upstream_windowed(windowed, return_tensors="pt")
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], **TOLERANCE)
@@ -83,8 +83,8 @@ def test_batches_of_mixed_sizes(upstream_padded: EomtImageProcessor, upstream_wi
 
 
 def test_mask_labels_of_label_maps_and_id_maps(upstream_padded: EomtImageProcessor) -> None:
-    # A square picture and the full input: upstream fills the padding of maps with class 0.
-    image, labels = picture(96, 96), label_map(96, 96, [0, 1, 2, 7])
+    # A square image and the full input: upstream fills the padding of maps with class 0.
+    image, labels = example_image(96, 96), label_map(96, 96, [0, 1, 2, 7])
     ours = EoMTImageProcessor(size=64)(image, labels)
     theirs = upstream_padded(image, labels, return_tensors="pt")
     assert torch.equal(ours["mask_labels"][0].float(), theirs["mask_labels"][0])
@@ -99,7 +99,7 @@ def test_mask_labels_of_label_maps_and_id_maps(upstream_padded: EomtImageProcess
 
 def test_mask_labels_with_reduced_labels(upstream_padded: EomtImageProcessor) -> None:
     # There ignore_index means that labels count from 1; then padding, being 0, is ignored as well.
-    image, labels = picture(64, 96), label_map(64, 96, [0, 1, 2, 7])
+    image, labels = example_image(64, 96), label_map(64, 96, [0, 1, 2, 7])
     ours = EoMTImageProcessor(size=64, do_reduce_labels=True)(image, labels)
     theirs = upstream_padded(image, labels, ignore_index=255, return_tensors="pt")
     assert torch.equal(ours["mask_labels"][0].float(), theirs["mask_labels"][0])

@@ -144,7 +144,7 @@ def test_many_queries_of_every_kind(kind, target):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases(kinds=["noise", "tiny", "blobs"], square_input=True))
 def test_semantic(case):
-    """Upstream does not crop padding here, so the picture fills the input."""
+    """Upstream does not crop padding here, so the image fills the input."""
     whole = {"input_size": case.input_size}
     theirs = upstream_answer("semantic", case, return_segmentation_scores=True)
     [(ours, scores)] = semantic_segments(
@@ -159,8 +159,8 @@ def test_semantic(case):
 @pytest.mark.parametrize("sizes", [[(40, 97)], [(97, 40)], [(64, 64)], [(33, 90), (81, 37), (50, 50)]])
 def test_semantic_windows(sizes):
     processor = EomtImageProcessor(size={"shortest_edge": 32, "longest_edge": None}, do_split_image=True, do_pad=False)
-    pictures = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
-    inputs = processor(pictures, return_tensors="pt")
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    inputs = processor(images, return_tensors="pt")
     windows = inputs["patch_offsets"]
     class_logits, masks = 3 * torch.randn(len(windows), 10, 8), 5 * torch.randn(len(windows), 10, 8, 8)
     outputs = SimpleNamespace(class_queries_logits=class_logits, masks_queries_logits=masks, patch_offsets=windows)

@@ -59,7 +59,7 @@ class Shared:
         self.model_tester = self.inputs_class(self)
 
     def skip_embeddings(self) -> None:
-        self.skipTest("a picture model has no token embeddings")
+        self.skipTest("an image model has no token embeddings")
 
     test_model_get_set_embeddings = test_inputs_embeds = skip_embeddings
 

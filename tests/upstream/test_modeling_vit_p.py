@@ -68,7 +68,7 @@ class Shared:
         return inputs
 
     def skip_embeddings(self) -> None:
-        self.skipTest("a picture model has no token embeddings")
+        self.skipTest("an image model has no token embeddings")
 
     test_model_get_set_embeddings = test_inputs_embeds = skip_embeddings
 
@@ -93,4 +93,4 @@ class ViTPIsolatedCommonTest(Headed, common.ModelTesterMixin, unittest.TestCase)
     all_model_classes = (ViTPForPointClassification,)
 
     def test_retain_grad_hidden_states_attentions(self) -> None:
-        self.skipTest("weights of prompts and picture are two tensors, put side by side only to be returned")
+        self.skipTest("weights of prompts and image are two tensors, put side by side only to be returned")

@@ -60,7 +60,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     parser = argparse.ArgumentParser(
-        prog="hf-segvit", description="Segment pictures with plain Vision Transformers (EoMT)."
+        prog="hf-segvit", description="Segment images with plain Vision Transformers (EoMT)."
     )
     parser.add_argument("--version", action="version", version=f"hf-segvit {version('hf-segvit')}")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")

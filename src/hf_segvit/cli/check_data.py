@@ -22,18 +22,18 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("-h", "--help", action=_HelpWithFormats, help="show this help and the formats, and exit")
     parser.add_argument("data", metavar="FORMAT:PATH", help="such as coco:/data/coco or mask_folder:streets, see below")
-    parser.add_argument("--split", help="the one to read (default: all, which finds pictures that are in two)")
+    parser.add_argument("--split", help="the one to read (default: all, which finds images that are in two)")
     parser.add_argument("--task", choices=("semantic", "instance", "panoptic"), help="default: the format's first")
     parser.add_argument("--classes", metavar="FILE", help="names by value in masks, where the data set does not say")
     parser.add_argument("--json", action="store_true", help="print the report as JSON, with all problems")
     parser.add_argument(
         "--output", type=Path, default=Path("."), metavar="DIR", help="for the contact sheet (default .)"
     )
-    parser.add_argument("--samples", type=int, default=12, metavar="N", help="pictures on the sheet (default 12)")
+    parser.add_argument("--samples", type=int, default=12, metavar="N", help="images on the sheet (default 12)")
     parser.add_argument(
         "--augment", metavar="RECIPE", help="draw each sample augmented, too (such as eomt_coco_panoptic)"
     )
-    parser.add_argument("--size", type=int, default=640, metavar="N", help="of augmented pictures (default 640)")
+    parser.add_argument("--size", type=int, default=640, metavar="N", help="of augmented images (default 640)")
     parser.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""`hf-segvit classify-points`: what is at points and in boxes of a picture, as a table, a picture and JSON.
+"""`hf-segvit classify-points`: what is at points and in boxes of an image, as a table, an image and JSON.
 
 The JSON file holds
 
@@ -6,7 +6,7 @@ The JSON file holds
      "prompts": [{"point": [x, y], "classes": [{"label_id": 15, "label": "cat", "score": 0.98}, ...]},
                  {"box": [x0, y0, x1, y1], "classes": [...]}]}
 
-in pixels of the picture as it is shown, with the EXIF orientation applied; classes come best first.
+in pixels of the image as it is shown, with the EXIF orientation applied; classes come best first.
 """
 
 import argparse
@@ -17,26 +17,26 @@ from pathlib import Path
 from typing import Any
 
 FORMAT, VERSION = "hf-segvit points", 1
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the command line."""
     parser = subparsers.add_parser(
         "classify-points",
-        help="say what is at points and in boxes of a picture",
+        help="say what is at points and in boxes of an image",
         description=(
-            "Say what is at points and in boxes of a picture, with a ViT-P model. Coordinates are pixels from the "
+            "Say what is at points and in boxes of an image, with a ViT-P model. Coordinates are pixels from the "
             "upper left corner, x to the right, y down. Where a model's prompts are joint, answers depend on what else "
             "is asked in the same call."
         ),
         epilog="example: hf-segvit classify-points street.jpg --points 120,80 400,310 --model vit-p --output named.png",
     )
-    parser.add_argument("picture", metavar="PICTURE", help="picture file")
+    parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("--points", nargs="+", type=str.strip, default=[], metavar="X,Y", help="points")
     parser.add_argument("--boxes", nargs="+", type=str.strip, default=[], metavar="X0,Y0,X1,Y1", help="boxes")
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="picture to write, with the prompts and answers")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="image to write, with the prompts and answers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes to tell of each prompt (default 3)")
     parser.add_argument(
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Classify the prompts; see the module.
 
     Raises:
-        ValueError: arguments, picture, model or device are bad, or memory ran out; the message says what to do.
+        ValueError: arguments, image, model or device are bad, or memory ran out; the message says what to do.
         OSError: a file cannot be written.
     """
     points = [_numbers(text, 2, "--points") for text in args.points]
@@ -59,24 +59,24 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("nothing is asked; give --points X,Y ... or --boxes X0,Y0,X1,Y1 ...")
     if args.top_k < 1:
         raise ValueError(f"--top-k {args.top_k} must be at least 1")
-    if args.output is not None and args.output.suffix.lower() not in PICTURE_ENDINGS:
-        raise ValueError(f"--output {args.output}: its ending must be one of {', '.join(PICTURE_ENDINGS)}")
+    if args.output is not None and args.output.suffix.lower() not in IMAGE_ENDINGS:
+        raise ValueError(f"--output {args.output}: its ending must be one of {', '.join(IMAGE_ENDINGS)}")
 
     import torch
 
     from ..atomic_files import prepare_output_folder, replacing
     from ..inference.devices import describe_device, pick_device
     from ..inference.loading import load_point_classifier
-    from ..models.image_decoding import open_picture
+    from ..models.image_decoding import open_image
 
-    picture = open_picture(args.picture)
+    image = open_image(args.image)
     for path in (args.output, args.json):
         if path is not None:
             prepare_output_folder(path.parent)
     device = pick_device(args.device)
     model, processor = load_point_classifier(args.model, revision=args.revision)
     print(f"points classified with {args.model} on {describe_device(device)}", file=sys.stderr)
-    inputs = processor(picture, input_points=[points], input_boxes=[boxes], device=device)
+    inputs = processor(image, input_points=[points], input_boxes=[boxes], device=device)
     try:
         with torch.inference_mode():
             outputs = model.eval().to(device)(**inputs)
@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
         best = [row["classes"][0] for row in rows]
         texts = [f"{first['label']} {first['score']:.2f}" for first in best]
         with replacing(args.output) as partial:
-            draw_prompts(picture, points, boxes, [first["label_id"] for first in best], texts).save(partial)
+            draw_prompts(image, points, boxes, [first["label_id"] for first in best], texts).save(partial)
     if args.json is not None:
-        about = {"model": args.model, "picture": args.picture, "width": picture.width, "height": picture.height}
+        about = {"model": args.model, "picture": args.image, "width": image.width, "height": image.height}
         with replacing(args.json) as partial:
             partial.write_text(
                 _json({"format": FORMAT, "version": VERSION, **about, "prompts": rows}), encoding="utf-8"

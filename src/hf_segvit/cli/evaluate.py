@@ -1,7 +1,7 @@
-"""`hf-segvit evaluate`: the scores that papers report, which classes cost most, and the worst pictures.
+"""`hf-segvit evaluate`: the scores that papers report, which classes cost most, and the worst images.
 
 With `--output`, counts are kept while it runs, so that the same command goes on where an interrupted one stopped, and
-the table, all numbers and a drawing of the worst pictures are written there. Several processes share the work under
+the table, all numbers and a drawing of the worst images are written there. Several processes share the work under
 `accelerate launch -m hf_segvit evaluate ...`. With `--classifier` a ViT-P corrects the labels: evaluate_fusion.py.
 
 `hf-segvit evaluate --task points`: the accuracy of a point classifier; a part of the subcommand in evaluate.py.
@@ -9,7 +9,7 @@ the table, all numbers and a drawing of the worst pictures are written there. Se
 `hf-segvit evaluate` with a ViT-P: its weight alpha, and how much of the gap to perfect labels it closes.
 
 A part of the subcommand in evaluate.py. With `--sweep-alpha`, or `--oracle`, generator and ViT-P are asked once for
-each picture and scored with several alphas; with `--output`, counts of all of them are kept for going on, and
+each image and scored with several alphas; with `--output`, counts of all of them are kept for going on, and
 results.json, results.txt and alpha.png are written at the end.
 """
 
@@ -62,9 +62,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for results and for going on")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default 1)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that read pictures (default 4 on a GPU)")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N pictures alone")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (default 4 on a GPU)")
+    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images alone")
     parser.add_argument("--threshold", type=float, metavar="X", help="score that a panoptic segment needs")
     parser.add_argument(
         "--absent-classes",
@@ -81,7 +81,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--rows", type=int, default=20, metavar="N", help="classes in the printed table (default 20)")
-    parser.add_argument("--worst", type=int, default=8, metavar="N", help="worst pictures to draw (default 8)")
+    parser.add_argument("--worst", type=int, default=8, metavar="N", help="worst images to draw (default 8)")
     add_point_options(parser)
     add_fusion_options(parser)
     add_view_options(parser)
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.output / "results.json", result, about)
         (args.output / "results.txt").write_text(result_text(result, len(id2label)) + "\n", encoding="utf-8")
         if args.worst:
-            draw_worst(args.output / "worst.png", predictor, dataset, id2label, result.pictures[: args.worst])
+            draw_worst(args.output / "worst.png", predictor, dataset, id2label, result.images[: args.worst])
         delete_partial_results(partial_folder)
     return 0
 
@@ -192,11 +192,11 @@ def add_point_options(parser: Any) -> None:
         choices=POINT_KINDS,
         default="random",
         help=(
-            "random: all classes of a picture equally often (default); interior: the innermost pixel of every true "
+            "random: all classes of an image equally often (default); interior: the innermost pixel of every true "
             "segment; maximum: the highest-valued point of every mask of --generator, which is scored there too"
         ),
     )
-    group.add_argument("--num-points", type=int, default=200, metavar="N", help="random points a picture (default 200)")
+    group.add_argument("--num-points", type=int, default=200, metavar="N", help="random points an image (default 200)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of random points (default 0)")
     group.add_argument("--generator", metavar="ID_OR_FOLDER", help="segmentation model that proposes the masks")
 

@@ -36,7 +36,7 @@ def add_view_options(parser: Any) -> None:
         metavar="S,S,...",
         help="average over these factors of the input size, as 0.5,1,1.5; default 1",
     )
-    group.add_argument("--tta-flip", action="store_true", help="average over each picture and its mirror image")
+    group.add_argument("--tta-flip", action="store_true", help="average over each image and its mirror image")
 
 
 def check_classifier_options(args: argparse.Namespace) -> None:

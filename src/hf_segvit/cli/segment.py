@@ -1,7 +1,7 @@
-"""`hf-segvit segment`: pictures in, overlays and segment lists out.
+"""`hf-segvit segment`: images in, overlays and segment lists out.
 
-What can be wrong is looked for in the order in which it costs the user least: arguments, pictures, the output folder,
-the device, then the model. A picture that cannot be read is reported and the rest go on. With `--classifier` a ViT-P
+What can be wrong is looked for in the order in which it costs the user least: arguments, images, the output folder,
+the device, then the model. An image that cannot be read is reported and the rest go on. With `--classifier` a ViT-P
 corrects the labels of any generator's masks; `--compare` shows and lists what it changed.
 """
 
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..inference.input_files import PICTURE_SUFFIXES, PictureFile, find_pictures, output_names
+from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, output_names
 from .model_options import (
     add_classifier_options,
     add_view_options,
@@ -24,7 +24,7 @@ from .model_options import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..inference.segmenter import SegmentedPicture, Segmenter
+    from ..inference.segmenter import SegmentedImage, Segmenter
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -33,15 +33,15 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand to the command line."""
     parser = subparsers.add_parser(
         "segment",
-        help="segment pictures",
+        help="segment images",
         description=(
-            "Segment pictures. For each one writes NAME.overlay.png, NAME.segments.json and, by task, "
-            "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids). NAME is the picture's name without "
-            "its ending, or with it where two pictures differ in nothing else; folders below a named folder are kept."
+            "Segment images. For each one writes NAME.overlay.png, NAME.segments.json and, by task, "
+            "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids). NAME is the image's name without "
+            "its ending, or with it where two images differ in nothing else; folders below a named folder are kept."
         ),
-        epilog="Exit code 0: all pictures; 1: some could not be segmented; 2: stopped, the message says why.",
+        epilog="Exit code 0: all images; 1: some could not be segmented; 2: stopped, the message says why.",
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files, folders, or globs in quotes")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or globs in quotes")
     parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
@@ -56,7 +56,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is, in the order CUDA, MPS, CPU"
     )
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (default 1)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
     add_classifier_options(parser)
@@ -70,10 +70,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment the pictures; see the module.
+    """Segment the images; see the module.
 
     Returns:
-        0, or 1 if a picture could not be segmented.
+        0, or 1 if an image could not be segmented.
 
     Raises:
         ValueError: nothing could be started, or memory ran out; the message says why and what to do.
@@ -84,14 +84,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--threshold {args.threshold} is outside [0, 1]")
     check_classifier_options(args)
     views = views_of(args)
-    pictures, missing = find_pictures(args.pictures)
-    if not pictures:
+    images, missing = find_images(args.images)
+    if not images:
         raise ValueError(
-            f"no pictures match {' '.join(missing)}; name files, quoted globs, or folders with files that end in "
-            f"{', '.join(PICTURE_SUFFIXES)}"
+            f"no images match {' '.join(missing)}; name files, quoted globs, or folders with files that end in "
+            f"{', '.join(IMAGE_SUFFIXES)}"
         )
     for pattern in missing:
-        _report(f"{pattern}: no such picture")
+        _report(f"{pattern}: no such image")
 
     import torch
     from tqdm import tqdm
@@ -128,27 +128,27 @@ def run(args: argparse.Namespace) -> int:
         about["threshold"] = segmenter.default_threshold
     if fused:
         about["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
-    names = output_names([file.place for file in pictures])
-    prefixes = {file: args.output / name for file, name in zip(pictures, names, strict=True)}
+    names = output_names([file.place for file in images])
+    prefixes = {file: args.output / name for file, name in zip(images, names, strict=True)}
     failures = 0
-    with tqdm(total=len(pictures), unit="picture", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
-        for batch, errors in _batches(pictures, args.batch_size, pool):
+    with tqdm(total=len(images), unit="image", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
+        for batch, errors in _batches(images, args.batch_size, pool):
             answers, refusals = _segment(segmenter, batch, args.threshold, args.compare)
             written = [
                 pool.submit(
                     write_segment_files,
                     prefixes[file],
-                    picture,
+                    image,
                     answer,
                     segmenter.id2label,
                     {**about, "picture": str(file.path)},
                     before,
                 )
-                for file, picture, answer, before in answers
+                for file, image, answer, before in answers
             ]
-            for file, picture, answer, before in answers:
+            for file, image, answer, before in answers:
                 if before is not None:
-                    text = changes_text(label_changes(before, answer), picture.width * picture.height)
+                    text = changes_text(label_changes(before, answer), image.width * image.height)
                     bar.write(f"{file.path}:\n{text}")
             for error in errors + refusals:
                 bar.write(_message(error), file=sys.stderr)
@@ -156,49 +156,49 @@ def run(args: argparse.Namespace) -> int:
             for writing in written:
                 writing.result()
             bar.update(len(batch) + len(errors))
-    print(f"{len(pictures) - failures} of {len(pictures) + len(missing)} pictures segmented; results in {args.output}")
+    print(f"{len(images) - failures} of {len(images) + len(missing)} images segmented; results in {args.output}")
     return 1 if failures or missing else 0
 
 
 def _batches(
-    files: Sequence[PictureFile], batch_size: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[list[tuple[PictureFile, "Image"]], list[str]]]:
-    """Batches of pictures, and what is wrong with those that cannot be read.
+    files: Sequence[ImageFile], batch_size: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[list[tuple[ImageFile, "Image"]], list[str]]]:
+    """Batches of images, and what is wrong with those that cannot be read.
 
     The next batch is decoded while the caller works on the last one.
     """
-    from ..models.image_decoding import open_picture
+    from ..models.image_decoding import open_image
 
     chunks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-    ahead = [pool.submit(open_picture, file.path) for file in chunks[0]]
+    ahead = [pool.submit(open_image, file.path) for file in chunks[0]]
     for number, chunk in enumerate(chunks):
         reading, following = ahead, chunks[number + 1 : number + 2]
-        ahead = [pool.submit(open_picture, file.path) for files in following for file in files]
+        ahead = [pool.submit(open_image, file.path) for files in following for file in files]
         batch, errors = [], []
-        for file, picture in zip(chunk, reading, strict=True):
+        for file, image in zip(chunk, reading, strict=True):
             try:
-                batch.append((file, picture.result()))
+                batch.append((file, image.result()))
             except ValueError as error:
                 errors.append(str(error))
         yield batch, errors
 
 
 def _segment(
-    segmenter: "Segmenter", batch: Sequence[tuple[PictureFile, "Image"]], threshold: float | None, compare: bool
-) -> tuple[list[tuple[PictureFile, "Image", "SegmentedPicture", "SegmentedPicture | None"]], list[str]]:
-    """Answers for a batch, and what is wrong with pictures that the model cannot take, such as extremely long ones.
+    segmenter: "Segmenter", batch: Sequence[tuple[ImageFile, "Image"]], threshold: float | None, compare: bool
+) -> tuple[list[tuple[ImageFile, "Image", "SegmentedImage", "SegmentedImage | None"]], list[str]]:
+    """Answers for a batch, and what is wrong with images that the model cannot take, such as extremely long ones.
 
     The last of each answer is what the generator alone would have said, if that is to be compared.
     """
     import torch
 
-    pictures = [picture for _, picture in batch]
-    befores: Sequence[SegmentedPicture | None] = [None] * len(batch)
+    images = [image for _, image in batch]
+    befores: Sequence[SegmentedImage | None] = [None] * len(batch)
     try:
         if compare:
-            befores, answers = (list(side) for side in zip(*segmenter.compare(pictures, threshold), strict=True))
+            befores, answers = (list(side) for side in zip(*segmenter.compare(images, threshold), strict=True))
         else:
-            answers = segmenter(pictures, threshold)
+            answers = segmenter(images, threshold)
     except ValueError as error:
         if len(batch) == 1:
             return [], [f"{batch[0][0].path}: {error}"]

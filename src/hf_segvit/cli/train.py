@@ -100,7 +100,7 @@ def _explanation(recipe: Any) -> str:
     task = task_for(recipe)
     published = task.without_data()
     if published is not None:
-        print(f"{recipe.data} is not there; going by what is published: {published:,} pictures", file=sys.stderr)
+        print(f"{recipe.data} is not there; going by what is published: {published:,} images", file=sys.stderr)
     with quiet_transformers():
         model, processor = build_trained_model(task)
     for remark in task.remarks:

@@ -10,10 +10,10 @@ From a name, a folder or a model in memory to the source of a conversion: the mo
 Weights come from safetensors, read with the checks of `checkpoint_files`; `timm/...` names are downloaded by timm,
 after the architecture was found to be one that converts. What is missing or left over is an error, never a warning.
 
-How the pictures of a backbone's pre-training were normalised, for the image processor of a model built on it.
+How the images of a backbone's pre-training were normalised, for the image processor of a model built on it.
 
 Backbones differ (ImageNet's statistics for DINO and MAE, 0.5 for SigLIP and ViT augreg, CLIP's for EVA-02, others for
-satellite pictures), and a mismatch costs accuracy without any error.
+satellite images), and a mismatch costs accuracy without any error.
 
 Names of published backbones that convert, and what is meant by one that does not.
 

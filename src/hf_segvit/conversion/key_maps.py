@@ -162,7 +162,7 @@ def resample_patch_kernel(kernel: Tensor, patch_size: int) -> Tensor:
     """Resize the kernel of a patch embedding so that resized patches give the tokens of the original ones.
 
     FlexiViT (Beyer et al., arXiv 2212.08013, section 3.4): with R the matrix that resizes a patch (bicubic with
-    antialiasing), the new kernel is pinv(R)^T times the old one; upwards, tokens are unchanged for resized pictures.
+    antialiasing), the new kernel is pinv(R)^T times the old one; upwards, tokens are unchanged for resized images.
     Worked out in fp32, as in timm's `resample_patch_embed`.
 
     Args:
@@ -177,7 +177,7 @@ def resample_patch_kernel(kernel: Tensor, patch_size: int) -> Tensor:
         return kernel
     basis = torch.eye(old_size**2, device=kernel.device).reshape(-1, 1, old_size, old_size)
     resized = F.interpolate(basis, size=(patch_size, patch_size), mode="bicubic", antialias=True)
-    # Row i of the transposed R is what basis picture i becomes.
+    # Row i of the transposed R is what basis image i becomes.
     inverse = torch.linalg.pinv(resized.flatten(1).T)
     return (kernel.float().flatten(2) @ inverse).unflatten(-1, (patch_size, patch_size)).to(kernel.dtype)
 

@@ -1,6 +1,6 @@
 """The EoMT models that the paper's authors released, and what their files do not say.
 
-A released file holds tensors only. Task, label set, picture size, the DINOv3 base of a delta and the published figures
+A released file holds tensors only. Task, label set, image size, the DINOv3 base of a delta and the published figures
 are in `official_models.json`; backbones are named by their size, which fixes the dimensions that are checked here.
 
 The released ViT-P checkpoints, which all lie in one Hub repository: what their files do not say themselves.
@@ -29,14 +29,14 @@ class ReleasedModel:
         id: name of its repository, below `HUB_OWNER`.
         task: `"panoptic"`, `"instance"` or `"semantic"`.
         labels: name of its label table.
-        image_size: side in pixels of its square input; semantic models see a picture in windows of it.
+        image_size: side in pixels of its square input; semantic models see an image in windows of it.
         backbone: family and size of the ViT.
         num_queries: queries Q.
         num_query_layers: blocks that see the queries.
         metrics: published figure by metric, in percent: PQ on COCO or ADE20K, mIoU, AP of masks.
         base: Hub id of the backbone that a delta file is to be added to; `None` where the file is complete.
-        gflops: multiply-adds of a picture in 10^9, windows counted; `None` where not published.
-        fps: pictures a second on an H100, compiled, as published.
+        gflops: multiply-adds of an image in 10^9, windows counted; `None` where not published.
+        fps: images a second on an H100, compiled, as published.
         pretrained_on: data set of an earlier training of the whole model.
         unsupported: why this model cannot be converted.
     """
@@ -145,8 +145,8 @@ class ReleasedViTP:
         file: its name in the repository.
         labels: name of its label table.
         backbone: size of its DINOv2 backbone, a key of `BACKBONES`.
-        image_size: height and width in pixels that a picture is squashed to.
-        num_prompts: points of a picture that it was trained and is published with; answers depend on it.
+        image_size: height and width in pixels that an image is squashed to.
+        num_prompts: points of an image that it was trained and is published with; answers depend on it.
         generator: whose masks it is published for.
         point_accuracy: percent of points classified rightly, as the file's name suggests; not verified.
     """

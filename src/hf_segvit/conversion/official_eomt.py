@@ -9,7 +9,7 @@ DINOv3 in official EoMT checkpoints, and files that hold the difference to its p
 The weights of DINOv3 may not be passed on, so the released files hold, for the backbone, what training added to them;
 queries and heads are whole. Such a file loaded as it is would be noise: `is_delta` tells the two kinds apart.
 
-Which picture an official checkpoint's position embeddings are for, and making them fit another one.
+Which image an official checkpoint's position embeddings are for, and making them fit another one.
 
 The file holds them as a list without its rows and columns. The released models are square; others must be told.
 """
@@ -85,7 +85,7 @@ def read_official_eomt(
             `model.safetensors` in the format of Transformers.
         options: what to change and what the tensors do not tell.
         num_labels: classes C that the model is to have; with another number in the file, `reset_class_head` is needed.
-        released: the released model that it is, if it is one: tells the picture size where positions are rotary.
+        released: the released model that it is, if it is one: tells the image size where positions are rotary.
 
     Returns:
         Config fields and weights that fit.
@@ -355,7 +355,7 @@ def backbone_of_base(base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict
 def fit_positions(
     weights: dict[str, Tensor], fields: dict[str, Any], given: Mapping[str, Any], notes: list[str]
 ) -> None:
-    """Settle the picture size, and resample learned position embeddings to it; in place.
+    """Settle the image size, and resample learned position embeddings to it; in place.
 
     Args:
         weights: of a `PlainViTModel`.
@@ -369,7 +369,7 @@ def fit_positions(
     patch_size, wanted = fields["patch_size"], given.get("image_size")
     if POSITION_TABLE not in weights:
         if wanted is None and "image_size" not in fields:
-            raise ValueError("rotary positions do not tell the picture size; pass --set image_size=640 or what it is")
+            raise ValueError("rotary positions do not tell the image size; pass --set image_size=640 or what it is")
         fields["image_size"] = wanted or fields["image_size"]
         return
     table = weights[POSITION_TABLE]
@@ -397,14 +397,14 @@ def _native_grid(length: int, patch_size: int, wanted: Any, native: Any) -> tupl
     if side * side == length:
         if fits and _grid(wanted, patch_size) != (side, side):
             raise ValueError(
-                f"--set image_size={wanted}: the file's {length} positions may be those of this picture or of a square "
+                f"--set image_size={wanted}: the file's {length} positions may be those of this image or of a square "
                 "one; say which with --set native_image_size=..."
             )
         return side, side
     if fits:
         return _grid(wanted, patch_size)
     raise ValueError(
-        f"the file has {length} positions, which is no square; say for which picture they are with "
+        f"the file has {length} positions, which is no square; say for which image they are with "
         "--set native_image_size=HEIGHT,WIDTH"
     )
 

@@ -49,7 +49,7 @@ class OfficialViTP:
     Attributes:
         fields: arguments of `ViTPConfig`, without labels.
         state_dict: weights of `ViTPForPointClassification`.
-        image_size: height and width that pictures are squashed to; not that of the position table, which is square.
+        image_size: height and width that images are squashed to; not that of the position table, which is square.
         notes: what was done besides renaming, and what was left out, a line each.
     """
 
@@ -69,7 +69,7 @@ def read_official_vit_p(source: str, options: ConversionOptions, released: Relea
 
     Args:
         source: file, folder or Hub id.
-        options: what the tensors do not tell: `num_attention_heads` of unusual widths, `image_size` that pictures are
+        options: what the tensors do not tell: `num_attention_heads` of unusual widths, `image_size` that images are
             squashed to, `prompt_columns` of an encoder with four columns.
         released: the released model that it is, if it is one.
 
@@ -95,7 +95,7 @@ def read_official_vit_p(source: str, options: ConversionOptions, released: Relea
     head = {f"classifier.{part}": state_dict.pop(f"head.{part}") for part in ("weight", "bias")}
     encoder = _encoder_columns(state_dict.pop("cls_embeddings.weight"), options.fields.get("prompt_columns"), path)
     if encoder.shape[1] == 4 and "prompt_columns" in options.fields:
-        notes.append("widths and heights of boxes are taken as shares of the picture, from 0 to 1")
+        notes.append("widths and heights of boxes are taken as shares of the image, from 0 to 1")
 
     weights = unpack(rename(state_dict, _key_map(), (), "official ViT-P"))
     positions = weights[POSITION_TABLE].flatten(0, -2)

@@ -48,7 +48,7 @@ class Converted:
 
     Attributes:
         model: in memory.
-        processor: its image processor; of a backbone, what normalises pictures as in its pre-training.
+        processor: its image processor; of a backbone, what normalises images as in its pre-training.
         lines: what was done.
         card: arguments of `make_model_card`.
         results: published evaluations.
@@ -92,7 +92,7 @@ def from_official_eomt(source: str, options: ConversionOptions) -> Converted:
     processor = _processor(model.config, task, labels, official.pixel_mean, official.pixel_std, released)
     lines.append("not compared: the official code is no library; the folder is read back and checked instead")
     changed = "the class head is new" if options.reset_class_head else ""
-    changed = changed or ("the picture size was changed" if "image_size" in options.fields else "")
+    changed = changed or ("the image size was changed" if "image_size" in options.fields else "")
     return Converted(model, processor, lines, **_card_of(released, changed))
 
 

@@ -5,7 +5,7 @@ written folder computes the same, which is checked by a forward pass of both.
 
 What configuration Transformers' `eomt` or `eomt_dinov3` has for one of our models, and what neither can express.
 
-Comparing a converted model with the one it came from, by a forward pass of both on one random picture.
+Comparing a converted model with the one it came from, by a forward pass of both on one random image.
 """
 
 import dataclasses
@@ -63,9 +63,9 @@ def export_to_transformers(
         model_or_folder: a model, or where `from_pretrained` finds one.
         destination: the folder, which appears complete or not at all.
         processor: image processor of the model; `None` takes the one of the folder, and with a model in memory that of
-            the config's picture size.
+            the config's image size.
         overwrite: replace a model folder that is there.
-        check: compare both models' outputs on a random picture before the folder appears.
+        check: compare both models' outputs on a random image before the folder appears.
         revision: branch, tag or commit, where the source is a Hub id.
         max_bytes: cap on the size of the weights read.
 
@@ -166,7 +166,7 @@ def _pack_gates(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transformers_image_processor(processor: EoMTImageProcessor, notes: list[str]) -> EomtImageProcessor:
-    """The image processor of Transformers that prepares pictures alike.
+    """The image processor of Transformers that prepares images alike.
 
     Args:
         processor: ours.

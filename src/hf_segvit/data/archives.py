@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple, TypedDict
 
-MAX_PICTURE_BYTES = 512 * 2**20
+MAX_IMAGE_BYTES = 512 * 2**20
 MAX_TEXT_BYTES = 2 * 2**30  # COCO's largest JSON has 0.5 GB, LVIS' 1.1 GB
 NESTED = "::"
 
@@ -46,7 +46,7 @@ def location_name(location: Location) -> str:
     return f"{location['archive']}/{location['member']}" if location["archive"] else location["member"]
 
 
-def read_location(location: Location, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
+def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """The content of a file.
 
     Args:
@@ -126,7 +126,7 @@ class Archive:
     def __len__(self) -> int:
         return len(self._members)
 
-    def read(self, member: str, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
+    def read(self, member: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
         """The content of a member.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Augmentation of training pictures: a data set that augments, and the recipes of the papers by name.
+"""Augmentation of training images: a data set that augments, and the recipes of the papers by name.
 
 - `AugmentedDataset`: any data set of our readers, each sample changed by an augmentation. Sample i of epoch e is always
   the same under a seed, whatever the number of workers or the order of asking.
@@ -10,13 +10,13 @@ An id map stays one integer channel until the batch is made. H W pixels, n segme
 
 EoMT's training augmentation: colour jitter, flip, scale jitter, pad, crop; segments outside the crop are dropped.
 
-The official code scales the whole picture and then crops it. `MaskAugmentation` draws the same crop but scales only
+The official code scales the whole image and then crops it. `MaskAugmentation` draws the same crop but scales only
 what lies inside it, which at twice the size is a quarter of the work; crops then start at whole pixels of the original.
 Labels take the value under each new pixel's centre. H W pixels of the entry, n segments.
 
-Scaling a crop into its place in a training picture, in the worker or later on the device.
+Scaling a crop into its place in a training image, in the worker or later on the device.
 
-`place` does it; a `Placement` says where to. H W pixels of the training picture, h w of the crop.
+`place` does it; a `Placement` says where to. H W pixels of the training image, h w of the crop.
 
 Colour jitter with the parameters of the official EoMT code, which are those of SSD.
 
@@ -42,10 +42,10 @@ from .entries import DecodedEntry, decode_entry, quick_entries
 
 @dataclass
 class AugmentedSample:
-    """One training picture.
+    """One training image.
 
     Attributes:
-        image_id: the picture's name in its data set.
+        image_id: the image's name in its data set.
         pixels: (3, H, W) uint8; with a `placement` (3, h, w), what was cut out.
         segment_map: (H, W) int8 or int16, place of each pixel's segment in `labels`; -1 where there is none.
         labels: (n,) int64 label ids.
@@ -84,7 +84,7 @@ class AugmentedDataset(Dataset):
         dataset: entries of our readers.
         augmentation: what to do with them.
         seed: of all randomness.
-        cache: folder that keeps id maps in a form that is quicker to read, see `MapCache`; some 3 kB a picture of
+        cache: folder that keeps id maps in a form that is quicker to read, see `MapCache`; some 3 kB an image of
             COCO. It serves as long as the files are the same, also other runs; `None` keeps none.
 
     Raises:
@@ -126,7 +126,7 @@ def augmentation(name: str, size: int | tuple[int, int], **overrides: Any) -> Au
 
     Args:
         name: one of `AUGMENTATIONS`.
-        size: (height, width) of the training pictures, or one number for both.
+        size: (height, width) of the training images, or one number for both.
         overrides: other settings than the recipe's, see `MaskAugmentation` and `PointAugmentation`.
 
     Raises:
@@ -168,8 +168,8 @@ class Crop:
 class MaskAugmentation:
     """Random flip, scale and crop, as EoMT is trained.
 
-    The scale is relative to the largest at which the picture still fits into `size`. Where a crop shows no segment of a
-    picture that has some, another one is drawn, `max_tries` times; pictures without segments are fine.
+    The scale is relative to the largest at which the image still fits into `size`. Where a crop shows no segment of an
+    image that has some, another one is drawn, `max_tries` times; images without segments are fine.
 
     Args:
         size: (height, width) of the result.
@@ -177,7 +177,7 @@ class MaskAugmentation:
         color_jitter: change colours first, see color_jitter.py.
         flip_probability: of mirroring left and right.
         max_tries: crops to draw before one without segments is taken.
-        scale_later: leave the picture as it was cut out, with its `placement`; `MaskCollator(on_device=True)` passes
+        scale_later: leave the image as it was cut out, with its `placement`; `MaskCollator(on_device=True)` passes
             both on, and `placed_pixels` scales there. That spares the workers a fifth of their time.
         void_counts: pixels of no segment are background, known to belong to no class, as in instance segmentation. If
             not, `counted` leaves them out.
@@ -213,7 +213,7 @@ class MaskAugmentation:
         """Augment an entry of a reader, see `decode_entry`."""
         decoded = decode_entry(entry)
         for _ in range(self.max_tries):
-            # The crop is judged by its labels; the picture is scaled once one is chosen.
+            # The crop is judged by its labels; the image is scaled once one is chosen.
             crop = self.draw(decoded.segment_map.shape, generator)
             places = _places(crop)
             segment_map = _cut(decoded.segment_map, places)
@@ -223,7 +223,7 @@ class MaskAugmentation:
         return self._sample(entry.get("image_id"), pixels, decoded, crop, places, segment_map)
 
     def draw(self, size: tuple[int, ...], generator: np.random.Generator) -> Crop:
-        """Draw a crop of a picture (H, W)."""
+        """Draw a crop of an image (H, W)."""
         fit = min(target / length for target, length in zip(self.size, size, strict=True))
         scale = fit * generator.uniform(*self.scale_range)
         flip = bool(generator.random() < self.flip_probability)
@@ -256,7 +256,7 @@ class MaskAugmentation:
             segment_map = np.full_like(segment_map, -1)
         return AugmentedSample(
             image_id=image_id,
-            # A copy, or the whole picture would travel with its crop.
+            # A copy, or the whole image would travel with its crop.
             pixels=part.clone() if self.scale_later else place(part, placement, self.size),
             segment_map=torch.from_numpy(_padded(segment_map, self.size, fill=-1)),
             labels=torch.from_numpy(decoded.labels[present]),
@@ -315,7 +315,7 @@ def _padded(values: np.ndarray, size: tuple[int, int], fill: int | bool) -> np.n
 
 
 class Placement(NamedTuple):
-    """What becomes of a crop: its height and width in the training picture, at the top left, and whether to flip it."""
+    """What becomes of a crop: its height and width in the training image, at the top left, and whether to flip it."""
 
     height: int
     width: int
@@ -328,7 +328,7 @@ def place(crop: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     Args:
         crop: (3, h, w) uint8, on any device. Processors other than CPUs may round values differently, by 1 at most.
         placement: where to.
-        size: (H, W) of the training picture.
+        size: (H, W) of the training image.
 
     Returns:
         (3, H, W) uint8 on the crop's device, channels last in memory.
@@ -351,7 +351,7 @@ PROBABILITY = 0.5
 
 
 def jitter_colors(pixels: Tensor, generator: np.random.Generator) -> Tensor:
-    """Change the colours of a picture (3, H, W) uint8."""
+    """Change the colours of an image (3, H, W) uint8."""
 
     def chosen() -> bool:
         return bool(generator.random() < PROBABILITY)

@@ -1,8 +1,8 @@
 """The data check: reads a data set once, all of it, and tells what would hurt training.
 
 `check_dataset` reads; a `DataReport` holds counts, problems and samples (check_report.py prints it). Beside what the
-readers refuse, it looks for pictures that occur twice, above all in two splits; classes without a pixel; masks that are
-all void; binary masks saved as 0 and 255; and pictures of which a viewer shows another orientation than was annotated.
+readers refuse, it looks for images that occur twice, above all in two splits; classes without a pixel; masks that are
+all void; binary masks saved as 0 and 255; and images of which a viewer shows another orientation than was annotated.
 
 What the data check found, as text: `report_text` of a `DataReport`; problems of one kind are told once.
 
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ..drawing.segments import contact_sheet, draw_segments
-from ..models.image_decoding import PICTURE_FORMATS
+from ..models.image_decoding import IMAGE_FORMATS
 from ..models.mask_encoding import decode_mask
 from .archives import location_name, read_location
 from .augmentation import AugmentedSample, augmentation, sample_generator
@@ -123,7 +123,7 @@ def check_dataset(
 
     Args:
         spec: "FORMAT:PATH".
-        split: the one to read; by default all, which finds pictures that are in two.
+        split: the one to read; by default all, which finds images that are in two.
         task: as for `load_segmentation_dataset`.
         num_samples: how many samples to keep for a contact sheet, spread evenly.
         progress: wraps the rows of a split, given its name; for a progress bar.
@@ -183,7 +183,7 @@ def _row_name(row: dict[str, Any]) -> tuple[str, str]:
 def _check_file(
     row: dict[str, Any], name: str, item: str, split: str, seen: dict[bytes, str], problems: ProblemList
 ) -> None:
-    """What only the file tells: the same picture twice, a rotation, several frames."""
+    """What only the file tells: the same image twice, a rotation, several frames."""
     image = row["image"]
     if image.get("bytes"):
         content = image["bytes"]
@@ -195,21 +195,21 @@ def _check_file(
     digest = hashlib.sha256(content).digest()
     where = f"split {split}, {item}"
     if digest in seen:
-        message = f"the same picture is in {seen[digest]}"
+        message = f"the same image is in {seen[digest]}"
         if seen[digest].split(",")[0] != f"split {split}":
             problems.error(name, item, f"{message}; scores on it would say nothing: remove it from one split")
         else:
             problems.warn(name, item, message)
     seen.setdefault(digest, where)
     try:
-        with Image.open(BytesIO(content), formats=PICTURE_FORMATS) as picture:
-            if orientation(picture) != 1:
+        with Image.open(BytesIO(content), formats=IMAGE_FORMATS) as opened:
+            if orientation(opened) != 1:
                 problems.warn(
                     name,
                     item,
                     "its EXIF block turns it; see on the contact sheet whether the mask lies right, or save it turned",
                 )
-            if getattr(picture, "n_frames", 1) > 1:
+            if getattr(opened, "n_frames", 1) > 1:
                 problems.warn(name, item, "it has several frames; the first one is used")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return  # the decoder says why
@@ -356,7 +356,7 @@ def sample_sheet(
     Args:
         samples: decoded samples of a reader, with their class names.
         recipe: draw each sample augmented by it as well, see `augmentation`.
-        size: of the augmented pictures.
+        size: of the augmented images.
 
     Raises:
         ValueError: there is no sample, or no such recipe.
@@ -384,18 +384,18 @@ def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Imag
         segment_map = np.full(masks[0][0].shape, VOID, dtype=np.int64)
         for mask, row in masks:
             segment_map[mask] = row["id"]
-    picture = sample["image"]
-    # Small pictures are enlarged before labels are written on them, so that these do not cover all.
-    scale = max(1, math.ceil(min(_PANEL[0] / picture.width, _PANEL[1] / picture.height)))
+    image = sample["image"]
+    # Small images are enlarged before labels are written on them, so that these do not cover all.
+    scale = max(1, math.ceil(min(_PANEL[0] / image.width, _PANEL[1] / image.height)))
     crowds = {row["label_id"] for row in rows if row["is_crowd"]}
     # Crowds are named as such: they are no training targets.
     names = {**id2label, **{label + len(id2label): f"{id2label[label]} (crowd)" for label in crowds}}
     marked = [{**row, "label_id": row["label_id"] + len(id2label) * row["is_crowd"]} for row in rows]
-    return draw_segments(picture, segment_map, marked, names, scale=min(scale, _MOST_ENLARGED))
+    return draw_segments(image, segment_map, marked, names, scale=min(scale, _MOST_ENLARGED))
 
 
 def _drawn_augmented(sample: AugmentedSample, id2label: Mapping[int, str]) -> Image.Image:
-    picture = Image.fromarray(np.ascontiguousarray(sample.pixels.permute(1, 2, 0).numpy()))
+    image = Image.fromarray(np.ascontiguousarray(sample.pixels.permute(1, 2, 0).numpy()))
     labels = sample.labels.tolist()
     rows = [{"id": place, "label_id": label} for place, label in enumerate(labels)]
     segment_map = sample.segment_map.numpy().astype(np.int64)
@@ -404,4 +404,4 @@ def _drawn_augmented(sample: AugmentedSample, id2label: Mapping[int, str]) -> Im
         for place, mask in sorted(enumerate(sample.masks.numpy()), key=lambda pair: -int(pair[1].sum())):
             segment_map[mask] = place
     segment_map[segment_map < 0] = VOID
-    return draw_segments(picture, segment_map, rows, id2label)
+    return draw_segments(image, segment_map, rows, id2label)

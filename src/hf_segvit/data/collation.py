@@ -3,7 +3,7 @@
 `MaskCollator` makes batches for EoMT, `PointCollator` for ViT-P. On request they leave to the device what takes more
 time to copy than to compute: `normalize_pixels` and `binary_masks` do the rest there.
 
-B batch, H W pixels, n segments of a picture, N prompts.
+B batch, H W pixels, n segments of an image, N prompts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MaskCollator:
         image_std: of the channels.
         with_loss_mask: add `loss_mask`, which keeps void, crowds and padding out of the loss.
         on_device: leave `pixel_values` uint8, and give `segment_maps` in place of `mask_labels` where masks do not
-            overlap; `normalize_pixels` and `binary_masks` finish the batch on the device. Of pictures that are still
+            overlap; `normalize_pixels` and `binary_masks` finish the batch on the device. Of images that are still
             to be scaled (`MaskAugmentation(scale_later=True)`) there are `crops`, a list of (3, h, w) uint8, and
             `placements` (B, 3) int64 in place of `pixel_values`; `placed_pixels` makes those.
     """
@@ -85,7 +85,7 @@ class PointCollator:
     on_device: bool = False
 
     def __call__(self, samples: Sequence[AugmentedSample]) -> dict[str, Tensor]:
-        """Make a batch; pictures with fewer prompts than others are padded.
+        """Make a batch; images with fewer prompts than others are padded.
 
         Returns:
             `pixel_values` (B, 3, H, W) float32, normalised; `prompts` (B, N, 4) float32, centre x, centre y, width,
@@ -110,7 +110,7 @@ class PointCollator:
 
 
 def placed_pixels(crops: Sequence[Tensor], placements: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale what was cut out of each picture, on its device.
+    """Scale what was cut out of each image, on its device.
 
     Args:
         crops: B tensors (3, h, w) uint8.
@@ -136,9 +136,9 @@ def normalize_pixels(
     mean = torch.tensor(image_mean, device=pixels.device).mul(255).reshape(-1, 1, 1)
     std = torch.tensor(image_std, device=pixels.device).mul(255).reshape(-1, 1, 1)
     normalized = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-    # One picture fits into a processor's cache, a batch does not: this takes a quarter of the time.
-    for picture, result in zip(pixels, normalized, strict=True):
-        torch.sub(picture, mean, out=result).div_(std)
+    # One image fits into a processor's cache, a batch does not: this takes a quarter of the time.
+    for image, result in zip(pixels, normalized, strict=True):
+        torch.sub(image, mean, out=result).div_(std)
     return normalized
 
 
@@ -147,12 +147,12 @@ def binary_masks(segment_map: Tensor, num_segments: int) -> Tensor:
     return segment_map == torch.arange(num_segments, dtype=segment_map.dtype, device=segment_map.device)[:, None, None]
 
 
-def _stacked(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures (3, H, W) as (B, 3, H, W), their channels last in memory where those of all are."""
-    if not all(picture.permute(1, 2, 0).is_contiguous() for picture in pictures):
-        return torch.stack(list(pictures))
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    """Images (3, H, W) as (B, 3, H, W), their channels last in memory where those of all are."""
+    if not all(image.permute(1, 2, 0).is_contiguous() for image in images):
+        return torch.stack(list(images))
     # Copied as they lie: a stack of them would turn every pixel.
-    return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def _placed(sample: AugmentedSample) -> Tensor:

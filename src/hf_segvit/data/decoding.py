@@ -1,7 +1,7 @@
-"""From a row of a reader's table to a picture and its segments.
+"""From a row of a reader's table to an image and its segments.
 
 `SampleDecoder` is what `datasets` calls when samples are asked for: it reads the mask by the reader's own rule (a
-`MaskReader`) and the picture in the frame in which it was annotated. `PolygonMasks` and `PaintedPolygons` are the mask
+`MaskReader`) and the image in the frame in which it was annotated. `PolygonMasks` and `PaintedPolygons` are the mask
 readers of all formats that store outlines. All can be pickled; open files live in archives.py. H W pixels.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ..models.image_decoding import PICTURE_FORMATS, open_image_file, to_rgb
+from ..models.image_decoding import IMAGE_FORMATS, open_image_file, to_rgb
 from ..models.mask_encoding import decode_mask
 from .archives import Location, location_name, read_location
 from .mask_files import VOID, draw_polygons, polygon_fault, present_values, rle_fault
@@ -30,12 +30,12 @@ class MaskReader(Protocol):
     """How a format's masks are read."""
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
-        """Read the mask of one picture.
+        """Read the mask of one image.
 
         Args:
             maps: the files of the mask; none for formats of outlines.
             segments: rows of the table; `None` where they follow from the mask alone.
-            name: of the picture, for errors.
+            name: of the image, for errors.
 
         Returns:
             (H, W) int32 segment ids with void -1, or `None` where rows have `rle`; and the rows.
@@ -48,12 +48,12 @@ class SampleDecoder:
 
     Attributes:
         read_masks: the format's rule.
-        read_picture: what makes a picture of a file's content, its name and the size of its mask; `None`:
-            `picture_in_frame`.
+        read_image: what makes an image of a file's content, its name and the size of its mask; `None`:
+            `image_in_frame`.
     """
 
     read_masks: MaskReader
-    read_picture: Callable[[bytes, str, tuple[int, int] | None], Any] | None = None
+    read_image: Callable[[bytes, str, tuple[int, int] | None], Any] | None = None
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Decode the rows of a batch, whichever columns it has."""
@@ -77,7 +77,7 @@ class SampleDecoder:
             if "segments" in row:
                 decoded["segments"] = segments
         if "image" in row:
-            image = (self.read_picture or picture_in_frame)(read_location(row["image"]), name, size)
+            image = (self.read_image or image_in_frame)(read_location(row["image"]), name, size)
             decoded["image"] = image
             if "segment_map" in row and decoded["segment_map"] is None and not decoded.get("segments"):
                 shape = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
@@ -85,16 +85,16 @@ class SampleDecoder:
         return decoded
 
 
-def picture_in_frame(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """The picture as RGB, in the frame of its annotation.
+def image_in_frame(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """The image as RGB, in the frame of its annotation.
 
-    A picture whose EXIF block turns it sideways is upright for viewers, but many tools annotate the stored pixels. The
+    An image whose EXIF block turns it sideways is upright for viewers, but many tools annotate the stored pixels. The
     mask's size says which of the two was annotated, and that one is returned.
 
     Args:
         content: of the file.
         name: of the file, for errors.
-        size: (H, W) of the mask; `None` where there is none: the picture is turned upright.
+        size: (H, W) of the mask; `None` where there is none: the image is turned upright.
 
     Raises:
         ValueError: it cannot be read, or neither way has the mask's size.
@@ -108,26 +108,26 @@ def picture_in_frame(content: bytes, name: str, size: tuple[int, int] | None = N
         image.getexif()[_ORIENTATION_TAG] = 1
     elif (stored[::-1] if sideways else stored) != size:
         raise ValueError(
-            f"{name}: the picture has {image.height} x {image.width} pixels but its mask {size[0]} x {size[1]} (height "
-            "x width); one of them belongs to another picture, or was scaled: restore it, or scale the mask without "
+            f"{name}: the image has {image.height} x {image.width} pixels but its mask {size[0]} x {size[1]} (height "
+            "x width); one of them belongs to another image, or was scaled: restore it, or scale the mask without "
             "interpolation"
         )
     return to_rgb(image, name)
 
 
 def upright_size(location: Location) -> tuple[int, int]:
-    """(H, W) of a picture as viewers show it, from its header alone.
+    """(H, W) of an image as viewers show it, from its header alone.
 
     Raises:
         ValueError: it cannot be read.
     """
     name = location_name(location)
     try:
-        with Image.open(BytesIO(read_location(location)), formats=PICTURE_FORMATS) as image:
+        with Image.open(BytesIO(read_location(location)), formats=IMAGE_FORMATS) as image:
             size = (image.height, image.width)
             return size[::-1] if orientation(image) in _SIDEWAYS else size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: cannot be read as a picture ({error}); copy or download it again") from error
+        raise ValueError(f"{name}: cannot be read as an image ({error}); copy or download it again") from error
 
 
 def orientation(image: Image.Image) -> int:

@@ -1,11 +1,11 @@
-"""From an entry of a reader to tensors: the picture, and its segments as one channel of small integers.
+"""From an entry of a reader to tensors: the image, and its segments as one channel of small integers.
 
 A reader numbers segments as its files do, with gaps up to 2**24. `decode_entry` replaces the numbers by places in a
-list of labels, so that everything behind works with int8 (int16 where a picture has many segments) and needs no search.
+list of labels, so that everything behind works with int8 (int16 where an image has many segments) and needs no search.
 
 H W pixels, n segments.
 
-Id maps as runs of equal ids, which is how segments look along the rows: a few kilobytes a picture, quick to unroll.
+Id maps as runs of equal ids, which is how segments look along the rows: a few kilobytes an image, quick to unroll.
 
 `RunMap` stands for an (H, W) map wherever numpy takes one, and `decode_entry` unrolls it straight to training places.
 `MapCache` is a mask reader that keeps the maps of another one as such files in a folder: a PNG of ids takes as long to
@@ -15,7 +15,7 @@ H W pixels, n ids, r runs.
 
 The entries of a data set of ours, decoded for training: the same pixels and segments, sooner.
 
-`quick_entries` wraps a data set. A picture comes as a tensor, plain JPEG files decoded by torchvision, which takes four
+`quick_entries` wraps a data set. An image comes as a tensor, plain JPEG files decoded by torchvision, which takes four
 fifths of Pillow's time for the same pixels (both are libjpeg-turbo with its defaults); whatever needs a second look -
 an orientation, CMYK, 16 bits, transparency, damage - is left to Pillow, as everywhere else. With a cache folder, id
 maps are decoded once and then read as runs (run_maps.py). H W pixels.
@@ -42,10 +42,10 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..atomic_files import replacing
-from ..models.image_decoding import MAX_PICTURE_PIXELS
+from ..models.image_decoding import MAX_IMAGE_PIXELS
 from ..models.mask_encoding import decode_mask
 from .archives import NESTED, Location
-from .decoding import MaskReader, SampleDecoder, Segments, orientation, picture_in_frame
+from .decoding import MaskReader, SampleDecoder, Segments, image_in_frame, orientation
 from .mask_files import VOID
 
 CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
@@ -54,7 +54,7 @@ MANY = 100  # segments whose places no longer go into int8, with room for sums
 
 @dataclass
 class DecodedEntry:
-    """One picture and its segments.
+    """One image and its segments.
 
     Attributes:
         pixels: (3, H, W) uint8, a view whose channels lie next to one another in memory.
@@ -85,8 +85,8 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     if isinstance(image, Tensor):
         pixels = image
     else:
-        picture = image.convert("RGB") if isinstance(image, Image.Image) else image
-        pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
+        rgb = image.convert("RGB") if isinstance(image, Image.Image) else image
+        pixels = torch.from_numpy(np.array(rgb, dtype=np.uint8)).permute(2, 0, 1)
     size = (pixels.shape[1], pixels.shape[2])
     rows = [row for row in entry["segments"] if not row["is_crowd"]]
     crowds = [row for row in entry["segments"] if row["is_crowd"]]
@@ -118,7 +118,7 @@ def replace_ids(
     Raises:
         ValueError: the map holds another id.
     """
-    # Segments are compact, so a picture has far fewer runs of equal ids than pixels: ids are looked up once per run.
+    # Segments are compact, so an image has far fewer runs of equal ids than pixels: ids are looked up once per run.
     runs = id_map if isinstance(id_map, RunMap) else RunMap.of(id_map)
     table = {-1: -1, **values}
     found = runs.ids.tolist()
@@ -293,7 +293,7 @@ class QuickEntries:
     ) -> None:
         self.rows = dataset.with_format(None)
         read_masks = decoder.read_masks if cache is None else MapCache(decoder.read_masks, cache)
-        self.decoder = SampleDecoder(read_masks, picture_pixels)
+        self.decoder = SampleDecoder(read_masks, image_pixels)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -325,11 +325,11 @@ def quick_entries(dataset: Any, cache: str | os.PathLike[str] | None = None) -> 
     return QuickEntries(dataset, decoder, cache)
 
 
-def picture_pixels(content: bytes, name: str, size: tuple[int, int] | None = None) -> Tensor:
-    """The pixels of `picture_in_frame`, (3, H, W) uint8 with the channels of a pixel side by side in memory."""
+def image_pixels(content: bytes, name: str, size: tuple[int, int] | None = None) -> Tensor:
+    """The pixels of `image_in_frame`, (3, H, W) uint8 with the channels of a pixel side by side in memory."""
     pixels = _plain_jpeg(content, size)
     if pixels is None:
-        pixels = torch.from_numpy(np.array(picture_in_frame(content, name, size))).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(image_in_frame(content, name, size))).permute(2, 0, 1)
     return pixels
 
 
@@ -342,7 +342,7 @@ def _plain_jpeg(content: bytes, size: tuple[int, int] | None) -> Tensor | None:
             is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
-    if not is_plain or found != (size or found) or found[0] * found[1] > MAX_PICTURE_PIXELS:
+    if not is_plain or found != (size or found) or found[0] * found[1] > MAX_IMAGE_PIXELS:
         return None
     try:
         return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .archives import NESTED, Location, open_archive
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|7z|rar)(\.\w+)?$", re.IGNORECASE)
 
 
@@ -168,7 +168,7 @@ def safe_name(text: object, where: str) -> str:
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         raise ValueError(
             f"{where}: the file name {text!r} is absolute or leaves its folder; file names in annotations are relative "
-            "to the folder of pictures"
+            "to the folder of images"
         )
     return posixpath.normpath(name)
 

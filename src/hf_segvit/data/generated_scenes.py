@@ -1,8 +1,8 @@
 """Generated scenes with exact panoptic truth: for the demo, for tests, and to find out what a model can learn.
 
-`generate_scene` draws one picture: stuff fills it (sky above, one or more kinds of ground below, with irregular
+`generate_scene` draws one image: stuff fills it (sky above, one or more kinds of ground below, with irregular
 borders), things lie on it and hide parts of one another. A class is told by its shape and texture; colours are random.
-`GeneratedScenes` is a data set of such pictures, each drawn when it is asked for: the same seed always gives the same
+`GeneratedScenes` is a data set of such images, each drawn when it is asked for: the same seed always gives the same
 scenes, and no scene is in two splits. What stuff and things look like is in `scene_painting.py`.
 
 Label ids are the same at every difficulty; "easy" scenes use the first of them only. H W pixels.
@@ -33,7 +33,7 @@ SPLITS = ("train", "val", "test")
 # Classes that are a shape with one texture; the bare shape then never has it.
 _TEXTURED = {"striped disc": ("disc", "stripes"), "checkered square": ("square", "checker")}
 _MIN_SIDE = 16  # pixels
-_MIN_STUFF = 0.004  # of the picture; what is left of a stuff class below it is void
+_MIN_STUFF = 0.004  # of the image; what is left of a stuff class below it is void
 _TRIES = 25  # for a place where a thing hides no other too far
 
 
@@ -44,7 +44,7 @@ class Difficulty:
     Attributes:
         num_labels: classes used, the first of `SCENE_LABELS`.
         num_things: fewest and most things.
-        radius: smallest and largest, as a share of the picture's short side.
+        radius: smallest and largest, as a share of the image's short side.
         min_visible: share of every thing that the others must leave visible.
         max_turn: largest rotation of a thing, in radians.
         textures: those that a thing may have, by shape, besides those that make a class.
@@ -88,7 +88,7 @@ DIFFICULTIES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its truth.
+    """An image and its truth.
 
     Attributes:
         image: (H, W, 3) uint8.
@@ -215,7 +215,7 @@ def generate_scene(
 
 
 def _draw_stuff(rng: np.random.Generator, size: tuple[int, int], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) float32 picture and (H, W) int32 places in `STUFF_PAINTERS`."""
+    """(H, W, 3) float32 image and (H, W) int32 places in `STUFF_PAINTERS`."""
     kinds = list(STUFF_PAINTERS)
     down = np.linspace(0, 1, size[0], dtype=np.float32)[:, None]
     right = np.linspace(-0.5, 0.5, size[1], dtype=np.float32)[None]
@@ -247,7 +247,7 @@ def _draw_thing(
     settings: Difficulty,
     areas: dict[int, int],
 ) -> None:
-    """Draw a thing over picture and owners, in place, where it leaves enough of the others; nowhere if it cannot.
+    """Draw a thing over image and owners, in place, where it leaves enough of the others; nowhere if it cannot.
 
     `areas` holds the whole areas of the things drawn so far, by number, and gets this one's.
     """
@@ -260,7 +260,7 @@ def _draw_thing(
         turn = rng.uniform(-settings.max_turn, settings.max_turn)
         thing = place_thing(owner.shape, shape, (center_y, center_x), radius, turn)
         hidden = np.bincount(owner[thing.window][thing.inside]).tolist()
-        # On tiny pictures a thin shape may fall between the pixels.
+        # On tiny images a thin shape may fall between the pixels.
         if thing.inside.any() and all(
             np.count_nonzero(owner == other) - pixels >= settings.min_visible * areas[other]
             for other, pixels in enumerate(hidden)

@@ -1,6 +1,6 @@
-"""Formats of pictures and label PNGs: pairing the files, and reading the maps.
+"""Formats of images and label PNGs: pairing the files, and reading the maps.
 
-`pair_rows` finds each picture's map by name; `LabelMaps` is the mask reader of all semantic formats;
+`pair_rows` finds each image's map by name; `LabelMaps` is the mask reader of all semantic formats;
 `numbered_segments` splits label maps by a second map that numbers objects.
 """
 
@@ -61,42 +61,42 @@ def numbered_segments(labels: np.ndarray, numbers: np.ndarray, classes: ClassLis
 
 
 def pair_rows(
-    pictures: Mapping[str, Location], maps: Sequence[Mapping[str, Location]], problems: ProblemList
+    images: Mapping[str, Location], maps: Sequence[Mapping[str, Location]], problems: ProblemList
 ) -> list[dict[str, Any]]:
-    """Rows for the pictures that have all maps.
+    """Rows for the images that have all maps.
 
     Args:
-        pictures: by the name that picture and map share.
+        images: by the name that image and map share.
         maps: for each kind of map, its files by the same name.
-        problems: gets pictures without map and maps without picture.
+        problems: gets images without map and maps without image.
     """
     hint = ""
     for files in maps:
-        unused = sorted(set(files) - set(pictures))
-        hint = hint or _name_hint(set(pictures) - set(files), unused)
+        unused = sorted(set(files) - set(images))
+        hint = hint or _name_hint(set(images) - set(files), unused)
         for name in unused:
-            problems.warn(location_name(files[name]), name, "the mask has no picture of the same name; it is not used")
+            problems.warn(location_name(files[name]), name, "the mask has no image of the same name; it is not used")
     rows = []
-    for name, picture in pictures.items():
+    for name, image in images.items():
         if all(name in files for files in maps):
             locations = [files[name] for files in maps]
-            rows.append({"image": picture, "image_id": name, "segment_map": locations, "segments": None})
+            rows.append({"image": image, "image_id": name, "segment_map": locations, "segments": None})
         else:
             problems.error(
-                location_name(picture),
+                location_name(image),
                 name,
-                f"the picture has no mask of the same name; {hint or 'add it, or remove it'}",
+                f"the image has no mask of the same name; {hint or 'add it, or remove it'}",
             )
     return rows
 
 
-def _name_hint(pictures: Set[str], masks: Sequence[str]) -> str:
-    """What to do where masks have the names of pictures with one ending more, as some tools save them; "" elsewhere."""
+def _name_hint(images: Set[str], masks: Sequence[str]) -> str:
+    """What to do where masks have the names of images with one ending more, as some tools save them; "" elsewhere."""
     endings = Counter[str]()
     for mask in masks:
-        cut = next((cut for cut in range(len(mask) - 1, 0, -1) if mask[:cut] in pictures), 0)
+        cut = next((cut for cut in range(len(mask) - 1, 0, -1) if mask[:cut] in images), 0)
         endings[mask[cut:] if cut else ""] += 1
     ending, count = max(endings.items(), key=lambda item: item[1], default=("", 0))
     return (
-        f"masks seem to end in {ending!r}: rename them like their pictures" if ending and 2 * count > len(masks) else ""
+        f"masks seem to end in {ending!r}: rename them like their images" if ending and 2 * count > len(masks) else ""
     )

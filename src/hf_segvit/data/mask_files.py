@@ -10,7 +10,7 @@ The C code of pycocotools crashes on far coordinates and returns uninitialised m
 it unchecked. `polygon_fault` and `rle_fault` say what is wrong; `draw_polygons` gives the mask that COCO's tools draw.
 H W pixels.
 
-COCO's panoptic PNG files: an id map as a colour picture.
+COCO's panoptic PNG files: an id map as a colour image.
 
 `panoptic_png` writes one and `read_panoptic_png` reads it back. In the file void is 0 and an id is
 R + 256 * G + 65536 * B. Our maps (H, W) have void -1 and ids from 0, so files hold our ids plus one: in the JSON that
@@ -145,11 +145,11 @@ def polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
 
     Args:
         polygon: x, y, x, y, ... in pixels.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
 
     Returns:
-        What is wrong, or "" for a polygon that can be drawn. Points may lie outside of the picture by its own size at
-        most: annotation tools overshoot a little, and the drawing is cut off at the picture's edge.
+        What is wrong, or "" for a polygon that can be drawn. Points may lie outside of the image by its own size at
+        most: annotation tools overshoot a little, and the drawing is cut off at the image's edge.
     """
     try:
         points = np.asarray(polygon, dtype=np.float64)
@@ -166,7 +166,7 @@ def polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
     if low[0] < -width or low[1] < -height or high[0] > 2 * width or high[1] > 2 * height:
         return (
             f"a polygon that reaches from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g}), far outside of the "
-            f"picture of {width} x {height} pixels"
+            f"image of {width} x {height} pixels"
         )
     return ""
 
@@ -181,7 +181,7 @@ def rle_fault(rle: Any, size: tuple[int, int]) -> str:
         return f"an RLE mask whose size is {rle['size']!r}; it must be [height, width]"
     if stated != size:
         note = "; height and width are swapped" if stated == size[::-1] else ""
-        return f"an RLE mask of size {list(stated)} for a picture of {list(size)} (height, width){note}"
+        return f"an RLE mask of size {list(stated)} for an image of {list(size)} (height, width){note}"
     counts = rle["counts"]
     if isinstance(counts, str | bytes):
         try:
@@ -196,7 +196,7 @@ def rle_fault(rle: Any, size: tuple[int, int]) -> str:
         return "an RLE mask with no counts"
     # Each run is bounded before they are summed, as the sum of huge ones could wrap around.
     if runs.min() < 0 or runs.max() > size[0] * size[1] or runs.sum() != size[0] * size[1]:
-        return f"an RLE mask whose runs do not add up to the picture's {size[0]} * {size[1]} pixels"
+        return f"an RLE mask whose runs do not add up to the image's {size[0]} * {size[1]} pixels"
     return ""
 
 
@@ -212,7 +212,7 @@ def draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, A
 
     Args:
         polygons: faultless ones, x, y, x, y, ... in pixels.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
 
     Returns:
         {"size": [H, W], "counts": str}.
@@ -262,13 +262,13 @@ def read_panoptic_png(path: str | PathLike[str]) -> np.ndarray:
         (H, W) int32: the file's ids less one, so that void is -1.
 
     Raises:
-        ValueError: the file cannot be read, or is no colour picture.
+        ValueError: the file cannot be read, or is no colour image.
     """
     try:
-        with Image.open(path) as picture:
-            mode, pixels = picture.mode, np.asarray(picture.convert("RGBA"))
+        with Image.open(path) as image:
+            mode, pixels = image.mode, np.asarray(image.convert("RGBA"))
     except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as a picture: {error}") from error
+        raise ValueError(f"cannot read {path} as an image: {error}") from error
     if mode not in ("RGB", "RGBA"):
         raise ValueError(f"{path} has mode {mode}; COCO's panoptic encoding has red, green and blue")
     # Four bytes a pixel are a little-endian integer, of which the highest byte, alpha, is cut off.

@@ -1,6 +1,6 @@
 """One training set made of several: each gives its share of an epoch, with an augmentation of its own.
 
-ViT-P is trained with fine and coarse labels together: few pictures of the one, many of the other. `MixedDataset` mixes
+ViT-P is trained with fine and coarse labels together: few images of the one, many of the other. `MixedDataset` mixes
 them so that the share of each in an epoch is what was asked for, whatever their sizes.
 """
 
@@ -33,7 +33,7 @@ class MixturePart:
 class MixedDataset(AugmentedDataset):
     """Samples of several data sets; see `AugmentedDataset`, which it can stand for.
 
-    The samples of a part lie next to one another, so a sampler must shuffle. A part goes through all its pictures, in
+    The samples of a part lie next to one another, so a sampler must shuffle. A part goes through all its images, in
     an order drawn anew each time, before it shows one again; where it is left at the end of an epoch the next goes on.
 
     Args:
@@ -47,8 +47,8 @@ class MixedDataset(AugmentedDataset):
 
     def __init__(self, parts: Sequence[MixturePart], length: int | None = None, seed: int = 0) -> None:
         if not parts or any(not len(part.dataset) or not part.share > 0 for part in parts):
-            facts = [f"{len(part.dataset)} pictures with share {part.share}" for part in parts]
-            raise ValueError(f"a mixture needs parts with pictures and positive shares, not {facts}")
+            facts = [f"{len(part.dataset)} images with share {part.share}" for part in parts]
+            raise ValueError(f"a mixture needs parts with images and positive shares, not {facts}")
         super().__init__([part.dataset for part in parts], parts[0].augmentation, seed)
         self.parts = list(parts)
         self.length = sum(len(part.dataset) for part in parts) if length is None else length
@@ -70,11 +70,11 @@ class MixedDataset(AugmentedDataset):
         part = self.parts[number]
         turn, place = divmod(epoch * (int(self.ends[number]) - start) + index - start, len(part.dataset))
         order = np.random.default_rng([self.seed, number, turn]).permutation(len(part.dataset))
-        # The generator is the sample's, not the picture's, as an epoch may show a picture twice.
+        # The generator is the sample's, not the image's, as an epoch may show an image twice.
         return part.augmentation(part.dataset[int(order[place])], sample_generator(self.seed, epoch, index))
 
     def name(self, index: int) -> str:
-        """The sample in words, for errors; which picture it is changes with the epoch."""
+        """The sample in words, for errors; which image it is changes with the epoch."""
         number, _ = self._part_of(index)
         return f"sample {index}, of part {number} of the mixture"
 

@@ -1,12 +1,12 @@
-"""ViT-P's training augmentation: crop, rotation, flip; then prompts drawn from what is in the picture.
+"""ViT-P's training augmentation: crop, rotation, flip; then prompts drawn from what is in the image.
 
 `PointAugmentation` follows the official code but for its mistakes: corners that a rotation uncovers are void, not class
-0; boxes are where their objects are, not at the origin; pictures are interpolated, not taken from the nearest pixel.
+0; boxes are where their objects are, not at the origin; images are interpolated, not taken from the nearest pixel.
 Which prompts are drawn is in prompt_sampling.py. H W pixels, N prompts, n segments.
 
-Prompts for point classification drawn from a labelled picture: points in its segments, or boxes around them.
+Prompts for point classification drawn from a labelled image: points in its segments, or boxes around them.
 
-`PromptSampling` says how; calling it draws. All classes of a picture are equally likely, however large they are: first
+`PromptSampling` says how; calling it draws. All classes of an image are equally likely, however large they are: first
 a class is drawn from those present, then one of its segments or pixels. `draw_points` and `draw_boxes` are the two
 ways; `PROMPT_SOURCES` names where labels may come from.
 
@@ -38,7 +38,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from .augmentation import AugmentedSample
 from .entries import DecodedEntry, decode_entry
 
-COARSE_MARGIN = 0.03  # of the picture's short side
+COARSE_MARGIN = 0.03  # of the image's short side
 
 
 def coarse_segment_map(segment_map: np.ndarray, margin: float = COARSE_MARGIN, void: int = -1) -> np.ndarray:
@@ -47,7 +47,7 @@ def coarse_segment_map(segment_map: np.ndarray, margin: float = COARSE_MARGIN, v
     Args:
         segment_map: (H, W) integer ids.
         margin: distance to other segments, to void too, along rows and columns, as a share of the short side; at least
-            one pixel. The picture's own border does not count.
+            one pixel. The image's own border does not count.
         void: id of what is left out.
 
     Returns:
@@ -67,13 +67,13 @@ class PointAugmentation:
     """Random crop, rotation and flip, and random prompts, as ViT-P is trained.
 
     Args:
-        size: (height, width) of the result; the picture is squeezed to it.
+        size: (height, width) of the result; the image is squeezed to it.
         num_points: N, drawn with replacement.
         source: of the prompts, one of `prompt_sampling.PROMPT_SOURCES`: "mask", "coarse" or "box".
         instance_aware: draw a segment of the class before a pixel of the segment.
         box_share: with source "box", the share of prompts that are boxes; the others are points anywhere in them.
         coarse_margin: with source "coarse", how far labels stay from borders; see `coarse_segment_map`.
-        crop: cut out 0.5 to 1 of the picture's area, at an aspect ratio changed by 3/4 to 4/3.
+        crop: cut out 0.5 to 1 of the image's area, at an aspect ratio changed by 3/4 to 4/3.
         max_rotation: largest turn in degrees, to either side. Boxes of masks that may overlap are not turned, as they
             would no longer be tight.
         flip_probability: of mirroring left and right.
@@ -227,7 +227,7 @@ class PromptSampling:
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
-            raise ValueError(f"the number of points is {self.num_prompts}; draw at least 1 from a picture")
+            raise ValueError(f"the number of points is {self.num_prompts}; draw at least 1 from an image")
         if self.source not in PROMPT_SOURCES:
             raise ValueError(f"there is no source of points {self.source!r}; choose one of {', '.join(PROMPT_SOURCES)}")
         if not 0 <= self.box_share <= 1:
@@ -236,7 +236,7 @@ class PromptSampling:
     def __call__(
         self, segment_map: np.ndarray, labels: np.ndarray, generator: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw from one picture.
+        """Draw from one image.
 
         Args:
             segment_map: (H, W) places in `labels`, negative where void.
@@ -272,7 +272,7 @@ def draw_points(
         region_labels: label ids of the regions; all regions of a class are equally likely.
 
     Returns:
-        (N, 2) float32 x, y of pixel centres in [0, 1], and (N,) int64 labels; `IGNORED` and the middle of the picture
+        (N, 2) float32 x, y of pixel centres in [0, 1], and (N,) int64 labels; `IGNORED` and the middle of the image
         where all is void.
     """
     flat = region_map.reshape(-1)
@@ -307,7 +307,7 @@ def draw_boxes(
         box_share: probability of a box rather than a point.
 
     Returns:
-        (N, 4) float32 prompts and (N,) int64 labels; `IGNORED` and the middle of the picture without any box.
+        (N, 4) float32 prompts and (N,) int64 labels; `IGNORED` and the middle of the image without any box.
     """
     if not len(boxes):
         middle = torch.tensor([0.5, 0.5, 0.0, 0.0])

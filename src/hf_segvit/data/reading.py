@@ -2,7 +2,7 @@
 
 Columns: `image` (Pillow, RGB), `image_id`, `segment_map` ((H, W) int32 ids, void -1; `None` where segments have `rle`)
 and `segments` (rows of `id`, `label_id`, `is_crowd`; where masks may overlap also `rle`, and `area` if the annotation
-states one, which average precision goes by). In semantic data a segment is a class, and its id the label id. Pictures
+states one, which average precision goes by). In semantic data a segment is a class, and its id the label id. Images
 and masks are decoded when a sample is asked for. The table itself holds where files are: `metadata(dataset)` shows it,
 so that filters need not decode, and `describe` tells names and task.
 
@@ -34,8 +34,8 @@ FORMATS = {
     "ade20k": "ADE20K scene parsing: semantic, panoptic or instance",
     "cityscapes": "Cityscapes with gtFine: semantic, panoptic or instance",
     "cityscapes_coarse": "Cityscapes with gtCoarse",
-    "mask_folder": "pictures and mask PNGs: semantic, or panoptic with instance PNGs",
-    "labelme": "labelme's JSON files beside pictures",
+    "mask_folder": "images and mask PNGs: semantic, or panoptic with instance PNGs",
+    "labelme": "labelme's JSON files beside images",
     "yolo": "YOLO segmentation labels and data.yaml",
     "hub": "a data set of the Hub, or saved by `datasets`",
     "generated": "drawn scenes: panoptic, semantic or instance; PATH is the difficulty, such as easy or hard",
@@ -129,9 +129,7 @@ def load_segmentation_dataset(
             raise ValueError(f"format {format_name}: {error}; see the module of the format for its options") from error
         raise
     if not reading.rows and reading.dataset is None:
-        found.error(
-            path, f"split {split!r}", f"there are no pictures for {task} segmentation; expected {module.LAYOUT}"
-        )
+        found.error(path, f"split {split!r}", f"there are no images for {task} segmentation; expected {module.LAYOUT}")
     if problems is None:
         found.raise_errors()
     return _dataset(reading, DataDescription(format_name, path, split, task, {}, reading.stuff_classes))

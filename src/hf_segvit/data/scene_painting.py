@@ -1,11 +1,11 @@
 """What the stuff and the things of generated scenes look like: textures of regions, shapes and textures of objects.
 
-`STUFF_PAINTERS` fill a picture with one kind of stuff; `place_thing` lays one of `SHAPES` on it, `paint_thing` paints
+`STUFF_PAINTERS` fill an image with one kind of stuff; `place_thing` lays one of `SHAPES` on it, `paint_thing` paints
 it; `smooth_noise` is the randomness of all of them. Lengths are in pixels or, for shapes, in radii of the thing;
 colours are float32 in [0, 255]. Only element-wise arithmetic, no matrix products, so that scenes do not depend on how
 a machine adds up.
 
-H W pixels of the picture, h w of a thing's window.
+H W pixels of the image, h w of a thing's window.
 """
 
 from __future__ import annotations
@@ -165,10 +165,10 @@ _SHAPE_REACH = 1.45  # no shape is larger, in radii
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape laid on a picture; all arrays are (h, w), of the picture's window that holds it.
+    """A shape laid on an image; all arrays are (h, w), of the image's window that holds it.
 
     Attributes:
-        window: rows and columns of the picture.
+        window: rows and columns of the image.
         x: places to the right of its centre, in radii; `y` below it.
         y: see `x`.
         u: the same places along its own axes, as it is turned; `v` likewise.
@@ -192,7 +192,7 @@ class Thing:
 
 
 def place_thing(size: tuple[int, int], shape: str, center: tuple[float, float], radius: float, turn: float) -> Thing:
-    """Lay one of `SHAPES` on a picture of `size` (H, W): `center` (y, x) and `radius` in pixels, `turn` in radians."""
+    """Lay one of `SHAPES` on an image of `size` (H, W): `center` (y, x) and `radius` in pixels, `turn` in radians."""
     reach = _SHAPE_REACH * radius + 2
     spans = [(max(0, int(c - reach)), min(length, int(c + reach) + 1)) for c, length in zip(center, size, strict=True)]
     y, x = (
@@ -207,7 +207,7 @@ def place_thing(size: tuple[int, int], shape: str, center: tuple[float, float], 
 
 
 def paint_thing(rng: np.random.Generator, image: np.ndarray, thing: Thing, texture: str) -> None:
-    """Paint a thing into a picture (H, W, 3), in place: a colour that stands out, light from above left, a shadow."""
+    """Paint a thing into an image (H, W, 3), in place: a colour that stands out, light from above left, a shadow."""
     region = image[thing.window]
     background = region[thing.inside].mean(axis=0)
     color = random_color(rng)

@@ -2,7 +2,7 @@
 
 `StreamedDataset` augments the entries of an iterable, such as `datasets.load_dataset(..., streaming=True)`, and shares
 them between processes and workers without repeating one. `LabelMapEntry` turns the usual columns of a Hub data set
-(picture and label map) into an entry of our readers.
+(image and label map) into an entry of our readers.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .decoding import semantic_segments
 
 @dataclass(frozen=True)
 class LabelMapEntry:
-    """From a row with a picture and a label map to an entry of our readers, for semantic segmentation.
+    """From a row with an image and a label map to an entry of our readers, for semantic segmentation.
 
     Attributes:
-        image: name of the picture's column.
+        image: name of the image's column.
         annotation: name of the label map's column: one channel, a label at each pixel.
-        image_id: name of the column of ids; `None`: a digest of the pixels, so that every picture has its own.
+        image_id: name of the column of ids; `None`: a digest of the pixels, so that every image has its own.
         ignore_index: label of void.
         do_reduce_labels: labels count from 1 and 0 is void, as in ADE20K's files.
     """
@@ -68,7 +68,7 @@ class LabelMapEntry:
 class StreamedDataset(IterableDataset):
     """Augmented samples of a stream.
 
-    What is drawn for a picture depends on the seed, the epoch and its `image_id` alone, not on where in the stream it
+    What is drawn for an image depends on the seed, the epoch and its `image_id` alone, not on where in the stream it
     comes or which worker reads it. Shuffle the stream before (`IterableDataset.shuffle` of `datasets`): its order is
     kept.
 

@@ -1,4 +1,4 @@
-"""Names of segments written into a picture, each at the innermost point of its segment, without hiding one another.
+"""Names of segments written into an image, each at the innermost point of its segment, without hiding one another.
 
 `draw_labels` does it. Small segments are labelled first, as they have the fewest places; a segment that its box would
 hide gets the box beside it, and a line to it. A label that finds no free place is left out.
@@ -26,11 +26,11 @@ def draw_labels(
     Args:
         drawing: RGB, changed in place.
         index: (H, W) number of each pixel's segment, counted from 1; 0 is void. A segment may have no pixel.
-        texts: R labels; one that is wider than the picture is cut.
+        texts: R labels; one that is wider than the image is cut.
         colors: R colours, of the boxes.
     """
     height, width = index.shape
-    # Crowded pictures get smaller letters, none below the 10 pixels that the bundled font needs to be read.
+    # Crowded images get smaller letters, none below the 10 pixels that the bundled font needs to be read.
     size = max(10, round(min(height, width) / (30 if len(texts) <= 20 else 40)))
     font = ImageFont.load_default(size)
     padding = max(1, round(size / 4))
@@ -55,7 +55,7 @@ def draw_labels(
     canvas = ImageDraw.Draw(drawing)
     for number, (x0, y0, x1, y1) in placed.items():
         x, y = anchors[number]
-        # Boxes can be larger than a tiny picture, with their middle outside of it.
+        # Boxes can be larger than a tiny image, with their middle outside of it.
         middle_y, middle_x = min(int((y0 + y1) / 2), height - 1), min(int((x0 + x1) / 2), width - 1)
         if not (x0 <= x <= x1 and y0 <= y <= y1) and index[middle_y, middle_x] != number + 1:
             canvas.line((x, y, (x0 + x1) / 2, (y0 + y1) / 2), fill=colors[number], width=max(1, size // 8))
@@ -80,7 +80,7 @@ def _inner_points(index: np.ndarray, number: int, window: tuple[slice, slice]) -
     """(K, 2) x, y of pixels of a segment, innermost first."""
     rows, columns = window
     step = max(1, -(-max(rows.stop - rows.start, columns.stop - columns.start) // MAX_CELLS))
-    # A frame of background, since the edge of the picture is an edge of the segment too.
+    # A frame of background, since the edge of the image is an edge of the segment too.
     mask = np.pad(index[rows, columns][::step, ::step] == number, 1)
     if not mask.any():  # thinner than a step
         return np.array([[(columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2]])
@@ -105,10 +105,10 @@ def _places_around(window: tuple[slice, slice], box_size: np.ndarray) -> np.ndar
 
 
 def _free_box(
-    centers: np.ndarray, box_size: np.ndarray, picture_size: np.ndarray, placed: Sequence[np.ndarray]
+    centers: np.ndarray, box_size: np.ndarray, image_size: np.ndarray, placed: Sequence[np.ndarray]
 ) -> np.ndarray | None:
-    """(4,) x0, y0, x1, y1 inside the picture: the first candidate that hides no placed box, if there is one."""
-    low = np.clip(centers - box_size / 2, 0, np.maximum(picture_size - 1 - box_size, 0))
+    """(4,) x0, y0, x1, y1 inside the image: the first candidate that hides no placed box, if there is one."""
+    low = np.clip(centers - box_size / 2, 0, np.maximum(image_size - 1 - box_size, 0))
     high, taken = low + box_size, np.array(placed).reshape(-1, 1, 4)
     # One pixel is left free between boxes.
     sides = np.minimum(high, taken[..., 2:]) - np.maximum(low, taken[..., :2]) + 1

@@ -1,12 +1,12 @@
-"""Pictures of segments, sheets of pictures, and curves.
+"""Images of segments, sheets of images, and curves.
 
-- `draw_segments`: a picture with its segments tinted, outlined and labelled; `segment_colors` are their colours.
-- `contact_sheet`: rows of pictures under column titles, such as input, truth and prediction.
+- `draw_segments`: an image with its segments tinted, outlined and labelled; `segment_colors` are their colours.
+- `contact_sheet`: rows of images under column titles, such as input, truth and prediction.
 - `plot_curves`: histories of numbers, one panel per quantity.
 
-The same label has the same hue in every picture. H W pixels, R segments (rows of `segments_info`).
+The same label has the same hue in every image. H W pixels, R segments (rows of `segments_info`).
 
-A picture with the points and boxes that were asked about, each with its answer beside it.
+An image with the points and boxes that were asked about, each with its answer beside it.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def draw_segments(
     alpha: float = 0.5,
     scale: int = 1,
 ) -> Image.Image:
-    """Draw segments over a picture: tinted, outlined, and labelled with name and score where a label finds room.
+    """Draw segments over an image: tinted, outlined, and labelled with name and score where a label finds room.
 
     Args:
-        image: the picture, or (H, W, 3) uint8.
+        image: the image, or (H, W, 3) uint8.
         segmentation: (H, W) tensor or array of segment ids; -1 is void and stays as it is.
         segments_info: rows with `id`, `label_id` and, optionally, `score`. A row without pixels is not drawn.
         id2label: names by label id.
-        alpha: strength of the tint, from 0 (picture only) to 1 (colour only).
-        scale: whole factor by which the result is larger than the picture, for labels on small pictures.
+        alpha: strength of the tint, from 0 (image only) to 1 (colour only).
+        scale: whole factor by which the result is larger than the image, for labels on small images.
 
     Returns:
         The drawing, (scale * H, scale * W), RGB.
@@ -58,22 +58,22 @@ def draw_segments(
         raise ValueError(f"alpha is {alpha}; give a number from 0 to 1")
     if scale < 1 or scale != int(scale):
         raise ValueError(f"scale is {scale}; give a whole number of at least 1")
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image), "RGB")
+    canvas = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image), "RGB")
     index = _row_numbers(segmentation, segments_info)
-    if index.shape != (picture.height, picture.width):
+    if index.shape != (canvas.height, canvas.width):
         raise ValueError(
-            f"the picture is {picture.height} x {picture.width} but the segmentation {index.shape[0]} x "
+            f"the image is {canvas.height} x {canvas.width} but the segmentation {index.shape[0]} x "
             f"{index.shape[1]} (height x width); pass target_sizes= to the post-processing"
         )
     texts = [_label_text(row, id2label) for row in segments_info]
     if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+        canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
         index = index.repeat(scale, axis=0).repeat(scale, axis=1)
 
     colors = segment_colors(segments_info)
     table = np.array([(0, 0, 0)] + [colors[row["id"]] for row in segments_info], dtype=np.uint8)
     paint = Image.fromarray(table[index])
-    drawing = Image.composite(Image.blend(picture, paint, alpha), picture, Image.fromarray(index > 0))
+    drawing = Image.composite(Image.blend(canvas, paint, alpha), canvas, Image.fromarray(index > 0))
     outline = Image.fromarray(_outlines(index, max(1, round(min(index.shape) / 500))) & (index > 0))
     drawing.paste(paint, mask=outline)
     draw_labels(drawing, index, texts, [colors[row["id"]] for row in segments_info])
@@ -106,20 +106,20 @@ def contact_sheet(
     row_titles: Sequence[str] = (),
     panel_size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Lay pictures out in rows and columns on white.
+    """Lay images out in rows and columns on white.
 
     Args:
-        panels: rows of pictures; each is scaled to fit its cell, its aspect kept.
+        panels: rows of images; each is scaled to fit its cell, its aspect kept.
         column_titles: one above each column, or none.
         row_titles: one above each row, or none.
-        panel_size: (width, height) of a cell in pixels; by default that of the largest picture.
+        panel_size: (width, height) of a cell in pixels; by default that of the largest image.
 
     Raises:
-        ValueError: there is no picture, or rows and titles do not go together.
+        ValueError: there is no image, or rows and titles do not go together.
     """
     num_columns = max((len(row) for row in panels), default=0)
     if not num_columns:
-        raise ValueError("there is no picture to lay out; give at least one row with one picture")
+        raise ValueError("there is no image to lay out; give at least one row with one image")
     for titles, count, name in ((column_titles, num_columns, "column"), (row_titles, len(panels), "row")):
         if titles and len(titles) != count:
             raise ValueError(f"{len(titles)} {name}_titles for {count} {name}s; give one for each, or none")
@@ -294,14 +294,14 @@ def draw_prompts(
     """Draw points as dots and boxes as frames, coloured by label, with a text beside each.
 
     Args:
-        image: the picture.
+        image: the image.
         points: (x, y) in pixels, those of pixels rather than of their corners.
         boxes: (x0, y0, x1, y1), edges in pixels.
         label_ids: of the points, then of the boxes.
         texts: what is written beside each, in the same order. One that finds no free place is left out.
 
     Returns:
-        The drawing, RGB, of the picture's size.
+        The drawing, RGB, of the image's size.
 
     Raises:
         ValueError: there are not as many labels or texts as prompts.

@@ -1,6 +1,6 @@
 """How much ViT-P should count: scores over its weight alpha, from one pass, and how far perfect labels would go.
 
-`sweep_alphas` asks generator and ViT-P once for each picture and post-processes their logits with every alpha.
+`sweep_alphas` asks generator and ViT-P once for each image and post-processes their logits with every alpha.
 `AlphaSweep` holds the scores: alpha 0 is the generator alone, and the oracle's score is that of its masks with perfect
 labels. `sweep_text`, `sweep_content` and `plot_sweep` show them.
 """
@@ -106,7 +106,7 @@ def sweep_text(sweep: AlphaSweep, max_rows: int = 20) -> str:
         name for name, value in generator.metrics.items() if isinstance(value, float) and not name.startswith("oracle_")
     ]
     names.sort(key=lambda name: name != sweep.headline)
-    lines = [f"{generator.task}, {generator.num_images} pictures, generator and ViT-P each asked once"]
+    lines = [f"{generator.task}, {generator.num_images} images, generator and ViT-P each asked once"]
     lines += [f"  note: {note}" for note in generator.notes]
     rows = [["alpha", *names]]
     for alpha, result in sweep.results.items():
@@ -121,7 +121,7 @@ def sweep_text(sweep: AlphaSweep, max_rows: int = 20) -> str:
         alpha = best if best > 0 else max(shares)
         lines.append(f"  with alpha {_name(alpha)} ViT-P closes {100 * share:.0f} % of the gap to perfect labels")
     if len(sweep.results) > 2:
-        lines.append("  (an alpha that was chosen on the pictures that it is scored on flatters)")
+        lines.append("  (an alpha that was chosen on the images that it is scored on flatters)")
     classes = sweep.by_class()
     shown = list(classes.items())[:max_rows]
     if shown:

@@ -1,12 +1,12 @@
-"""What an evaluation counts while it runs: the metric of the task, others on request, and a score for each picture.
+"""What an evaluation counts while it runs: the metric of the task, others on request, and a score for each image.
 
 `EvaluationCounts` feeds all metrics with the same answers; its state can be stored, sent to another process and merged.
-`VariantCounts` are those of several answers to the same pictures, `PointCounts` those of a point classifier. `METRICS`
+`VariantCounts` are those of several answers to the same images, `PointCounts` those of a point classifier. `METRICS`
 says which metrics there may be beside the task's own.
 
 Counts on disk, so that an interrupted evaluation goes on where it stopped.
 
-`PartialResults` is a folder of small files, one for each chunk of pictures that was counted. A file is written whole or
+`PartialResults` is a folder of small files, one for each chunk of images that was counted. A file is written whole or
 not at all and never changed, so that any number of processes may write at once, and the next run may have another
 number of them. A file tells what was evaluated; those of another model, data set or setting are an error.
 """
@@ -38,7 +38,7 @@ METRICS: dict[str, Callable[[EvaluationTask], Any]] = {
 
 
 class EvaluationCounts:
-    """Counts of a task, and the scores of the pictures that they are of.
+    """Counts of a task, and the scores of the images that they are of.
 
     Args:
         task: what is evaluated.
@@ -49,7 +49,7 @@ class EvaluationCounts:
 
     Attributes:
         metrics: by name; the task's own is `MAIN`.
-        pictures: [place in the data set, image id, score] of each picture.
+        images: [place in the data set, image id, score] of each image.
     """
 
     def __init__(self, task: EvaluationTask, more: Sequence[str] = ()) -> None:
@@ -58,10 +58,10 @@ class EvaluationCounts:
             raise ValueError(f"there is no metric {unknown[0]!r}; choose among {', '.join(METRICS)}")
         self.task, self.single = task, task.new_metric()
         self.metrics: dict[str, Any] = {MAIN: task.new_metric(), **{name: METRICS[name](task) for name in more}}
-        self.pictures: list[list[Any]] = []
+        self.images: list[list[Any]] = []
 
     def count(self, index: int, entry: Mapping[str, Any], answer: Any) -> None:
-        """Count the answer, perhaps a `MaskedAnswer`, to the picture at a place of the data set."""
+        """Count the answer, perhaps a `MaskedAnswer`, to the image at a place of the data set."""
         image_id, reference = entry["image_id"], self.task.reference(entry)
         given, masks = (answer.answer, answer.masks) if isinstance(answer, MaskedAnswer) else (answer, answer)
         about = {"references": [reference], "image_ids": [image_id]}
@@ -71,36 +71,36 @@ class EvaluationCounts:
         for name, metric in self.metrics.items():
             if name != MAIN:
                 metric.add_batch(predictions=[masks if name == ORACLE else given], **about)
-        self.pictures.append([index, image_id, self.task.picture_score(self.single)])
+        self.images.append([index, image_id, self.task.image_score(self.single)])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted, as plain objects and arrays."""
         return {
             "metrics": {name: metric.state_dict() for name, metric in self.metrics.items()},
-            "pictures": self.pictures,
+            "pictures": self.images,
         }
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add a `state_dict()`."""
         for name, metric in self.metrics.items():
             metric.merge(state["metrics"][name])
-        self.pictures.extend(state["pictures"])
+        self.images.extend(state["pictures"])
 
     def reset(self) -> None:
         """Forget everything."""
         for metric in self.metrics.values():
             metric.reset()
-        self.pictures = []
+        self.images = []
 
     def merge_across_processes(self) -> None:
         """Make every process of the run hold what all have counted; all must call it."""
         for metric in self.metrics.values():
             merge_across_processes(metric)
-        self.pictures = list(gather_object(self.pictures))
+        self.images = list(gather_object(self.images))
 
 
 class VariantCounts:
-    """Counts of several variants of a model, which all answer the same pictures.
+    """Counts of several variants of a model, which all answer the same images.
 
     Args:
         task: what is evaluated.
@@ -115,19 +115,19 @@ class VariantCounts:
         self.counts = {name: EvaluationCounts(task, more) for name in variants}
 
     @property
-    def pictures(self) -> list[list[Any]]:
-        """[place in the data set, image id, score] of each picture, with the score of the first variant."""
-        return next(iter(self.counts.values())).pictures
+    def images(self) -> list[list[Any]]:
+        """[place in the data set, image id, score] of each image, with the score of the first variant."""
+        return next(iter(self.counts.values())).images
 
     def count(self, index: int, entry: Mapping[str, Any], answers: Sequence[Any]) -> None:
-        """Count the variants' answers to the picture at a place of the data set."""
+        """Count the variants' answers to the image at a place of the data set."""
         for counts, answer in zip(self.counts.values(), answers, strict=True):
             counts.count(index, entry, answer)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted, as plain objects and arrays."""
         states = {name: counts.state_dict() for name, counts in self.counts.items()}
-        return {"variants": states, "pictures": self.pictures}
+        return {"variants": states, "pictures": self.images}
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add a `state_dict()`."""
@@ -154,20 +154,20 @@ class PointCounts:
     Attributes:
         own: of the classifier.
         rival: of the generator, from its probabilities.
-        pictures: [place in the data set, image id, top-1] of each picture.
+        images: [place in the data set, image id, top-1] of each image.
     """
 
     def __init__(self, num_labels: int) -> None:
         self.own, self.single = PointAccuracy(num_labels), PointAccuracy(num_labels)
         self.rival = PointAccuracy(num_labels, probabilities=True)
-        self.pictures: list[list[Any]] = []
+        self.images: list[list[Any]] = []
 
     def count(self, index: int, image_id: Any, answer: Any, rival: Any, labels: Any) -> None:
-        """Count the points of the picture at a place of the data set.
+        """Count the points of the image at a place of the data set.
 
         Args:
             index: the place.
-            image_id: the picture's name.
+            image_id: the image's name.
             answer: (N, C) logits.
             rival: (N, C) probabilities of the generator, or `None`.
             labels: (N,) the truth.
@@ -177,29 +177,29 @@ class PointCounts:
         self.own.merge(self.single)
         if rival is not None:
             self.rival.add_batch(predictions=[rival], references=[labels], image_ids=[image_id])
-        self.pictures.append([index, image_id, float(self.single.compute()["top_1"])])
+        self.images.append([index, image_id, float(self.single.compute()["top_1"])])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted, as plain objects and arrays."""
-        return {"own": self.own.state_dict(), "rival": self.rival.state_dict(), "pictures": self.pictures}
+        return {"own": self.own.state_dict(), "rival": self.rival.state_dict(), "pictures": self.images}
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add a `state_dict()`."""
         self.own.merge(state["own"])
         self.rival.merge(state["rival"])
-        self.pictures.extend(state["pictures"])
+        self.images.extend(state["pictures"])
 
     def reset(self) -> None:
         """Forget everything."""
         self.own.reset()
         self.rival.reset()
-        self.pictures = []
+        self.images = []
 
     def merge_across_processes(self) -> None:
         """Make every process of the run hold what all have counted; all must call it."""
         merge_across_processes(self.own)
         merge_across_processes(self.rival)
-        self.pictures = list(gather_object(self.pictures))
+        self.images = list(gather_object(self.images))
 
 
 _PATTERN = "counts-*.npz"
@@ -275,4 +275,4 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             content = json.loads(str(arrays["json"]))
             return content, _with_arrays(content["state"], arrays)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and its pictures are evaluated again") from error
+        raise ValueError(f"{path} is damaged ({error}); delete it, and its images are evaluated again") from error

@@ -1,11 +1,11 @@
-"""Evaluation of a segmentation model: what it scores, which classes cost most, and the score of every picture.
+"""Evaluation of a segmentation model: what it scores, which classes cost most, and the score of every image.
 
-`evaluate` is for one answer to each picture, `evaluate_variants` for several. The loop, also over processes and after
+`evaluate` is for one answer to each image, `evaluate_variants` for several. The loop, also over processes and after
 an interruption, is in counting_loop.py.
 
-The loop of every evaluation: each picture is counted once, and counts are kept on disk until the result is there.
+The loop of every evaluation: each image is counted once, and counts are kept on disk until the result is there.
 
-Started by `accelerate launch`, each process takes its share of the pictures, by index and without padding, and the
+Started by `accelerate launch`, each process takes its share of the images, by index and without padding, and the
 counts are merged at the end; alone it does everything itself. What is counted is `Counts`, in counting.py.
 """
 
@@ -29,18 +29,18 @@ from .counts import MAIN, ORACLE, EvaluationCounts, PartialResults, VariantCount
 from .predictor import Predictor
 from .tasks import EvaluationTask, evaluation_task
 
-CHUNK_SIZE = 200  # pictures that an interruption can lose
+CHUNK_SIZE = 200  # images that an interruption can lose
 
 
 class Counts(Protocol):
-    """What an evaluation counts, and the [place in the data set, image id, score] of the pictures that it is of."""
+    """What an evaluation counts, and the [place in the data set, image id, score] of the images that it is of."""
 
     @property
-    def pictures(self) -> list[list[Any]]:
-        """One row for each picture."""
+    def images(self) -> list[list[Any]]:
+        """One row for each image."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything counted, `pictures` among it, as plain objects and arrays."""
+        """Everything counted, `images` among it, as plain objects and arrays."""
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add a `state_dict()`."""
@@ -55,7 +55,7 @@ class Counts(Protocol):
 AnyCounts = TypeVar("AnyCounts", bound=Counts)
 
 
-def count_pictures(
+def count_images(
     dataset: Any,
     new_counts: Callable[[], AnyCounts],
     count_batch: Callable[[AnyCounts, list[tuple[int, Any]]], None],
@@ -67,27 +67,27 @@ def count_pictures(
     chunk_size: int = CHUNK_SIZE,
     progress: bool = False,
 ) -> AnyCounts:
-    """Count all pictures of a data set; every process of the run must call it, and all get the same counts.
+    """Count all images of a data set; every process of the run must call it, and all get the same counts.
 
     Args:
         dataset: what is asked for by index, in the processes that read.
         new_counts: makes empty ones.
         count_batch: adds a batch of (place in the data set, entry) to counts.
-        batch_size: pictures at a time.
-        num_workers: processes that read pictures.
+        batch_size: images at a time.
+        num_workers: processes that read images.
         partial_folder: keep counts here, and go on from those that are there; `None` keeps none. They stay when the
             counts are returned: the caller deletes them once the result is written.
         about: what is evaluated; counts in the folder of something else are an error.
-        chunk_size: pictures to count before counts are saved.
+        chunk_size: images to count before counts are saved.
         progress: show a progress bar.
 
     Raises:
-        ValueError: a size is below 1, there is no picture, or the folder holds another evaluation.
+        ValueError: a size is below 1, there is no image, or the folder holds another evaluation.
     """
     if batch_size < 1 or chunk_size < 1:
         raise ValueError(f"batch_size is {batch_size} and chunk_size {chunk_size}; both must be at least 1")
     if not len(dataset):
-        raise ValueError("the data set has no pictures; check its split")
+        raise ValueError("the data set has no images; check its split")
     state = PartialState()
     counts, chunk = new_counts(), new_counts()
     saved: list[dict[str, Any]] = []
@@ -97,7 +97,7 @@ def count_pictures(
         saved = partial.read()
     state.wait_for_everyone()  # before anyone writes what others must not read
 
-    done = {picture[0] for part in saved for picture in part["pictures"]}
+    done = {image[0] for part in saved for image in part["pictures"]}
     waiting = [index for index in range(len(dataset)) if index not in done]
     if state.is_main_process:
         for part in saved:
@@ -107,20 +107,20 @@ def count_pictures(
         _Indexed(dataset, own), batch_size=batch_size, num_workers=num_workers, collate_fn=list
     )
     show = progress and state.is_main_process
-    with tqdm(total=len(own), unit="picture", disable=None if show else True) as bar:
+    with tqdm(total=len(own), unit="image", disable=None if show else True) as bar:
         for batch in loader:
             count_batch(chunk, batch)
             bar.update(len(batch))
-            if len(chunk.pictures) >= chunk_size:
+            if len(chunk.images) >= chunk_size:
                 _move(chunk, counts, partial)
-    if chunk.pictures:
+    if chunk.images:
         _move(chunk, counts, partial)
     counts.merge_across_processes()
     return counts
 
 
-def rgb_picture(entry: Mapping[str, Any]) -> Image.Image:
-    """The picture of a reader's entry."""
+def rgb_image(entry: Mapping[str, Any]) -> Image.Image:
+    """The image of a reader's entry."""
     image = entry["image"]
     return image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
 
@@ -152,13 +152,13 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class PictureScore:
-    """How well one picture was segmented.
+class ImageScore:
+    """How well one image was segmented.
 
     Attributes:
         index: its place in the data set.
         image_id: its name there.
-        score: in [0, 1]: of all segments together the panoptic quality, the mean IoU of the classes in the picture, or
+        score: in [0, 1]: of all segments together the panoptic quality, the mean IoU of the classes in the image, or
             the F1 of instances at IoU 0.5; NaN where there is nothing to find and nothing was found.
     """
 
@@ -173,12 +173,12 @@ class EvaluationResult:
 
     Attributes:
         task: `panoptic`, `instance` or `semantic`.
-        num_images: pictures that were counted.
+        num_images: images that were counted.
         metrics: what the metric computes, without its `per_class`; with further metrics also theirs, as `oracle_pq`
             and the like.
         classes: a row for every class that occurs, what hurts most first: `label_id`, `label`, `loss` (by how much the
             mean would rise if the class were perfect), the columns of the task, and the main one of further metrics.
-        pictures: the score of every picture, the worst first.
+        images: the score of every image, the worst first.
         notes: what a reader of the numbers should know.
     """
 
@@ -186,7 +186,7 @@ class EvaluationResult:
     num_images: int
     metrics: dict[str, Any]
     classes: list[dict[str, Any]]
-    pictures: list[PictureScore]
+    images: list[ImageScore]
     notes: list[str] = field(default_factory=list)
 
 
@@ -212,8 +212,8 @@ def evaluate(
         dataset: entries of our readers, each with an `image_id` of its own.
         id2label: the data set's classes.
         stuff_classes: those that are stuff.
-        batch_size: pictures at a time.
-        num_workers: processes that read pictures.
+        batch_size: images at a time.
+        num_workers: processes that read images.
         absent: what classes that occur nowhere mean for mean IoU, see `MeanIoU`.
         more_metrics: what to compute beside the task's own metric: "oracle", the score that the model's masks would
             reach with perfect labels (see `OracleClassification` and sure_masks.py), and "boundary", boundary IoU or
@@ -221,11 +221,11 @@ def evaluate(
         partial_folder: keep counts here, and go on from those that are there; `None` keeps none. They stay when the
             result is returned: the caller deletes them once it has written that.
         about: what is evaluated; counts in the folder of something else are an error.
-        chunk_size: pictures to count before counts are saved.
+        chunk_size: images to count before counts are saved.
         progress: show a progress bar.
 
     Raises:
-        ValueError: model and data set have different classes, a picture cannot be read, segmented or counted, or the
+        ValueError: model and data set have different classes, an image cannot be read, segmented or counted, or the
             folder holds another evaluation; the message says which and why.
     """
     settings: dict[str, Any] = {
@@ -239,7 +239,7 @@ def evaluate(
     results = evaluate_variants(
         predictor.task,
         predictor.id2label,
-        lambda pictures: [[answer] for answer in ask(pictures)],
+        lambda images: [[answer] for answer in ask(images)],
         dataset,
         id2label,
         variants=(MAIN,),
@@ -272,18 +272,18 @@ def evaluate_variants(
     Args:
         task_name: `panoptic`, `instance` or `semantic`.
         model_labels: the model's classes.
-        predict: for each picture of a batch the answers of all variants, in their order.
+        predict: for each image of a batch the answers of all variants, in their order.
         dataset: as for `evaluate`, as are all arguments below.
         id2label: the data set's classes.
         variants: names.
         stuff_classes: label ids.
-        batch_size: pictures at a time.
-        num_workers: processes that read pictures.
+        batch_size: images at a time.
+        num_workers: processes that read images.
         absent: what classes that occur nowhere mean for mean IoU.
         more_metrics: what to compute beside the task's own metric, for each variant.
         partial_folder: where to keep counts.
         about: what is evaluated.
-        chunk_size: pictures to count before counts are saved.
+        chunk_size: images to count before counts are saved.
         progress: show a progress bar.
 
     Returns:
@@ -299,13 +299,13 @@ def evaluate_variants(
         logger.warning(labels.warning)
 
     def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
-        pictures = [rgb_picture(entry) for _, entry in batch]
-        for (index, entry), answers in zip(batch, predict(pictures), strict=True):
+        images = [rgb_image(entry) for _, entry in batch]
+        for (index, entry), answers in zip(batch, predict(images), strict=True):
             if table is not None:
                 answers = [task.relabel_both(answer, table) for answer in answers]
             counts.count(index, entry, answers)
 
-    counts = count_pictures(
+    counts = count_images(
         dataset,
         lambda: VariantCounts(task, variants, more_metrics),
         count_batch,
@@ -343,6 +343,6 @@ def _result(
         rows.append(row | {other: values[label] for other, values in further.items()} | columns)
     weight = "pixels" if "pixels" in task.columns else "references"
     rows.sort(key=lambda row: (-row["loss"], -row.get(weight, row.get("missed", 0)), row["label_id"]))
-    pictures = [PictureScore(*picture) for picture in counts.pictures]
-    pictures.sort(key=lambda picture: (math.isnan(picture.score), picture.score, picture.index))
-    return EvaluationResult(name, metric.num_images, computed, rows, pictures, notes)
+    images = [ImageScore(*image) for image in counts.images]
+    images.sort(key=lambda image: (math.isnan(image.score), image.score, image.index))
+    return EvaluationResult(name, metric.num_images, computed, rows, images, notes)

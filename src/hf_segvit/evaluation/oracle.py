@@ -9,14 +9,14 @@ this.
 - `sure_outputs`: for panoptic and instance segmentation.
 - `mask_owners`: for semantic segmentation, which mask is the strongest at each pixel.
 
-Shapes: R rows of the outputs (pictures, or windows), Q queries, C classes without no-object, H W pixels of the answer.
+Shapes: R rows of the outputs (images, or windows), Q queries, C classes without no-object, H W pixels of the answer.
 
 The score that a model's masks would reach if every one of them were labelled perfectly.
 
 `OracleClassification` wraps a metric: each predicted mask first gets the label of the true segment that it fits best,
 then the metric counts as always. The difference to the plain score is what a better classifier can gain; the ViT-P
 paper calls it the upper bound. Masks that the model's own labels keep out of its answer have to be given to it by the
-caller, as `hf_segvit.evaluation` does (sure_masks.py). The functions do the relabelling of one picture, for each kind
+caller, as `hf_segvit.evaluation` does (sure_masks.py). The functions do the relabelling of one image, for each kind
 of prediction.
 
 H W pixels, P predicted and R true segments.
@@ -64,7 +64,7 @@ def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tu
         target_sizes: (height, width) of each answer.
 
     Returns:
-        For each picture `segmentation` (H, W) int64 on the CPU and `segments_info`, rows of `id` and `label_id`, the
+        For each image `segmentation` (H, W) int64 on the CPU and `segments_info`, rows of `id` and `label_id`, the
         class that the mask's query finds most probable.
     """
     rows: list[list[dict[str, Any]]] = [[] for _ in target_sizes]
@@ -97,20 +97,20 @@ def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tu
     return answers
 
 
-def _queries_as_classes(outputs: Any, num_pictures: int) -> tuple[Any, list[list[int]]]:
-    """Outputs in which every query of a picture is a class of its own, and for each picture the queries' own classes.
+def _queries_as_classes(outputs: Any, num_images: int) -> tuple[Any, list[list[int]]]:
+    """Outputs in which every query of an image is a class of its own, and for each image the queries' own classes.
 
-    Queries of a picture's windows are counted on.
+    Queries of an image's windows are counted on.
     """
     logits = _generated(outputs)
     num_queries = logits.shape[1]
     offsets = patch_offsets(outputs)
-    pictures = range(len(logits)) if offsets is None else [int(row[0]) for row in offsets]
-    labels: list[list[int]] = [[] for _ in range(num_pictures)]
+    images = range(len(logits)) if offsets is None else [int(row[0]) for row in offsets]
+    labels: list[list[int]] = [[] for _ in range(num_images)]
     first: list[int] = []
-    for picture, row in zip(pictures, logits[..., :-1].argmax(-1).tolist(), strict=True):
-        first.append(len(labels[picture]))
-        labels[picture] += row
+    for image, row in zip(images, logits[..., :-1].argmax(-1).tolist(), strict=True):
+        first.append(len(labels[image]))
+        labels[image] += row
     objects, nothing = _object_log_probabilities(logits)
     most = max(map(len, labels))
     classes = torch.full((*logits.shape[:2], most + 1), -torch.inf, device=logits.device)
@@ -215,7 +215,7 @@ def relabel_segments(
         prediction: `segmentation` (H, W) and `segments_info`.
         reference: the same.
         stuff_classes: label ids whose segments are merged.
-        name: of the picture, for errors.
+        name: of the image, for errors.
 
     Returns:
         The prediction with other label ids; a new map where segments were merged.
@@ -257,7 +257,7 @@ def relabel_instances(
         prediction: masks and rows, see `MaskAveragePrecision`.
         reference: the same.
         num_labels: number of classes.
-        name: of the picture, for errors.
+        name: of the image, for errors.
 
     Raises:
         ValueError: masks or rows are malformed.
@@ -282,7 +282,7 @@ def relabel_regions(prediction: Any, reference: Any, ignore_index: int | None = 
         prediction: a label map (H, W), or `segmentation` (H, W) and `segments_info`.
         reference: the true label map (H, W).
         ignore_index: label of reference pixels that are not counted, besides negative ones.
-        name: of the picture, for errors.
+        name: of the image, for errors.
 
     Returns:
         (H, W) int64 label map; -1 where the prediction has no segment.

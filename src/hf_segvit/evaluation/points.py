@@ -5,9 +5,9 @@ computed in `metrics/point_accuracy.py`. The loop, also over processes and after
 
 N points, C classes.
 
-Which points of a picture a point classifier is scored at, with the true class of each.
+Which points of an image a point classifier is scored at, with the true class of each.
 
-- `RandomPoints`: all classes of the picture equally often, each of their pixels equally likely, as in training.
+- `RandomPoints`: all classes of the image equally often, each of their pixels equally likely, as in training.
 - `InteriorPoints`: the innermost pixel of every true segment, what a perfect mask generator would ask about.
 - `MaximumPoints`: the highest-valued point of every mask that a generator proposes, and the generator's own opinion.
 
@@ -37,13 +37,13 @@ from ..metrics.point_accuracy import PointAccuracy
 from ..models.label_spaces import match_labels
 from ..models.mask_points import points_from_masks
 from .counts import PointCounts
-from .evaluate import CHUNK_SIZE, EvaluationResult, PictureScore, count_pictures, rgb_picture
+from .evaluate import CHUNK_SIZE, EvaluationResult, ImageScore, count_images, rgb_image
 from .predictor import Predictor
 
 
 @dataclass(frozen=True)
 class LabelledPoints:
-    """Points of a picture.
+    """Points of an image.
 
     Attributes:
         points: (N, 2) float32 x, y in [0, 1].
@@ -69,7 +69,7 @@ class RandomPoints:
     seed: int = 0
 
     def __call__(self, entry: Mapping[str, Any], index: int) -> LabelledPoints:
-        """Points of the picture at place `index` of the data set."""
+        """Points of the image at place `index` of the data set."""
         segment_map, labels = labelled_segments(entry)
         label_map = np.append(labels, -1)[segment_map]
         return LabelledPoints(*draw_points(label_map, self.num_points, sample_generator(self.seed, 0, index)))
@@ -80,13 +80,13 @@ class InteriorPoints:
     """The innermost pixel of every segment."""
 
     def __call__(self, entry: Mapping[str, Any], index: int) -> LabelledPoints:
-        """Points of a picture."""
+        """Points of an image."""
         segment_map, labels = labelled_segments(entry)
         points, point_labels = [], []
         for place, window in enumerate(find_objects(segment_map + 1)):
             if window is None:
                 continue
-            # The picture's border counts as one of the segment.
+            # The image's border counts as one of the segment.
             depth = distance_transform_edt(np.pad(segment_map[window] == place, 1))[1:-1, 1:-1]
             row, column = np.unravel_index(int(depth.argmax()), depth.shape)
             points.append((window[1].start + column + 0.5, window[0].start + row + 0.5))
@@ -110,21 +110,21 @@ class MaximumPoints:
 
     @torch.inference_mode()
     def __call__(self, entry: Mapping[str, Any], index: int) -> LabelledPoints:
-        """Points of a picture; the truth of a point is the class of the pixel that it lies in.
+        """Points of an image; the truth of a point is the class of the pixel that it lies in.
 
         Raises:
-            ValueError: the generator cuts pictures into windows.
+            ValueError: the generator cuts images into windows.
         """
         segment_map, labels = labelled_segments(entry)
         image = entry["image"]
-        picture = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
-        inputs = self.generator.inputs([picture]).to(self.generator.device)
+        rgb = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+        inputs = self.generator.inputs([rgb]).to(self.generator.device)
         outputs = self.generator.model(**inputs)
         class_logits, mask_logits = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
         if len(mask_logits) != 1:
             raise ValueError(
                 f"image {entry.get('image_id')!r}: the generator cuts it into {len(mask_logits)} windows; give one "
-                "that sees whole pictures (task panoptic or instance)"
+                "that sees whole images (task panoptic or instance)"
             )
         probabilities = class_logits[0].softmax(-1)
         kept = (probabilities[:, :-1].amax(-1) >= self.threshold) & (
@@ -165,7 +165,7 @@ def reordered_scores(scores: Tensor, table: np.ndarray) -> Tensor:
 
 
 def _content_cells(inputs: Mapping[str, Any], mask_logits: Tensor) -> Tensor | None:
-    """(1, 2) height and width of the picture in cells of the masks; `None` where it fills them."""
+    """(1, 2) height and width of the image in cells of the masks; `None` where it fills them."""
     input_size = torch.tensor(inputs["pixel_values"].shape[-2:], dtype=torch.float32)
     if inputs.get("content_sizes") is not None:
         content = torch.as_tensor(inputs["content_sizes"], dtype=torch.float32).cpu()
@@ -195,22 +195,22 @@ class PointPredictor:
         self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image], points: Sequence[Tensor]) -> list[Tensor]:
-        """Classify points of pictures, all in one forward pass.
+    def __call__(self, images: Sequence[Image.Image], points: Sequence[Tensor]) -> list[Tensor]:
+        """Classify points of images, all in one forward pass.
 
         Args:
-            pictures: RGB.
-            points: for each picture (N, 2) x, y in [0, 1]; N may differ, and be 0.
+            images: RGB.
+            points: for each image (N, 2) x, y in [0, 1]; N may differ, and be 0.
 
         Returns:
-            For each picture (N, C) float32 logits, on the CPU.
+            For each image (N, C) float32 logits, on the CPU.
         """
-        answers = [torch.zeros(0, len(self.id2label)) for _ in pictures]
+        answers = [torch.zeros(0, len(self.id2label)) for _ in images]
         asked = [index for index, located in enumerate(points) if len(located)]
         if not asked:
             return answers
-        inputs = self.processor([pictures[index] for index in asked], return_tensors="pt")
-        prompts = pad_sequence([self._prompts(pictures[index], points[index]) for index in asked], batch_first=True)
+        inputs = self.processor([images[index] for index in asked], return_tensors="pt")
+        prompts = pad_sequence([self._prompts(images[index], points[index]) for index in asked], batch_first=True)
         counts = torch.tensor([len(points[index]) for index in asked])
         prompt_mask = torch.arange(prompts.shape[1]) < counts[:, None]
         arguments = {"pixel_values": inputs["pixel_values"], "prompts": prompts, "prompt_mask": prompt_mask}
@@ -219,9 +219,9 @@ class PointPredictor:
             answers[index] = logits[place, : len(points[index])]
         return answers
 
-    def _prompts(self, picture: Image.Image, points: Tensor) -> Tensor:
+    def _prompts(self, image: Image.Image, points: Tensor) -> Tensor:
         if self.model.config.point_origin == "corner":  # to such a model, a pixel is where its upper left corner is
-            points = (points - 0.5 / torch.tensor([picture.width, picture.height])).clamp(min=0)
+            points = (points - 0.5 / torch.tensor([image.width, image.height])).clamp(min=0)
         return torch.cat([points, torch.zeros_like(points)], dim=1)
 
 
@@ -238,7 +238,7 @@ def point_source(
     Args:
         kind: one of `POINT_KINDS`; see point_sources.py.
         id2label: the data set's classes.
-        num_points: of a picture, for random points.
+        num_points: of an image, for random points.
         seed: of random points.
         generator: that proposes masks, for "maximum".
 
@@ -276,34 +276,34 @@ def evaluate_points(
         dataset: entries of our readers, each with an `image_id` of its own.
         id2label: the data set's classes.
         points: where to ask, from `point_source`.
-        batch_size: pictures at a time.
-        num_workers: processes that read pictures.
+        batch_size: images at a time.
+        num_workers: processes that read images.
         partial_folder: keep counts here, and go on from those that are there; `None` keeps none. They stay when the
             result is returned: the caller deletes them once it has written that.
         about: what is evaluated, the points included; counts in the folder of something else are an error.
-        chunk_size: pictures to count before counts are saved.
+        chunk_size: images to count before counts are saved.
         progress: show a progress bar.
 
     Returns:
         Metrics of `PointAccuracy`; where the points are those of a generator also `generator_...`, the same of its own
-        classes. The score of a picture is its top-1.
+        classes. The score of an image is its top-1.
 
     Raises:
-        ValueError: model and data set have different classes, a picture cannot be read or counted, or the folder holds
+        ValueError: model and data set have different classes, an image cannot be read or counted, or the folder holds
             another evaluation.
     """
     labels = match_labels(predictor.id2label, id2label)
 
     def count_batch(counts: PointCounts, batch: list[tuple[int, Any]]) -> None:
         located = [found or points(entry, index) for index, (entry, found) in batch]
-        pictures = [rgb_picture(entry) for _, (entry, _) in batch]
-        answers = predictor(pictures, [one.points for one in located])
+        images = [rgb_image(entry) for _, (entry, _) in batch]
+        answers = predictor(images, [one.points for one in located])
         for (index, (entry, _)), one, answer in zip(batch, located, answers, strict=True):
             if labels.table is not None:
                 answer = reordered_scores(answer, labels.table)
             counts.count(index, entry["image_id"], answer, one.rival, one.labels)
 
-    counts = count_pictures(
+    counts = count_images(
         _Pointed(dataset, None if isinstance(points, MaximumPoints) else points),
         lambda: PointCounts(len(id2label)),
         count_batch,
@@ -314,7 +314,7 @@ def evaluate_points(
         chunk_size=chunk_size,
         progress=progress,
     )
-    scores = [PictureScore(*picture) for picture in counts.pictures]
+    scores = [ImageScore(*image) for image in counts.images]
     notes = [labels.warning] if labels.warning else []
     return _result(counts.own, counts.rival, id2label, scores, notes)
 
@@ -337,7 +337,7 @@ def _result(
     metric: PointAccuracy,
     rival: PointAccuracy,
     id2label: Mapping[int, str],
-    scores: list[PictureScore],
+    scores: list[ImageScore],
     notes: list[str],
 ) -> EvaluationResult:
     computed = metric.compute()
@@ -361,5 +361,5 @@ def _result(
             }
         )
     rows.sort(key=lambda row: (-row["loss"], -row["points"], row["label_id"]))
-    scores.sort(key=lambda picture: (math.isnan(picture.score), picture.score, picture.index))
+    scores.sort(key=lambda image: (math.isnan(image.score), image.score, image.index))
     return EvaluationResult("points", metric.num_images, computed, rows, scores, notes)

@@ -1,10 +1,10 @@
-"""Pictures in, answers out in the form that the metrics take.
+"""Images in, answers out in the form that the metrics take.
 
 `Predictor` asks a model for one task; `load_predictor` loads one: ours, any of Transformers' models for universal
 segmentation (Mask2Former, MaskFormer, OneFormer, EoMT), whose peculiarities it hides, or one of them joined with a
 ViT-P. `AlphaPredictor` answers with several weights of the ViT-P at once.
 
-H W pixels of the picture as it was given.
+H W pixels of the image as it was given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..inference.loading import is_fused, load_fused_model, load_universal_model, with_alpha
-from ..inference.segmenter import picture_batches, refuse_views, served_task
+from ..inference.segmenter import image_batches, refuse_views, served_task
 from ..inference.views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 from ..models.class_fusion import check_alpha
 from ..models.image_post_processing import SegmentationPostProcessing
@@ -40,7 +40,7 @@ class Predictor:
             as average precision ranks them.
         stuff_classes: label ids whose panoptic segments are merged, where the processor stores none.
         data_labels: classes of the data set that `stuff_classes` numbers; `None` where these are the model's own ids.
-        views: of each picture, for semantic segmentation.
+        views: of each image, for semantic segmentation.
 
     Raises:
         ValueError: the checkpoint cannot do the task, views are given for another than semantic segmentation, or the
@@ -71,50 +71,50 @@ class Predictor:
         self._is_oneformer = getattr(model.config, "model_type", None) == "oneformer"
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[Any]:
+    def __call__(self, images: Sequence[Image.Image]) -> list[Any]:
         """Answer a batch, all in one forward pass where the processor can.
 
         Returns:
-            For each picture what the metric of the task takes: a label map (H, W), or `segmentation` and
+            For each image what the metric of the task takes: a label map (H, W), or `segmentation` and
             `segments_info`; tensors are on the CPU.
 
         Raises:
-            ValueError: a picture cannot be brought to the model's input.
+            ValueError: an image cannot be brought to the model's input.
         """
         return [
-            answer for batch in picture_batches(self.processor, pictures) for answer in self._answers(*self._ask(batch))
+            answer for batch in image_batches(self.processor, images) for answer in self._answers(*self._ask(batch))
         ]
 
     @torch.inference_mode()
-    def with_masks(self, pictures: Sequence[Image.Image]) -> list[Any]:
+    def with_masks(self, images: Sequence[Image.Image]) -> list[Any]:
         """Answer a batch, each answer with the masks that an oracle would label; otherwise as a call.
 
         Returns:
-            For each picture a `MaskedAnswer`.
+            For each image a `MaskedAnswer`.
         """
         answers: list[Any] = []
-        for batch in picture_batches(self.processor, pictures):
+        for batch in image_batches(self.processor, images):
             asked = self._ask(batch)
             answers += map(MaskedAnswer, self._answers(*asked), self._masks(*asked))
         return answers
 
-    def _ask(self, pictures: list[Image.Image]) -> tuple[list[View], list[tuple[int, int]]]:
-        """The model's outputs for each view, and (height, width) of the pictures."""
-        views = ask_views(self._outputs, self.processor, pictures, self.views, patch_size_of(self.model))
-        return views, [(picture.height, picture.width) for picture in pictures]
+    def _ask(self, images: list[Image.Image]) -> tuple[list[View], list[tuple[int, int]]]:
+        """The model's outputs for each view, and (height, width) of the images."""
+        views = ask_views(self._outputs, self.processor, images, self.views, patch_size_of(self.model))
+        return views, [(image.height, image.width) for image in images]
 
-    def _outputs(self, pictures: list[Image.Image], **settings: Any) -> Any:
-        inputs = self.inputs(pictures, **settings).to(self.device)
+    def _outputs(self, images: list[Image.Image], **settings: Any) -> Any:
+        inputs = self.inputs(images, **settings).to(self.device)
         outputs = self.model(**inputs, **self._model_settings())
         if self._is_oneformer:
-            outputs["input_sizes"] = torch.tensor(inputs["pixel_values"].shape[-2:]).expand(len(pictures), 2)
+            outputs["input_sizes"] = torch.tensor(inputs["pixel_values"].shape[-2:]).expand(len(images), 2)
         return outputs
 
-    def inputs(self, pictures: list[Image.Image], **settings: Any) -> Any:
-        """The processor's output for pictures, on the CPU, with further settings for it."""
+    def inputs(self, images: list[Image.Image], **settings: Any) -> Any:
+        """The processor's output for images, on the CPU, with further settings for it."""
         if self._is_oneformer:
-            settings["task_inputs"] = [self.task] * len(pictures)
-        return self.processor(images=pictures, return_tensors="pt", **settings)
+            settings["task_inputs"] = [self.task] * len(images)
+        return self.processor(images=images, return_tensors="pt", **settings)
 
     def _model_settings(self) -> dict[str, Any]:
         if not is_fused(self.model):
@@ -123,7 +123,7 @@ class Predictor:
         return {"task": self.task, "pruning_threshold": threshold if self.task == "panoptic" else None}
 
     def _answers(self, views: list[View], sizes: list[tuple[int, int]], change: Any = None) -> list[Any]:
-        """Post-processed outputs of pictures, changed before that if a function is given."""
+        """Post-processed outputs of images, changed before that if a function is given."""
         if self.task == "semantic":
             return [label_map.cpu() for label_map in merge_views(self.processor, views, sizes, change)]
         outputs = views[0].outputs if change is None else change(views[0].outputs)
@@ -133,7 +133,7 @@ class Predictor:
         return self._panoptic(outputs, sizes, stored or self.stuff_classes)
 
     def _masks(self, views: list[View], sizes: list[tuple[int, int]]) -> list[Any]:
-        """The masks of pictures for the oracle; the same whatever the weight of a classifier."""
+        """The masks of images for the oracle; the same whatever the weight of a classifier."""
         if self.task == "semantic":
             return mask_owners(self.processor, views, sizes)
         outputs = sure_outputs(views[0].outputs)
@@ -200,29 +200,29 @@ class AlphaPredictor(Predictor):
         self.alphas = list(alphas)
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[list[Any]]:
+    def __call__(self, images: Sequence[Image.Image]) -> list[list[Any]]:
         """Answer a batch.
 
         Returns:
-            For each picture the answers with each alpha, in the form of `Predictor`'s.
+            For each image the answers with each alpha, in the form of `Predictor`'s.
         """
         rows: list[list[Any]] = []
-        for batch in picture_batches(self.processor, pictures):
+        for batch in image_batches(self.processor, images):
             rows += self._by_alpha(*self._ask(batch))
         return rows
 
     @torch.inference_mode()
-    def with_masks(self, pictures: Sequence[Image.Image]) -> list[list[Any]]:
+    def with_masks(self, images: Sequence[Image.Image]) -> list[list[Any]]:
         """As a call, but for `MaskedAnswer`s, whose masks are the same for each alpha."""
         rows: list[list[Any]] = []
-        for batch in picture_batches(self.processor, pictures):
+        for batch in image_batches(self.processor, images):
             asked = self._ask(batch)
             for answers, masks in zip(self._by_alpha(*asked), self._masks(*asked), strict=True):
                 rows.append([MaskedAnswer(answer, masks) for answer in answers])
         return rows
 
     def _by_alpha(self, views: list[View], sizes: list[tuple[int, int]]) -> list[list[Any]]:
-        """For each picture the answers with each alpha."""
+        """For each image the answers with each alpha."""
         columns = [self._answers(views, sizes, self._change(alpha)) for alpha in self.alphas]
         return [list(answers) for answers in zip(*columns, strict=True)]
 
@@ -258,7 +258,7 @@ def load_predictor(
         threshold: score that a panoptic segment needs.
         stuff_classes: label ids whose segments are merged.
         data_labels: classes of the data set that `stuff_classes` numbers.
-        views: of each picture, for semantic segmentation.
+        views: of each image, for semantic segmentation.
         classifier: folder or Hub id of a ViT-P that corrects the labels.
         alpha: its weight; `None`: 0.4, or what a fused checkpoint says.
         label_mismatch: `"keep"` where ViT-P knows other classes, see `ViTPFusionConfig`.

@@ -1,4 +1,4 @@
-"""The result of an evaluation for people and for machines: a table, JSON, and drawings of the worst pictures."""
+"""The result of an evaluation for people and for machines: a table, JSON, and drawings of the worst images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from ..atomic_files import replacing
 from ..drawing.segments import contact_sheet, draw_segments
 from ..models.label_spaces import match_labels
-from .evaluate import EvaluationResult, PictureScore
+from .evaluate import EvaluationResult, ImageScore
 from .predictor import Predictor
 from .tasks import evaluation_task
 
@@ -25,7 +25,7 @@ def result_text(result: EvaluationResult, max_rows: int = 20) -> str:
     scores = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
     oracle = {name.removeprefix(_ORACLE): value for name, value in scores.items() if name.startswith(_ORACLE)}
     metrics = {name: value for name, value in scores.items() if not name.startswith(_ORACLE)}
-    lines = [f"{result.task}, {result.num_images} pictures"]
+    lines = [f"{result.task}, {result.num_images} images"]
     if oracle:
         lines.append("  in brackets: the same masks with perfect labels")
     lines += [f"  note: {note}" for note in result.notes]
@@ -72,7 +72,7 @@ def result_content(result: EvaluationResult) -> dict[str, Any]:
         "notes": result.notes,
         "metrics": result.metrics,
         "classes": result.classes,
-        "pictures": [vars(picture) for picture in result.pictures],
+        "pictures": [vars(image) for image in result.images],
     }
 
 
@@ -94,9 +94,9 @@ def draw_worst(
     predictor: Predictor,
     dataset: Any,
     id2label: Mapping[int, str],
-    pictures: Sequence[PictureScore],
+    scores: Sequence[ImageScore],
 ) -> None:
-    """Draw pictures, their truth and the model's answer side by side; the model is asked again.
+    """Draw images, their truth and the model's answer side by side; the model is asked again.
 
     Raises:
         ValueError: the file cannot be written.
@@ -104,8 +104,8 @@ def draw_worst(
     task = evaluation_task(predictor.task, len(id2label))
     table = match_labels(predictor.id2label, id2label).table
     panels = []
-    for picture in pictures:
-        entry = dataset[picture.index]
+    for score in scores:
+        entry = dataset[score.index]
         image = entry["image"]
         image = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
         (answer,) = predictor([image])
@@ -115,8 +115,8 @@ def draw_worst(
             draw_segments(image, *task.segments(side, size), id2label) for side in (task.reference(entry), answer)
         ]
         panels.append([image, *drawings])
-    titles = [f"{picture.image_id}: {_cell(picture.score)}" for picture in pictures]
-    sheet = contact_sheet(panels, ("picture", "truth", "answer"), row_titles=titles, panel_size=(480, 360))
+    titles = [f"{score.image_id}: {_cell(score.score)}" for score in scores]
+    sheet = contact_sheet(panels, ("image", "truth", "answer"), row_titles=titles, panel_size=(480, 360))
     try:
         with replacing(path) as partial:
             sheet.save(partial)

@@ -1,4 +1,4 @@
-"""What evaluation needs to know of each task: the metric, the truth it takes, and what its counts mean for one picture.
+"""What evaluation needs to know of each task: the metric, the truth it takes, and what its counts mean for one image.
 
 `EvaluationTask` is the interface; `evaluation_task` chooses by name. Label ids are those of the data set; `relabel`
 brings the model's answers to them where the two number the same classes differently (label_matching.py).
@@ -79,15 +79,15 @@ class EvaluationTask(ABC):
         return self.relabel(answer, table)
 
     @abstractmethod
-    def picture_score(self, metric: Any) -> float:
-        """How well a picture is segmented, in [0, 1], from a metric that has seen it alone; NaN where undefined."""
+    def image_score(self, metric: Any) -> float:
+        """How well an image is segmented, in [0, 1], from a metric that has seen it alone; NaN where undefined."""
 
     @abstractmethod
     def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
         """The columns of a class, from its entry in `per_class`."""
 
     def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """An answer (or truth) for a picture of size (H, W) as an id map and its rows, to draw it."""
+        """An answer (or truth) for an image of size (H, W) as an id map and its rows, to draw it."""
         rows = [dict(row) for row in answer["segments_info"]]
         return np.asarray(answer["segmentation"]).astype(np.int64), rows
 
@@ -115,7 +115,7 @@ class PanopticTask(EvaluationTask):
         """The prediction with other label ids."""
         return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
 
-    def picture_score(self, metric: PanopticQuality) -> float:
+    def image_score(self, metric: PanopticQuality) -> float:
         """Panoptic quality of all segments together, whatever their class."""
         found, false, missed, iou = metric.counts["panoptic"].sum(0)
         return _share(iou, found + (false + missed) / 2)
@@ -155,8 +155,8 @@ class SemanticTask(EvaluationTask):
         label_map = np.asarray(prediction).astype(np.int64)
         return np.where(label_map >= 0, table[label_map], -1)
 
-    def picture_score(self, metric: MeanIoU) -> float:
-        """Mean IoU of the classes in the picture."""
+    def image_score(self, metric: MeanIoU) -> float:
+        """Mean IoU of the classes in the image."""
         return metric.compute()["mean_iou"]
 
     def row(self, label: int, values: Mapping[str, Any], metric: MeanIoU) -> dict[str, Any]:
@@ -178,7 +178,7 @@ class InstanceTask(EvaluationTask):
 
     headline = "ap"
     columns = ("ap", "ap_50", "ap_75", "ar_100", "references", "predictions")
-    shown_score = 0.5  # drawings and scores of pictures look at predictions that a user would see
+    shown_score = 0.5  # drawings and scores of images look at predictions that a user would see
 
     def new_metric(self) -> MaskAveragePrecision:
         """An empty metric."""
@@ -202,7 +202,7 @@ class InstanceTask(EvaluationTask):
         """The prediction with other label ids."""
         return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
 
-    def picture_score(self, metric: MaskAveragePrecision) -> float:
+    def image_score(self, metric: MaskAveragePrecision) -> float:
         """F1 at IoU 0.5, of the predictions whose score reaches `shown_score`."""
         records = metric.counts
         shown = records["prediction_score"] >= self.shown_score

@@ -292,7 +292,7 @@ def _cell(text: Any) -> str:
 
 _TEXT = """# {title}
 
-A point classifier (ViT-P, CVPR 2026): a plain Vision Transformer that says what is at a point or in a box of a picture.
+A point classifier (ViT-P, CVPR 2026): a plain Vision Transformer that says what is at a point or in a box of an image.
 
 | | |
 |---|---|

@@ -1,6 +1,6 @@
-"""Finding the pictures that a command line means, and naming the results of each.
+"""Finding the images that a command line means, and naming the results of each.
 
-`find_pictures` expands files, folders (with all below them) and quoted globs; `output_names` gives every picture a name
+`find_images` expands files, folders (with all below them) and quoted globs; `output_names` gives every image a name
 of its own, so that `a.jpg` and `a.png` do not overwrite each other's results.
 """
 
@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-# Pictures that this package writes; a folder that holds them too is not segmented twice.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+# Images that this package writes; a folder that holds them too is not segmented twice.
 RESULT_ENDINGS = (".overlay.png", ".comparison.png", ".panoptic.png", ".semantic.png")
 
 
 @dataclass(frozen=True)
-class PictureFile:
-    """A picture that was asked for.
+class ImageFile:
+    """An image that was asked for.
 
     Attributes:
         path: where it is.
@@ -29,47 +29,47 @@ class PictureFile:
     place: PurePosixPath
 
 
-def find_pictures(patterns: Iterable[str]) -> tuple[list[PictureFile], list[str]]:
-    """The pictures that files, folders and globs mean.
+def find_images(patterns: Iterable[str]) -> tuple[list[ImageFile], list[str]]:
+    """The images that files, folders and globs mean.
 
     Args:
         patterns: paths of files, taken whatever their ending; of folders, searched with all below them; and globs
-            (`*`, `?`, `[...]`, `**` for folders at any depth). Of folders and globs only names that end like pictures
+            (`*`, `?`, `[...]`, `**` for folders at any depth). Of folders and globs only names that end like images
             count, but not `RESULT_ENDINGS`.
 
     Returns:
-        The pictures, each once, sorted within a folder or glob; and the patterns that mean none.
+        The images, each once, sorted within a folder or glob; and the patterns that mean none.
     """
-    found: dict[str, PictureFile] = {}
+    found: dict[str, ImageFile] = {}
     empty = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_file():
-            pictures = [PictureFile(path, PurePosixPath(path.name))]
+            images = [ImageFile(path, PurePosixPath(path.name))]
         elif path.is_dir():
-            pictures = [
-                PictureFile(file, PurePosixPath(file.relative_to(path).as_posix()))
+            images = [
+                ImageFile(file, PurePosixPath(file.relative_to(path).as_posix()))
                 for file in sorted(path.rglob("*"))
-                if _is_picture(file)
+                if _is_image(file)
             ]
         else:
             matches = sorted(glob.glob(str(path), recursive=True))
-            pictures = [PictureFile(file, PurePosixPath(file.name)) for file in map(Path, matches) if _is_picture(file)]
-        if not pictures:
+            images = [ImageFile(file, PurePosixPath(file.name)) for file in map(Path, matches) if _is_image(file)]
+        if not images:
             empty.append(pattern)
-        for picture in pictures:
-            found.setdefault(os.path.realpath(picture.path), picture)
+        for image in images:
+            found.setdefault(os.path.realpath(image.path), image)
     return list(found.values()), empty
 
 
 def output_names(places: Sequence[PurePosixPath]) -> list[str]:
-    """A name for the results of each picture, all different on every file system.
+    """A name for the results of each image, all different on every file system.
 
     Args:
-        places: paths of pictures relative to where results go; folders are kept.
+        places: paths of images relative to where results go; folders are kept.
 
     Returns:
-        The path without its ending; with it, where several pictures share the rest; and with a number, where they
+        The path without its ending; with it, where several images share the rest; and with a number, where they
         share even that.
     """
     stems = Counter(str(place.with_suffix("")).casefold() for place in places)
@@ -86,6 +86,6 @@ def output_names(places: Sequence[PurePosixPath]) -> list[str]:
     return names
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     name = path.name.lower()
-    return name.endswith(PICTURE_SUFFIXES) and not name.endswith(RESULT_ENDINGS) and path.is_file()
+    return name.endswith(IMAGE_SUFFIXES) and not name.endswith(RESULT_ENDINGS) and path.is_file()

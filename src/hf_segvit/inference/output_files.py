@@ -1,6 +1,6 @@
-"""The files that `hf-segvit segment` writes for a picture.
+"""The files that `hf-segvit segment` writes for an image.
 
-`NAME.overlay.png`: the picture with its segments tinted, outlined and labelled. `NAME.panoptic.png` (panoptic): segment
+`NAME.overlay.png`: the image with its segments tinted, outlined and labelled. `NAME.panoptic.png` (panoptic): segment
 ids in COCO's encoding, id = R + 256 * G + 65536 * B, void 0. `NAME.semantic.png` (semantic): one channel of class ids.
 `NAME.segments.json`: what the segments are, in this form:
 
@@ -11,7 +11,7 @@ ids in COCO's encoding, id = R + 256 * G + 65536 * B, void 0. `NAME.semantic.png
 
 `id` is the value of the segment's pixels in the PNG beside: 1, 2, ... (panoptic), the class (semantic, where `score`
 is null). Instances are numbered 1, 2, ... and carry `segmentation`, their mask in COCO's RLE, as they may overlap.
-`area` and `bbox` are in pixels of the picture as it is shown, with the EXIF orientation applied. With a classifier the
+`area` and `bbox` are in pixels of the image as it is shown, with the EXIF orientation applied. With a classifier the
 fields `classifier` and `alpha` follow `model`; after a comparison there are also NAME.comparison.png and
 
      "label_changes": [{"id": 1, "area": 1234, "old": {"label_id": 16, "label": "dog", "score": 0.61},
@@ -20,9 +20,9 @@ fields `classifier` and `alpha` follow `model`; after a comparison there are als
 where `old` is null for a segment that the generator alone would not have shown, and `new` (with `id`) for one that no
 longer reaches the threshold.
 
-What a classifier changed: the segments that two answers to one picture name differently.
+What a classifier changed: the segments that two answers to one image name differently.
 
-`label_changes` finds them; `changes_text` tells them as a table; `draw_comparison` draws picture, generator and fused
+`label_changes` finds them; `changes_text` tells them as a table; `draw_comparison` draws image, generator and fused
 answer side by side. The two answers come from the same masks, as `Segmenter.compare` gives them.
 
 Shapes: H W pixels.
@@ -40,27 +40,27 @@ from PIL import Image
 from ..atomic_files import replacing
 from ..data.mask_files import panoptic_png
 from ..drawing.segments import contact_sheet, draw_segments
-from .segmenter import Segment, SegmentedPicture
+from .segmenter import Segment, SegmentedImage
 
 FORMAT, VERSION = "hf-segvit segments", 1
 
 
 def write_segment_files(
     prefix: Path,
-    picture: Image.Image,
-    answer: SegmentedPicture,
+    image: Image.Image,
+    answer: SegmentedImage,
     id2label: dict[int, str],
     about: dict[str, Any],
-    before: SegmentedPicture | None = None,
+    before: SegmentedImage | None = None,
 ) -> list[Path]:
-    """Write the files of one picture, each whole or not at all.
+    """Write the files of one image, each whole or not at all.
 
     Args:
         prefix: folder and NAME.
-        picture: the picture, for the overlay.
+        image: the image, for the overlay.
         answer: its segments.
         id2label: names of all classes.
-        about: `model`, `threshold` and `picture` of the JSON file, and `classifier` and `alpha` if there are.
+        about: `model`, `threshold` and `image` of the JSON file, and `classifier` and `alpha` if there are.
         before: what the generator alone answered, to draw and list what changed.
 
     Returns:
@@ -74,7 +74,7 @@ def write_segment_files(
     paths = {ending: prefix.with_name(f"{prefix.name}.{ending}") for ending in endings}
     rows = [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in answer.segments]
     with replacing(paths["overlay.png"]) as partial:
-        draw_segments(picture, answer.segment_map, rows, id2label).save(partial)
+        draw_segments(image, answer.segment_map, rows, id2label).save(partial)
     if answer.task == "panoptic":
         panoptic_png(answer.segment_map, paths["panoptic.png"])
     elif answer.task == "semantic":
@@ -83,7 +83,7 @@ def write_segment_files(
             Image.fromarray(label_map).save(partial)
     if before is not None:
         with replacing(paths["comparison.png"]) as partial:
-            draw_comparison(picture, before, answer, id2label).save(partial)
+            draw_comparison(image, before, answer, id2label).save(partial)
     # Last, so that whoever finds the list finds what it speaks of.
     with replacing(paths["segments.json"]) as partial:
         partial.write_text(_json(_description(answer, about, before)), encoding="utf-8")
@@ -96,9 +96,7 @@ def _endings(task: str) -> tuple[str, ...]:
     return ("overlay.png", f"{task}.png", "segments.json")
 
 
-def _description(
-    answer: SegmentedPicture, about: dict[str, Any], before: SegmentedPicture | None = None
-) -> dict[str, Any]:
+def _description(answer: SegmentedImage, about: dict[str, Any], before: SegmentedImage | None = None) -> dict[str, Any]:
     height, width = answer.segment_map.shape
     first = 0 if answer.task == "semantic" else 1
     segments = []
@@ -140,7 +138,7 @@ def _json(description: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {text}" for name, text in fields.items()) + "\n}\n"
 
 
-TITLES = ("picture", "generator", "with ViT-P")
+TITLES = ("image", "generator", "with ViT-P")
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ class LabelChange:
         return {"id": number, "area": self.area, "old": old, "new": new}
 
 
-def label_changes(before: SegmentedPicture, after: SegmentedPicture) -> list[LabelChange]:
+def label_changes(before: SegmentedImage, after: SegmentedImage) -> list[LabelChange]:
     """The segments whose label differs, and those that are there in one answer only; the largest first.
 
     Panoptic: two segments are the same where they share more than half of the smaller one, so that stuff which was
@@ -179,7 +177,7 @@ def label_changes(before: SegmentedPicture, after: SegmentedPicture) -> list[Lab
 
     Args:
         before: the generator's answer.
-        after: that with a classifier, of the same picture and task.
+        after: that with a classifier, of the same image and task.
 
     Raises:
         ValueError: the answers are of different tasks or sizes.
@@ -206,7 +204,7 @@ def label_changes(before: SegmentedPicture, after: SegmentedPicture) -> list[Lab
 
 
 def changes_text(changes: Sequence[LabelChange], num_pixels: int, max_rows: int = 12) -> str:
-    """Changes as a table, a line each: share of the picture, old name and score, new name and score."""
+    """Changes as a table, a line each: share of the image, old name and score, new name and score."""
     if not changes:
         return "  no label changed"
     lines = []
@@ -222,14 +220,14 @@ def changes_text(changes: Sequence[LabelChange], num_pixels: int, max_rows: int 
 
 
 def draw_comparison(
-    picture: Image.Image, before: SegmentedPicture, after: SegmentedPicture, id2label: Mapping[int, str]
+    image: Image.Image, before: SegmentedImage, after: SegmentedImage, id2label: Mapping[int, str]
 ) -> Image.Image:
-    """Picture, generator's answer and fused answer side by side, under titles."""
-    drawings = [draw_segments(picture, side.segment_map, _rows(side), id2label) for side in (before, after)]
-    return contact_sheet([[picture, *drawings]], TITLES)
+    """Image, generator's answer and fused answer side by side, under titles."""
+    drawings = [draw_segments(image, side.segment_map, _rows(side), id2label) for side in (before, after)]
+    return contact_sheet([[image, *drawings]], TITLES)
 
 
-def _rows(answer: SegmentedPicture) -> list[dict[str, Any]]:
+def _rows(answer: SegmentedImage) -> list[dict[str, Any]]:
     return [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in answer.segments]
 
 
@@ -242,7 +240,7 @@ def _best_of_masks(segments: Sequence[Segment]) -> dict[str, Segment]:
     return best
 
 
-def _overlaps(before: SegmentedPicture, after: SegmentedPicture) -> list[tuple[Segment, Segment, int]]:
+def _overlaps(before: SegmentedImage, after: SegmentedImage) -> list[tuple[Segment, Segment, int]]:
     """Segments of both answers that share pixels, and how many."""
     old_of, new_of = ({segment.id: segment for segment in side.segments} for side in (before, after))
     columns = int(after.segment_map.max()) + 2  # ids count from 0, void is -1

@@ -1,10 +1,10 @@
-"""Pictures in, segments out: a model with its image processor on a device.
+"""Images in, segments out: a model with its image processor on a device.
 
-`Segmenter` answers a batch of pictures for one task; `SegmentedPicture` is the answer, with the class, score, area and
+`Segmenter` answers a batch of images for one task; `SegmentedImage` is the answer, with the class, score, area and
 box of every segment, whichever the task. `segment_files.py` writes it to disk. With a fused model `Segmenter.compare`
 also says what its generator alone would have answered.
 
-Shapes: H W pixels of the picture as it was given, upright.
+Shapes: H W pixels of the image as it was given, upright.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ from .views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a picture.
+    """One segment of an image.
 
     Attributes:
-        id: its value in the picture's segment map; the class itself for semantic segmentation.
+        id: its value in the image's segment map; the class itself for semantic segmentation.
         label_id: its class.
         label: the name of the class.
         score: class probability (panoptic), that times the mean mask probability inside (instance), or `None`
@@ -49,8 +49,8 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class SegmentedPicture:
-    """The answer for one picture.
+class SegmentedImage:
+    """The answer for one image.
 
     Attributes:
         task: `panoptic`, `instance` or `semantic`.
@@ -65,14 +65,14 @@ class SegmentedPicture:
 
 
 class Segmenter:
-    """A model with its image processor, ready to segment pictures.
+    """A model with its image processor, ready to segment images.
 
     Args:
         model: an `EoMTForUniversalSegmentation`, a fused model, or any with Mask2Former-style outputs.
         processor: the image processor that belongs to it, of this package.
         task: `panoptic`, `instance` or `semantic`; `None`: what the checkpoint was trained for.
         device: where to compute; `None` takes the best there is, see `pick_device`.
-        views: of each picture, for semantic segmentation.
+        views: of each image, for semantic segmentation.
 
     Raises:
         ValueError: the checkpoint cannot do the task, views are given for another than semantic segmentation, or there
@@ -117,7 +117,7 @@ class Segmenter:
             device: where to compute.
             revision: branch, tag or commit of the repository.
             dtype: of the weights.
-            views: of each picture, for semantic segmentation.
+            views: of each image, for semantic segmentation.
             classifier: a ViT-P that corrects the labels.
             alpha: its weight; `None`: 0.4, or what a fused checkpoint says.
             label_mismatch: `"keep"` where ViT-P knows other classes, see `ViTPFusionConfig`.
@@ -142,39 +142,39 @@ class Segmenter:
         return self.processor.instance_threshold if self.task == "instance" else self.processor.threshold
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image], threshold: float | None = None) -> list[SegmentedPicture]:
-        """Segment pictures, those that may go together in one forward pass (for each view).
+    def __call__(self, images: Sequence[Image.Image], threshold: float | None = None) -> list[SegmentedImage]:
+        """Segment images, those that may go together in one forward pass (for each view).
 
         Args:
-            pictures: upright RGB pictures, as `open_picture` returns them.
+            images: upright RGB images, as `open_image` returns them.
             threshold: score that a segment needs; `None`: the processor's stored value for the task.
 
         Returns:
-            An answer for each picture, at its own size.
+            An answer for each image, at its own size.
 
         Raises:
-            ValueError: a picture cannot be brought to the model's input, the threshold is outside [0, 1], or one is
+            ValueError: an image cannot be brought to the model's input, the threshold is outside [0, 1], or one is
                 given for semantic segmentation, where every pixel has a class.
         """
         refuse_threshold(self.task, threshold)
         return [
             answer
-            for batch in picture_batches(self.processor, pictures)
+            for batch in image_batches(self.processor, images)
             for answer in self._answers(self._ask(batch, threshold), batch, threshold)
         ]
 
     @torch.inference_mode()
     def compare(
-        self, pictures: Sequence[Image.Image], threshold: float | None = None
-    ) -> list[tuple[SegmentedPicture, SegmentedPicture]]:
-        """Segment pictures with a fused model, and say what its generator alone answers.
+        self, images: Sequence[Image.Image], threshold: float | None = None
+    ) -> list[tuple[SegmentedImage, SegmentedImage]]:
+        """Segment images with a fused model, and say what its generator alone answers.
 
         Args:
-            pictures: as for a call.
+            images: as for a call.
             threshold: as for a call.
 
         Returns:
-            For each picture the generator's answer and the fused one, of the same masks.
+            For each image the generator's answer and the fused one, of the same masks.
 
         Raises:
             ValueError: as for a call, or the model has no classifier.
@@ -182,33 +182,33 @@ class Segmenter:
         refuse_threshold(self.task, threshold)
         if not is_fused(self.model):
             raise ValueError("there is nothing to compare: the model has no classifier; name one")
-        pairs: list[tuple[SegmentedPicture, SegmentedPicture]] = []
-        for batch in picture_batches(self.processor, pictures):
+        pairs: list[tuple[SegmentedImage, SegmentedImage]] = []
+        for batch in image_batches(self.processor, images):
             views = self._ask(batch, threshold)
             alone = self._answers(views, batch, threshold, lambda outputs: with_alpha(self.model, outputs, 0))
             pairs += zip(alone, self._answers(views, batch, threshold), strict=True)
         return pairs
 
-    def _ask(self, pictures: Sequence[Image.Image], threshold: float | None) -> list[View]:
+    def _ask(self, images: Sequence[Image.Image], threshold: float | None) -> list[View]:
         settings: dict[str, Any] = {}
         if is_fused(self.model):
             least = self.default_threshold if threshold is None else threshold
             settings = {"task": self.task, "pruning_threshold": least}
 
-        def forward(pictures: list[Image.Image], **sizes: Any) -> Any:
-            inputs = self.processor(images=pictures, return_tensors="pt", **sizes).to(self.device)
+        def forward(images: list[Image.Image], **sizes: Any) -> Any:
+            inputs = self.processor(images=images, return_tensors="pt", **sizes).to(self.device)
             return self.model(**inputs, **settings)
 
-        return ask_views(forward, self.processor, pictures, self.views, patch_size_of(self.model))
+        return ask_views(forward, self.processor, images, self.views, patch_size_of(self.model))
 
     def _answers(
         self,
         views: list[View],
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         threshold: float | None,
         change: Callable[[Any], Any] | None = None,
-    ) -> list[SegmentedPicture]:
-        sizes = [(picture.height, picture.width) for picture in pictures]
+    ) -> list[SegmentedImage]:
+        sizes = [(image.height, image.width) for image in images]
         if self.task == "semantic":
             maps = merge_views(self.processor, views, sizes, change)
             return [self._semantic(label_map.int().cpu().numpy()) for label_map in maps]
@@ -221,23 +221,23 @@ class Segmenter:
         answers = self.processor.post_process_panoptic_segmentation(outputs, threshold=threshold, target_sizes=sizes)
         return [self._panoptic(answer) for answer in answers]
 
-    def _panoptic(self, answer: dict[str, Any]) -> SegmentedPicture:
+    def _panoptic(self, answer: dict[str, Any]) -> SegmentedImage:
         segment_map = answer["segmentation"].cpu().numpy()
         measures = _areas_and_boxes(segment_map)
         segments = [
             Segment(row["id"], row["label_id"], self.id2label[row["label_id"]], row["score"], *measures[row["id"]])
             for row in answer["segments_info"]
         ]
-        return SegmentedPicture("panoptic", segment_map, segments)
+        return SegmentedImage("panoptic", segment_map, segments)
 
-    def _semantic(self, label_map: np.ndarray) -> SegmentedPicture:
+    def _semantic(self, label_map: np.ndarray) -> SegmentedImage:
         segments = [
             Segment(label, label, self.id2label[label], None, area, box)
             for label, (area, box) in _areas_and_boxes(label_map).items()
         ]
-        return SegmentedPicture("semantic", label_map, segments)
+        return SegmentedImage("semantic", label_map, segments)
 
-    def _instance(self, answer: dict[str, Any], size: tuple[int, int]) -> SegmentedPicture:
+    def _instance(self, answer: dict[str, Any], size: tuple[int, int]) -> SegmentedImage:
         segment_map = np.full(size, -1, dtype=np.int32)
         segments = []
         for row, rle in sorted(
@@ -248,27 +248,27 @@ class Segmenter:
             area, box = _areas_and_boxes(mask.astype(np.int32) - 1)[0]
             label = self.id2label[row["label_id"]]
             segments.append(Segment(row["id"], row["label_id"], label, row["score"], area, box, rle))
-        return SegmentedPicture("instance", segment_map, sorted(segments, key=lambda segment: segment.id))
+        return SegmentedImage("instance", segment_map, sorted(segments, key=lambda segment: segment.id))
 
 
-def picture_batches(processor: Any, pictures: Sequence[Image.Image]) -> list[list[Image.Image]]:
-    """Pictures that may go together, in their order, so that no answer depends on the rest of its batch.
+def image_batches(processor: Any, images: Sequence[Image.Image]) -> list[list[Image.Image]]:
+    """Images that may go together, in their order, so that no answer depends on the rest of its batch.
 
-    Processors of Transformers whose size is a rule pad a batch to its largest picture; models see that padding, and the
-    post-processing that comes with them stretches it over the picture.
+    Processors of Transformers whose size is a rule pad a batch to its largest image; models see that padding, and the
+    post-processing that comes with them stretches it over the image.
 
     Args:
         processor: the image processor, a fused model's, or a OneFormerProcessor.
-        pictures: in the order of the answers.
+        images: in the order of the answers.
     """
-    if not pictures:
+    if not images:
         return []
     own = getattr(processor, "generator", processor)
     own = getattr(own, "image_processor", own)
     fixed = isinstance(own, SegmentationPostProcessing) or dict(own.size).get("height")
-    if fixed or len({picture.size for picture in pictures}) == 1:
-        return [list(pictures)]
-    return [[picture] for picture in pictures]
+    if fixed or len({image.size for image in images}) == 1:
+        return [list(images)]
+    return [[image] for image in images]
 
 
 def served_task(processor: Any, task: str | None = None) -> str:

@@ -1,13 +1,13 @@
-"""Test-time augmentation of semantic segmentation: several views of a picture, and their scores averaged.
+"""Test-time augmentation of semantic segmentation: several views of an image, and their scores averaged.
 
-A view is the picture at another input size, or mirrored. It is made before the image processor, so whatever the
-processor makes of it (padding, windows, the picture that a classifier sees, points in masks) belongs together. Scores
+A view is the image at another input size, or mirrored. It is made before the image processor, so whatever the
+processor makes of it (padding, windows, the image that a classifier sees, points in masks) belongs together. Scores
 of a pixel - the sum over queries of class probability x mask probability - are mirrored back and averaged at the size
 of the answer; the class with the largest mean wins. Papers call it multi-scale ("m.s.") evaluation.
 
 - `Views`: which views there are; `ask_views`: a model's outputs for each; `merge_views`: the outputs as semantic maps.
 
-Shapes: B pictures, C classes, H W pixels of the answer.
+Shapes: B images, C classes, H W pixels of the answer.
 """
 
 import math
@@ -25,12 +25,12 @@ from ..models.image_processing_eomt import EoMTImageProcessor
 MAX_SCALE = 8.0
 _OTHERS_MULTIPLE = 32  # what Swin, and the pixel decoders on it, divide a side by
 
-Forward = Callable[..., Any]  # (pictures, **settings of the image processor) -> outputs of the model
+Forward = Callable[..., Any]  # (images, **settings of the image processor) -> outputs of the model
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of a picture are asked for.
+    """Which views of an image are asked for.
 
     Attributes:
         scales: factors of the input size; 1 is the model's own.
@@ -52,7 +52,7 @@ class Views:
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is the picture as it is, and nothing else."""
+        """Whether this is the image as it is, and nothing else."""
         return self.scales == (1.0,) and not self.flip
 
 
@@ -65,7 +65,7 @@ class View:
 
     Attributes:
         outputs: of the model.
-        flipped: whether the pictures were mirrored.
+        flipped: whether the images were mirrored.
         size: the input size, `None` for the image processor's own.
     """
 
@@ -75,14 +75,14 @@ class View:
 
 
 def ask_views(
-    forward: Forward, processor: Any, pictures: Sequence[Image.Image], views: Views = PLAIN, patch_size: int = 1
+    forward: Forward, processor: Any, images: Sequence[Image.Image], views: Views = PLAIN, patch_size: int = 1
 ) -> list[View]:
-    """Ask a model about every view of some pictures.
+    """Ask a model about every view of some images.
 
     Args:
-        forward: prepares pictures and runs the model; `size=` is passed on to the image processor.
+        forward: prepares images and runs the model; `size=` is passed on to the image processor.
         processor: the image processor.
-        pictures: upright RGB pictures.
+        images: upright RGB images.
         views: which.
         patch_size: the model's, of which input sizes are multiples.
 
@@ -97,7 +97,7 @@ def ask_views(
         size = None if scale == 1 else scaled_size(processor, scale, patch_size)
         settings = {} if size is None else {"size": size}
         for flipped in (False, True) if views.flip else (False,):
-            seen = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else picture for picture in pictures]
+            seen = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else image for image in images]
             asked.append(View(forward(seen, **settings), flipped, size))
     return asked
 
@@ -109,7 +109,7 @@ def merge_views(
     target_sizes: Sequence[tuple[int, int]],
     change: Callable[[Any], Any] | None = None,
 ) -> list[Tensor]:
-    """Semantic maps from all views of a batch; memory for two sets of scores (C, H, W) of all pictures is needed.
+    """Semantic maps from all views of a batch; memory for two sets of scores (C, H, W) of all images is needed.
 
     A single view that is not mirrored is the processor's own answer, exactly.
 
@@ -120,7 +120,7 @@ def merge_views(
         change: applied to the outputs of each view first, such as fusion with another alpha.
 
     Returns:
-        For each picture an (H, W) int64 map, on the device of the outputs.
+        For each image an (H, W) int64 map, on the device of the outputs.
     """
     if len(views) == 1 and not views[0].flipped:
         return post_processed(processor, views[0], target_sizes, change)
@@ -143,12 +143,12 @@ def scaled_size(processor: Any, scale: float, patch_size: int = 1) -> dict[str, 
         patch_size: of an EoMT.
 
     Raises:
-        ValueError: the processor does not scale pictures.
+        ValueError: the processor does not scale images.
     """
     processor = getattr(processor, "image_processor", processor)  # of a OneFormerProcessor
     if not getattr(processor, "do_resize", True):
         raise ValueError(
-            f"the image processor leaves pictures as they are (do_resize=False), so there is no view at scale {scale}; "
+            f"the image processor leaves images as they are (do_resize=False), so there is no view at scale {scale}; "
             "use scale 1 alone"
         )
     multiple = patch_size if _is_eomt(processor) else _OTHERS_MULTIPLE
@@ -190,7 +190,7 @@ def post_processed(
 
 
 def _is_eomt(processor: Any) -> bool:
-    """Whether pictures come to an input as EoMTImageProcessor brings them there: the processor, or a fused one's."""
+    """Whether images come to an input as EoMTImageProcessor brings them there: the processor, or a fused one's."""
     return isinstance(processor, SegmentationPostProcessing) and isinstance(
         getattr(processor, "generator", processor), EoMTImageProcessor
     )

@@ -1,7 +1,7 @@
 """What every metric here shares: books of counts that fill batch by batch and merge across processes.
 
-`ImageMetric` is the base class: a metric says how it counts one picture and how counts add up; the base class checks
-the batch, refuses a picture that was counted before, and turns the books into plain objects that can be stored or sent.
+`ImageMetric` is the base class: a metric says how it counts one image and how counts add up; the base class checks
+the batch, refuses an image that was counted before, and turns the books into plain objects that can be stored or sent.
 `merge_across_processes` sums the books of all processes of a run through Accelerate.
 
 H W pixels, C classes.
@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 
 
 class ImageMetric(ABC):
-    """A metric over a data set that keeps counts, never pictures: feed batches, merge processes, compute."""
+    """A metric over a data set that keeps counts, never images: feed batches, merge processes, compute."""
 
     # Books to keep apart before they are summed up; many where a sum copies all that there is.
     _max_parts = 1
@@ -49,20 +49,20 @@ class ImageMetric(ABC):
         """Count a batch; on an error nothing of the batch is counted.
 
         Args:
-            predictions: one per picture, see the class.
+            predictions: one per image, see the class.
             references: as many, in the same order and at the same (H, W).
             image_ids: as many names, all of them new to this metric; without them nothing is checked.
 
         Raises:
             ValueError: lengths or sizes differ, an image id was seen before, or a prediction or reference cannot be
-                counted; the message names the picture's place in the batch, and its id.
+                counted; the message names the image's place in the batch, and its id.
         """
         lengths = {"predictions": len(predictions), "references": len(references)}
         if image_ids is not None:
             lengths["image_ids"] = len(image_ids)
             self._reject_repeated(image_ids)
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"a batch needs one entry per picture in each list, but their lengths are {lengths}")
+            raise ValueError(f"a batch needs one entry per image in each list, but their lengths are {lengths}")
         predictions, references = self._prepared(predictions), self._prepared(references)
         batch = [self._no_counts()]
         for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
@@ -109,7 +109,7 @@ class ImageMetric(ABC):
 
     @abstractmethod
     def _count(self, prediction: Any, reference: Any, name: str, image_id: Hashable) -> dict[str, np.ndarray]:
-        """The books of one picture; errors start with `name`."""
+        """The books of one image; errors start with `name`."""
 
     def _sum(self, books: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Several books in one."""
@@ -127,7 +127,7 @@ class ImageMetric(ABC):
         for image_id in image_ids:
             if image_id in self.image_ids or image_id in seen:
                 raise ValueError(
-                    f"image id {image_id!r} was counted already, and each picture counts once; shard the evaluation "
+                    f"image id {image_id!r} was counted already, and each image counts once; shard the evaluation "
                     "without padding, or drop the repeated samples"
                 )
             seen.add(image_id)
@@ -149,7 +149,7 @@ class MergeableMetric(Protocol):
 def merge_across_processes(metric: MergeableMetric) -> None:
     """Make a metric hold what all processes of the run have counted; every process must call it.
 
-    Alone, it changes nothing. A picture that two processes counted, as samplers that pad their shards make happen, is
+    Alone, it changes nothing. An image that two processes counted, as samplers that pad their shards make happen, is
     an error if the batches came with image ids.
 
     Raises:

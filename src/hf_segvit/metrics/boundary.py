@@ -1,7 +1,7 @@
 """Boundary IoU and boundary AP: masks compared near their outlines, where area hides mistakes of large objects.
 
-The boundary region of a mask holds its pixels at most `dilation_ratio` of the picture's diagonal from its outline, the
-picture's edge included. `BoundaryIoU` compares the regions of each class of label maps; `BoundaryAveragePrecision` is
+The boundary region of a mask holds its pixels at most `dilation_ratio` of the image's diagonal from its outline, the
+image's edge included. `BoundaryIoU` compares the regions of each class of label maps; `BoundaryAveragePrecision` is
 mask AP with the smaller of mask IoU and boundary IoU. Source: Cheng et al., "Boundary IoU", CVPR 2021.
 
 C classes, H W pixels, n predicted and m true masks.
@@ -34,7 +34,7 @@ class BoundaryIoU(ImageMetric):
         num_labels: number of classes C.
         ignore_index: label of reference pixels that are not counted, besides negative ones.
         absent: what classes that occur nowhere mean for the average, see `MeanIoU`.
-        dilation_ratio: width of the regions, as a share of the picture's diagonal; at least one pixel.
+        dilation_ratio: width of the regions, as a share of the image's diagonal; at least one pixel.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -84,7 +84,7 @@ class BoundaryAveragePrecision(MaskAveragePrecision):
 
     Args:
         num_labels: number of classes.
-        dilation_ratio: width of the boundary regions, as a share of the picture's diagonal; at least one pixel.
+        dilation_ratio: width of the boundary regions, as a share of the image's diagonal; at least one pixel.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -119,10 +119,10 @@ def boundary_region(mask: np.ndarray, dilation_ratio: float = DILATION_RATIO) ->
 
     Args:
         mask: (H, W) bool.
-        dilation_ratio: width of the region, as a share of the picture's diagonal; at least one pixel.
+        dilation_ratio: width of the region, as a share of the image's diagonal; at least one pixel.
 
     Returns:
-        (H, W) bool: pixels of the mask that have a pixel outside it, or outside the picture, at most that far away
+        (H, W) bool: pixels of the mask that have a pixel outside it, or outside the image, at most that far away
         along rows and along columns.
     """
     distance = max(1, round(dilation_ratio * float(np.hypot(*mask.shape))))

@@ -21,7 +21,7 @@ from .accumulation import integer_array
 
 @dataclass(frozen=True)
 class InstanceMasks:
-    """The masks of one picture.
+    """The masks of one image.
 
     Attributes:
         rles: n masks as pycocotools takes them, {"size": [H, W], "counts": bytes}.
@@ -44,12 +44,12 @@ class InstanceMasks:
 
 
 def instance_masks(side: Mapping[str, Any], num_labels: int, name: str, *, is_reference: bool) -> InstanceMasks:
-    """Read the masks of one picture.
+    """Read the masks of one image.
 
     Args:
         side: `segmentation` and `segments_info`, see `MaskAveragePrecision`.
         num_labels: number of classes.
-        name: of the picture and side, for errors.
+        name: of the image and side, for errors.
         is_reference: rows have `is_crowd` and perhaps `area`, but no `score`.
 
     Raises:
@@ -91,7 +91,7 @@ class CheckedRles(list):
 
 
 def check_rles_together(sides: Sequence[Any]) -> list[Any]:
-    """Check the RLE masks of many pictures in one pass, which is quicker than one by one.
+    """Check the RLE masks of many images in one pass, which is quicker than one by one.
 
     Args:
         sides: predictions or references, see `MaskAveragePrecision`.
@@ -129,7 +129,7 @@ def _encoded(
         rles = list(segmentation) if is_checked else _checked_rles(segmentation, name)
         sizes = {tuple(rle["size"]) for rle in rles}
         if len(sizes) > 1:
-            raise ValueError(f"{name}: masks have different sizes {sorted(sizes)}; all must be the picture's")
+            raise ValueError(f"{name}: masks have different sizes {sorted(sizes)}; all must be the image's")
         return rles, next(iter(sizes), None)
     if isinstance(segmentation, list | tuple):
         raise ValueError(
@@ -175,7 +175,7 @@ def _checked_rles(rles: Sequence[Mapping[str, Any]], name: str) -> list[dict[str
             raise ValueError(
                 f"{name}, mask {index}: the runs add up to {total} pixels, shortest {least}, but size {height} x "
                 f"{width} needs {height * width} in runs of at least 0: the annotation is damaged, or its size belongs "
-                "to another picture"
+                "to another image"
             )
     return checked
 
@@ -206,7 +206,7 @@ def _run_totals(counts: Sequence[bytes], name: str) -> tuple[list[int], list[int
     ends = np.cumsum(ends_number)[last]
     starts = np.append(0, ends[:-1])
     place = np.arange(len(numbers)) - np.repeat(starts, ends - starts)
-    if shift.max() > 40:  # longer than any picture
+    if shift.max() > 40:  # longer than any image
         worst = int(np.searchsorted(last, shift.argmax()))
         raise ValueError(
             f"{name}, mask {worst}: an RLE mask with a run of {shift.max() // 5 + 1} digits; it is damaged"
@@ -227,7 +227,7 @@ def decoded_masks(segmentation: Any, rows: Sequence[Mapping[str, Any]], size: tu
     """
     rles, found = _encoded(segmentation, rows, "the masks")
     if found and found != size:
-        raise ValueError(f"the masks have (height, width) {found}, the picture {size}; pass target_sizes=")
+        raise ValueError(f"the masks have (height, width) {found}, the image {size}; pass target_sizes=")
     if not rles:
         return np.zeros((0, *size), dtype=bool)
     return np.stack([decode_mask(rle) for rle in rles])

@@ -6,9 +6,9 @@ pycocotools' own IoU; a record takes some 40 bytes, so that a data set of any si
 
 C classes, n predictions of a class, T IoU thresholds, A ranges of areas, R recall levels.
 
-Matching of predicted with true instances in one picture, by the rules of pycocotools, COCO's evaluator.
+Matching of predicted with true instances in one image, by the rules of pycocotools, COCO's evaluator.
 
-`instance_records` compares the masks of a picture and returns one record for every prediction and reference:
+`instance_records` compares the masks of an image and returns one record for every prediction and reference:
 all that average precision needs, without a mask. `MaskAveragePrecision` (sibling module) accumulates the records.
 
 A prediction may match a reference of its class whose IoU reaches a threshold. In order of falling score, each takes the
@@ -39,7 +39,7 @@ AREA_RANGES = {
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, _LARGEST),
 }
-MAX_DETECTIONS = 100  # of one class in one picture
+MAX_DETECTIONS = 100  # of one class in one image
 
 # (n, m) overlaps of predicted and true RLE masks, given which (m,) are crowds.
 Overlap = Callable[[list[dict[str, Any]], list[dict[str, Any]], np.ndarray], np.ndarray]
@@ -51,7 +51,7 @@ def mask_overlap(predicted: list[dict[str, Any]], true: list[dict[str, Any]], is
 
 
 def no_records() -> dict[str, np.ndarray]:
-    """Records of no picture, see `instance_records`."""
+    """Records of no image, see `instance_records`."""
     packed = -(-len(AREA_RANGES) * len(IOU_THRESHOLDS) // 8)
     return {
         "prediction_label": np.zeros(0, np.int64),
@@ -73,7 +73,7 @@ def instance_records(
     name: str = "the image",
     overlap: Overlap = mask_overlap,
 ) -> dict[str, np.ndarray]:
-    """Compare the masks of one picture; the first arguments are described at `MaskAveragePrecision`.
+    """Compare the masks of one image; the first arguments are described at `MaskAveragePrecision`.
 
     Returns:
         For each prediction that counts its `label`, `score`, `image` (the given order), `rank` among those of its
@@ -165,7 +165,7 @@ def _match(
 
 
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
-FEWER_DETECTIONS = (1, 10)  # recall is also reported for so many predictions of a class in a picture
+FEWER_DETECTIONS = (1, 10)  # recall is also reported for so many predictions of a class in an image
 
 
 class MaskAveragePrecision(ImageMetric):
@@ -290,7 +290,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _order(image_id: Hashable) -> int:
-    """A number that orders pictures alike in every process: an integer id itself, of others a digest."""
+    """A number that orders images alike in every process: an integer id itself, of others a digest."""
     if isinstance(image_id, int | np.integer) and abs(int(image_id)) < 2**63:
         return int(image_id)
     digest = hashlib.blake2b(str(image_id).encode(), digest_size=8).digest()

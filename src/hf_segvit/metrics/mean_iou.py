@@ -24,7 +24,7 @@ Absent = Literal["exclude", "zero"]
 class MeanIoU(ImageMetric):
     """Mean intersection over union over a data set: feed batches of label maps, merge processes, compute.
 
-    A prediction is what `post_process_semantic_segmentation` returns for a picture: a tensor or array (H, W) of label
+    A prediction is what `post_process_semantic_segmentation` returns for an image: a tensor or array (H, W) of label
     ids. A reference is the same. Reference pixels that are negative or `ignore_index` are not counted. A prediction
     outside [0, num_labels) is "no class": wrong wherever the reference has a class.
 
@@ -64,7 +64,7 @@ class MeanIoU(ImageMetric):
 def confusion_counts(
     prediction: Any, reference: Any, num_labels: int, ignore_index: int | None = 255, name: str = "the image"
 ) -> np.ndarray:
-    """Count the pixels of one picture by true and predicted class; the arguments are described at `MeanIoU`.
+    """Count the pixels of one image by true and predicted class; the arguments are described at `MeanIoU`.
 
     Returns:
         (C, C + 1) int64.

@@ -1,13 +1,13 @@
 """Panoptic quality (PQ) over a data set, equal to panopticapi's, COCO's reference evaluator.
 
-`PanopticQuality` accumulates counts (never pictures) over batches and processes; `panoptic_quality_from_counts`
-turns counts into the result. `panoptic_counts` (sibling module) scores one picture, for callers that keep their own
-books: worst pictures, oracle labels. Counts are float64 arrays (C, 4): true positives, false positives, false
+`PanopticQuality` accumulates counts (never images) over batches and processes; `panoptic_quality_from_counts`
+turns counts into the result. `panoptic_counts` (sibling module) scores one image, for callers that keep their own
+books: worst images, oracle labels. Counts are float64 arrays (C, 4): true positives, false positives, false
 negatives, summed IoU of the true positives; the metric holds them as `counts["panoptic"]`. C classes.
 
 Source of the measure: Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4.
 
-Matching of predicted with true segments in one picture, by the rules of panopticapi, COCO's evaluator.
+Matching of predicted with true segments in one image, by the rules of panopticapi, COCO's evaluator.
 
 `panoptic_counts` checks the two maps and their rows, counts in one pass the pixels that every pair of segments
 shares, and decides which segments match, which are missed, and which are false or forgiven. `PanopticQuality`
@@ -113,7 +113,7 @@ def panoptic_counts(
     void_ids: Sequence[int] = (-1,),
     name: str = "the image",
 ) -> np.ndarray:
-    """Count matches and errors of one picture; the arguments are described at `PanopticQuality`.
+    """Count matches and errors of one image; the arguments are described at `PanopticQuality`.
 
     Returns:
         (C, 4) float64: true positives, false positives, false negatives, summed IoU of the true positives.
@@ -133,7 +133,7 @@ def panoptic_counts(
     prediction_labels = _label_ids(prediction_rows, num_labels, prediction_name)
     reference_labels = _label_ids(reference_rows, num_labels, reference_name)
 
-    # Segments are compact, so a picture has far fewer runs than pixels: ids are looked up once per run.
+    # Segments are compact, so an image has far fewer runs than pixels: ids are looked up once per run.
     reference_ids, prediction_ids, lengths = _runs(reference_map.reshape(-1), prediction_map.reshape(-1))
     prediction_index = _row_numbers(prediction_ids, prediction_rows, void_ids, prediction_name)
     reference_index = _row_numbers(reference_ids, reference_rows, void_ids, reference_name)

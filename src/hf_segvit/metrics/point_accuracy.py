@@ -5,7 +5,7 @@ Calibration is the expected calibration error of Guo et al. (ICML 2017) with `NU
 the points whose highest probability lies in (k / 15, (k + 1) / 15]; the error is the mean over the points of the
 distance between the share of right answers and the mean confidence of their bin.
 
-C classes, N points of a picture.
+C classes, N points of an image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOP_K = 5
 class PointAccuracy(ImageMetric):
     """Accuracy of point classification over a data set: feed batches, merge processes, compute.
 
-    A prediction holds the logits (or probabilities) of a picture's points: a tensor or array (N, C). A reference holds
+    A prediction holds the logits (or probabilities) of an image's points: a tensor or array (N, C). A reference holds
     their label ids (N,). Points whose reference is `ignore_index` or negative are not counted. Where two classes score
     alike the one with the lower label id wins, as `argmax` has it.
 

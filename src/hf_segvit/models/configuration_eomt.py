@@ -19,10 +19,10 @@ class EoMTConfig(PlainViTConfig):
     """Configuration of `EoMTModel` and `EoMTForUniversalSegmentation`; all fields of `PlainViTConfig`, and these.
 
     Args:
-        num_queries: number Q of queries, the most segments that a picture can have.
+        num_queries: number Q of queries, the most segments that an image can have.
         num_query_layers: blocks at the end that see the queries (the paper's L2).
         num_upscale_blocks: steps of twofold upscaling before the mask product; `None` takes
-            max(1, floor(log2(patch_size)) - 2), which puts the mask logits on a quarter of the picture's resolution.
+            max(1, floor(log2(patch_size)) - 2), which puts the mask logits on a quarter of the image's resolution.
         masked_attention: `False` means never: no attention masks and no predictions between the query layers, in
             training either (the paper's "w/o masking").
         masked_attention_probabilities: per query layer, the probability that a query is confined to its own mask.

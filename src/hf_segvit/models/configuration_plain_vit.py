@@ -26,7 +26,7 @@ class PlainViTConfig(PreTrainedConfig):
         num_attention_heads: heads of every block; must divide `hidden_size`.
         intermediate_size: width inside the MLP (of each half, for `mlp_type="swiglu"`).
         patch_size: side of a patch in pixels.
-        image_size: height and width in pixels, an int or `[height, width]`, of the picture the model was made for.
+        image_size: height and width in pixels, an int or `[height, width]`, of the image the model was made for.
             It fixes the table of learned position embeddings; other inputs are served by resampling that table.
         num_channels: channels of `pixel_values`.
         use_cls_token: whether a CLS token comes first (SigLIP has none).
@@ -35,7 +35,7 @@ class PlainViTConfig(PreTrainedConfig):
             patches of every block, DINOv3) or `"learned_rope"` (both, EVA-02).
         rope_theta: base of the rotary frequencies.
         rope_reference_grid: unit of the rotary coordinates. `None` maps patch centres to [-1, 1] (DINOv3); a number
-            counts patches of a square grid of that many rows, onto which every picture is stretched (EVA-02).
+            counts patches of a square grid of that many rows, onto which every image is stretched (EVA-02).
         rope_offset: rotary coordinate of the first patch, in patches; only with `rope_reference_grid` (1 in Perception
             Encoder; it matters for what other tokens see of the patches).
         embedding_norm: whether the tokens are normalised before the first block (Perception Encoder).
@@ -107,7 +107,7 @@ class PlainViTConfig(PreTrainedConfig):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Patches (rows, columns) of a picture of `image_size`."""
+        """Patches (rows, columns) of an image of `image_size`."""
         height, width = self.image_height_width
         return height // self.patch_size, width // self.patch_size
 

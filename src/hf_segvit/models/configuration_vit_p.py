@@ -24,7 +24,7 @@ class ViTPConfig(PlainViTConfig):
     place.
 
     Args:
-        prompt_attention: `"isolated"`, where a prompt sees itself and the picture and the picture does not see it, so
+        prompt_attention: `"isolated"`, where a prompt sees itself and the image and the image does not see it, so
             that answers are independent and may be asked later; or `"joint"`, where prompts and patches all see each
             other, so that an answer depends on which other prompts are asked (the official model).
         head_type: `"linear"` (the official code) or `"mlp"`, with one hidden layer (the paper).

@@ -1,6 +1,6 @@
-"""Opening pictures and converting them to RGB, as a viewer would show them.
+"""Opening images and converting them to RGB, as a viewer would show them.
 
-`open_picture` reads a file, `to_rgb` converts what Pillow has opened, and `picture_tensor` takes whatever an image
+`open_image` reads a file, `to_rgb` converts what Pillow has opened, and `image_tensor` takes whatever an image
 processor is given (Pillow, NumPy, torch, path, URL) to a (3, H, W) tensor. Orientation (EXIF) is applied, transparency
 lies on white as in Transformers, 16-bit values are scaled by their full range, and of an animation or a multi-page file
 the first frame counts. Colour profiles are not applied: models are trained without them. Pixels are counted before
@@ -18,27 +18,27 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # Pillow's own limit for an error; checked here too, since Pillow's can be switched off by any library in the process.
-MAX_PICTURE_PIXELS = 178_956_970
+MAX_IMAGE_PIXELS = 178_956_970
 
 _ORIENTATION_TAG = 0x0112  # EXIF
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
-def open_picture(source: Any, name: str | None = None) -> Image.Image:
-    """Read a picture file as RGB.
+def open_image(source: Any, name: str | None = None) -> Image.Image:
+    """Read an image file as RGB.
 
     Args:
         source: a path, an http(s) URL, the file's bytes or a binary file object.
-        name: what to call the picture in errors; the path where there is one.
+        name: what to call the image in errors; the path where there is one.
 
     Returns:
-        The upright RGB picture, decoded.
+        The upright RGB image, decoded.
 
     Raises:
-        ValueError: the file is missing, empty, truncated, too large, or no picture of `PICTURE_FORMATS`.
+        ValueError: the file is missing, empty, truncated, too large, or no image of `IMAGE_FORMATS`.
     """
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         name, source = source, _download(source)
@@ -57,7 +57,7 @@ def open_image_file(source: Any, name: str | None = None) -> Image.Image:
         The decoded image, neither converted nor turned upright.
 
     Raises:
-        ValueError: as for `open_picture`.
+        ValueError: as for `open_image`.
     """
     name = name or _file_name(source)
     if isinstance(source, bytes | bytearray):
@@ -67,18 +67,18 @@ def open_image_file(source: Any, name: str | None = None) -> Image.Image:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir():
-            raise ValueError(f"{name}: is a folder; name the picture files in it")
+            raise ValueError(f"{name}: is a folder; name the image files in it")
         if not path.is_file():
             raise ValueError(f"{name}: no such file; check the path (it is read from {Path.cwd()})")
         if path.stat().st_size == 0:
             raise ValueError(f"{name}: the file is empty (0 bytes); copy or download it again")
     try:
-        image = Image.open(source, formats=PICTURE_FORMATS)
+        image = Image.open(source, formats=IMAGE_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name}: {error}; scale the picture down with an image editor first") from error
+        raise ValueError(f"{name}: {error}; scale the image down with an image editor first") from error
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"{name}: not a picture of the formats {', '.join(PICTURE_FORMATS)}, whatever its name ends in; "
+            f"{name}: not an image of the formats {', '.join(IMAGE_FORMATS)}, whatever its name ends in; "
             "convert it to one of them, or copy it again if it is damaged"
         ) from error
     except (OSError, ValueError, SyntaxError) as error:
@@ -90,12 +90,12 @@ def open_image_file(source: Any, name: str | None = None) -> Image.Image:
     return image
 
 
-def to_rgb(picture: Image.Image, name: str = "picture") -> Image.Image:
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     """Convert a Pillow image of any mode to upright RGB, as a viewer would show it.
 
     Args:
-        picture: the image; it may still be undecoded. One that is upright and RGB already is returned as it is.
-        name: what to call the picture in errors.
+        image: the image; it may still be undecoded. One that is upright and RGB already is returned as it is.
+        name: what to call the image in errors.
 
     Returns:
         The RGB image. Transparent parts are composed over white. Modes `I` and `I;16` are divided by 257, so that
@@ -104,63 +104,61 @@ def to_rgb(picture: Image.Image, name: str = "picture") -> Image.Image:
     Raises:
         ValueError: too many pixels, damaged data, a mode that has no RGB form, or values outside its range.
     """
-    _decode(picture, name)
-    picture = _upright(picture)
-    mode = picture.mode
-    if mode in _ALPHA_MODES or (mode in _OPAQUE_MODES and "transparency" in picture.info):
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
+    _decode(image, name)
+    image = _upright(image)
+    mode = image.mode
+    if mode in _ALPHA_MODES or (mode in _OPAQUE_MODES and "transparency" in image.info):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
     if mode == "RGB":
-        return picture
+        return image
     if mode in _OPAQUE_MODES:
-        return picture.convert("RGB")
+        return image.convert("RGB")
     if mode == "I" or mode.startswith("I;16"):
-        return Image.fromarray(_eight_bit(np.asarray(picture).astype(np.int64), name)).convert("RGB")
+        return Image.fromarray(_eight_bit(np.asarray(image).astype(np.int64), name)).convert("RGB")
     if mode == "F":
-        return Image.fromarray(_eight_bit_from_float(np.asarray(picture), name)).convert("RGB")
+        return Image.fromarray(_eight_bit_from_float(np.asarray(image), name)).convert("RGB")
     raise ValueError(f"{name}: images of mode {mode!r} have no RGB form here; save it as an RGB PNG or JPEG first")
 
 
 def as_list(images: Any, num_dims: int) -> list[Any]:
-    """One picture or map, a list of them, or a batch in one array (`num_dims` + 1 axes), as a list."""
+    """One image or map, a list of them, or a batch in one array (`num_dims` + 1 axes), as a list."""
     if isinstance(images, np.ndarray | Tensor) and images.ndim == num_dims + 1:
         return list(images)
     return list(images) if isinstance(images, list | tuple) else [images]
 
 
-def picture_tensor(
-    picture: Any, name: str = "picture", input_data_format: str | None = None, device: Any = None
-) -> Tensor:
-    """The picture as an RGB tensor.
+def image_tensor(image: Any, name: str = "image", input_data_format: str | None = None, device: Any = None) -> Tensor:
+    """The image as an RGB tensor.
 
     Args:
-        picture: a Pillow image, a path, URL, bytes or file object, or a NumPy array or tensor: (H, W), or 1, 3 or 4
+        image: a Pillow image, a path, URL, bytes or file object, or a NumPy array or tensor: (H, W), or 1, 3 or 4
             channels first or last; uint8, uint16 (full range), bool, or floating point in [0, 1] (grey and RGB floats
             are taken as they are: whoever scales them checks the range).
-        name: what to call the picture in errors.
+        name: what to call the image in errors.
         input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
         device: where the tensor shall be; `None` leaves tensors where they are.
 
     Returns:
-        (3, H, W), uint8 or float32. Its memory is channels-last for decoded pictures: resizing is several times faster.
+        (3, H, W), uint8 or float32. Its memory is channels-last for decoded images: resizing is several times faster.
 
     Raises:
-        ValueError: the picture cannot be read, or an array's shape or type says no picture.
+        ValueError: the image cannot be read, or an array's shape or type says no image.
     """
-    if isinstance(picture, np.ndarray | Tensor):
-        return _array_tensor(picture, name, input_data_format, device)
-    if isinstance(picture, Image.Image):
-        picture = to_rgb(picture, name)
-    elif isinstance(picture, str | os.PathLike):
-        picture = open_picture(picture)
-    elif isinstance(picture, bytes | bytearray) or hasattr(picture, "read"):
-        picture = open_picture(picture, name)
+    if isinstance(image, np.ndarray | Tensor):
+        return _array_tensor(image, name, input_data_format, device)
+    if isinstance(image, Image.Image):
+        image = to_rgb(image, name)
+    elif isinstance(image, str | os.PathLike):
+        image = open_image(image)
+    elif isinstance(image, bytes | bytearray) or hasattr(image, "read"):
+        image = open_image(image, name)
     else:
         raise ValueError(
-            f"{name}: got {type(picture).__name__}; a picture is a Pillow image, an array, a tensor, a path or a URL"
+            f"{name}: got {type(image).__name__}; an image is a Pillow image, an array, a tensor, a path or a URL"
         )
-    return torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
 
 
 def _array_tensor(array: Any, name: str, input_data_format: str | None, device: Any) -> Tensor:
@@ -182,7 +180,7 @@ def _array_tensor(array: Any, name: str, input_data_format: str | None, device: 
     if tensor.ndim == 2:
         tensor = tensor.unsqueeze(0)
     elif tensor.ndim != 3:
-        raise ValueError(f"{name}: shape {tuple(tensor.shape)}; a picture is (H, W), (H, W, C) or (C, H, W)")
+        raise ValueError(f"{name}: shape {tuple(tensor.shape)}; an image is (H, W), (H, W, C) or (C, H, W)")
     elif _channels_last(tuple(tensor.shape), name, input_data_format):
         tensor = tensor.permute(2, 0, 1)
     if 0 in tensor.shape:
@@ -203,11 +201,11 @@ def _channels_last(shape: tuple[int, ...], name: str, input_data_format: str | N
             "it is 'channels_first' or 'channels_last'"
         )
     if first and last:
-        if (shape[0] == 3) != (shape[2] == 3):  # a picture 1 or 4 pixels high or wide
+        if (shape[0] == 3) != (shape[2] == 3):  # an image 1 or 4 pixels high or wide
             return shape[2] == 3
         raise ValueError(f"{name}: shape {shape} could have its channels first or last; say input_data_format=")
     if not first and not last:
-        raise ValueError(f"{name}: shape {shape}; a picture has 1, 3 or 4 channels, first or last")
+        raise ValueError(f"{name}: shape {shape}; an image has 1, 3 or 4 channels, first or last")
     return last
 
 
@@ -221,17 +219,17 @@ def _over_white(rgba: Tensor, name: str) -> Tensor:
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
 
 
-def check_unit_range(picture: Tensor, name: str) -> None:
-    """Refuse a floating-point picture that is not in [0, 1].
+def check_unit_range(image: Tensor, name: str) -> None:
+    """Refuse a floating-point image that is not in [0, 1].
 
     Args:
-        picture: floating point, any shape.
-        name: what to call the picture in errors.
+        image: floating point, any shape.
+        name: what to call the image in errors.
 
     Raises:
         ValueError: a value is NaN, below 0 or above 1; the message names the range found.
     """
-    low, high = (float(v) for v in torch.aminmax(picture))
+    low, high = (float(v) for v in torch.aminmax(image))
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"{name}: floating-point values from {low:g} to {high:g}, but [0, 1] is expected; convert to uint8, "
@@ -251,30 +249,30 @@ def _download(address: str) -> bytes:
 def _file_name(source: Any) -> str:
     if isinstance(source, str | os.PathLike):
         return str(source)
-    return str(getattr(source, "name", "picture"))
+    return str(getattr(source, "name", "image"))
 
 
-def _decode(picture: Image.Image, name: str) -> None:
-    width, height = picture.size
-    if width * height > MAX_PICTURE_PIXELS:
+def _decode(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
-            f"{name}: {width}x{height} pixels, more than the limit of {MAX_PICTURE_PIXELS:,}; such a file can be an "
+            f"{name}: {width}x{height} pixels, more than the limit of {MAX_IMAGE_PIXELS:,}; such a file can be an "
             "attack (decompression bomb). If it is not, scale it down with an image editor first"
         )
     try:
-        picture.load()
+        image.load()
     # Pillow's decoders raise these, and a few of their own, on damaged data.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        raise ValueError(f"{name}: the picture is truncated or damaged ({error}); copy or download it again") from error
+        raise ValueError(f"{name}: the image is truncated or damaged ({error}); copy or download it again") from error
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     try:
-        if picture.getexif().get(_ORIENTATION_TAG, 1) == 1:
-            return picture
-        return ImageOps.exif_transpose(picture)
+        if image.getexif().get(_ORIENTATION_TAG, 1) == 1:
+            return image
+        return ImageOps.exif_transpose(image)
     except Exception:  # EXIF blocks in the wild are often malformed, in many ways; viewers ignore such a block
-        return picture
+        return image
 
 
 def _eight_bit(values: np.ndarray, name: str) -> np.ndarray:

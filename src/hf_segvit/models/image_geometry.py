@@ -1,19 +1,19 @@
-"""Where a scaled picture lies in the model's input: padded to it, or cut into windows of it.
+"""Where a scaled image lies in the model's input: padded to it, or cut into windows of it.
 
-Sizes are (height, width) in pixels, windows rows (picture, start, end) along the longer side. The arithmetic is that
+Sizes are (height, width) in pixels, windows rows (image, start, end) along the longer side. The arithmetic is that
 of the official EoMT evaluation (Python's `round`, starts cut off to integers), with two additions: a side never
-becomes 0, and the last window ends where the picture ends (in pictures longer than 7:1 a rounding error of the
+becomes 0, and the last window ends where the image ends (in images longer than 7:1 a rounding error of the
 official formula can lose the last column).
 
-From picture tensors to the model's input: sizes, scaling, cutting, and one normalised batch.
+From image tensors to the model's input: sizes, scaling, cutting, and one normalised batch.
 
-Pictures are (3, H, W), uint8 or float32; sizes are (height, width). `views` are what the model sees: the scaled picture
+Images are (3, H, W), uint8 or float32; sizes are (height, width). `views` are what the model sees: the scaled image
 itself, to be padded, or its windows. The geometry is in `image_windows.py`.
 
-Where the pictures lie in a model's outputs, and at which sizes to answer: what post-processing needs to know.
+Where the images lie in a model's outputs, and at which sizes to answer: what post-processing needs to know.
 
-A model that passes the image processor's `content_sizes` (size of the scaled picture) and `patch_offsets` (windows)
-through says it all. From others the same follows from `target_sizes`, taken as the pictures' own sizes, by the rules of
+A model that passes the image processor's `content_sizes` (size of the scaled image) and `patch_offsets` (windows)
+through says it all. From others the same follows from `target_sizes`, taken as the images' own sizes, by the rules of
 `image_windows.py`. Sizes are (height, width).
 """
 
@@ -28,41 +28,41 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import pil_torch_interpolation_mapping
 
-from .image_decoding import MAX_PICTURE_PIXELS, check_unit_range
+from .image_decoding import MAX_IMAGE_PIXELS, check_unit_range
 
 Size = tuple[int, int]
 Window = tuple[int, int, int]
 
 
-def padded_content_size(picture_size: Size, input_size: Size) -> Size:
-    """Size of a picture scaled to fit into the input, its proportions kept."""
-    height, width = picture_size
+def padded_content_size(image_size: Size, input_size: Size) -> Size:
+    """Size of an image scaled to fit into the input, its proportions kept."""
+    height, width = image_size
     factor = min(input_size[0] / height, input_size[1] / width)
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def windowed_content_size(picture_size: Size, input_size: Size) -> Size:
-    """Size of a picture scaled to cover the input, its proportions kept: one side matches, the other may exceed."""
-    height, width = picture_size
+def windowed_content_size(image_size: Size, input_size: Size) -> Size:
+    """Size of an image scaled to cover the input, its proportions kept: one side matches, the other may exceed."""
+    height, width = image_size
     factor = max(input_size[0] / height, input_size[1] / width)
     return max(input_size[0], round(height * factor)), max(input_size[1], round(width * factor))
 
 
 def window_axis(content_size: Size, input_size: Size) -> int:
-    """0 if the windows of a scaled picture follow each other from top to bottom, 1 if from left to right."""
+    """0 if the windows of a scaled image follow each other from top to bottom, 1 if from left to right."""
     return 0 if content_size[0] > input_size[0] else 1
 
 
 def windows_of(content_sizes: Sequence[Size], input_size: Size) -> list[Window]:
-    """The windows of a batch of scaled pictures, picture by picture.
+    """The windows of a batch of scaled images, image by image.
 
     Args:
-        content_sizes: what `windowed_content_size` gave for each picture.
+        content_sizes: what `windowed_content_size` gave for each image.
         input_size: size of a window.
 
     Returns:
-        Rows (index of the picture, first pixel, pixel behind the last) along the axis that exceeds the window. As few
-        windows as cover the picture, evenly spread.
+        Rows (index of the image, first pixel, pixel behind the last) along the axis that exceeds the window. As few
+        windows as cover the image, evenly spread.
     """
     windows = []
     for index, content_size in enumerate(content_sizes):
@@ -75,69 +75,69 @@ def windows_of(content_sizes: Sequence[Size], input_size: Size) -> list[Window]:
     return windows
 
 
-def content_size(picture_size: Size, input_size: Size, *, windowed: bool, do_resize: bool, name: str) -> Size:
-    """Size that a picture is scaled to, or has already if it is not to be scaled.
+def content_size(image_size: Size, input_size: Size, *, windowed: bool, do_resize: bool, name: str) -> Size:
+    """Size that an image is scaled to, or has already if it is not to be scaled.
 
     Args:
-        picture_size: the picture's own.
+        image_size: the image's own.
         input_size: the model's.
         windowed: cover the input (windows are cut) instead of fitting into it (padding is added).
-        do_resize: without, the picture must fit as it is.
-        name: what to call the picture in errors.
+        do_resize: without, the image must fit as it is.
+        name: what to call the image in errors.
 
     Returns:
         (height, width) before cutting or padding.
 
     Raises:
-        ValueError: the picture does not fit as it is, or is so long that scaling it would take excessive memory.
+        ValueError: the image does not fit as it is, or is so long that scaling it would take excessive memory.
     """
     if do_resize:
-        size = (windowed_content_size if windowed else padded_content_size)(picture_size, input_size)
-        if size[0] * size[1] > MAX_PICTURE_PIXELS:
+        size = (windowed_content_size if windowed else padded_content_size)(image_size, input_size)
+        if size[0] * size[1] > MAX_IMAGE_PIXELS:
             raise ValueError(
-                f"{name}: {picture_size[0]}x{picture_size[1]} (height x width) would be scaled to {size[0]}x{size[1]}, "
-                f"above the limit of {MAX_PICTURE_PIXELS:,} pixels; crop it, or pass do_split_image=False"
+                f"{name}: {image_size[0]}x{image_size[1]} (height x width) would be scaled to {size[0]}x{size[1]}, "
+                f"above the limit of {MAX_IMAGE_PIXELS:,} pixels; crop it, or pass do_split_image=False"
             )
         return size
-    height, width = picture_size
+    height, width = image_size
     if windowed and (min(height - input_size[0], width - input_size[1]) != 0):
         need = "match it on one side and cover it on the other"
     elif not windowed and (height > input_size[0] or width > input_size[1]):
         need = "fit into it"
     else:
-        return picture_size
+        return image_size
     raise ValueError(
         f"{name}: {height}x{width} (height x width) with do_resize=False, but the input is "
-        f"{input_size[0]}x{input_size[1]} and the picture must {need}; pass do_resize=True or another size="
+        f"{input_size[0]}x{input_size[1]} and the image must {need}; pass do_resize=True or another size="
     )
 
 
-def scale_picture(picture: Tensor, size: Size, *, resample: int, do_rescale: bool, name: str) -> Tensor:
-    """Resize, antialiased; floating-point pictures come out in [0, 255] like 8-bit ones, unless `do_rescale` is off.
+def scale_image(image: Tensor, size: Size, *, resample: int, do_rescale: bool, name: str) -> Tensor:
+    """Resize, antialiased; floating-point images come out in [0, 255] like 8-bit ones, unless `do_rescale` is off.
 
     Args:
-        picture: (3, H, W).
+        image: (3, H, W).
         size: of the result.
         resample: Pillow's number of the filter.
         do_rescale: whether the values will be multiplied by 1/255; floats must then be in [0, 1].
-        name: what to call the picture in errors.
+        name: what to call the image in errors.
 
     Returns:
-        (3, height, width) of the picture's type.
+        (3, height, width) of the image's type.
 
     Raises:
         ValueError: floats outside [0, 1].
     """
-    if do_rescale and picture.is_floating_point():
-        check_unit_range(picture, name)
-        picture = picture * 255
+    if do_rescale and image.is_floating_point():
+        check_unit_range(image, name)
+        image = image * 255
     return tvF.resize(
-        picture, list(size), interpolation=pil_torch_interpolation_mapping[Resampling(resample)], antialias=True
+        image, list(size), interpolation=pil_torch_interpolation_mapping[Resampling(resample)], antialias=True
     )
 
 
 def views(scaled: Sequence[Tensor], windows: Sequence[Window] | None, input_size: Size) -> list[Tensor]:
-    """What the model sees of each picture or map: all of it, or its windows in turn.
+    """What the model sees of each image or map: all of it, or its windows in turn.
 
     Args:
         scaled: tensors (..., H, W).
@@ -158,12 +158,12 @@ def views(scaled: Sequence[Tensor], windows: Sequence[Window] | None, input_size
 
 
 def normalized_batch(
-    pictures: Sequence[Tensor], input_size: Size, rescale_factor: float, mean: Sequence[float], std: Sequence[float]
+    images: Sequence[Tensor], input_size: Size, rescale_factor: float, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """One batch of (value * rescale_factor - mean) / std, padded right and below with what black becomes.
 
     Args:
-        pictures: (3, H, W) each, at most of the input's size.
+        images: (3, H, W) each, at most of the input's size.
         input_size: of the batch.
         rescale_factor: multiplies the values.
         mean: of each channel, after rescaling.
@@ -172,10 +172,10 @@ def normalized_batch(
     Returns:
         (B, 3, height, width) float32.
     """
-    device = pictures[0].device
-    batch = torch.zeros(len(pictures), 3, *input_size, dtype=torch.float32, device=device)
-    for row, picture in zip(batch, pictures, strict=True):
-        row[:, : picture.shape[1], : picture.shape[2]] = picture
+    device = images[0].device
+    batch = torch.zeros(len(images), 3, *input_size, dtype=torch.float32, device=device)
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
     shift, scale = (torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std))
     return batch.mul_(rescale_factor / scale).sub_(shift / scale)
 
@@ -183,20 +183,20 @@ def normalized_batch(
 def whole_geometry(
     outputs: Any, target_sizes: Any, input_size: Size, *, do_resize: bool = True, do_pad: bool = True
 ) -> dict[str, Any]:
-    """Geometry of pictures that were padded to the input.
+    """Geometry of images that were padded to the input.
 
     Args:
         outputs: the model's, with `class_queries_logits` (B, Q, C+1) and perhaps `content_sizes`.
-        target_sizes: (height, width) of each picture, as pairs or a (B, 2) tensor; `None`: no answer at picture size.
+        target_sizes: (height, width) of each image, as pairs or a (B, 2) tensor; `None`: no answer at image size.
         input_size: size of the model's input.
-        do_resize: whether the pictures were scaled to the input.
+        do_resize: whether the images were scaled to the input.
         do_pad: whether they were padded to it; without, the input is as large as they are.
 
     Returns:
         `target_sizes`, `content_sizes` (both `None` without target sizes) and `input_size`.
 
     Raises:
-        ValueError: sizes that are none, are not as many as the pictures, or exceed the input.
+        ValueError: sizes that are none, are not as many as the images, or exceed the input.
     """
     batch_size = len(outputs.class_queries_logits)
     targets = _sizes(target_sizes, "target_sizes", batch_size)
@@ -207,55 +207,55 @@ def whole_geometry(
         input_size = contents[0]
     if any(content[axis] > input_size[axis] for content in contents or () for axis in (0, 1)):
         raise ValueError(
-            f"content_sizes {contents} exceed the input size {input_size}; if the pictures were prepared with another "
+            f"content_sizes {contents} exceed the input size {input_size}; if the images were prepared with another "
             "size, pass the same size= here"
         )
     return {"target_sizes": targets, "content_sizes": contents if targets else None, "input_size": input_size}
 
 
 def window_geometry(outputs: Any, target_sizes: Any, input_size: Size) -> dict[str, Any]:
-    """Geometry of pictures that were cut into windows.
+    """Geometry of images that were cut into windows.
 
     Args:
         outputs: the model's, with `class_queries_logits` (windows, Q, C+1) and perhaps `content_sizes` (B, 2) and
             `patch_offsets` (windows, 3).
-        target_sizes: (height, width) of each picture, as pairs or a (B, 2) tensor; `None`: those of the scaled
-            pictures.
+        target_sizes: (height, width) of each image, as pairs or a (B, 2) tensor; `None`: those of the scaled
+            images.
         input_size: size of a window.
 
     Returns:
-        `windows`, rows (picture, start, end), `image_sizes` of the scaled pictures, `target_sizes` and `window_size`.
+        `windows`, rows (image, start, end), `image_sizes` of the scaled images, `target_sizes` and `window_size`.
 
     Raises:
-        ValueError: sizes that are none or not as many as the pictures, or windows that do not belong together.
+        ValueError: sizes that are none or not as many as the images, or windows that do not belong together.
     """
     num_outputs = len(outputs.class_queries_logits)
     windows = patch_offsets(outputs)
     contents = _sizes(getattr(outputs, "content_sizes", None), "content_sizes")
-    num_pictures = len(contents) if contents else windows[-1][0] + 1 if windows else None
-    targets = _sizes(target_sizes, "target_sizes", num_pictures)
+    num_images = len(contents) if contents else windows[-1][0] + 1 if windows else None
+    targets = _sizes(target_sizes, "target_sizes", num_images)
     if contents is not None:
         image_sizes = contents
     elif targets is not None:
         image_sizes = [windowed_content_size(target, input_size) for target in targets]
     elif windows is None:
-        image_sizes = [input_size] * num_outputs  # nothing is known: each output is a picture of its own
+        image_sizes = [input_size] * num_outputs  # nothing is known: each output is an image of its own
     else:
         raise ValueError(
-            "the outputs hold patch_offsets but no content_sizes, so the shape of the pictures is not known; "
+            "the outputs hold patch_offsets but no content_sizes, so the shape of the images is not known; "
             "pass target_sizes="
         )
     expected = windows_of(image_sizes, input_size)
     windows = windows or expected
     if [row[0] for row in windows] != [row[0] for row in expected] or len(windows) != num_outputs:
         raise ValueError(
-            f"{len(image_sizes)} pictures, scaled to {image_sizes}, are cut into {len(expected)} windows of "
+            f"{len(image_sizes)} images, scaled to {image_sizes}, are cut into {len(expected)} windows of "
             f"{input_size[0]}x{input_size[1]}, but there are {num_outputs} outputs and {len(windows)} patch_offsets. "
-            "All windows of a picture must come together: use batch_size=1 in a pipeline, or give the model all that "
+            "All windows of an image must come together: use batch_size=1 in a pipeline, or give the model all that "
             "the processor returned"
         )
     if contents is None:
-        # Other processors round the longer side down; their last window says where the picture ends.
+        # Other processors round the longer side down; their last window says where the image ends.
         for index, _, end in windows:
             height, width = image_sizes[index]
             by_rows = window_axis((height, width), input_size) == 0
@@ -269,7 +269,7 @@ def window_geometry(outputs: Any, target_sizes: Any, input_size: Size) -> dict[s
 
 
 def patch_offsets(outputs: Any) -> list[Window] | None:
-    """The windows that the outputs name, as rows (picture, start, end); `None` if they name none.
+    """The windows that the outputs name, as rows (image, start, end); `None` if they name none.
 
     Args:
         outputs: the model's; `patch_offsets` may be a tensor (windows, 3) or a list of tensors, as Transformers' EoMT
@@ -285,15 +285,15 @@ def patch_offsets(outputs: Any) -> list[Window] | None:
     return [(int(index), int(start), int(end)) for index, start, end in rows]
 
 
-def _sizes(sizes: Any, name: str, num_pictures: int | None = None) -> list[Size] | None:
+def _sizes(sizes: Any, name: str, num_images: int | None = None) -> list[Size] | None:
     if sizes is None:
         return None
     rows = _as_lists(sizes)
     for row in rows:
         if not isinstance(row, list) or len(row) != 2 or any(side != int(side) or side < 1 for side in row):
             raise ValueError(f"{name}: {row} is not a pair of positive integers (height, width)")
-    if num_pictures is not None and len(rows) != num_pictures:
-        raise ValueError(f"{name} has {len(rows)} entries for {num_pictures} pictures; give one (height, width) each")
+    if num_images is not None and len(rows) != num_images:
+        raise ValueError(f"{name} has {len(rows)} entries for {num_images} images; give one (height, width) each")
     return [(int(height), int(width)) for height, width in rows]
 
 

@@ -1,7 +1,7 @@
 """The three `post_process_*` methods of our image processors: checks and geometry around `segment_masks.py`.
 
 They read `class_queries_logits` (B, Q, C+1) and `masks_queries_logits` (B, Q, h, w) from any model's outputs, and its
-`content_sizes` and `patch_offsets` where it passes them through; where it does not, the size of the picture inside the
+`content_sizes` and `patch_offsets` where it passes them through; where it does not, the size of the image inside the
 input follows from `target_sizes`. Signatures are Mask2Former's, with `stuff_classes` as another name of
 `label_ids_to_fuse`, defaults that the processor stores, and `size` for calls that overrode the processor's.
 """
@@ -74,18 +74,18 @@ class SegmentationPostProcessing:
         """A label for every pixel.
 
         Args:
-            outputs: the model's. With windows, all windows of each picture.
-            target_sizes: (height, width) of each picture, a list of pairs or a tensor (B, 2); `None` answers at the
-                resolution of the model's input, padding included (with windows: of the scaled picture).
+            outputs: the model's. With windows, all windows of each image.
+            target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None` answers at the
+                resolution of the model's input, padding included (with windows: of the scaled image).
             return_segmentation_scores: return scores beside the map.
             size: the input size, if the call that made the input overrode the processor's.
 
         Returns:
-            For each picture an (H, W) int64 map of label ids, each in [0, C); or with scores an object with
+            For each image an (H, W) int64 map of label ids, each in [0, C); or with scores an object with
             `segmentation` and `segmentation_scores` (C, H, W).
 
         Raises:
-            ValueError: as many sizes as pictures are needed, and all windows of a picture together.
+            ValueError: as many sizes as images are needed, and all windows of an image together.
         """
         logits = outputs.class_queries_logits, outputs.masks_queries_logits
         unknown = (
@@ -126,14 +126,14 @@ class SegmentationPostProcessing:
             mask_threshold: probability above which a pixel belongs to a mask; `None`: the stored value.
             overlap_mask_area_threshold: accepted for the sake of callers that pass it to every method; it has no
                 meaning here, as objects do not compete for pixels.
-            target_sizes: (height, width) of each picture, a list of pairs or a tensor (B, 2); `None` answers at the
+            target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None` answers at the
                 resolution of the model's input, padding included.
             return_coco_annotation: masks as COCO's run-length encoding.
             return_binary_maps: masks as (n, H, W) bool.
             size: the input size, if the call that made the input overrode the processor's.
 
         Returns:
-            For each picture a dict with `segmentation` - an (H, W) int32 id map, void -1, or what was asked for - and
+            For each image a dict with `segmentation` - an (H, W) int32 id map, void -1, or what was asked for - and
             `segments_info`, rows `id, label_id, was_fused, score`.
 
         Raises:
@@ -175,13 +175,13 @@ class SegmentationPostProcessing:
                 the others; `None`: the stored value.
             label_ids_to_fuse: classes whose segments are merged into one; `None`: the stored `stuff_classes`; `[]`
                 fuses nothing.
-            target_sizes: (height, width) of each picture, a list of pairs or a tensor (B, 2); `None` answers at the
+            target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None` answers at the
                 resolution of the model's input, padding included.
             stuff_classes: another name of `label_ids_to_fuse`.
             size: the input size, if the call that made the input overrode the processor's.
 
         Returns:
-            For each picture a dict with `segmentation` - an (H, W) int32 id map, void -1 - and `segments_info`, rows
+            For each image a dict with `segmentation` - an (H, W) int32 id map, void -1 - and `segments_info`, rows
             `id, label_id, was_fused, score`.
 
         Raises:
@@ -221,7 +221,7 @@ class SegmentationPostProcessing:
         if patch_offsets(outputs) is not None:
             raise ValueError(
                 "the outputs are of windows (patch_offsets), which can be merged into a semantic map only; prepare the "
-                "pictures with do_split_image=False"
+                "images with do_split_image=False"
             )
         return whole_geometry(
             outputs, target_sizes, self._input_size(size), do_resize=self.do_resize, do_pad=self.do_pad
@@ -232,7 +232,7 @@ def _probability(name: str, value: Any, stored: float) -> float:
     if value is None:
         return stored
     if isinstance(value, Sequence | Tensor):
-        raise ValueError(f"{name}={value} is not a number; if these are the sizes of the pictures, say target_sizes=")
+        raise ValueError(f"{name}={value} is not a number; if these are the sizes of the images, say target_sizes=")
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value} is outside [0, 1]")
     return float(value)

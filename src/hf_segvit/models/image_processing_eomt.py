@@ -1,6 +1,6 @@
-"""Image processor of EoMT: pictures and label maps in, tensors for the model out, and its outputs back to segments.
+"""Image processor of EoMT: images and label maps in, tensors for the model out, and its outputs back to segments.
 
-Two ways to bring a picture to the model's input, both as in the official evaluation. Padded (panoptic and instance):
+Two ways to bring an image to the model's input, both as in the official evaluation. Padded (panoptic and instance):
 scaled to fit, padded right and below with black. Windowed (semantic): scaled to cover, cut into overlapping windows
 along the longer side. Resizing is antialiased bilinear on 8-bit values. Post-processing is in
 `image_post_processing.py`, a folder of Transformers' own processor is understood by `transformers_eomt_processor.py`.
@@ -15,8 +15,8 @@ from PIL.Image import Resampling
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 
-from .image_decoding import as_list, picture_tensor
-from .image_geometry import Size, content_size, normalized_batch, scale_picture, views, windows_of
+from .image_decoding import as_list, image_tensor
+from .image_geometry import Size, content_size, normalized_batch, scale_image, views, windows_of
 from .image_post_processing import SegmentationPostProcessing
 from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
 from .mask_labels import masks_of_label_maps, pad_label_map, read_label_maps, resize_label_map
@@ -50,7 +50,7 @@ class EoMTImageProcessorKwargs(TypedDict, total=False):
     num_instances: int
 
 
-# Settings that only post-processing heeds: a call that prepares pictures cannot change them for itself.
+# Settings that only post-processing heeds: a call that prepares images cannot change them for itself.
 _FIXED_SETTINGS = (
     "task",
     "stuff_classes",
@@ -63,19 +63,19 @@ _FIXED_SETTINGS = (
 
 
 class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
-    """Prepares pictures for `EoMTForUniversalSegmentation` and turns its outputs into segments.
+    """Prepares images for `EoMTForUniversalSegmentation` and turns its outputs into segments.
 
     Args:
         task: `"panoptic"` serves all three kinds of post-processing, `"instance"` and `"semantic"` their own.
         size: height and width of the model's input: `{"height": ..., "width": ...}`, a pair, or one integer.
-        do_resize: scale pictures to the input; without, they must fit into it as they are.
+        do_resize: scale images to the input; without, they must fit into it as they are.
         resample: Pillow's number of the filter; 2 is bilinear.
         do_rescale: multiply by `rescale_factor`.
         rescale_factor: 1/255 takes 8-bit values to [0, 1].
         do_normalize: subtract `image_mean` and divide by `image_std`.
         image_mean: mean of each channel in [0, 1].
         image_std: standard deviation of each channel in [0, 1].
-        do_pad: pad to `size`; without, all pictures of a call must come out at one size.
+        do_pad: pad to `size`; without, all images of a call must come out at one size.
         do_split_image: cut into windows; `None`: for task `"semantic"`.
         ignore_index: value of a label map that belongs to no mask; `None`: no such value.
         do_reduce_labels: labels are counted from 1 and 0 is ignored (ADE20K's files); class k becomes k - 1.
@@ -85,7 +85,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         mask_threshold: probability from which a pixel belongs to a mask.
         overlap_mask_area_threshold: share of its own mask that a panoptic segment must keep.
         instance_threshold: score from which instance post-processing keeps an object.
-        num_instances: most objects of a picture in instance post-processing.
+        num_instances: most objects of an image in instance post-processing.
 
     Raises:
         ValueError: settings that contradict each other or are out of range.
@@ -150,7 +150,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         return settings, unused
 
     def __call__(self, images: Any, segmentation_maps: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare pictures, and label maps where given; see `preprocess`."""
+        """Prepare images, and label maps where given; see `preprocess`."""
         return self.preprocess(images, segmentation_maps, *args, **kwargs)
 
     def preprocess(
@@ -165,12 +165,12 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         input_data_format: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepare pictures, and label maps where given.
+        """Prepare images, and label maps where given.
 
         Args:
-            images: a picture or a list of them: Pillow images, paths, URLs, arrays or tensors; see `picture_tensor`.
-            segmentation_maps: for each picture its map of labels, or of segment ids; see `label_map_tensor`.
-            instance_id_to_semantic_id: segment id to class, one mapping or one for each picture; `None` where the maps
+            images: an image or a list of them: Pillow images, paths, URLs, arrays or tensors; see `image_tensor`.
+            segmentation_maps: for each image its map of labels, or of segment ids; see `label_map_tensor`.
+            instance_id_to_semantic_id: segment id to class, one mapping or one for each image; `None` where the maps
                 hold classes.
             return_loss_mask: also return which pixels count; padding and ignored ones do not.
             return_tensors: `"pt"`, or `"np"` for NumPy arrays.
@@ -180,15 +180,15 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
 
         Returns:
             `pixel_values` (B, 3, height, width) float32, and `content_sizes` (B, 2) int64, the size of each scaled
-            picture in model pixels, before padding or cutting. Windowed: `pixel_values` holds the windows of all
-            pictures in turn, and `patch_offsets` (windows, 3) int64 says for each the picture's index and the first
+            image in model pixels, before padding or cutting. Windowed: `pixel_values` holds the windows of all
+            images in turn, and `patch_offsets` (windows, 3) int64 says for each the image's index and the first
             pixel and the one behind the last along the longer side. With maps: `mask_labels`, a list of (n, height,
             width) bool, and `class_labels`, a list of (n,) int64, an entry for each row of `pixel_values`; on request
             `loss_mask` (B, height, width) bool.
 
         Raises:
-            ValueError: pictures or maps that cannot be read, do not belong together or hold unknown labels, and
-                settings that do not fit; the message names the picture.
+            ValueError: images or maps that cannot be read, do not belong together or hold unknown labels, and
+                settings that do not fit; the message names the image.
         """
         fixed = [name for name in _FIXED_SETTINGS if name in kwargs]
         if fixed:
@@ -210,30 +210,28 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         reading: dict[str, Any],
         **settings: Any,
     ) -> dict[str, Any]:
-        pictures = [
-            picture_tensor(picture, f"images[{index}]", **reading) for index, picture in enumerate(as_list(images, 3))
-        ]
-        if not pictures:
-            raise ValueError("images is empty; give at least one picture")
-        picture_sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
+        tensors = [image_tensor(image, f"images[{index}]", **reading) for index, image in enumerate(as_list(images, 3))]
+        if not tensors:
+            raise ValueError("images is empty; give at least one image")
+        image_sizes = [(image.shape[1], image.shape[2]) for image in tensors]
         input_size = (settings["size"].height, settings["size"].width)
         windowed = settings["do_split_image"]
         content_sizes = [
             content_size(size, input_size, windowed=windowed, do_resize=settings["do_resize"], name=f"images[{index}]")
-            for index, size in enumerate(picture_sizes)
+            for index, size in enumerate(image_sizes)
         ]
         windows = windows_of(content_sizes, input_size) if windowed else None
         if not windowed and not settings["do_pad"]:
             input_size = _only_size(content_sizes)
         scaled = [
-            scale_picture(
-                picture,
+            scale_image(
+                image,
                 content_sizes[index],
                 resample=settings["resample"],
                 do_rescale=settings["do_rescale"],
                 name=f"images[{index}]",
             )
-            for index, picture in enumerate(pictures)
+            for index, image in enumerate(tensors)
         ]
         pixel_values = normalized_batch(views(scaled, windows, input_size), input_size, **normalization(settings))
         device = pixel_values.device
@@ -244,7 +242,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         if windows is not None:
             data["patch_offsets"] = torch.tensor(windows, dtype=torch.int64, device=device)
         if segmentation_maps is not None:
-            maps = read_label_maps(segmentation_maps, picture_sizes, device)
+            maps = read_label_maps(segmentation_maps, image_sizes, device)
             maps = [resize_label_map(*pair) for pair in zip(maps, content_sizes, strict=True)]
             masks, classes, counted = masks_of_label_maps(
                 [pad_label_map(label_map, input_size) for label_map in views(maps, windows, input_size)],
@@ -260,5 +258,5 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
 
 def _only_size(sizes: list[Size]) -> Size:
     if len(set(sizes)) > 1:
-        raise ValueError(f"with do_pad=False all pictures must come out at one size, but they are {sizes}")
+        raise ValueError(f"with do_pad=False all images must come out at one size, but they are {sizes}")
     return sizes[0]

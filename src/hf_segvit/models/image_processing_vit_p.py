@@ -1,11 +1,11 @@
-"""Image processor of ViT-P: pictures, points and boxes in, tensors for the model out, and its logits back to names.
+"""Image processor of ViT-P: images, points and boxes in, tensors for the model out, and its logits back to names.
 
-Pictures are squashed to the input, their aspect not kept, as in the official code; prompts are given in pixels of the
-original picture and scaled with it. Resizing is antialiased bilinear on 8-bit values.
+Images are squashed to the input, their aspect not kept, as in the official code; prompts are given in pixels of the
+original image and scaled with it. Resizing is antialiased bilinear on 8-bit values.
 
-Points and boxes in pixels of pictures to the prompts that ViT-P reads, with every mistake refused by its place.
+Points and boxes in pixels of images to the prompts that ViT-P reads, with every mistake refused by its place.
 
-`prompts_of` takes what a user gives for a batch of pictures and makes padded tensors of it. N prompts of a picture:
+`prompts_of` takes what a user gives for a batch of images and makes padded tensors of it. N prompts of an image:
 its points, then its boxes.
 """
 
@@ -20,8 +20,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 
 from .configuration_vit_p import POINT_ORIGINS
-from .image_decoding import as_list, picture_tensor
-from .image_geometry import Size, normalized_batch, scale_picture
+from .image_decoding import as_list, image_tensor
+from .image_geometry import Size, normalized_batch, scale_image
 from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
 
 
@@ -42,11 +42,11 @@ class ViTPImageProcessorKwargs(TypedDict, total=False):
 
 
 class ViTPImageProcessor(PlainViTImageProcessor):
-    """Prepares pictures and prompts for `ViTPForPointClassification` and names its answers.
+    """Prepares images and prompts for `ViTPForPointClassification` and names its answers.
 
     Args:
         size: height and width of the model's input: `{"height": ..., "width": ...}`, a pair, or one integer.
-        do_resize: squash pictures to the input; without, they must have its size.
+        do_resize: squash images to the input; without, they must have its size.
         resample: Pillow's number of the filter; 2 is bilinear.
         do_rescale: multiply by `rescale_factor`.
         rescale_factor: 1/255 takes 8-bit values to [0, 1].
@@ -83,7 +83,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
             self.id2label = {int(index): name for index, name in self.id2label.items()}
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare pictures, and prompts where given; see `preprocess`."""
+        """Prepare images, and prompts where given; see `preprocess`."""
         return self.preprocess(images, *args, **kwargs)
 
     def preprocess(
@@ -98,14 +98,14 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         input_data_format: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepare pictures, and prompts where given.
+        """Prepare images, and prompts where given.
 
         Args:
-            images: a picture or a list of them: Pillow images, paths, URLs, arrays or tensors; see `picture_tensor`.
-            input_points: for each picture its points (x, y) in pixels of the picture, as in `[[[x, y], ...], ...]`; of
-                a single picture `[[x, y], ...]` will do.
-            input_boxes: for each picture its boxes (x0, y0, x1, y1), edges in pixels. One without area is a point.
-            input_labels: for each picture the classes of its points, then of its boxes; -100 for those without.
+            images: an image or a list of them: Pillow images, paths, URLs, arrays or tensors; see `image_tensor`.
+            input_points: for each image its points (x, y) in pixels of the image, as in `[[[x, y], ...], ...]`; of
+                a single image `[[x, y], ...]` will do.
+            input_boxes: for each image its boxes (x0, y0, x1, y1), edges in pixels. One without area is a point.
+            input_labels: for each image the classes of its points, then of its boxes; -100 for those without.
             return_tensors: `"pt"`, or `"np"` for NumPy arrays.
             device: where to work and leave the tensors; `None` is the CPU, or where a tensor is.
             input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
@@ -113,12 +113,12 @@ class ViTPImageProcessor(PlainViTImageProcessor):
 
         Returns:
             `pixel_values` (B, 3, height, width) float32 and `original_sizes` (B, 2) int64, height and width of the
-            pictures. With prompts: `prompts` (B, N, 4) float32, the points of each picture before its boxes, and
+            images. With prompts: `prompts` (B, N, 4) float32, the points of each image before its boxes, and
             `prompt_mask` (B, N) bool, False for padding; with labels: `labels` (B, N) int64.
 
         Raises:
-            ValueError: pictures that cannot be read, prompts that lie outside, are not numbers, of the wrong shape or
-                none, unknown labels, and settings that do not fit; the message names picture and prompt.
+            ValueError: images that cannot be read, prompts that lie outside, are not numbers, of the wrong shape or
+                none, unknown labels, and settings that do not fit; the message names image and prompt.
         """
         reading = {"device": device, "input_data_format": input_data_format}
         data = super().preprocess(images, input_points, input_boxes, input_labels, reading, **kwargs)
@@ -131,10 +131,10 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         input_boxes: Any = None,
         input_labels: Any = None,
     ) -> dict[str, Tensor]:
-        """Prompts for pictures that were prepared, and perhaps encoded, before.
+        """Prompts for images that were prepared, and perhaps encoded, before.
 
         Args:
-            original_sizes: (height, width) of each picture in pixels, as a call of the processor returns them.
+            original_sizes: (height, width) of each image in pixels, as a call of the processor returns them.
             input_points: as in `preprocess`.
             input_boxes: as in `preprocess`.
             input_labels: as in `preprocess`.
@@ -169,7 +169,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
             id2label: names of the classes; `None`: the processor's, or `LABEL_0` and so on where it has none.
 
         Returns:
-            For each picture a dict with `label_ids` (n, K) int64 and `scores` (n, K) float32, probabilities, of its n
+            For each image a dict with `label_ids` (n, K) int64 and `scores` (n, K) float32, probabilities, of its n
             real prompts, on the logits' device, and `labels`, for each prompt a list of K names.
 
         Raises:
@@ -219,20 +219,18 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         reading: dict[str, Any],
         **settings: Any,
     ) -> dict[str, Any]:
-        pictures = [
-            picture_tensor(picture, f"images[{index}]", **reading) for index, picture in enumerate(as_list(images, 3))
-        ]
-        if not pictures:
-            raise ValueError("images is empty; give at least one picture")
-        picture_sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
+        tensors = [image_tensor(image, f"images[{index}]", **reading) for index, image in enumerate(as_list(images, 3))]
+        if not tensors:
+            raise ValueError("images is empty; give at least one image")
+        image_sizes = [(image.shape[1], image.shape[2]) for image in tensors]
         input_size = (settings["size"].height, settings["size"].width)
         if not settings["do_resize"]:
-            _check_sizes(picture_sizes, input_size)
+            _check_sizes(image_sizes, input_size)
         prompts: dict[str, Tensor] = {}
         if input_points is not None or input_boxes is not None:
             names = settings["id2label"]
             prompts = prompts_of(
-                picture_sizes,
+                image_sizes,
                 input_points,
                 input_boxes,
                 input_labels,
@@ -242,26 +240,26 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         elif input_labels is not None:
             raise ValueError("input_labels came without input_points or input_boxes, whose classes they are")
         scaled = [
-            scale_picture(
-                picture,
+            scale_image(
+                image,
                 input_size,
                 resample=settings["resample"],
                 do_rescale=settings["do_rescale"],
                 name=f"images[{index}]",
             )
-            for index, picture in enumerate(pictures)
+            for index, image in enumerate(tensors)
         ]
         pixel_values = normalized_batch(scaled, input_size, **normalization(settings))
         device = pixel_values.device
         return {
             "pixel_values": pixel_values,
-            "original_sizes": torch.tensor(picture_sizes, dtype=torch.int64, device=device),
+            "original_sizes": torch.tensor(image_sizes, dtype=torch.int64, device=device),
             **{name: tensor.to(device) for name, tensor in prompts.items()},
         }
 
 
-def _check_sizes(picture_sizes: Sequence[Size], input_size: Size) -> None:
-    for index, size in enumerate(picture_sizes):
+def _check_sizes(image_sizes: Sequence[Size], input_size: Size) -> None:
+    for index, size in enumerate(image_sizes):
         if size != input_size:
             raise ValueError(
                 f"images[{index}] is {size[0]} x {size[1]} pixels (height x width) with do_resize=False, but the input "
@@ -273,7 +271,7 @@ IGNORED_LABEL = -100
 
 
 def prompts_of(
-    picture_sizes: Sequence[Size],
+    image_sizes: Sequence[Size],
     input_points: Any = None,
     input_boxes: Any = None,
     input_labels: Any = None,
@@ -281,34 +279,34 @@ def prompts_of(
     point_origin: str = "center",
     num_labels: int | None = None,
 ) -> dict[str, Tensor]:
-    """Prompts of a batch of pictures.
+    """Prompts of a batch of images.
 
     Args:
-        picture_sizes: (height, width) of every picture in pixels, B of them.
-        input_points: for each picture its points (x, y), counted in pixels from 0; of a single picture, its points.
-        input_boxes: for each picture its boxes (x0, y0, x1, y1), edges in pixels from 0 to width or height; of a single
-            picture, its boxes. A box without area is a point at that place.
-        input_labels: for each picture the classes of its points, then of its boxes; -100 for those without.
+        image_sizes: (height, width) of every image in pixels, B of them.
+        input_points: for each image its points (x, y), counted in pixels from 0; of a single image, its points.
+        input_boxes: for each image its boxes (x0, y0, x1, y1), edges in pixels from 0 to width or height; of a single
+            image, its boxes. A box without area is a point at that place.
+        input_labels: for each image the classes of its points, then of its boxes; -100 for those without.
         point_origin: `"center"`: a point names a pixel and means its middle; `"corner"`: its upper left corner.
         num_labels: number of classes, for checking labels; `None` does not check.
 
     Returns:
         `prompts` (B, N, 4) float32, centre x, centre y, width and height in [0, 1], with zeros behind the last one of
-        each picture; `prompt_mask` (B, N) bool, True for real ones; with labels `labels` (B, N) int64.
+        each image; `prompt_mask` (B, N) bool, True for real ones; with labels `labels` (B, N) int64.
 
     Raises:
-        ValueError: a picture without prompts, or a prompt or label of the wrong shape or outside of its range; the
-            message names picture and prompt.
+        ValueError: an image without prompts, or a prompt or label of the wrong shape or outside of its range; the
+            message names image and prompt.
     """
-    points = _by_picture(input_points, "input_points", len(picture_sizes), ("x", "y"))
-    boxes = _by_picture(input_boxes, "input_boxes", len(picture_sizes), ("x0", "y0", "x1", "y1"))
+    points = _by_image(input_points, "input_points", len(image_sizes), ("x", "y"))
+    boxes = _by_image(input_boxes, "input_boxes", len(image_sizes), ("x0", "y0", "x1", "y1"))
     rows = []
-    for index, size in enumerate(picture_sizes):
+    for index, size in enumerate(image_sizes):
         _check_points(points[index], size, f"input_points[{index}]")
         _check_boxes(boxes[index], size, f"input_boxes[{index}]")
         row = np.concatenate([_from_points(points[index], size, point_origin), _from_boxes(boxes[index], size)])
         if not len(row):
-            raise ValueError(f"images[{index}] has no prompt; give every picture at least one point or box")
+            raise ValueError(f"images[{index}] has no prompt; give every image at least one point or box")
         rows.append(torch.from_numpy(row.astype(np.float32)))
     data = {
         "prompts": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
@@ -317,28 +315,28 @@ def prompts_of(
         ),
     }
     if input_labels is not None:
-        labels = _labels_by_picture(input_labels, [len(row) for row in rows], num_labels)
+        labels = _labels_by_image(input_labels, [len(row) for row in rows], num_labels)
         data["labels"] = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
     return data
 
 
-def _by_picture(given: Any, name: str, num_pictures: int, fields: tuple[str, ...]) -> list[np.ndarray]:
-    """(n, fields) float64 of each picture."""
+def _by_image(given: Any, name: str, num_images: int, fields: tuple[str, ...]) -> list[np.ndarray]:
+    """(n, fields) float64 of each image."""
     if given is None:
-        return [np.zeros((0, len(fields)))] * num_pictures
-    if num_pictures == 1 and _depth(given) == 2:
+        return [np.zeros((0, len(fields)))] * num_images
+    if num_images == 1 and _depth(given) == 2:
         given = [given]
     what = f"({', '.join(fields)})"
     nothing = isinstance(given, list | tuple) and all(isinstance(row, list | tuple) and not row for row in given)
-    if (_depth(given) != 3 and not nothing) or len(given) != num_pictures:
+    if (_depth(given) != 3 and not nothing) or len(given) != num_images:
         raise ValueError(
-            f"{name} of shape {_shape_of(given)} for {num_pictures} pictures; give a list for each picture with its "
+            f"{name} of shape {_shape_of(given)} for {num_images} images; give a list for each image with its "
             f"{what}, such as {name}=[[{list(range(10, 10 + 10 * len(fields), 10))}]]"
         )
     arrays = []
-    for index, of_picture in enumerate(given):
+    for index, of_image in enumerate(given):
         try:
-            array = np.asarray(_plain(of_picture), dtype=np.float64)
+            array = np.asarray(_plain(of_image), dtype=np.float64)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}[{index}] is not a list of numbers {what}: {error}") from error
         if array.size == 0:
@@ -375,7 +373,7 @@ def _check_points(points: np.ndarray, size: Size, name: str) -> None:
     for index, (x, y) in enumerate(points.tolist()):
         if not (0 <= x < width and 0 <= y < height):  # NaN neither
             raise ValueError(
-                f"{name}[{index}] is ({x:g}, {y:g}), outside the picture of {width} x {height} pixels (width x "
+                f"{name}[{index}] is ({x:g}, {y:g}), outside the image of {width} x {height} pixels (width x "
                 f"height): x is from 0 to {width - 1}, y from 0 to {height - 1}"
             )
 
@@ -391,7 +389,7 @@ def _check_boxes(boxes: np.ndarray, size: Size, name: str) -> None:
             )
         if not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):
             raise ValueError(
-                f"{place}, outside the picture of {width} x {height} pixels (width x height); clip it to the picture"
+                f"{place}, outside the image of {width} x {height} pixels (width x height); clip it to the image"
             )
 
 
@@ -408,17 +406,17 @@ def _from_boxes(boxes: np.ndarray, size: Size) -> np.ndarray:
     return np.concatenate([(scaled[:, :2] + scaled[:, 2:]) / 2, scaled[:, 2:] - scaled[:, :2]], axis=1)
 
 
-def _labels_by_picture(given: Any, counts: Sequence[int], num_labels: int | None) -> list[Tensor]:
+def _labels_by_image(given: Any, counts: Sequence[int], num_labels: int | None) -> list[Tensor]:
     values = _plain(given)
     if len(counts) == 1 and _depth(values) == 1:
         values = [values]
-    if _depth(values) != 2 or [len(of_picture) for of_picture in values] != list(counts):
+    if _depth(values) != 2 or [len(of_image) for of_image in values] != list(counts):
         raise ValueError(
             f"input_labels must hold one class for every prompt, points before boxes: {list(counts)} classes for the "
-            f"{len(counts)} pictures, not {_shape_of(given)}"
+            f"{len(counts)} images, not {_shape_of(given)}"
         )
-    for index, of_picture in enumerate(values):
-        for number, label in enumerate(of_picture):
+    for index, of_image in enumerate(values):
+        for number, label in enumerate(of_image):
             known = isinstance(label, int) and (label == IGNORED_LABEL or 0 <= label < (num_labels or label + 1))
             if not known:
                 classes = "0" if num_labels is None else f"0 to {num_labels - 1}"
@@ -426,4 +424,4 @@ def _labels_by_picture(given: Any, counts: Sequence[int], num_labels: int | None
                     f"input_labels[{index}][{number}] is {label!r}; classes are whole numbers from {classes}"
                     f"{' on' if num_labels is None else ''}, and {IGNORED_LABEL} means none"
                 )
-    return [torch.tensor(of_picture, dtype=torch.int64) for of_picture in values]
+    return [torch.tensor(of_image, dtype=torch.int64) for of_image in values]

@@ -1,12 +1,12 @@
-"""Image processor of ViT-P fusion: pictures in, inputs of generator and ViT-P out, and fused outputs to segments.
+"""Image processor of ViT-P fusion: images in, inputs of generator and ViT-P out, and fused outputs to segments.
 
-It holds the image processors of both parts and writes them into one preprocessor_config.json. A picture is decoded
-once; the generator sees it as its own processor prepares it, ViT-P sees the same picture whole and without padding.
+It holds the image processors of both parts and writes them into one preprocessor_config.json. An image is decoded
+once; the generator sees it as its own processor prepares it, ViT-P sees the same image whole and without padding.
 Post-processing is that of EoMT, in `image_post_processing.py`.
 
 The image processors of a fused model's parts, from ids, folders, objects or saved settings.
 
-Transformers' own EoMT processor is translated into ours, which does the same and says where a picture lies in the
+Transformers' own EoMT processor is translated into ours, which does the same and says where an image lies in the
 input; those of Mask2Former, MaskFormer and OneFormer say it with their pixel mask, and are kept.
 """
 
@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from .configuration_eomt import EoMTConfig
 from .configuration_vit_p_fusion import OFFICIAL_GEOMETRIES
-from .image_decoding import as_list, check_unit_range, picture_tensor
+from .image_decoding import as_list, check_unit_range, image_tensor
 from .image_geometry import Size, normalized_batch
 from .image_post_processing import SegmentationPostProcessing
 from .image_processing_eomt import TASKS, EoMTImageProcessor
@@ -178,7 +178,7 @@ _POST_PROCESSING = ("threshold", "mask_threshold", "overlap_mask_area_threshold"
 
 
 class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
-    """Prepares pictures for `ViTPFusionForUniversalSegmentation` and turns its outputs into segments.
+    """Prepares images for `ViTPFusionForUniversalSegmentation` and turns its outputs into segments.
 
     Args:
         generator: image processor of the generator, or its settings: an EoMTImageProcessor, or Transformers' processor
@@ -186,9 +186,9 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         classifier: the ViTPImageProcessor, or its settings.
         task: `"panoptic"` serves all three kinds of post-processing, `"instance"` and `"semantic"` their own; `None`:
             the generator's task, or panoptic.
-        classifier_source: what ViT-P's picture is made from: the `"picture"` as it was given, or the generator's
+        classifier_source: what ViT-P's image is made from: the `"picture"` as it was given, or the generator's
             `"input"`, which is there already on the device; it is as sharp where the input is larger than ViT-P's.
-        official_geometry: as in the model's config. With `"oneformer"` ViT-P's picture is the generator's padded input.
+        official_geometry: as in the model's config. With `"oneformer"` ViT-P's image is the generator's padded input.
         stuff_classes: classes whose segments panoptic post-processing merges; `None`: the generator's.
         threshold: as in `EoMTImageProcessor`; `None`: the generator's, if it has one. So are those below.
         mask_threshold: as in `EoMTImageProcessor`.
@@ -233,12 +233,12 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
         if self.do_split_image and self.task != "semantic":
             raise ValueError(
-                f"the generator's processor cuts pictures into windows, which can be merged into a semantic map only, "
+                f"the generator's processor cuts images into windows, which can be merged into a semantic map only, "
                 f"but task={self.task!r}; pass task='semantic'"
             )
         if self.do_split_image and (self.classifier_source == "input" or self.official_geometry == "oneformer"):
             raise ValueError(
-                "the generator's processor cuts pictures into windows, so no input holds a whole picture for ViT-P; "
+                "the generator's processor cuts images into windows, so no input holds a whole image for ViT-P; "
                 "use classifier_source='picture' and no official_geometry='oneformer'"
             )
 
@@ -277,7 +277,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
             patch_size = config.classifier_config.patch_size
             if height % patch_size or width % patch_size:
                 raise ValueError(
-                    f"the classifier's processor makes pictures of {height}x{width}, but its patches have {patch_size} "
+                    f"the classifier's processor makes images of {height}x{width}, but its patches have {patch_size} "
                     "pixels; set its size to multiples of that"
                 )
         if settings.get("stuff_classes") is None:
@@ -302,21 +302,21 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
 
     @property
     def do_resize(self) -> bool:  # type: ignore[override]
-        """Whether the generator's pictures are scaled to the input."""
+        """Whether the generator's images are scaled to the input."""
         return self.generator.do_resize
 
     @property
     def do_pad(self) -> bool:  # type: ignore[override]
-        """Whether the generator's pictures are padded to the input."""
+        """Whether the generator's images are padded to the input."""
         return getattr(self.generator, "do_pad", True) is not False
 
     @property
     def do_split_image(self) -> bool:  # type: ignore[override]
-        """Whether the generator's pictures are cut into windows."""
+        """Whether the generator's images are cut into windows."""
         return bool(getattr(self.generator, "do_split_image", False))
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare pictures; see `preprocess`."""
+        """Prepare images; see `preprocess`."""
         return self.preprocess(images, *args, **kwargs)
 
     def preprocess(
@@ -328,10 +328,10 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         input_data_format: str | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepare pictures.
+        """Prepare images.
 
         Args:
-            images: a picture or a list of them: Pillow images, paths, URLs, arrays or tensors; see `picture_tensor`.
+            images: an image or a list of them: Pillow images, paths, URLs, arrays or tensors; see `image_tensor`.
             return_tensors: `"pt"`, or `"np"` for NumPy arrays.
             device: where to work and leave the tensors; `None` is the CPU, or where a tensor is.
             input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
@@ -339,12 +339,12 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
 
         Returns:
             `pixel_values` and what else the generator wants (`pixel_mask`, `patch_offsets`), `classifier_pixel_values`
-            (B, 3, height, width) float32, and `content_sizes` (B, 2) int64, the size of each scaled picture in pixels
+            (B, 3, height, width) float32, and `content_sizes` (B, 2) int64, the size of each scaled image in pixels
             of the generator's input, before padding or cutting. With `official_geometry="oneformer"` also
             `original_sizes` (B, 2) int64.
 
         Raises:
-            ValueError: pictures that cannot be read or brought to an input; the message names the picture.
+            ValueError: images that cannot be read or brought to an input; the message names the image.
         """
         fixed = sorted(kwargs.keys() & self.valid_kwargs.__annotations__.keys())
         if fixed:
@@ -358,49 +358,49 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
                 f"{', '.join(unknown)}: neither understood here nor by the generator's {type(self.generator).__name__}"
                 "; label maps are not, since fused models are joined of trained ones"
             )
-        pictures = [
-            picture_tensor(picture, f"images[{index}]", device=device, input_data_format=input_data_format)
-            for index, picture in enumerate(as_list(images, 3))
+        tensors = [
+            image_tensor(image, f"images[{index}]", device=device, input_data_format=input_data_format)
+            for index, image in enumerate(as_list(images, 3))
         ]
-        if not pictures:
-            raise ValueError("images is empty; give at least one picture")
-        data = self._generator_inputs(pictures, kwargs)
+        if not tensors:
+            raise ValueError("images is empty; give at least one image")
+        data = self._generator_inputs(tensors, kwargs)
         if self.official_geometry == "oneformer":
             data["classifier_pixel_values"] = self._views_of_input(data["pixel_values"], None)
-            sizes = [picture.shape[1:] for picture in pictures]
+            sizes = [image.shape[1:] for image in tensors]
             data["original_sizes"] = torch.tensor(sizes, dtype=torch.int64, device=data["pixel_values"].device)
         elif self.classifier_source == "input":
             data["classifier_pixel_values"] = self._views_of_input(data["pixel_values"], data["content_sizes"])
         else:
-            views = self.classifier(pictures, device=device, input_data_format="channels_first")
+            views = self.classifier(tensors, device=device, input_data_format="channels_first")
             data["classifier_pixel_values"] = views["pixel_values"]
         return BatchFeature(data=as_requested(data, return_tensors))
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return kwargs  # sizes and the like are the parts' own
 
-    def _generator_inputs(self, pictures: list[Tensor], settings: dict[str, Any]) -> dict[str, Any]:
+    def _generator_inputs(self, images: list[Tensor], settings: dict[str, Any]) -> dict[str, Any]:
         if isinstance(self.generator, EoMTImageProcessor):
-            return dict(self.generator(pictures, input_data_format="channels_first", **settings))
+            return dict(self.generator(images, input_data_format="channels_first", **settings))
         if self.generator.do_rescale:
             # Theirs divides by 255 whatever the type.
-            for index, picture in enumerate(pictures):
-                if picture.is_floating_point():
-                    check_unit_range(picture, f"images[{index}]")
-            pictures = [picture * 255 if picture.is_floating_point() else picture for picture in pictures]
-        made = self.generator(images=pictures, return_tensors="pt", input_data_format="channels_first", **settings)
+            for index, image in enumerate(images):
+                if image.is_floating_point():
+                    check_unit_range(image, f"images[{index}]")
+            images = [image * 255 if image.is_floating_point() else image for image in images]
+        made = self.generator(images=images, return_tensors="pt", input_data_format="channels_first", **settings)
         data = {name: made[name] for name in ("pixel_values", "pixel_mask") if name in made}
         height, width = data["pixel_values"].shape[-2:]
         mask = data.get("pixel_mask")
         if mask is None:
-            data["content_sizes"] = torch.tensor([[height, width]] * len(pictures), device=data["pixel_values"].device)
+            data["content_sizes"] = torch.tensor([[height, width]] * len(images), device=data["pixel_values"].device)
         else:
             real = mask.bool()
             data["content_sizes"] = torch.stack([real.any(dim=2).sum(dim=1), real.any(dim=1).sum(dim=1)], dim=1)
         return data
 
     def _views_of_input(self, pixel_values: Tensor, content_sizes: Tensor | None) -> Tensor:
-        """ViT-P's pictures, made from the generator's input: the contents, or all of it with its padding."""
+        """ViT-P's images, made from the generator's input: the contents, or all of it with its padding."""
         size = list(_height_width(self.classifier))
         if content_sizes is None:
             return tvF.resize(pixel_values, size, antialias=True)
@@ -425,7 +425,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         return super()._geometry(outputs, target_sizes, self._size_of(outputs) if size is None else size)
 
     def _size_of(self, outputs: Any) -> Sequence[int]:
-        """Input size that outputs were made from: generators of Transformers pad to the largest picture of a batch."""
+        """Input size that outputs were made from: generators of Transformers pad to the largest image of a batch."""
         sizes = getattr(outputs, "input_sizes", None)
         if sizes is not None:
             return tuple(int(side) for side in sizes[0])

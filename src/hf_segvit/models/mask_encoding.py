@@ -37,7 +37,7 @@ def _run_edges(mask: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return rows
-    # Only the bounding box is turned around: the rest of a large picture is the slow part, and empty.
+    # Only the bounding box is turned around: the rest of a large image is the slow part, and empty.
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     padded = np.zeros((right - left, bottom - top + 2), bool)
     padded[:, 1:-1] = mask[top:bottom, left:right].T
@@ -68,7 +68,7 @@ def decode_mask(rle: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(
             f"the runs of an RLE mask add up to {runs.sum()} pixels, shortest {runs.min(initial=0)}, but its size "
             f"{height} x {width} needs {height * width} in runs of at least 0: the annotation is damaged, or its "
-            "size belongs to another picture"
+            "size belongs to another image"
         )
     inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(inside, runs).reshape(width, height).T

@@ -102,35 +102,35 @@ def pad_label_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
     return padded
 
 
-def read_label_maps(segmentation_maps: Any, picture_sizes: Sequence[tuple[int, int]], device: Any) -> list[Tensor]:
-    """The label maps of a batch of pictures, checked against them.
+def read_label_maps(segmentation_maps: Any, image_sizes: Sequence[tuple[int, int]], device: Any) -> list[Tensor]:
+    """The label maps of a batch of images, checked against them.
 
     Args:
         segmentation_maps: what `label_map_tensor` takes, one or a list, or a batch in one array.
-        picture_sizes: (height, width) of each picture.
+        image_sizes: (height, width) of each image.
         device: where the results shall be.
 
     Returns:
-        (H, W) int64 for each picture.
+        (H, W) int64 for each image.
 
     Raises:
-        ValueError: not as many maps as pictures, or a map of another size than its picture's.
+        ValueError: not as many maps as images, or a map of another size than its image's.
     """
     given = as_list(segmentation_maps, 2)
-    if len(picture_sizes) == 1 and len(given) > 1 and not isinstance(segmentation_maps, list | tuple):
-        given = [segmentation_maps]  # the third axis holds channels, not pictures
-    if len(given) != len(picture_sizes):
-        raise ValueError(f"{len(given)} segmentation_maps for {len(picture_sizes)} images; give one for each image")
+    if len(image_sizes) == 1 and len(given) > 1 and not isinstance(segmentation_maps, list | tuple):
+        given = [segmentation_maps]  # the third axis holds channels, not images
+    if len(given) != len(image_sizes):
+        raise ValueError(f"{len(given)} segmentation_maps for {len(image_sizes)} images; give one for each image")
     maps = []
-    for index, (label_map, size) in enumerate(zip(given, picture_sizes, strict=True)):
+    for index, (label_map, size) in enumerate(zip(given, image_sizes, strict=True)):
         name = f"segmentation_maps[{index}]"
         maps.append(label_map_tensor(label_map, name, device))
         found = tuple(maps[-1].shape)
         if found != size:
-            remedy = "it must be the picture's own, pixel for pixel"
+            remedy = "it must be the image's own, pixel for pixel"
             if found == size[::-1]:
                 remedy = (
-                    "it lies on its side: the picture's EXIF orientation was applied (or the map was transposed); "
+                    "it lies on its side: the image's EXIF orientation was applied (or the map was transposed); "
                     "rotate the map in the same way"
                 )
             raise ValueError(
@@ -147,21 +147,21 @@ def masks_of_label_maps(
 
     Args:
         label_maps: (H, W) int64, whole maps or windows of them.
-        owners: for each, the index of the picture it comes from.
-        class_of_id: `None`, one mapping for all pictures, or a list of one for each picture.
+        owners: for each, the index of the image it comes from.
+        class_of_id: `None`, one mapping for all images, or a list of one for each image.
         settings: keyword arguments of `masks_of_label_map`.
 
     Returns:
         Masks, classes and counted pixels of each.
 
     Raises:
-        ValueError: not as many mappings as pictures, or what `masks_of_label_map` raises.
+        ValueError: not as many mappings as images, or what `masks_of_label_map` raises.
     """
-    num_pictures = max(owners) + 1
-    mappings = [class_of_id] * num_pictures if class_of_id is None or isinstance(class_of_id, Mapping) else class_of_id
-    if len(mappings) != num_pictures:
+    num_images = max(owners) + 1
+    mappings = [class_of_id] * num_images if class_of_id is None or isinstance(class_of_id, Mapping) else class_of_id
+    if len(mappings) != num_images:
         raise ValueError(
-            f"instance_id_to_semantic_id has {len(mappings)} mappings for {num_pictures} segmentation_maps; give one "
+            f"instance_id_to_semantic_id has {len(mappings)} mappings for {num_images} segmentation_maps; give one "
             "for each, or one for all"
         )
     results = [

@@ -6,13 +6,13 @@ the same way on every device: the first cell in reading order.
 
 Shapes: B batch, Q masks, h w cells of a mask.
 
-The points that ViT-P is asked about, in the coordinates of the picture that it sees.
+The points that ViT-P is asked about, in the coordinates of the image that it sees.
 
 A query's point is the middle of the cell where its mask logits are highest. Masks lie on the generator's input, which
-may be padded, or be one of several windows; the classifier sees the whole picture without padding. Here the one is
+may be padded, or be one of several windows; the classifier sees the whole image without padding. Here the one is
 turned into the other. The two official codes leave parts of this out; they can be reproduced for comparison.
 
-Shapes: B pictures, R rows of the generator's outputs (one a picture, or one a window), Q queries, H W pixels of the
+Shapes: B images, R rows of the generator's outputs (one an image, or one a window), Q queries, H W pixels of the
 generator's input, h w mask cells.
 """
 
@@ -42,7 +42,7 @@ def points_from_masks(
         mode: `"maximum"` takes the cell of highest value; `"centroid"` the cell with a positive logit that is nearest
             to the mean of those; `"random"` any of them, all being equally likely. A mask without positive logits gives
             its maximum.
-        content_sizes: (B, 2) height and width, in cells, of the part of each mask that shows the picture, from the
+        content_sizes: (B, 2) height and width, in cells, of the part of each mask that shows the image, from the
             upper left corner; they may be fractions. Points lie in it and count in it. `None`: the whole mask.
         origin: `"center"` of the cell, or its upper left `"corner"` as in the official code.
         generator: of the random numbers.
@@ -52,14 +52,14 @@ def points_from_masks(
 
     Raises:
         ValueError: unknown mode or origin, masks that are not (B, Q, h, w) or without cells, or content sizes that are
-            not one positive pair a picture or exceed the mask.
+            not one positive pair an image or exceed the mask.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}; it is one of {', '.join(map(repr, MODES))}")
     if origin not in ORIGINS:
         raise ValueError(f"origin={origin!r}; it is one of {', '.join(map(repr, ORIGINS))}")
     if mask_logits.ndim != 4 or 0 in mask_logits.shape[2:]:
-        raise ValueError(f"mask_logits of shape {tuple(mask_logits.shape)} must be (pictures, masks, height, width)")
+        raise ValueError(f"mask_logits of shape {tuple(mask_logits.shape)} must be (images, masks, height, width)")
     height, width = mask_logits.shape[2:]
     device = mask_logits.device
     extent = torch.tensor([height, width], dtype=torch.float32, device=device)
@@ -141,7 +141,7 @@ def _checked_content(content_sizes: Any, mask_logits: Tensor) -> Tensor:
     batch, _, height, width = mask_logits.shape
     if sizes.shape != (batch, 2):
         raise ValueError(
-            f"content_sizes of shape {tuple(sizes.shape)} must be one (height, width) a picture: ({batch}, 2)"
+            f"content_sizes of shape {tuple(sizes.shape)} must be one (height, width) an image: ({batch}, 2)"
         )
     # A rounding error of a size that was scaled to the mask is none.
     wrong = ~((sizes > 0) & (sizes <= sizes.new_tensor([height, width]) + 1e-3)).all(dim=1)
@@ -154,7 +154,7 @@ def _checked_content(content_sizes: Any, mask_logits: Tensor) -> Tensor:
     return sizes
 
 
-_QUERIES_AT_A_TIME = 16  # at the picture's own resolution, where a mask may have millions of pixels
+_QUERIES_AT_A_TIME = 16  # at the image's own resolution, where a mask may have millions of pixels
 
 
 def query_points(
@@ -168,13 +168,13 @@ def query_points(
     Args:
         masks_queries_logits: (R, Q, h, w), before the sigmoid.
         input_size: (H, W) of the generator's input.
-        content_sizes: (B, 2) height and width of each scaled picture, in pixels of the input, before padding or cutting
-            into windows; `None`: all pictures fill the input.
-        patch_offsets: (R, 3), for each window the picture's index and the first pixel and the one behind the last along
-            the axis that exceeds the input; `None`: rows are pictures.
+        content_sizes: (B, 2) height and width of each scaled image, in pixels of the input, before padding or cutting
+            into windows; `None`: all images fill the input.
+        patch_offsets: (R, 3), for each window the image's index and the first pixel and the one behind the last along
+            the axis that exceeds the input; `None`: rows are images.
 
     Returns:
-        (R, Q, 2) fp32 x and y in [0, 1] of the whole picture.
+        (R, Q, 2) fp32 x and y in [0, 1] of the whole image.
     """
     if patch_offsets is None:
         return points_from_masks(
@@ -182,7 +182,7 @@ def query_points(
         )
     if content_sizes is None:
         raise ValueError(
-            "patch_offsets came without content_sizes, so it is not known where a window lies in its picture; give the "
+            "patch_offsets came without content_sizes, so it is not known where a window lies in its image; give the "
             "model all that the processor returned"
         )
     in_window = points_from_masks(masks_queries_logits)
@@ -201,9 +201,9 @@ def official_query_points(
     content_sizes: Tensor | None = None,
     original_sizes: Tensor | None = None,
 ) -> Tensor:
-    """Points as the official codes place them: upper left corners, and where a picture is padded, beside the object.
+    """Points as the official codes place them: upper left corners, and where an image is padded, beside the object.
 
-    `"oneformer"` upsamples the masks to the input, crops the padding, resizes to the picture's own size and divides by
+    `"oneformer"` upsamples the masks to the input, crops the padding, resizes to the image's own size and divides by
     that, while its classifier sees the padded input. `"internimage"` divides by the size of the whole mask, padding
     and windows regardless.
 
@@ -212,7 +212,7 @@ def official_query_points(
         input_size: (H, W) of the generator's input.
         geometry: `"oneformer"` or `"internimage"`.
         content_sizes: as in `query_points`.
-        original_sizes: (B, 2) height and width of the pictures as they were given; for `"oneformer"`.
+        original_sizes: (B, 2) height and width of the images as they were given; for `"oneformer"`.
 
     Returns:
         (R, Q, 2) fp32 x and y in [0, 1).

@@ -108,7 +108,7 @@ def _interpolation_band(length: int, target_length: int, pixels: slice) -> tuple
 
 @dataclass(frozen=True)
 class MaskTiles:
-    """Masks of one picture and the bands that upsample them; a tile is a row block x a column block.
+    """Masks of one image and the bands that upsample them; a tile is a row block x a column block.
 
     Attributes:
         masks: (h, K, w) logits in the dtype of the blocks.
@@ -238,7 +238,7 @@ def code_of_largest(values: Tensor, codes: Tensor) -> Tensor:
 def tiled_masks(
     mask_logits: Tensor, chosen: Tensor, input_size: Size, content_size: Size, target_size: Size
 ) -> MaskTiles:
-    """Choose masks of a picture and lay tiles over its answer.
+    """Choose masks of an image and lay tiles over its answer.
 
     Args:
         mask_logits: (Q, h, w).

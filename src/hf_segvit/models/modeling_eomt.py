@@ -194,12 +194,12 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         patch_offsets: Tensor | None = None,
         **kwargs: Any,
     ) -> EoMTForUniversalSegmentationOutput:
-        """Segment pictures, and compare with the truth where labels are given.
+        """Segment images, and compare with the truth where labels are given.
 
         Args:
             pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
-            mask_labels: per picture, (n, H, W) masks of its segments; n may be 0 or exceed Q.
-            class_labels: per picture, (n,) int64 classes in [0, C).
+            mask_labels: per image, (n, H, W) masks of its segments; n may be 0 or exceed Q.
+            class_labels: per image, (n,) int64 classes in [0, C).
             loss_mask: (B, H, W) bool, True where pixels count in matching and loss; `None` counts all.
             loss_normalizers: (2,) counts that the losses are divided by, as `MaskCriterion.count_normalizers` returns;
                 for accumulation over several batches. `None` counts this batch.
@@ -212,7 +212,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             in training, those of masked layers and the final one in evaluation.
 
         Raises:
-            ValueError: a picture's shape or a label does not fit; the message names it.
+            ValueError: an image's shape or a label does not fit; the message names it.
         """
         if (mask_labels is None) != (class_labels is None):
             given, missing = ("mask", "class") if class_labels is None else ("class", "mask")
@@ -268,10 +268,10 @@ class _MatchedMaskLogits:
 
     mask_queries: Tensor  # (B, Q, D)
     mask_features: Tensor  # (B, height, width, D)
-    counts: list[int]  # matches of each picture
+    counts: list[int]  # matches of each image
 
     def __call__(self, image_index: Tensor, query_index: Tensor) -> Tensor:
-        """Logits (n, height, width) of the pairs (n,), (n,), which come ordered by picture."""
+        """Logits (n, height, width) of the pairs (n,), (n,), which come ordered by image."""
         chosen = self.mask_queries[image_index, query_index].split(self.counts)
         return torch.cat(
             [
@@ -307,14 +307,14 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> EoMTModelOutput:
-        """Encode pictures and predict masks.
+        """Encode images and predict masks.
 
         Args:
             pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
             kwargs: `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
 
         Raises:
-            ValueError: the picture's shape does not fit; see `PatchEmbeddings.forward`.
+            ValueError: the image's shape does not fit; see `PatchEmbeddings.forward`.
         """
         config = self.config
         first_query_layer = config.num_hidden_layers - config.num_query_layers

@@ -67,7 +67,7 @@ class PatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Embed a picture.
+        """Embed an image.
 
         Args:
             pixel_values: (B, channels, H, W), H and W multiples of the patch size.
@@ -86,7 +86,7 @@ class PatchEmbeddings(nn.Module):
         if height % self.patch_size or width % self.patch_size or height == 0 or width == 0:
             raise ValueError(
                 f"pixel_values of {height} x {width} pixels: both sides must be multiples of patch_size="
-                f"{self.patch_size}; resize or pad the picture, as EoMTImageProcessor does"
+                f"{self.patch_size}; resize or pad the image, as EoMTImageProcessor does"
             )
         return self.projection(pixel_values.to(self.projection.weight.dtype)).flatten(2).transpose(1, 2)
 
@@ -270,7 +270,7 @@ class PlainViTModel(PlainViTPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     def position_embeddings_for(self, pixel_values: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor] | None:
-        """Rotary embeddings for a batch of pictures (B, channels, H, W), or `None` where positions are only learned."""
+        """Rotary embeddings for a batch of images (B, channels, H, W), or `None` where positions are only learned."""
         config = self.config
         if not config.has_rotary_positions:
             return None
@@ -289,7 +289,7 @@ class PlainViTModel(PlainViTPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
@@ -299,7 +299,7 @@ class PlainViTModel(PlainViTPreTrainedModel):
             `last_hidden_state` (B, prefix + h * w, D) after the final norm, and what was asked for.
 
         Raises:
-            ValueError: the picture's shape does not fit; see `PatchEmbeddings.forward`.
+            ValueError: the image's shape does not fit; see `PatchEmbeddings.forward`.
         """
         hidden_states = self.embeddings(pixel_values)
         position_embeddings = self.position_embeddings_for(pixel_values, self.config.num_prefix_tokens)

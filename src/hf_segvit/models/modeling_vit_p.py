@@ -1,12 +1,12 @@
-"""ViT-P, a point classifier on the plain ViT (CVPR 2026): says what is at a point or in a box of a picture.
+"""ViT-P, a point classifier on the plain ViT (CVPR 2026): says what is at a point or in a box of an image.
 
 In here, in this order: the model with head and loss, the model up to the prompts' states, their outputs. A prompt
-is a token beside the patches; its answer is read off its own last state. With isolated prompts a picture can be encoded
+is a token beside the patches; its answer is read off its own last state. With isolated prompts an image can be encoded
 once (`encode_image`) and asked later (`classify_prompts`), with the answers of `forward`.
 
-Shapes: B batch, N prompts, C classes, D hidden size, S picture tokens (registers and patches), H W pixels, h w patch
+Shapes: B batch, N prompts, C classes, D hidden size, S image tokens (registers and patches), H W pixels, h w patch
 grid. Tokens are ordered prompts, registers, patches. A prompt is centre x, centre y, width, height in [0, 1] of the
-picture; a point has width and height 0.
+image; a point has width and height 0.
 """
 
 from dataclasses import dataclass
@@ -65,11 +65,11 @@ class ViTPForPointClassificationOutput(ModelOutput):
 
 @dataclass
 class EncodedImage:
-    """Pictures as a model with isolated prompts keeps them for later prompts.
+    """Images as a model with isolated prompts keeps them for later prompts.
 
     Args:
-        keys_values: for each block, keys and values (B, heads, S, E) of the picture's tokens.
-        last_hidden_state: (B, S, D) of the picture's tokens after the final norm.
+        keys_values: for each block, keys and values (B, heads, S, E) of the image's tokens.
+        last_hidden_state: (B, S, D) of the image's tokens after the final norm.
     """
 
     keys_values: tuple[KeysValues, ...]
@@ -141,7 +141,7 @@ class ViTPForPointClassification(ViTPPreTrainedModel):
         )
 
     def encode_image(self, pixel_values: Tensor) -> EncodedImage:
-        """Encode pictures once, for prompts that are asked later; see `ViTPModel.encode_image`."""
+        """Encode images once, for prompts that are asked later; see `ViTPModel.encode_image`."""
         return self.vit_p.encode_image(pixel_values)
 
     def classify_prompts(
@@ -153,23 +153,23 @@ class ViTPForPointClassification(ViTPPreTrainedModel):
         loss_normalizer: Tensor | float | None = None,
         prompts_per_chunk: int = 1024,
     ) -> ViTPForPointClassificationOutput:
-        """Say what is at every prompt of pictures that `encode_image` encoded; the answers are those of `forward`.
+        """Say what is at every prompt of images that `encode_image` encoded; the answers are those of `forward`.
 
         Args:
-            encoded: the pictures.
-            prompts: as in `forward`, for the same B pictures.
+            encoded: the images.
+            prompts: as in `forward`, for the same B images.
             prompt_mask: as in `forward`.
             labels: as in `forward`.
             loss_normalizer: as in `forward`.
-            prompts_per_chunk: prompts of a picture worked on at a time, which bounds the memory.
+            prompts_per_chunk: prompts of an image worked on at a time, which bounds the memory.
 
         Raises:
             ValueError: a shape or a label does not fit; the message names it.
         """
         if prompts_per_chunk < 1:
             raise ValueError(f"prompts_per_chunk={prompts_per_chunk} must be at least 1")
-        num_pictures = encoded.last_hidden_state.shape[0]
-        num_prompts = _check_prompts(prompts, prompt_mask, labels, num_pictures, self.num_labels)
+        num_images = encoded.last_hidden_state.shape[0]
+        num_prompts = _check_prompts(prompts, prompt_mask, labels, num_images, self.num_labels)
         chunks = [slice(start, start + prompts_per_chunk) for start in range(0, num_prompts, prompts_per_chunk)]
         states = [
             self.vit_p.encode_prompts(
@@ -233,7 +233,7 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
     def forward(
         self, pixel_values: Tensor, prompts: Tensor, prompt_mask: Tensor | None = None, **kwargs: Any
     ) -> ViTPModelOutput:
-        """Encode pictures and prompts together.
+        """Encode images and prompts together.
 
         Args:
             pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
@@ -263,19 +263,19 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
         return ViTPModelOutput(last_hidden_state=self.layernorm(hidden_states))
 
     def encode_image(self, pixel_values: Tensor) -> EncodedImage:
-        """Encode pictures once, for prompts that are asked later.
+        """Encode images once, for prompts that are asked later.
 
         Args:
             pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
 
         Raises:
-            ValueError: prompts are joint, so that a picture's tokens depend on them; or the picture does not fit.
+            ValueError: prompts are joint, so that an image's tokens depend on them; or the image does not fit.
         """
         if self.config.prompt_attention != "isolated":
             raise ValueError(
                 f"encode_image needs prompt_attention='isolated', but this model has "
-                f"{self.config.prompt_attention!r}: its picture tokens depend on the prompts, so they cannot be made "
-                "without them; call the model with picture and prompts"
+                f"{self.config.prompt_attention!r}: its image tokens depend on the prompts, so they cannot be made "
+                "without them; call the model with image and prompts"
             )
         hidden_states = self.embeddings(pixel_values)
         position_embeddings = self.position_embeddings_for(pixel_values, self.config.num_prefix_tokens)
@@ -288,7 +288,7 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
         return EncodedImage(tuple(keys_values), self.layernorm(hidden_states))
 
     def encode_prompts(self, encoded: EncodedImage, prompts: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
-        """States (B, N, D), after the final norm, of prompts (B, N, 4) on encoded pictures.
+        """States (B, N, D), after the final norm, of prompts (B, N, 4) on encoded images.
 
         Raises:
             ValueError: a shape does not fit; the message names it.
@@ -341,14 +341,14 @@ def _check_prompts(
     prompts: Tensor,
     prompt_mask: Tensor | None,
     labels: Tensor | None,
-    num_pictures: int,
+    num_images: int,
     num_labels: int | None = None,
 ) -> int:
     """Refuse prompts whose shape or labels do not fit; returns N."""
     shape = tuple(prompts.shape)
-    if len(shape) != 3 or shape[0] != num_pictures or shape[1] == 0 or shape[2] != 4:
+    if len(shape) != 3 or shape[0] != num_images or shape[1] == 0 or shape[2] != 4:
         raise ValueError(
-            f"prompts of shape {shape} for {num_pictures} pictures must be ({num_pictures}, N, 4) with N of at least "
+            f"prompts of shape {shape} for {num_images} images must be ({num_images}, N, 4) with N of at least "
             "1: centre x, centre y, width and height in [0, 1], as ViTPImageProcessor makes them"
         )
     for name, tensor in (("prompt_mask", prompt_mask), ("labels", labels)):
@@ -357,9 +357,9 @@ def _check_prompts(
     if labels is not None and num_labels is not None and not torch.compiler.is_compiling():
         wrong = (labels != IGNORED_LABEL) & ((labels < 0) | (labels >= num_labels))
         if wrong.any():
-            picture, prompt = wrong.nonzero()[0].tolist()
+            image, prompt = wrong.nonzero()[0].tolist()
             raise ValueError(
-                f"labels[{picture}, {prompt}] is {int(labels[picture, prompt])}, outside the classes 0 to "
+                f"labels[{image}, {prompt}] is {int(labels[image, prompt])}, outside the classes 0 to "
                 f"{num_labels - 1} of this model; {IGNORED_LABEL} marks prompts without label"
             )
     return shape[1]

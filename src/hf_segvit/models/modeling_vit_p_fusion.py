@@ -4,15 +4,15 @@ In here, in this order: the model, its output. The generator is EoMT of this pac
 MaskFormer or OneFormer of Transformers. The outputs carry fused `class_queries_logits` beside the generator's masks, so
 every Mask2Former-style post-processor works on them. The formula is in `class_fusion.py`, points in `query_points.py`.
 
-Shapes: B pictures, R rows of the generator's outputs (one a picture, or one a window), Q queries, C classes without
+Shapes: B images, R rows of the generator's outputs (one an image, or one a window), Q queries, C classes without
 no-object, K classes of ViT-P, H W pixels of the generator's input, h w mask cells.
 
-Prompts of many rows put to ViT-P at once: each picture encoded one time, with all the prompts that belong to it.
+Prompts of many rows put to ViT-P at once: each image encoded one time, with all the prompts that belong to it.
 
-Rows are pictures, or windows of pictures; of each row some prompts may not be wanted. `classify_rows` packs what is
-wanted picture by picture, asks once, and puts the answers back where the prompts were.
+Rows are images, or windows of images; of each row some prompts may not be wanted. `classify_rows` packs what is
+wanted image by image, asks once, and puts the answers back where the prompts were.
 
-Shapes: B pictures, R rows, Q prompts of a row, M prompts of a picture, K classes.
+Shapes: B images, R rows, Q prompts of a row, M prompts of an image, K classes.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class ViTPFusionOutput(ModelOutput):
         masks_queries_logits: (R, Q, h, w) of the generator, before the sigmoid.
         generator_class_queries_logits: (R, Q, C + 1) of the generator.
         prompt_logits: (R, Q, K) of ViT-P, NaN for queries it was not asked about; `None` with alpha 0.
-        prompts: (R, Q, 4) what ViT-P was asked about, in [0, 1] of the whole picture; `None` with alpha 0.
+        prompts: (R, Q, 4) what ViT-P was asked about, in [0, 1] of the whole image; `None` with alpha 0.
         content_sizes: (B, 2) passed through from the image processor for its post-processing.
         patch_offsets: (R, 3) passed through from the image processor for its post-processing.
         input_sizes: (R, 2) int64 height and width of the generator's input, for post-processing.
@@ -178,22 +178,22 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         original_sizes: Tensor | None = None,
         **kwargs: Any,
     ) -> ViTPFusionOutput:
-        """Segment pictures; the arguments are what `ViTPFusionImageProcessor` returns, and how to fuse.
+        """Segment images; the arguments are what `ViTPFusionImageProcessor` returns, and how to fuse.
 
         Args:
             pixel_values: (R, 3, H, W) the generator's input.
-            classifier_pixel_values: (B, 3, height, width) the whole pictures, without padding, for ViT-P; not needed
+            classifier_pixel_values: (B, 3, height, width) the whole images, without padding, for ViT-P; not needed
                 with alpha 0.
-            content_sizes: (B, 2) height and width of the scaled pictures in pixels of the generator's input, before
+            content_sizes: (B, 2) height and width of the scaled images in pixels of the generator's input, before
                 padding or cutting; `None`: they fill it.
             task: `"panoptic"`, `"instance"` or `"semantic"`; `None`: the config's.
             alpha: weight of ViT-P for this call; `None`: the config's for the task.
             pruning_threshold: with isolated prompts, leave out of ViT-P the queries that cannot appear in an answer to
                 the task with this threshold or a higher one, by `queries_that_matter`. The answer is the same, but the
                 outputs serve this task only. `None` asks about all queries, as joint prompts always do.
-            pixel_mask: (R, H, W) where the picture is, for generators that want it.
-            patch_offsets: (R, 3) windows, in the order of their pictures: picture, first pixel, pixel behind the last.
-            original_sizes: (B, 2) sizes of the pictures as given, for `official_geometry="oneformer"`.
+            pixel_mask: (R, H, W) where the image is, for generators that want it.
+            patch_offsets: (R, 3) windows, in the order of their images: image, first pixel, pixel behind the last.
+            original_sizes: (B, 2) sizes of the images as given, for `official_geometry="oneformer"`.
             kwargs: `return_dict`.
 
         Raises:
@@ -209,14 +209,14 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         input_size = (int(pixel_values.shape[-2]), int(pixel_values.shape[-1]))
         fused, prompts, prompt_logits = class_logits.float(), None, None
         if alpha > 0:
-            pictures = _check_pictures(classifier_pixel_values, content_sizes, patch_offsets, len(pixel_values))
+            images = _check_images(classifier_pixel_values, content_sizes, patch_offsets, len(pixel_values))
             points = self._points(mask_logits, input_size, content_sizes, patch_offsets, original_sizes)
             prompts = torch.cat((points, torch.zeros_like(points)), dim=-1)
             wanted = None
             if pruning_threshold is not None and self.classifier.config.prompt_attention == "isolated":
                 wanted = queries_that_matter(class_logits, task, pruning_threshold)
-            picture_of_row = None if patch_offsets is None else patch_offsets[:, 0].long()
-            prompt_logits = classify_rows(self.classifier, pictures, prompts, picture_of_row, wanted)
+            image_of_row = None if patch_offsets is None else patch_offsets[:, 0].long()
+            prompt_logits = classify_rows(self.classifier, images, prompts, image_of_row, wanted)
             fused = self.fuse(class_logits, prompt_logits, alpha=alpha)
         return ViTPFusionOutput(
             class_queries_logits=fused,
@@ -260,7 +260,7 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
     @torch.no_grad()
     def _generate(self, pixel_values: Tensor, pixel_mask: Tensor | None, task: str) -> tuple[Tensor, Tensor]:
         """Class and mask logits of the generator."""
-        # Models of Transformers leave it to the caller that pictures have the type of their weights. Not `.dtype`, the
+        # Models of Transformers leave it to the caller that images have the type of their weights. Not `.dtype`, the
         # type of some parameter: a model may keep a few of them in another one.
         kernels = (weight.dtype for weight in self.generator.parameters() if weight.ndim == 4)
         inputs: dict[str, Any] = {"pixel_values": pixel_values.to(next(kernels, pixel_values.dtype))}
@@ -297,7 +297,7 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         geometry = self.config.official_geometry
         if original_sizes is not None and geometry != "oneformer":
             raise ValueError(
-                "the inputs were made by a processor of official_geometry='oneformer', whose picture for ViT-P is "
+                "the inputs were made by a processor of official_geometry='oneformer', whose image for ViT-P is "
                 f"padded, but the model's config has official_geometry={geometry!r}; use the same for both"
             )
         if geometry is None:
@@ -312,18 +312,18 @@ def _generator_from_config(config: PreTrainedConfig) -> Any:
     return AutoModelForUniversalSegmentation.from_config(config)
 
 
-def _check_pictures(
-    pictures: Tensor | None, content_sizes: Tensor | None, patch_offsets: Tensor | None, num_rows: int
+def _check_images(
+    images: Tensor | None, content_sizes: Tensor | None, patch_offsets: Tensor | None, num_rows: int
 ) -> Tensor:
-    """The classifier's pictures, if they and all sizes belong to the generator's input."""
-    if pictures is None:
+    """The classifier's images, if they and all sizes belong to the generator's input."""
+    if images is None:
         raise ValueError(
-            "classifier_pixel_values are missing: ViT-P looks at the pictures too; make the inputs with a "
+            "classifier_pixel_values are missing: ViT-P looks at the images too; make the inputs with a "
             "ViTPFusionImageProcessor, or pass alpha=0 for the generator's answer"
         )
-    expected = len(pictures) if patch_offsets is not None else num_rows
+    expected = len(images) if patch_offsets is not None else num_rows
     for name, value, count in (
-        ("classifier_pixel_values", pictures, expected),
+        ("classifier_pixel_values", images, expected),
         ("content_sizes", content_sizes, expected),
         ("patch_offsets", patch_offsets, num_rows),
     ):
@@ -332,7 +332,7 @@ def _check_pictures(
                 f"{name} has {len(value)} rows, but pixel_values call for {count}; give the model all that one call of "
                 "the processor returned"
             )
-    return pictures
+    return images
 
 
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:
@@ -346,44 +346,44 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
 
 def classify_rows(
     classifier: ViTPForPointClassification,
-    pictures: Tensor,
+    images: Tensor,
     prompts: Tensor,
-    picture_of_row: Tensor | None = None,
+    image_of_row: Tensor | None = None,
     wanted: Tensor | None = None,
 ) -> Tensor:
     """Classify prompts that are given row by row.
 
     Args:
         classifier: the ViT-P.
-        pictures: (B, 3, height, width) its input.
+        images: (B, 3, height, width) its input.
         prompts: (R, Q, 4).
-        picture_of_row: (R,) index of the picture that each row belongs to, ascending; `None`: rows are pictures.
+        image_of_row: (R,) index of the image that each row belongs to, ascending; `None`: rows are images.
         wanted: (R, Q) bool, which prompts to classify; `None`: all.
 
     Returns:
         (R, Q, K) logits; NaN where a prompt was not wanted.
     """
-    pictures = pictures.to(classifier.dtype)
-    if picture_of_row is None and wanted is None:
-        return classifier(pictures, prompts).logits
+    images = images.to(classifier.dtype)
+    if image_of_row is None and wanted is None:
+        return classifier(images, prompts).logits
     num_rows, num_queries = prompts.shape[:2]
-    if picture_of_row is None:
-        picture_of_row = torch.arange(num_rows, device=prompts.device)
+    if image_of_row is None:
+        image_of_row = torch.arange(num_rows, device=prompts.device)
     if wanted is None:
         wanted = torch.ones(num_rows, num_queries, dtype=torch.bool, device=prompts.device)
 
-    asked = wanted.nonzero()  # (n, 2) row and query, in the order of rows and so of pictures
-    picture = picture_of_row[asked[:, 0]]
-    counts = torch.bincount(picture, minlength=len(pictures))
-    place = torch.arange(len(asked), device=prompts.device) - (counts.cumsum(0) - counts)[picture]
+    asked = wanted.nonzero()  # (n, 2) row and query, in the order of rows and so of images
+    image = image_of_row[asked[:, 0]]
+    counts = torch.bincount(image, minlength=len(images))
+    place = torch.arange(len(asked), device=prompts.device) - (counts.cumsum(0) - counts)[image]
     logits = prompts.new_full((num_rows, num_queries, classifier.num_labels), torch.nan)
     if len(asked):
-        size = len(pictures), int(counts.max())
+        size = len(images), int(counts.max())
         packed = prompts.new_zeros(*size, 4)
-        packed[picture, place] = prompts[asked[:, 0], asked[:, 1]]
+        packed[image, place] = prompts[asked[:, 0], asked[:, 1]]
         real = torch.zeros(size, dtype=torch.bool, device=prompts.device)
-        real[picture, place] = True
-        answers = classifier(pictures, packed, real).logits
+        real[image, place] = True
+        answers = classifier(images, packed, real).logits
         logits = logits.to(answers.dtype)
-        logits[asked[:, 0], asked[:, 1]] = answers[picture, place]
+        logits[asked[:, 0], asked[:, 1]] = answers[image, place]
     return logits

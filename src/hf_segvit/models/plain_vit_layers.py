@@ -202,7 +202,7 @@ def rotary_embeddings(
     reference_grid: int | None = None,
     offset: float = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines that rotate the queries and keys of the patches by their place in the picture.
+    """Cosines and sines that rotate the queries and keys of the patches by their place in the image.
 
     A quarter of the channels turns with the row, a quarter with the column, and both are used twice, for the halves
     that `rotate` pairs. Tokens before the patches keep angle 0.

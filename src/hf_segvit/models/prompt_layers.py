@@ -1,10 +1,10 @@
-"""Blocks in which prompts and the tokens of a picture attend to each other, jointly or with prompts isolated.
+"""Blocks in which prompts and the tokens of an image attend to each other, jointly or with prompts isolated.
 
-In here: the block, its attention, and the mask of isolated prompts. Isolated prompts see themselves and the picture,
+In here: the block, its attention, and the mask of isolated prompts. Isolated prompts see themselves and the image,
 which does not see them: its tokens are those of a plain ViT, run without a mask in any back-end, and their keys and
 values can be kept for prompts that are asked later.
 
-Shapes: B batch, N prompts, S picture tokens (registers and patches), T = N + S, D hidden size, E channels of one head,
+Shapes: B batch, N prompts, S image tokens (registers and patches), T = N + S, D hidden size, E channels of one head,
 G prompts of a group.
 
 From prompts and patches to the tokens of ViT-P: prompt encoder, and position embeddings as the weights expect them.
@@ -25,12 +25,12 @@ from .plain_vit_layers import PlainViTAttention
 KeysValues = tuple[Tensor, Tensor]
 
 # Isolated prompts that share a masked product: of their mutual scores only the diagonal counts, so groups are small
-# against a picture's thousand patches.
+# against an image's thousand patches.
 PROMPTS_PER_GROUP = 256
 
 
 class PromptAttention(PlainViTAttention):
-    """Self-attention of prompts, which come first, and the tokens of a picture."""
+    """Self-attention of prompts, which come first, and the tokens of an image."""
 
     def forward(  # type: ignore[override] # also returns keys and values
         self,
@@ -43,12 +43,12 @@ class PromptAttention(PlainViTAttention):
         """Attend.
 
         Args:
-            hidden_states: (B, T, D); without picture where `image_keys_values` stand for it, without prompts to encode
+            hidden_states: (B, T, D); without image where `image_keys_values` stand for it, without prompts to encode
                 it.
             position_embeddings: cosines and sines (T, E) of `rotary_embeddings`.
             key_mask: boolean (B, 1, 1, T), True where a token may be seen (joint prompts).
             isolation: `isolation_mask`, where prompts are isolated.
-            image_keys_values: keys and values (B, heads, S, E) that this block made of the picture earlier.
+            image_keys_values: keys and values (B, heads, S, E) that this block made of the image earlier.
 
         Returns:
             (B, T, D), the weights (B, heads, T, T) where the back-end gives them, and keys and values (B, heads, T, E).
@@ -89,7 +89,7 @@ class PromptAttention(PlainViTAttention):
 
 
 class ViTPLayer(PlainViTLayer):
-    """A block of the plain ViT for prompts and picture."""
+    """A block of the plain ViT for prompts and image."""
 
     attention_class = PromptAttention
     attention: PromptAttention
@@ -105,7 +105,7 @@ class ViTPLayer(PlainViTLayer):
 
 
 def isolation_mask(num_prompts: int, num_image_tokens: int, device: torch.device, one_group: bool = False) -> Tensor:
-    """Which keys a group of isolated prompts may see: each its own and all of the picture's.
+    """Which keys a group of isolated prompts may see: each its own and all of the image's.
 
     Args:
         num_prompts: N.
@@ -125,7 +125,7 @@ class PromptEncoder(nn.Linear):
     """The linear map of a prompt to a token; in fp32, since half precision would blur a point by pixels."""
 
     def forward(self, prompts: Tensor) -> Tensor:
-        """Tokens (B, N, D) of prompts (B, N, 4); the encoder's unit is half the picture, from its middle."""
+        """Tokens (B, N, D) of prompts (B, N, 4); the encoder's unit is half the image, from its middle."""
         prompts = prompts.float()
         prompts = torch.cat((2.0 * prompts[..., :2] - 1.0, prompts[..., 2:]), dim=-1)
         with torch.autocast(prompts.device.type, enabled=False):

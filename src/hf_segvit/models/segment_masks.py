@@ -2,9 +2,9 @@
 
 In here: `panoptic_segments`, then `instance_segments`, by the rules of the official EoMT evaluation. Queries are
 filtered by class score before anything is upsampled; what remains is upsampled tile by tile, on a CPU only those masks
-that can matter in the tile. An accelerator is waited for once per batch (class logits) and once per picture (answer).
+that can matter in the tile. An accelerator is waited for once per batch (class logits) and once per image (answer).
 
-Shapes: B pictures, Q queries, C classes without no-object (which is index C), K kept masks, h w mask cells, H W
+Shapes: B images, Q queries, C classes without no-object (which is index C), K kept masks, h w mask cells, H W
 pixels. Id maps are int32 on the device of the logits: void -1, ids from 0 in the order of the queries.
 
 Binary masks at the size of the answer, kept in tiles, and the maps painted from them.
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .mask_encoding import encode_mask
 from .mask_resampling import ROUNDING, MaskTiles, Size, code_of_largest, tile_members, tiled_masks
-from .semantic_segments import picture_sizes, semantic_segments, semantic_segments_from_windows
+from .semantic_segments import image_sizes, semantic_segments, semantic_segments_from_windows
 
 __all__ = ["instance_segments", "panoptic_segments", "semantic_segments", "semantic_segments_from_windows"]
 
@@ -55,37 +55,37 @@ def panoptic_segments(
         masks_queries_logits: (B, Q, h, w).
         target_sizes: (height, width) of each answer; None answers at the input size, padding included.
         input_size: (height, width) of the padded model input.
-        content_sizes: (height, width) of each picture within the input, at its top left; None if it fills the input.
+        content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
         threshold: class probability above which a query is kept.
         mask_threshold: mask probability from which a pixel belongs to a mask.
         overlap_mask_area_threshold: share of its mask that a segment must win.
         stuff_classes: label ids whose segments are merged.
 
     Returns:
-        For each picture `segmentation` (H, W) int32 and `segments_info`, one row a segment: `id`, `label_id`,
+        For each image `segmentation` (H, W) int32 and `segments_info`, one row a segment: `id`, `label_id`,
         `was_fused` (whether the class is one of `stuff_classes`) and `score`, the class probability of the query, of
         the first one where several were merged.
 
     Raises:
-        ValueError: the number of sizes is not B, or a picture does not fit into the input.
+        ValueError: the number of sizes is not B, or an image does not fit into the input.
     """
     # All later shapes depend on the class logits; they are small, so the host gets them once for the whole batch.
     scores, labels = class_queries_logits.detach().float().cpu().softmax(-1).max(-1)
     kept = (labels != class_queries_logits.shape[-1] - 1) & (scores > threshold)
     results = []
-    for picture, sizes in enumerate(picture_sizes(len(kept), target_sizes, input_size, content_sizes)):
-        queries = kept[picture].nonzero()[:, 0]
+    for image, sizes in enumerate(image_sizes(len(kept), target_sizes, input_size, content_sizes)):
+        queries = kept[image].nonzero()[:, 0]
         if not len(queries):
             void = torch.full(sizes[1], -1, dtype=torch.int32, device=masks_queries_logits.device)
             results.append({"segmentation": void, "segments_info": []})
             continue
-        tiles = tiled_masks(masks_queries_logits[picture], queries, input_size, *sizes)
-        winners, mask_areas = _assign_pixels(tiles, scores[picture, queries], mask_threshold)
+        tiles = tiled_masks(masks_queries_logits[image], queries, input_size, *sizes)
+        winners, mask_areas = _assign_pixels(tiles, scores[image, queries], mask_threshold)
         # Codes fall with the query, from 2K; an odd one is a pixel inside the mask, the even one below it is outside.
         won_areas = count_labels(winners, 2 * len(queries) + 2)[2:].view(-1, 2).flip(0)
         ids, rows = _panoptic_rows(
-            labels[picture, queries].tolist(),
-            scores[picture, queries].tolist(),
+            labels[image, queries].tolist(),
+            scores[image, queries].tolist(),
             torch.column_stack([mask_areas, won_areas]).tolist(),
             overlap_mask_area_threshold,
             set(stuff_classes),
@@ -195,22 +195,22 @@ def instance_segments(
         masks_queries_logits: (B, Q, h, w).
         target_sizes: (height, width) of each answer; None answers at the input size, padding included.
         input_size: (height, width) of the padded model input.
-        content_sizes: (height, width) of each picture within the input, at its top left; None if it fills the input.
-        num_instances: candidates per picture.
+        content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
+        num_instances: candidates per image.
         threshold: smallest score of an instance.
         mask_threshold: mask probability above which a pixel belongs to a mask.
         return_binary_maps: answer with all masks instead of an id map.
         return_coco_annotation: answer with all masks in COCO's run-length encoding instead of an id map.
 
     Returns:
-        For each picture `segmentation` and `segments_info`, one row an instance: `id`, `label_id`, `was_fused`
+        For each image `segmentation` and `segments_info`, one row an instance: `id`, `label_id`, `was_fused`
         (False) and `score`. `segmentation` is an (H, W) int32 id map, painted in the order of rising scores (of
         equals, the later query is on top), and instances that end up hidden have no row; or with binary maps an
         (n, H, W) bool tensor, or with COCO annotations a list of n dicts {"size": [H, W], "counts": str}, which keep
         overlaps and follow the order of the rows.
 
     Raises:
-        ValueError: both kinds of masks were asked for, the number of sizes is not B, or a picture does not fit into
+        ValueError: both kinds of masks were asked for, the number of sizes is not B, or an image does not fit into
             the input.
     """
     if return_binary_maps and return_coco_annotation:
@@ -218,13 +218,13 @@ def instance_segments(
     probabilities = class_queries_logits.detach().float().cpu().softmax(-1)[..., :-1]
     num_classes = probabilities.shape[-1]
     results = []
-    for picture, sizes in enumerate(picture_sizes(len(probabilities), target_sizes, input_size, content_sizes)):
-        best, pairs = probabilities[picture].flatten().topk(min(num_instances, probabilities[picture].numel()))
+    for image, sizes in enumerate(image_sizes(len(probabilities), target_sizes, input_size, content_sizes)):
+        best, pairs = probabilities[image].flatten().topk(min(num_instances, probabilities[image].numel()))
         # A mean inside cannot exceed 1, so a class probability below the threshold is a score below it.
         best, pairs = best[best >= threshold], pairs[best >= threshold]
         pairs, order = pairs.sort()
         queries, mask_of_pair = (pairs // num_classes).unique(return_inverse=True)
-        measured = measure(tiled_masks(masks_queries_logits[picture], queries, input_size, *sizes), mask_threshold)
+        measured = measure(tiled_masks(masks_queries_logits[image], queries, input_size, *sizes), mask_threshold)
         # Copies to an accelerator are asynchronous everywhere, or each would wait for all work before it.
         owner = mask_of_pair.to(measured.means.device, non_blocking=True)
         scores = best[order].to(measured.means.device, non_blocking=True) * measured.means[owner]

@@ -1,12 +1,12 @@
 """From query logits to semantic maps: a class for every pixel.
 
-In here: `semantic_segments` for pictures padded to the input, `semantic_segments_from_windows` for pictures cut into
-overlapping windows, and `picture_sizes`. A pixel's score for a class is the sum over queries of class probability x
+In here: `semantic_segments` for images padded to the input, `semantic_segments_from_windows` for images cut into
+overlapping windows, and `image_sizes`. A pixel's score for a class is the sum over queries of class probability x
 mask probability, without no-object; it is computed at the input's resolution, averaged where windows overlap, and
-interpolated to the answer (official EoMT evaluation). That happens in tiles, so memory does not grow with the picture;
+interpolated to the answer (official EoMT evaluation). That happens in tiles, so memory does not grow with the image;
 on a CPU, classes that cannot win anywhere in a tile are left out of it.
 
-Shapes: B pictures, N windows, Q queries, C classes without no-object (which is index C), h w mask cells, H W pixels.
+Shapes: B images, N windows, Q queries, C classes without no-object (which is index C), h w mask cells, H W pixels.
 Products are float32, at the precision that `torch.set_float32_matmul_precision` allows; autocast is switched off.
 """
 
@@ -38,7 +38,7 @@ _ROUNDING = 1e-4  # relative; sums over hundreds of queries in float32
 
 @dataclass(frozen=True)
 class _Window:
-    """A model input: where it lies in the scaled picture, (row, column), and the predictions for it."""
+    """A model input: where it lies in the scaled image, (row, column), and the predictions for it."""
 
     offset: tuple[int, int]
     size: Size
@@ -55,7 +55,7 @@ def semantic_segments(
     content_sizes: Sequence[Size] | Tensor | None = None,
     return_segmentation_scores: bool = False,
 ) -> list[Any]:
-    """Semantic maps of pictures that fill their input, or were padded to it.
+    """Semantic maps of images that fill their input, or were padded to it.
 
     Args:
         class_queries_logits: (B, Q, C+1), no-object last.
@@ -63,25 +63,25 @@ def semantic_segments(
         target_sizes: (height, width) of each answer; None answers at the input size, padding included.
         input_size: (height, width) of the model input, where scores are computed; None computes them on the cells of
             the masks, which is faster and coarser.
-        content_sizes: (height, width) of each picture within the input, at its top left; None if it fills the input.
+        content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
         return_segmentation_scores: return the scores beside each map.
 
     Returns:
-        For each picture the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
+        For each image the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
 
     Raises:
-        ValueError: the number of sizes is not B, or a picture does not fit into the input.
+        ValueError: the number of sizes is not B, or an image does not fit into the input.
     """
     height, width = input_size or masks_queries_logits.shape[-2:]
-    sizes = picture_sizes(len(class_queries_logits), target_sizes, (height, width), content_sizes)
+    sizes = image_sizes(len(class_queries_logits), target_sizes, (height, width), content_sizes)
     probabilities = _class_probabilities(class_queries_logits)
     return [
         _classify(
             [_Window((0, 0), (height, width), probabilities[index], _masks(masks_queries_logits[index]))],
-            *picture,
+            *image,
             return_segmentation_scores,
         )
-        for index, picture in enumerate(sizes)
+        for index, image in enumerate(sizes)
     ]
 
 
@@ -95,24 +95,24 @@ def semantic_segments_from_windows(
     window_size: Size | int,
     return_segmentation_scores: bool = False,
 ) -> list[Any]:
-    """Semantic maps of pictures that were scaled and cut into windows along one axis.
+    """Semantic maps of images that were scaled and cut into windows along one axis.
 
     Args:
         class_queries_logits: (N, Q, C+1), no-object last.
         masks_queries_logits: (N, Q, h, w).
-        windows: N rows (picture, first pixel, pixel behind the last) along the axis that exceeds the window, the
+        windows: N rows (image, first pixel, pixel behind the last) along the axis that exceeds the window, the
             horizontal one if none does (`image_windows.windows_of`).
-        image_sizes: (height, width) of each scaled picture.
-        target_sizes: (height, width) of each answer; None answers at the size of the scaled pictures.
+        image_sizes: (height, width) of each scaled image.
+        target_sizes: (height, width) of each answer; None answers at the size of the scaled images.
         window_size: (height, width) of a window, or its side.
         return_segmentation_scores: return the scores beside each map.
 
     Returns:
-        For each picture the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
+        For each image the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
 
     Raises:
-        ValueError: the numbers of windows and predictions, or of sizes and pictures, differ; or the windows of a
-            picture do not cover it.
+        ValueError: the numbers of windows and predictions, or of sizes and images, differ; or the windows of an
+            image do not cover it.
     """
     height, width = (window_size, window_size) if isinstance(window_size, int) else window_size
     if len(windows) != len(class_queries_logits):
@@ -123,29 +123,29 @@ def semantic_segments_from_windows(
     scaled = [_size(size) for size in image_sizes]
     targets = scaled if target_sizes is None else [_size(size) for size in target_sizes]
     if len(targets) != len(scaled):
-        raise ValueError(f"target_sizes has {len(targets)} rows for {len(scaled)} pictures; give one to each")
+        raise ValueError(f"target_sizes has {len(targets)} rows for {len(scaled)} images; give one to each")
     probabilities = _class_probabilities(class_queries_logits)
-    pictures: list[list[_Window]] = [[] for _ in scaled]
-    for number, (picture, start, _) in enumerate([int(value) for value in row] for row in windows):
-        offset = (start, 0) if window_axis(scaled[picture], (height, width)) == 0 else (0, start)
+    images: list[list[_Window]] = [[] for _ in scaled]
+    for number, (image, start, _) in enumerate([int(value) for value in row] for row in windows):
+        offset = (start, 0) if window_axis(scaled[image], (height, width)) == 0 else (0, start)
         masks = _masks(masks_queries_logits[number])
-        pictures[picture].append(_Window(offset, (height, width), probabilities[number], masks))
-    for picture, (parts, size) in enumerate(zip(pictures, scaled, strict=True)):
-        _check_coverage(picture, parts, size)
+        images[image].append(_Window(offset, (height, width), probabilities[number], masks))
+    for image, (parts, size) in enumerate(zip(images, scaled, strict=True)):
+        _check_coverage(image, parts, size)
     return [
         _classify(parts, size, target, return_segmentation_scores)
-        for parts, size, target in zip(pictures, scaled, targets, strict=True)
+        for parts, size, target in zip(images, scaled, targets, strict=True)
     ]
 
 
-def _check_coverage(picture: int, windows: list[_Window], size: Size) -> None:
+def _check_coverage(image: int, windows: list[_Window], size: Size) -> None:
     for axis, name in enumerate(("rows", "columns")):
         covered = 0
         for start, length in sorted((window.offset[axis], window.size[axis]) for window in windows):
             covered = max(covered, start + length) if start <= covered else covered
         if covered < size[axis]:
             raise ValueError(
-                f"picture {picture}: no window covers {name} from {covered} on (the scaled picture has {size[axis]}); "
+                f"image {image}: no window covers {name} from {covered} on (the scaled image has {size[axis]}); "
                 "pass all its windows, and the sizes and window size they were cut with"
             )
 
@@ -162,7 +162,7 @@ def _masks(mask_logits: Tensor) -> Tensor:
 def _classify(
     windows: list[_Window], scaled_size: Size, target_size: Size, return_scores: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Merge the windows of a picture of `scaled_size`, resize the scores to `target_size`, and take the best class."""
+    """Merge the windows of an image of `scaled_size`, resize the scores to `target_size`, and take the best class."""
     num_classes, num_queries = windows[0].class_probabilities.shape
     device = windows[0].masks.device
     placement = (device, torch.float32)
@@ -195,7 +195,7 @@ def _classify(
 
 
 # What one window contributes to a tile: its cells (cells, Q, cells) and the blocks that upsample them. The pixels of
-# these blocks are pixels of the scaled picture, counted from the first one that the tile depends on.
+# these blocks are pixels of the scaled image, counted from the first one that the tile depends on.
 _Part = tuple[_Window, Tensor, AxisBlock, AxisBlock]
 
 
@@ -241,16 +241,16 @@ def _contenders(parts: list[_Part]) -> Tensor:
     return (torch.stack(upper).amax(0) * (1 + _ROUNDING) >= best_lower).nonzero()[:, 0]
 
 
-def picture_sizes(
+def image_sizes(
     batch_size: int,
     target_sizes: Sequence[Size] | Tensor | None,
     input_size: Size,
     content_sizes: Sequence[Size] | Tensor | None,
 ) -> list[tuple[Size, Size]]:
-    """Content and target size of each picture; without targets both are the input size.
+    """Content and target size of each image; without targets both are the input size.
 
     Raises:
-        ValueError: there are not as many sizes as pictures, one is not positive, or a content exceeds the input.
+        ValueError: there are not as many sizes as images, one is not positive, or a content exceeds the input.
     """
     whole = _size(input_size)
     if target_sizes is None:
@@ -259,16 +259,14 @@ def picture_sizes(
     targets = [_size(size) for size in target_sizes]
     for name, given in (("target_sizes", targets), ("content_sizes", contents)):
         if len(given) != batch_size:
-            raise ValueError(
-                f"{name} has {len(given)} rows for {batch_size} pictures; give one (height, width) to each"
-            )
+            raise ValueError(f"{name} has {len(given)} rows for {batch_size} images; give one (height, width) to each")
         for size in given:
             if min(size) < 1:
                 raise ValueError(f"{name}: {size} is not a size in pixels; give (height, width), each at least 1")
     for size in contents:
         if size[0] > whole[0] or size[1] > whole[1]:
             raise ValueError(
-                f"content_sizes: {size} does not fit into the input {whole}; it is the size of the scaled picture "
+                f"content_sizes: {size} does not fit into the input {whole}; it is the size of the scaled image "
                 "before padding, in pixels of the model input"
             )
     return list(zip(contents, targets, strict=True))

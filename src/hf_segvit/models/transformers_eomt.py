@@ -11,7 +11,7 @@ carries this package's own names.
 
 What a folder of Transformers' own EoMT image processor says, in the settings of ours.
 
-Its preprocessor_config.json gives size, normalisation and whether pictures are cut into windows; the config.json beside
+Its preprocessor_config.json gives size, normalisation and whether images are cut into windows; the config.json beside
 it the classes, from which follow stuff and, where all of them are things, the task.
 """
 
@@ -286,7 +286,7 @@ def translate_image_processor(
 def translated_settings(settings: Mapping[str, Any], id2label: Mapping[Any, str]) -> dict[str, Any]:
     """Settings of `EoMTImageProcessor` from those of Transformers' processor and the names of the model's classes.
 
-    The task is semantic if pictures are cut into windows, instance if the classes are the things of a published data
+    The task is semantic if images are cut into windows, instance if the classes are the things of a published data
     set, else panoptic; `stuff_classes` are those of the published set, or empty. There `ignore_index` also means that
     labels are counted from 1, which here is `do_reduce_labels`.
 
@@ -318,7 +318,7 @@ def _input_size(size: Any, windowed: bool) -> dict[str, int]:
     shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
     if shortest is None or (not windowed and longest not in (None, shortest)):
         raise ValueError(
-            f"size={size}: pictures that are padded need one input size; pass size={{'height': H, 'width': W}} of the "
+            f"size={size}: images that are padded need one input size; pass size={{'height': H, 'width': W}} of the "
             "model's input to from_pretrained"
         )
     return {"height": shortest, "width": shortest}

@@ -288,7 +288,7 @@ def refuse_other_run(found: Mapping[str, Any], wanted: Mapping[str, Any], path: 
         changes = "; ".join(_difference(name, found.get(name), wanted.get(name)) for name in refused)
         reason = ""
         if {"pictures", "image_ids"} & set(refused):
-            reason = " The order of the pictures follows from their number, so the data set must be the same."
+            reason = " The order of the images follows from their number, so the data set must be the same."
         raise ValueError(
             f"{path} is of another training: {changes}.{reason} Set it back to go on, give another output= to begin "
             f"anew, or train on from the weights alone with init={path} and another output="
@@ -300,7 +300,7 @@ def refuse_other_run(found: Mapping[str, Any], wanted: Mapping[str, Any], path: 
 
 
 def _hash_of_ids(datasets: Sequence[Any]) -> str:
-    """A hash of the ids of all pictures, in order."""
+    """A hash of the ids of all images, in order."""
     digest = hashlib.sha256()
     for dataset in datasets:
         digest.update(json.dumps(list(metadata(dataset)["image_id"])).encode())
@@ -310,7 +310,7 @@ def _hash_of_ids(datasets: Sequence[Any]) -> str:
 def _difference(name: str, before: Any, now: Any) -> str:
     """What changed in a field, in words."""
     if name == "image_ids":
-        return "the training pictures are others, or in another order (their ids differ)"
+        return "the training images are others, or in another order (their ids differ)"
     if name != "classes":
         return f"{name} was {before!r} and is {now!r}"
     if len(before) != len(now):

@@ -74,7 +74,7 @@ class EpochSamples:
         return self.dataset.augmentation(self.dataset.dataset[index], generator)
 
     def name(self, index: int) -> str:
-        """The picture's place and its name in the data set; nothing is decoded for it."""
+        """The image's place and its name in the data set; nothing is decoded for it."""
         source = self.dataset.dataset
         try:
             row = source.with_format(None)[index] if hasattr(source, "with_format") else {}
@@ -133,7 +133,7 @@ class TrainingLoader:
         """For each step from `start_step` on, its micro-batches.
 
         Raises:
-            ValueError: a sample cannot be read, or a worker died; the message names the picture.
+            ValueError: a sample cannot be read, or a worker died; the message names the image.
         """
         batches = iter(self._loader)
         while True:
@@ -151,7 +151,7 @@ class TrainingLoader:
 
 
 def worker_count(num_workers: int | None, num_processes: int, device: torch.device) -> int:
-    """Processes that read pictures for each process that trains: as asked for, or what the machine has."""
+    """Processes that read images for each process that trains: as asked for, or what the machine has."""
     if num_workers is not None:
         return num_workers
     cores = (os.cpu_count() or 1) // num_processes
@@ -199,7 +199,7 @@ class _MicroBatches:
 
 
 class _KeyedSamples(Dataset):
-    """Samples by key. Workers note what they read, so that the picture is known that one died of."""
+    """Samples by key. Workers note what they read, so that the image is known that one died of."""
 
     def __init__(self, samples: TrainingSamples, num_workers: int) -> None:
         self.samples = samples
@@ -218,14 +218,14 @@ class _KeyedSamples(Dataset):
         except (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError) as error:
             raise ValueError(
                 f"{self.samples.name(index)} cannot be read for training (epoch {epoch}): {type(error).__name__}: "
-                f"{error}; `hf-segvit check-data` finds all such pictures"
+                f"{error}; `hf-segvit check-data` finds all such images"
             ) from error
         finally:
             if worker is not None:
                 self._reading[worker.id] = torch.tensor([os.getpid(), -1 - index])
 
     def last_words(self, message: str) -> str:
-        """Which pictures the workers were at when one of them died."""
+        """Which images the workers were at when one of them died."""
         reading = {pid: index for pid, index in self._reading.tolist() if pid > 0}
         busy = {pid: index for pid, index in reading.items() if index >= 0}
         dead = {pid: index for pid, index in busy.items() if str(pid) in message} or busy
@@ -235,8 +235,8 @@ class _KeyedSamples(Dataset):
         elif last:
             where = "after it had read " + " or ".join(self.samples.name(index) for index in last.values())
         else:
-            where = "before it read a picture"
+            where = "before it read an image"
         return (
-            f"a worker that reads pictures was killed {where} ({message.splitlines()[0]}); most often memory ran out: "
-            "lower num_workers, or look at that picture"
+            f"a worker that reads images was killed {where} ({message.splitlines()[0]}); most often memory ran out: "
+            "lower num_workers, or look at that image"
         )

@@ -48,7 +48,7 @@ class TrainingPlan:
         world_size: processes.
         steps_per_epoch: steps of the optimiser.
         total_steps: T, steps of the whole training.
-        device_batch_size: pictures on a device at once.
+        device_batch_size: images on a device at once.
         accumulation_steps: of these batches per step of the optimiser.
         learning_rate: the highest.
         warmup_steps: (all parameters,) or (new parameters, then the backbone).
@@ -98,7 +98,7 @@ def derive(recipe: Recipe, num_images: int, world_size: int = 1, config: Any = N
 
     Args:
         recipe: to train by.
-        num_images: pictures in the training data.
+        num_images: images in the training data.
         world_size: processes, each with its device.
         config: of the model, where there is one already; otherwise the recipe's `model_config` has to tell.
 
@@ -107,7 +107,7 @@ def derive(recipe: Recipe, num_images: int, world_size: int = 1, config: Any = N
             not as many annealing phases as query layers; the message names the numbers and the remedy.
     """
     if num_images < 1:
-        raise ValueError(f"{recipe.data}: there are no pictures to train on; check the split and the filters")
+        raise ValueError(f"{recipe.data}: there are no images to train on; check the split and the filters")
     device_batch_size, accumulation_steps = _split_batch(recipe, world_size)
     steps_per_epoch = steps_of_epoch(num_images, recipe.batch_size)
     if recipe.steps is None and recipe.epochs is None:
@@ -214,14 +214,14 @@ def augmentation_name(recipe: Recipe) -> str:
 
 
 def image_size(recipe: Recipe, config: Any = None) -> tuple[int, int]:
-    """Height and width of training pictures: the recipe's, that of the model it starts from, or the task's."""
+    """Height and width of training images: the recipe's, that of the model it starts from, or the task's."""
     size = recipe.image_size or getattr(config, "image_size", None) or IMAGE_SIZES[recipe.task]
     height, width = (size, size) if isinstance(size, int) else (size * 2)[:2]
     return height, width
 
 
 def _split_batch(recipe: Recipe, world_size: int) -> tuple[int, int]:
-    """Pictures on a device at once, and how many of these batches a process accumulates."""
+    """Images on a device at once, and how many of these batches a process accumulates."""
     if recipe.batch_size % world_size:
         raise ValueError(
             f"batch_size={recipe.batch_size} does not divide among {world_size} processes; give a multiple of "
@@ -231,7 +231,7 @@ def _split_batch(recipe: Recipe, world_size: int) -> tuple[int, int]:
     device_batch_size = min(recipe.device_batch_size or share, share)
     if share % device_batch_size:
         raise ValueError(
-            f"device_batch_size={device_batch_size} does not divide the {share} pictures of each of {world_size} "
+            f"device_batch_size={device_batch_size} does not divide the {share} images of each of {world_size} "
             f"processes (batch_size={recipe.batch_size}); give a divisor of {share}"
         )
     return device_batch_size, share // device_batch_size

@@ -95,12 +95,12 @@ def _decisions(plan: TrainingPlan, model: Any, processor: Any) -> dict[str, str]
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in unit_normalization(vars(processor)))
     decisions = {
         "recipe": f"{recipe.name}: {recipe.model}, {recipe.task}",
-        "data": f"{recipe.data}, {plan.num_images:,} pictures",
+        "data": f"{recipe.data}, {plan.num_images:,} images",
         "start": recipe.init or recipe.backbone or "from scratch",
-        "pictures": f"{height} x {width}, augmentation {augmentation_name(recipe)}",
+        "images": f"{height} x {width}, augmentation {augmentation_name(recipe)}",
         "normalisation": f"mean {mean}, standard deviation {std}, of pixels in [0, 1]",
         "length": f"{plan.total_steps:,} steps = {plan.epochs:.4g} epochs of {plan.steps_per_epoch:,} steps",
-        "batch": f"{recipe.batch_size} = {parts} (processes x accumulation x pictures on a device)",
+        "batch": f"{recipe.batch_size} = {parts} (processes x accumulation x images on a device)",
         "optimiser": f"{recipe.optimizer}, learning rate {plan.learning_rate:.4g}, {limit}",
         "warm-up": f"{stages}; then {recipe.schedule} decay",
         "evaluation": f"every {plan.evaluate_every_steps:,} steps; a checkpoint every {plan.save_every_steps:,}",

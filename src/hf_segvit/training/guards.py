@@ -115,9 +115,9 @@ class NonFiniteGuard:
 
 def evaluation_advice(recipe: Recipe) -> list[str]:
     """What to change where memory runs out in an evaluation; the checkpoint of its step is there already."""
-    # Only points are asked for many pictures at a time, and as many as are trained on.
+    # Only points are asked for many images at a time, and as many as are trained on.
     fewer = ["a smaller device_batch_size"] if recipe.task == "points" and recipe.device_batch_size != 1 else []
-    return [*fewer, "smaller pictures in val_data", "a device with more memory, on which the same command goes on"]
+    return [*fewer, "smaller images in val_data", "a device with more memory, on which the same command goes on"]
 
 
 @contextmanager

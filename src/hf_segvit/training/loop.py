@@ -6,7 +6,7 @@ receives:
 
 - `model/`: the best weights with configuration, image processor, scores and model card; `results.json`; `curves.png`;
 - `checkpoints/`: the last and the best, to go on from; `history.jsonl` and the trackers' logs;
-- `predictions/`: pictures of what the model saw at each evaluation; `failures/`: steps that were not finite.
+- `predictions/`: images of what the model saw at each evaluation; `failures/`: steps that were not finite.
 
 What a run needs that a recipe alone does not tell, refused before the first step and not after the last.
 

@@ -1,7 +1,7 @@
-"""The published data sets that the packaged recipes name, as far as a plan needs them: classes, and how many pictures.
+"""The published data sets that the packaged recipes name, as far as a plan needs them: classes, and how many images.
 
 `--explain` takes them where the data is not on this machine yet. The counts are those of the readers in
-`data/readers/`: every picture of the training split, also those without objects.
+`data/readers/`: every image of the training split, also those without objects.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from ..data.label_tables import label_table
 from ..data.reading import DataDescription
 
-# format and task: label table, pictures to train on
+# format and task: label table, images to train on
 _PUBLISHED = {
     ("coco", "panoptic"): ("coco_panoptic", 118_287),
     ("coco", "instance"): ("coco_instance", 118_287),
@@ -32,7 +32,7 @@ def published_data(spec: str | None, tasks: Sequence[str]) -> tuple[DataDescript
         tasks: to read it for, the one to prefer first.
 
     Returns:
-        Its description and its number of training pictures; `None` where its folder exists, or nothing is known of it.
+        Its description and its number of training images; `None` where its folder exists, or nothing is known of it.
     """
     name, _, path = str(spec).partition(":")
     name = name.strip().lower().replace("-", "_")

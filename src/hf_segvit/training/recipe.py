@@ -48,19 +48,19 @@ class Recipe:
         data: "FORMAT:PATH", as `load_segmentation_dataset` takes it.
         train_split: of the data; `None` is the first there is.
         val_split: of the data, to score on; `None` is the first of val, validation and test that there is.
-        val_data: "FORMAT:PATH" of the pictures to score on where they are another data set.
+        val_data: "FORMAT:PATH" of the images to score on where they are another data set.
         init: checkpoint of a segmentation model to start from; in its class head, classes of other names are new.
         backbone: backbone to start from, as `from_backbone` takes it. Without both, training starts from scratch; with
             either, pixels are normalised as those weights know them.
         model_config: fields of the model's configuration.
-        image_size: pixels of the training pictures, one number or [height, width].
+        image_size: pixels of the training images, one number or [height, width].
         augmentation: one of `data.augmentation.AUGMENTATIONS`.
         augmentation_options: other settings than those of this augmentation.
         loss_mask: keep void, crowds and padding out of the loss. The official recipes do not; one's own data should.
         epochs: passes over the data.
         steps: of the optimiser, instead of `epochs`.
-        batch_size: pictures per step of the optimiser: processes x accumulation x pictures on a device.
-        device_batch_size: pictures on a device at once; the rest of the batch is accumulated.
+        batch_size: images per step of the optimiser: processes x accumulation x images on a device.
+        device_batch_size: images on a device at once; the rest of the batch is accumulated.
         optimizer: "adamw" or "sgd".
         learning_rate: the highest, of everything that `layer_decay` does not lower.
         base_learning_rate: the same for a batch of 16 (80 with SGD), from which `learning_rate` follows by rule.
@@ -84,10 +84,10 @@ class Recipe:
         compile: use `torch.compile`.
         ema_decay: of the moving average of the weights that is evaluated and saved; `None` keeps none.
         seed: of all randomness.
-        num_workers: processes that read pictures; `None` takes what the machine has.
+        num_workers: processes that read images; `None` takes what the machine has.
         cache: keep id maps in a form that is quicker to read, in this folder, or with `True` in `output`'s `cache`.
         evaluate_every: epochs between evaluations; `None` is one, or more where that were over 50 evaluations.
-        evaluate_limit: score the first so many pictures alone.
+        evaluate_limit: score the first so many images alone.
         keep_best: score that decides which checkpoint is best; `None` is the headline of the task.
         patience: evaluations without a better score after which training stops.
         save_every: epochs between checkpoints, besides one at each evaluation; `None` saves no others.
@@ -95,7 +95,7 @@ class Recipe:
         keep_last: checkpoints that are kept besides the best.
         trackers: of Accelerate, such as "tensorboard", "wandb" or "trackio".
         log_every: steps between records, or fewer where that were below 20 records.
-        draw: pictures whose predictions are drawn at each evaluation.
+        draw: images whose predictions are drawn at each evaluation.
         points: of ViT-P: how training points are drawn.
         output: folder for everything that training writes; `None` is "runs/" and the recipe's name.
         push_to_hub: Hub repository for the result.

@@ -126,10 +126,10 @@ def training_in_words(plan: TrainingPlan, selection: Selection) -> str:
         else "from scratch"
     )
     size = recipe.image_size if recipe.image_size is not None else "the model's"
-    limit = f" (the first {recipe.evaluate_limit} pictures)" if recipe.evaluate_limit else ""
+    limit = f" (the first {recipe.evaluate_limit} images)" if recipe.evaluate_limit else ""
     return (
-        f"Trained {start} on `{recipe.data}`, {plan.num_images} pictures, with hf_segvit {version('hf-segvit')}: "
-        f"{plan.total_steps} steps of {recipe.batch_size} pictures ({plan.epochs:.3g} epochs), image size {size}, "
+        f"Trained {start} on `{recipe.data}`, {plan.num_images} images, with hf_segvit {version('hf-segvit')}: "
+        f"{plan.total_steps} steps of {recipe.batch_size} images ({plan.epochs:.3g} epochs), image size {size}, "
         f"{recipe.optimizer} with a learning rate of {plan.learning_rate:.3g}, precision {recipe.precision}. "
         f"Weights: {selection.explanation()}{limit}."
     )

@@ -2,7 +2,7 @@
 
 Pixels stay as the starting weights know them: `pixel_settings` and `backbone_pixel_settings` are what the new image
 processor takes over. The class head, whose rows have names, is the matter of class_head.py. h w patches along the sides
-of a picture.
+of an image.
 
 The model as it is trained, and as a single process can run it.
 

@@ -98,7 +98,7 @@ class Tracking:
             self._record(step, list(outcome.parts), settings)
 
     def scores(self, step: int, metrics: Mapping[str, float], images: Sequence[Image.Image] = ()) -> None:
-        """Record an evaluation, with pictures of predictions, which also go to the folder `predictions`."""
+        """Record an evaluation, with images of predictions, which also go to the folder `predictions`."""
         self._write(step, {f"score/{name}": value for name, value in metrics.items()})
         if not images or not self.accelerator.is_main_process:
             return
@@ -140,7 +140,7 @@ class Tracking:
             means = self.accelerator.reduce(self._parts / self._count, "mean")
             values.update(zip(names, means.tolist(), strict=True))
         values.update(settings)
-        values["pictures per second"] = self.plan.recipe.batch_size / seconds
+        values["images per second"] = self.plan.recipe.batch_size / seconds
         values["seconds per step"] = seconds
         values["share of time waiting for data"] = self._waited / self._seconds
         values["memory in MiB"] = memory_mib(self.accelerator.device)
@@ -150,7 +150,7 @@ class Tracking:
             left = (time.perf_counter() - self._start) / (step - self._start_step) * (self.plan.total_steps - step)
             self.say(
                 f"step {step}/{self.plan.total_steps}: loss {values['loss']:.3f}, "
-                f"{values['pictures per second']:.1f} pictures/s, {_duration(left)} left"
+                f"{values['images per second']:.1f} images/s, {_duration(left)} left"
             )
         self._begin_window()
 

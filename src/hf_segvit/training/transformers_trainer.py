@@ -114,11 +114,11 @@ def segment_maps(mask_labels: list[Tensor], class_labels: list[Tensor]) -> tuple
     """Lists of masks and labels as two tensors.
 
     Args:
-        mask_labels: per picture (n, H, W) bool, of one size; n may be 0.
-        class_labels: per picture (n,).
+        mask_labels: per image (n, H, W) bool, of one size; n may be 0.
+        class_labels: per image (n,).
 
     Returns:
-        (B, H, W) int64 places in the picture's labels, -1 where no mask is, and the labels (B, most n), padded with
+        (B, H, W) int64 places in the image's labels, -1 where no mask is, and the labels (B, most n), padded with
         -100.
     """
     maps, labels = [], []

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..archives import Location, location_name
 from ..decoding import Segments
-from ..folders import PICTURE_SUFFIXES, DataFolder, by_stem
+from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, pair_rows
 from ..label_tables import label_table
 from ..mask_files import VOID, present_values, read_color_ids, read_index_map, relabel
@@ -41,10 +41,10 @@ _OBJECTS = 256  # ids of a thing's objects
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The splits whose pictures are there."""
+    """The splits whose images are there."""
     folder = DataFolder(path, _ARCHIVES)
     names = ("train", "val", *(name for name in wanted if name in _FOLDERS))
-    return [name for name in names if _files(folder, "images", name, PICTURE_SUFFIXES)]
+    return [name for name in names if _files(folder, "images", name, IMAGE_SUFFIXES)]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
@@ -57,20 +57,20 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
         problems: gets what is wrong.
     """
     folder, table = DataFolder(path, _ARCHIVES), label_table("ade20k")
-    pictures = by_stem(_files(folder, "images", split, PICTURE_SUFFIXES))
+    images = by_stem(_files(folder, "images", split, IMAGE_SUFFIXES))
     maps = by_stem(_files(folder, "annotations", split, (".png",)))
     objects = by_stem(_files(folder, "annotations_instance", split, (".png",)))
     names = list(table.id2label.values())
     things = [label for label in range(len(names)) if label not in table.stuff_classes]
     if task == "semantic":
         reader = LabelMaps(table.source_id_to_label | {0: VOID}, _REMEDY)
-        return Reading(reader, names, table.stuff_classes, pair_rows(pictures, [maps], problems))
+        return Reading(reader, names, table.stuff_classes, pair_rows(images, [maps], problems))
     if task == "panoptic":
         stuff = {table.classes[label].source_id: label for label in table.stuff_classes}
         stuff_or_void = {value: stuff.get(value, VOID) for value in range(151)}
-        rows = pair_rows(pictures, [maps, objects], problems)
+        rows = pair_rows(images, [maps, objects], problems)
         return Reading(ObjectMaps(stuff_or_void, tuple(things)), names, table.stuff_classes, rows)
-    rows = pair_rows(pictures, [objects], problems)
+    rows = pair_rows(images, [objects], problems)
     return Reading(ObjectMaps(None, tuple(range(len(things)))), [names[label] for label in things], [], rows)
 
 

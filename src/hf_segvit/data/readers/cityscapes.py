@@ -66,8 +66,8 @@ def read(path: str, split: str, task: str, problems: ProblemList, annotations: s
     folder, table = DataFolder(path, _ARCHIVES), label_table("cityscapes")
     kind = "labelIds" if task == "semantic" else "instanceIds"
     maps = _named(folder.files(f"{annotations}/{split}"), f"_{annotations}_{kind}.png")
-    pictures = _named(folder.files(f"leftImg8bit/{split}"), "_leftImg8bit.png")
-    rows = pair_rows(pictures, [maps], problems)
+    images = _named(folder.files(f"leftImg8bit/{split}"), "_leftImg8bit.png")
+    rows = pair_rows(images, [maps], problems)
     names = list(table.id2label.values())
     if task == "semantic":
         labels = {value: table.source_id_to_label.get(value, VOID) for value in range(_LAST_LABEL + 1)}

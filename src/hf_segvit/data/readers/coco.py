@@ -12,12 +12,12 @@ the entry is left out.
 COCO's instance form: annotations with polygons or run-length masks, which may overlap.
 
 Outlines are checked when the file is read, so that training does not stop at one in its third hour; masks are drawn
-when a picture is asked for. Images without annotations are kept: they teach what is no object. An annotation's `area`
+when an image is asked for. Images without annotations are kept: they teach what is no object. An annotation's `area`
 is kept, as COCO's evaluator takes it, not the mask's, to tell small from large.
 
 COCO's panoptic form: a JSON file with `segments_info`, and PNGs of ids in colours.
 
-Segment ids stay those of the files. Regions of a PNG that the JSON does not list are an error when the picture is read;
+Segment ids stay those of the files. Regions of a PNG that the JSON does not list are an error when the image is read;
 segments that the JSON lists but the PNG lacks are dropped then, and told by the data check.
 """
 
@@ -28,10 +28,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...models.image_decoding import MAX_PICTURE_PIXELS
+from ...models.image_decoding import MAX_IMAGE_PIXELS
 from ..archives import Location, location_name, read_json
 from ..decoding import PolygonMasks, Segments
-from ..folders import PICTURE_SUFFIXES, DataFolder, FileList, find_named
+from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, find_named
 from ..label_tables import LabelTable, label_table
 from ..mask_files import VOID, compressed_counts, polygon_fault, present_values, read_color_ids, rle_fault
 from ..problems import ProblemList
@@ -67,10 +67,10 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     folder, location, name = _annotation_file(path, split, task)
     if location is None:
         raise ValueError(f"{path}: no {task} annotations of split {split!r}; expected {LAYOUT}")
-    pictures = folder.files(name, f"images/{name}", suffixes=PICTURE_SUFFIXES)
-    if not pictures:
-        raise ValueError(f"{path}: no pictures of split {split!r}; expected the folder {name}, or {name}.zip")
-    file = read_coco_file(location, pictures, problems)
+    images = folder.files(name, f"images/{name}", suffixes=IMAGE_SUFFIXES)
+    if not images:
+        raise ValueError(f"{path}: no images of split {split!r}; expected the folder {name}, or {name}.zip")
+    file = read_coco_file(location, images, problems)
     table = label_table("coco_panoptic" if task == "panoptic" else "coco_instance")
     _check_categories(file, table)
     labels = list(table.id2label.values())
@@ -120,24 +120,24 @@ class CocoFile:
     Attributes:
         name: of the file, for errors.
         images: entries by image id, in the file's order.
-        pictures: where the picture of each image id is.
+        locations: where the file of each image id is.
         categories: entries by category id, ascending.
         annotations: as in the file.
     """
 
     name: str
     images: dict[Any, dict[str, Any]]
-    pictures: dict[Any, Location]
+    locations: dict[Any, Location]
     categories: dict[int, dict[str, Any]]
     annotations: list[Any]
 
 
-def read_coco_file(location: Location, pictures: FileList, problems: ProblemList) -> CocoFile:
-    """Read a COCO JSON file and find the pictures that it names.
+def read_coco_file(location: Location, files: FileList, problems: ProblemList) -> CocoFile:
+    """Read a COCO JSON file and find the images that it names.
 
     Args:
         location: of the file.
-        pictures: files by the names that the JSON uses.
+        files: files by the names that the JSON uses.
         problems: gets what is wrong with entries.
 
     Raises:
@@ -156,10 +156,10 @@ def read_coco_file(location: Location, pictures: FileList, problems: ProblemList
         elif image["id"] in images:
             problems.error(name, item, "two images have this id; number them differently, and their annotations")
         elif not is_size(image.get("height"), image.get("width")):
-            problems.error(name, item, "height and width must be whole numbers above 0, and those of a picture")
+            problems.error(name, item, "height and width must be whole numbers above 0, and those of an image")
         else:
             try:
-                found[image["id"]] = find_named(pictures, image.get("file_name"), f"{name}: {item}")
+                found[image["id"]] = find_named(files, image.get("file_name"), f"{name}: {item}")
                 images[image["id"]] = image
             except ValueError as error:
                 problems.error(name, item, str(error).removeprefix(f"{name}: {item}: "))
@@ -184,10 +184,8 @@ def is_id(value: Any) -> bool:
 
 
 def is_size(height: Any, width: Any) -> bool:
-    """Whether two values can be the height and width of a picture."""
-    return (
-        type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_PICTURE_PIXELS
-    )
+    """Whether two values can be the height and width of an image."""
+    return type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_IMAGE_PIXELS
 
 
 def known_category(entry: Mapping[str, Any], labels: Mapping[int, int]) -> bool:
@@ -250,7 +248,7 @@ def instance_rows(file: CocoFile, labels: Mapping[int, int], problems: ProblemLi
         if isinstance(annotation_id, int):
             seen.add(annotation_id)
     return [
-        {"image": file.pictures[image_id], "image_id": image_id, "segment_map": [], "segments": segments[image_id]}
+        {"image": file.locations[image_id], "image_id": image_id, "segment_map": [], "segments": segments[image_id]}
         for image_id in file.images
     ]
 
@@ -293,7 +291,7 @@ def _check_box(entry: Mapping[str, Any], name: str, item: str, problems: Problem
 def _stated_area(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> float | None:
     """The annotation's `area` in pixels, which average precision sorts objects by size with; `None`: the mask's own."""
     area = entry.get("area")
-    if area is None or (isinstance(area, int | float) and 0 < area <= MAX_PICTURE_PIXELS):
+    if area is None or (isinstance(area, int | float) and 0 < area <= MAX_IMAGE_PIXELS):
         return None if area is None else float(area)
     problems.warn(name, item, f"area is {area!r}; the mask's own is used")
     return None
@@ -355,7 +353,7 @@ def panoptic_rows(
     for image_id in missing:
         problems.warn(file.name, f"image {image_id!r}", "the image has no panoptic annotation; it is left out")
     return [
-        {"image": file.pictures[image_id], "image_id": image_id, **annotated[image_id]}
+        {"image": file.locations[image_id], "image_id": image_id, **annotated[image_id]}
         for image_id in file.images
         if image_id in annotated
     ]

@@ -3,7 +3,7 @@
 Categories are numbered by ascending id, whatever gaps there are; id 0 is a category like others. Looked for, for split
 `train`: the JSON files `annotations/instances_train.json`, `annotations/train.json`, `train.json`,
 `train/_annotations.coco.json`, or the panoptic `annotations/panoptic_train.json` and `panoptic_train.json`, each also
-with a year; pictures in `train`, `images/train` or `images`; panoptic PNGs in the folder named like the JSON file.
+with a year; images in `train`, `images/train` or `images`; panoptic PNGs in the folder named like the JSON file.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 from ..archives import location_name
 from ..decoding import PolygonMasks
-from ..folders import PICTURE_SUFFIXES, DataFolder, FileList
+from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
 from ..problems import ProblemList
 from ..reading import Reading
 from .coco import PanopticMasks, instance_rows, panoptic_rows, read_coco_file
 
 TASKS = ("instance", "panoptic")
 LAYOUT = (
-    "annotations/instances_train.json (or train/_annotations.coco.json) and the pictures in train or images; panoptic "
+    "annotations/instances_train.json (or train/_annotations.coco.json) and the images in train or images; panoptic "
     "annotations/panoptic_train.json and the PNGs in annotations/panoptic_train"
 )
 
@@ -50,8 +50,8 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     if location is None:
         expected = ", ".join(_json_names(split, task))
         raise ValueError(f"{path}: no {task} annotations of split {split!r}; expected one of {expected}")
-    pictures = _pictures(folder, split)
-    file = read_coco_file(location, pictures, problems)
+    images = _images(folder, split)
+    file = read_coco_file(location, images, problems)
     numbers = {number: label for label, number in enumerate(file.categories)}
     names = [entry["name"] for entry in file.categories.values()]
     if task == "instance":
@@ -80,11 +80,9 @@ def _json_names(split: str, task: str) -> tuple[str, ...]:
     )
 
 
-def _pictures(folder: DataFolder, split: str) -> FileList:
-    """Pictures by name relative to the split's folder of pictures, and relative to the root."""
+def _images(folder: DataFolder, split: str) -> FileList:
+    """Images by name relative to the split's folder of images, and relative to the root."""
     for place in (split, f"images/{split}", "images"):
-        if found := folder.files(place, suffixes=PICTURE_SUFFIXES):
+        if found := folder.files(place, suffixes=IMAGE_SUFFIXES):
             return FileList({**{f"{place}/{name}": location for name, location in found.items()}, **found})
-    raise ValueError(
-        f"{folder.path}: no pictures of split {split!r}; expected them in {split}, images/{split} or images"
-    )
+    raise ValueError(f"{folder.path}: no images of split {split!r}; expected them in {split}, images/{split} or images")

@@ -1,7 +1,7 @@
-"""COCO-Stuff-164K: semantic maps of 171 classes on COCO's pictures.
+"""COCO-Stuff-164K: semantic maps of 171 classes on COCO's images.
 
 `stuffthingmaps/train2017/*.png` (the folder may also be called `annotations`, or be `stuffthingmaps_trainval2017.zip`)
-and the pictures as in COCO. A PNG holds the class id less one, and 255 where there is none; eleven ids were never used.
+and the images as in COCO. A PNG holds the class id less one, and 255 where there is none; eleven ids were never used.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..archives import Location
-from ..folders import PICTURE_SUFFIXES, DataFolder, by_stem
+from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, pair_rows
 from ..label_tables import label_table
 from ..mask_files import VOID
@@ -36,11 +36,11 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     """
     name = _with_year(split)
     folder = DataFolder(path, (f"{name}.zip",))
-    pictures = by_stem(folder.files(name, f"images/{name}", suffixes=PICTURE_SUFFIXES))
+    images = by_stem(folder.files(name, f"images/{name}", suffixes=IMAGE_SUFFIXES))
     table = label_table("coco_stuff")
     labels = {number - 1: label for number, label in table.source_id_to_label.items()}
     reader = LabelMaps(labels | {255: VOID}, "values are COCO-Stuff's ids less one, and 255")
-    rows = pair_rows(pictures, [by_stem(_maps(path, name))], problems)
+    rows = pair_rows(images, [by_stem(_maps(path, name))], problems)
     return Reading(reader, list(table.id2label.values()), table.stuff_classes, rows)
 
 
@@ -52,5 +52,5 @@ def _maps(path: str, name: str) -> dict[str, Location]:
     folder = DataFolder(path)
     found = folder.files(f"stuffthingmaps/{name}", f"annotations/{name}", suffixes=(".png",))
     archive = folder.path / "stuffthingmaps_trainval2017.zip"
-    # In the archive the folders are called like those of the pictures, so it is looked into on its own.
+    # In the archive the folders are called like those of the images, so it is looked into on its own.
     return found or (DataFolder(archive).files(name, suffixes=(".png",)) if archive.is_file() else {})

@@ -1,4 +1,4 @@
-"""A data set of the Hub or on disk that `datasets` reads: a column of pictures and one of masks.
+"""A data set of the Hub or on disk that `datasets` reads: a column of images and one of masks.
 
 PATH is a name on the Hub (which is downloaded), a folder that `load_dataset` understands, or one that `save_to_disk`
 wrote. Masks of one channel hold classes (task semantic). Masks with colours hold the class in red and the number of the
@@ -15,9 +15,9 @@ from typing import Any
 
 import datasets
 
-from ..archives import MAX_PICTURE_BYTES, read_location
+from ..archives import MAX_IMAGE_BYTES, read_location
 from ..class_lists import ClassList, read_classes
-from ..decoding import picture_in_frame, semantic_segments
+from ..decoding import image_in_frame, semantic_segments
 from ..label_maps import numbered_segments
 from ..mask_files import color_ids, index_map, relabel
 from ..problems import ProblemList
@@ -101,7 +101,7 @@ def read(
 
 @dataclass(frozen=True)
 class ColumnDecoder:
-    """Decodes rows whose pictures and masks are files held by `datasets`.
+    """Decodes rows whose images and masks are files held by `datasets`.
 
     Attributes:
         name: of the data set, for errors.
@@ -129,7 +129,7 @@ class ColumnDecoder:
             if "segments" in row:
                 decoded["segments"] = segments
         if "image" in row:
-            decoded["image"] = picture_in_frame(_content(row["image"], name), name, size)
+            decoded["image"] = image_in_frame(_content(row["image"], name), name, size)
         return decoded
 
     def _segments(self, content: bytes, name: str) -> tuple[Any, list[dict[str, Any]]]:
@@ -144,8 +144,8 @@ class ColumnDecoder:
 
 def _content(file: Mapping[str, Any] | None, name: str) -> bytes:
     if not file or not (file.get("bytes") or file.get("path")):
-        raise ValueError(f"{name}: the picture or mask is missing; remove the row")
-    return file["bytes"] or read_location({"archive": None, "member": file["path"]}, MAX_PICTURE_BYTES)
+        raise ValueError(f"{name}: the image or mask is missing; remove the row")
+    return file["bytes"] or read_location({"archive": None, "member": file["path"]}, MAX_IMAGE_BYTES)
 
 
 def _saved(path: str) -> bool:
@@ -167,11 +167,11 @@ def _load(path: str, split: str, revision: str | None) -> datasets.Dataset:
 
 
 def _column(table: datasets.Dataset, name: str | None, usual: tuple[str, ...], path: str) -> str:
-    pictures = [column for column, feature in table.features.items() if isinstance(feature, datasets.Image)]
+    images = [column for column, feature in table.features.items() if isinstance(feature, datasets.Image)]
     for column in (name,) if name else usual:
-        if column in pictures:
+        if column in images:
             return column
     raise ValueError(
-        f"hub:{path}: there is no column of pictures {name or ' or '.join(usual)}; the columns of pictures are "
-        f"{', '.join(pictures) or 'none'}: name them with image_column= and annotation_column="
+        f"hub:{path}: there is no column of images {name or ' or '.join(usual)}; the columns of images are "
+        f"{', '.join(images) or 'none'}: name them with image_column= and annotation_column="
     )

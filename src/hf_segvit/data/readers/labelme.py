@@ -1,4 +1,4 @@
-"""labelme: a JSON file of shapes beside each picture; instance, or semantic with later shapes over earlier ones.
+"""labelme: a JSON file of shapes beside each image; instance, or semantic with later shapes over earlier ones.
 
 `train/*.json` or, without splits, `*.json`. Polygons, rectangles, circles and masks count; shapes with the same label
 and `group_id` are one object. Points and lines have no area and are left out with a warning, and so are `__ignore__`
@@ -21,14 +21,14 @@ from ...models.mask_encoding import encode_mask
 from ..archives import Location, location_name, read_json
 from ..class_lists import CLASS_FILES, read_classes
 from ..decoding import PaintedPolygons, PolygonMasks
-from ..folders import PICTURE_SUFFIXES, DataFolder
+from ..folders import IMAGE_SUFFIXES, DataFolder
 from ..mask_files import index_map, polygon_fault
 from ..problems import ProblemList
 from ..reading import Reading
 from .coco import is_size
 
 TASKS = ("instance", "semantic")
-LAYOUT = "labelme's *.json beside the pictures, in the folder or in train and val"
+LAYOUT = "labelme's *.json beside the images, in the folder or in train and val"
 WHOLE = "all"  # the split of a folder without splits
 
 _NO_CLASS = ("__ignore__", "_background_")
@@ -56,7 +56,7 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     """
     folder = DataFolder(path)
     prefix = "" if split == WHOLE else f"{split}/"
-    pictures = folder.files("", suffixes=PICTURE_SUFFIXES)
+    images = folder.files("", suffixes=IMAGE_SUFFIXES)
     files = folder.files("", suffixes=(".json",))
     source = classes if classes is not None else folder.file(*CLASS_FILES)
     contents, labels = dict[str, dict[str, Any]](), set[str]()
@@ -84,14 +84,12 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     for name, content in contents.items():
         where = location_name(files[name])
         try:
-            picture = _picture(content.get("imagePath"), name, pictures, where)
+            image = _image(content.get("imagePath"), name, images, where)
         except ValueError as error:
             problems.error(where, "", str(error).removeprefix(f"{where}: "))
             continue
         segments = _segments(content, where, numbers, problems)
-        rows.append(
-            {"image": picture, "image_id": posixpath.splitext(name)[0], "segment_map": [], "segments": segments}
-        )
+        rows.append({"image": image, "image_id": posixpath.splitext(name)[0], "segment_map": [], "segments": segments})
     reader = PolygonMasks() if task == "instance" else PaintedPolygons()
     return Reading(reader, list(names), [], rows, outlines=True)
 
@@ -111,16 +109,16 @@ def _labels(content: Mapping[str, Any]) -> set[str]:
     return {label for label in labels if isinstance(label, str) and label not in _NO_CLASS}
 
 
-def _picture(text: Any, name: str, pictures: Mapping[str, Location], where: str) -> Location:
+def _image(text: Any, name: str, images: Mapping[str, Location], where: str) -> Location:
     stem = posixpath.splitext(name)[0]
     place = str(text or "").replace("\\", "/")
     wanted = posixpath.normpath(posixpath.join(posixpath.dirname(name), place))
     if place.startswith("/") or place[1:2] == ":" or wanted.split("/")[0] == "..":
         raise ValueError(f"{where}: imagePath {text!r} is absolute or leaves the data set; make it relative")
-    for other in (wanted, *(stem + suffix for suffix in PICTURE_SUFFIXES)):
-        if other in pictures:
-            return pictures[other]
-    raise ValueError(f"{where}: there is no picture {text!r}, nor one named like the JSON file; copy it there")
+    for other in (wanted, *(stem + suffix for suffix in IMAGE_SUFFIXES)):
+        if other in images:
+            return images[other]
+    raise ValueError(f"{where}: there is no image {text!r}, nor one named like the JSON file; copy it there")
 
 
 def _segments(
@@ -204,7 +202,7 @@ def _mask(shape: Mapping[str, Any], points: np.ndarray, size: tuple[int, int]) -
     left, top = (int(value) for value in points[0])
     height, width = part.shape
     if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
-        raise ValueError(f"the mask of {height} x {width} pixels at ({left}, {top}) does not fit into the picture")
+        raise ValueError(f"the mask of {height} x {width} pixels at ({left}, {top}) does not fit into the image")
     whole = np.zeros(size, dtype=bool)
     whole[top : top + height, left : left + width] = part
     return encode_mask(whole)

@@ -1,4 +1,4 @@
-"""Any folder of pictures and mask PNGs: semantic, or panoptic with instance PNGs.
+"""Any folder of images and mask PNGs: semantic, or panoptic with instance PNGs.
 
 `images/train/NAME.jpg` and `annotations/train/NAME.png` (the folder may be called `masks` or `labels` too; without
 splits, files lie directly in it), found by the same name. A mask's values are classes: `classes.json` or `classes.txt`
@@ -18,7 +18,7 @@ import numpy as np
 from ..archives import Location, location_name
 from ..class_lists import CLASS_FILES, ClassList, read_classes
 from ..decoding import Segments
-from ..folders import PICTURE_SUFFIXES, DataFolder, by_stem
+from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, numbered_segments, pair_rows
 from ..mask_files import VOID, present_values, read_index_map, relabel
 from ..problems import ProblemList
@@ -35,11 +35,11 @@ _MAPS = ("annotations", "masks", "labels")
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The folders in `images`, or one split if pictures lie in it directly; that is there with folders if wanted."""
+    """The folders in `images`, or one split if images lie in it directly; that is there with folders if wanted."""
     folder = DataFolder(path)
     names = folder.folders("images") + [name for name in wanted if folder.files(f"images/{name}")]
     whole = WHOLE in wanted or not names
-    return names + [WHOLE] * (whole and bool(folder.files("images", suffixes=PICTURE_SUFFIXES)))
+    return names + [WHOLE] * (whole and bool(folder.files("images", suffixes=IMAGE_SUFFIXES)))
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
@@ -57,8 +57,8 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     """
     folder = DataFolder(path)
     ending = "" if split == WHOLE else f"/{split}"
-    pictures = by_stem(folder.files(f"images{ending}", suffixes=PICTURE_SUFFIXES))
-    maps = by_stem(folder.files(*(f"{name}{ending}" for name in _MAPS), suffixes=PICTURE_SUFFIXES))
+    images = by_stem(folder.files(f"images{ending}", suffixes=IMAGE_SUFFIXES))
+    maps = by_stem(folder.files(*(f"{name}{ending}" for name in _MAPS), suffixes=IMAGE_SUFFIXES))
     source = classes if classes is not None else folder.file(*CLASS_FILES)
     if source is None and not maps:
         raise ValueError(f"{path}: there are no masks of split {split!r}; expected {LAYOUT}")
@@ -75,12 +75,12 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
         "list the value as a class, or as void (ADE20K's maps number classes from 1, with 0 for void)"
     )
     if task == "semantic":
-        rows = pair_rows(pictures, [maps], problems)
+        rows = pair_rows(images, [maps], problems)
         return Reading(LabelMaps(found.labels, remedy), list(found.names), found.stuff_classes, rows)
     if not found.things:
         raise ValueError(f"{path}: no class is a thing; say so in classes.json with is_thing, or read it as semantic")
-    objects = by_stem(folder.files(f"instances{ending}", suffixes=PICTURE_SUFFIXES))
-    rows = pair_rows(pictures, [maps, objects], problems)
+    objects = by_stem(folder.files(f"instances{ending}", suffixes=IMAGE_SUFFIXES))
+    rows = pair_rows(images, [maps, objects], problems)
     return Reading(NumberedMaps(found, remedy), list(found.names), found.stuff_classes, rows)
 
 

@@ -1,9 +1,9 @@
-"""YOLO segmentation: `data.yaml`, pictures, and a text file of outlines beside each; instance, or semantic.
+"""YOLO segmentation: `data.yaml`, images, and a text file of outlines beside each; instance, or semantic.
 
-A line is `class x1 y1 x2 y2 ...` with coordinates as shares of the upright picture's width and height. Labels lie in
-the folder `labels` where the pictures lie in `images`. `train:`, `val:` and `test:` of data.yaml are read relative to
+A line is `class x1 y1 x2 y2 ...` with coordinates as shares of the upright image's width and height. Labels lie in
+the folder `labels` where the images lie in `images`. `train:`, `val:` and `test:` of data.yaml are read relative to
 the data set's folder; its `path:`, which names a place on the author's machine, is not used, and leading `../` are
-dropped. A picture without a file of labels has no objects.
+dropped. An image without a file of labels has no objects.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_location
 from ..decoding import PaintedPolygons, PolygonMasks, upright_size
-from ..folders import PICTURE_SUFFIXES, DataFolder, safe_name
+from ..folders import IMAGE_SUFFIXES, DataFolder, safe_name
 from ..mask_files import polygon_fault
 from ..problems import ProblemList
 from ..reading import Reading
@@ -53,20 +53,20 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     rows: list[dict[str, Any]] = []
     for text in places:
         place = _place(text, name)
-        pictures = folder.files(place, suffixes=PICTURE_SUFFIXES)
-        if not pictures:
-            raise ValueError(f"{name}: {split} is {text!r}, but there are no pictures in {folder.path / place}")
+        images = folder.files(place, suffixes=IMAGE_SUFFIXES)
+        if not images:
+            raise ValueError(f"{name}: {split} is {text!r}, but there are no images in {folder.path / place}")
         head, _, tail = f"/{place}/".rpartition("/images/")
         labels = folder.files(f"{head}/labels/{tail}".strip("/"), suffixes=(".txt",))
-        for file, picture in pictures.items():
+        for file, image in images.items():
             stem = posixpath.splitext(file)[0]
             try:
-                size = upright_size(picture)
+                size = upright_size(image)
             except ValueError as error:
-                problems.error(location_name(picture), stem, str(error).removeprefix(f"{location_name(picture)}: "))
+                problems.error(location_name(image), stem, str(error).removeprefix(f"{location_name(image)}: "))
                 continue
             segments = _segments(labels.get(f"{stem}.txt"), size, len(names), problems)
-            rows.append({"image": picture, "image_id": stem, "segment_map": [], "segments": segments})
+            rows.append({"image": image, "image_id": stem, "segment_map": [], "segments": segments})
     reader = PolygonMasks() if task == "instance" else PaintedPolygons()
     return Reading(reader, names, [], rows, outlines=True)
 

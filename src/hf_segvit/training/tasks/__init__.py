@@ -1,7 +1,7 @@
 """What the training loop needs to know of a model: `TrainingTask` is the interface, `task_for` chooses by recipe.
 
 The loop (loop.py) does steps, schedules, checkpoints and logs; a task supplies model, data, loss, evaluation and
-pictures. `TrainingSamples` is what a task gives the loop to train on. EoMT's task is in eomt.py.
+images. `TrainingSamples` is what a task gives the loop to train on. EoMT's task is in eomt.py.
 
 What tasks share in scoring and drawing: `validation_split` finds the data, `side_by_side` lays answers out.
 """
@@ -39,7 +39,7 @@ class TrainingSamples(Protocol):
         """What the collator makes batches of."""
 
     def name(self, index: int) -> str:
-        """The picture in words, for errors."""
+        """The image in words, for errors."""
 
 
 class TrainingTask(ABC):
@@ -69,7 +69,7 @@ class TrainingTask(ABC):
         The model is built without the weights of its backbone, which are not downloaded.
 
         Returns:
-            The number of training pictures; `None` where the data is there, or nothing is known of it.
+            The number of training images; `None` where the data is there, or nothing is known of it.
         """
         self.published = published_data(self.recipe.data, self.data_tasks)
         return None if self.published is None else self.published[1]
@@ -150,11 +150,11 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
-        """Metrics on the validation data, at most `limit` pictures; every process calls it and gets the same."""
+        """Metrics on the validation data, at most `limit` images; every process calls it and gets the same."""
 
     @abstractmethod
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
-        """Pictures of the first `count` validation samples with truth and answer side by side."""
+        """Images of the first `count` validation samples with truth and answer side by side."""
 
     @abstractmethod
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
@@ -202,5 +202,5 @@ def validation_split(spec: str) -> str:
 
 
 def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    """Picture, truth and answer in a row, under these titles."""
-    return contact_sheet([panels], ("picture", "truth", "answer"))
+    """Image, truth and answer in a row, under these titles."""
+    return contact_sheet([panels], ("image", "truth", "answer"))

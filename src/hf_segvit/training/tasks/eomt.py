@@ -85,7 +85,7 @@ class EoMTTask(TrainingTask):
         return model, processor
 
     def train_samples(self) -> TrainingSamples:
-        """The training pictures, augmented as the recipe says."""
+        """The training images, augmented as the recipe says."""
         recipe = self.recipe
         options = {"scale_later": self.device.type != "cpu", **recipe.augmentation_options}
         augment = augmentation(augmentation_name(recipe), self._size, **options)
@@ -167,7 +167,7 @@ class EoMTTask(TrainingTask):
         return [name for name, value in values.items() if isinstance(value, float)]
 
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
-        """For each picture a strip of picture, truth and answer."""
+        """For each image a strip of image, truth and answer."""
         dataset, description = self.validation_data(count)
         predictor = self._predictor(model, processor, device, description)
         task = evaluation_task(self.recipe.task, len(description.id2label))
@@ -211,7 +211,7 @@ class EoMTTask(TrainingTask):
         return (self.recipe.task,)
 
     def validation_data(self, limit: int | None) -> tuple[Any, DataDescription]:
-        """The validation data, or its first pictures, and what its classes are."""
+        """The validation data, or its first images, and what its classes are."""
         if self._validation is None:
             recipe = self.recipe
             spec = recipe.val_data or recipe.data
@@ -255,7 +255,7 @@ class EoMTTask(TrainingTask):
         self.remarks += [] if remark is None else [remark]
         if self.recipe.annealing is not False and model.config.masked_attention:
             model.set_masked_attention_probabilities(1.0)
-        # Task, size and labels are the recipe's and the data's, and pictures are scaled as in training.
+        # Task, size and labels are the recipe's and the data's, and images are scaled as in training.
         kept = {name: getattr(processor, name) for name in _POST_PROCESSING_SETTINGS}
         return model, {**pixel_settings(processor), **kept}
 

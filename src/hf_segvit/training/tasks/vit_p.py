@@ -10,7 +10,7 @@ The `points` part of a ViT-P recipe: how prompts are drawn, from which data, and
 `point_settings` reads it; unknown keys and values that cannot be meant are refused before anything is loaded.
 
     points:
-      num_points: 200          # prompts of a picture
+      num_points: 200          # prompts of an image
       source: mask             # mask, coarse or box
       instance_aware: false
       box_share: 0.5           # of prompts from boxes that are boxes; the others are points in them
@@ -56,7 +56,7 @@ from ..recipe import Recipe, cache_folder
 from ..start import backbone_pixel_settings, load_changed, pixel_settings
 from . import TrainingSamples, TrainingTask, side_by_side, validation_split
 
-_EVALUATION_BATCH = 8  # pictures
+_EVALUATION_BATCH = 8  # images
 
 
 class ViTPTask(TrainingTask):
@@ -100,7 +100,7 @@ class ViTPTask(TrainingTask):
         return model, processor
 
     def train_samples(self) -> TrainingSamples:
-        """The training pictures, of all parts of the mixture, augmented as the recipe says."""
+        """The training images, of all parts of the mixture, augmented as the recipe says."""
         recipe, settings = self.recipe, self.points
         own = self._training_data()
         if not settings.mixture:
@@ -167,7 +167,7 @@ class ViTPTask(TrainingTask):
         return [*names, *(f"{kind}_{name}" for kind in others for name in names)]
 
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
-        """For each picture a strip of picture, true classes and answers, at the innermost point of every segment."""
+        """For each image a strip of image, true classes and answers, at the innermost point of every segment."""
         dataset, description = self.validation_data(count)
         predictor = PointPredictor(model, processor, device)
         source = point_source("interior", description.id2label)
@@ -219,7 +219,7 @@ class ViTPTask(TrainingTask):
         return _data_tasks(self.points.wants_segments)
 
     def validation_data(self, limit: int | None) -> tuple[Any, DataDescription]:
-        """The validation data, or its first pictures, and what its classes are."""
+        """The validation data, or its first images, and what its classes are."""
         if self._validation is None:
             spec = self.recipe.val_data or self.recipe.data
             dataset = _read(spec, self.recipe.val_split or validation_split(spec), "interior" in self.points.evaluate)

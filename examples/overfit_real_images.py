@@ -1,10 +1,10 @@
 """Overfit a tiny EoMT on eight photographs from scratch, then segment them with `hf-segvit segment`.
 
-    python examples/overfit_real_pictures.py ../shared/data/coco_train100 --output overfit
+    python examples/overfit_real_images.py ../shared/data/coco_train100 --output overfit
 
 The folder has COCO's layout: `train2017/*.jpg`, `annotations/panoptic_train2017.json` and its PNGs. This shows that
-pictures, id maps, matching, losses, annealing, saving, the command line and post-processing fit together on real input;
-it says nothing about pictures that were not trained on. Prints the panoptic quality on the eight, beside that of the
+images, id maps, matching, losses, annealing, saving, the command line and post-processing fit together on real input;
+it says nothing about images that were not trained on. Prints the panoptic quality on the eight, beside that of the
 truth averaged over the cells of the mask grid. The latter is what a coarse grid costs; a trained model can do better,
 since its logits place an outline between the centres of two cells.
 """
@@ -29,8 +29,8 @@ from hf_segvit.training.tasks.eomt import EoMTTask
 STUFF_CLASSES = list(range(80, 133))
 
 
-def read_pictures(folder: Path, count: int) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """The first pictures by id with their id maps (void -1) and segments, and the names of the classes."""
+def read_images(folder: Path, count: int) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """The first images by id with their id maps (void -1) and segments, and the names of the classes."""
     annotation_file = folder / "annotations" / "panoptic_train2017.json"
     if not annotation_file.is_file():
         raise SystemExit(f"{annotation_file} is missing: give the folder that holds train2017/ and annotations/")
@@ -38,20 +38,20 @@ def read_pictures(folder: Path, count: int) -> tuple[list[dict[str, Any]], dict[
     labels = {category["id"]: index for index, category in enumerate(contents["categories"])}
     names = {index: category["name"] for index, category in enumerate(contents["categories"])}
     files = {image["id"]: image["file_name"] for image in contents["images"]}
-    pictures = []
+    images = []
     for annotation in sorted(contents["annotations"], key=lambda a: a["image_id"])[:count]:
         segments = [
             {"id": s["id"], "label_id": labels[s["category_id"]], "is_crowd": bool(s["iscrowd"])}
             for s in annotation["segments_info"]
         ]
-        pictures.append(
+        images.append(
             {
                 "path": folder / "train2017" / files[annotation["image_id"]],
                 "segment_map": read_panoptic_map(annotation_file.with_suffix("") / annotation["file_name"]),
                 "segments": segments,
             }
         )
-    return pictures, names
+    return images, names
 
 
 def read_panoptic_map(path: Path) -> np.ndarray:
@@ -61,11 +61,11 @@ def read_panoptic_map(path: Path) -> np.ndarray:
     return np.where(ids == 0, -1, ids)
 
 
-def quality_of_averaged_truth(pictures: list[dict[str, Any]], processor: EoMTImageProcessor, cells: int) -> float:
+def quality_of_averaged_truth(images: list[dict[str, Any]], processor: EoMTImageProcessor, cells: int) -> float:
     """PQ of the truth when every mask is known only as its share of each of `cells` x `cells` mask cells."""
     quality = PanopticQuality(num_labels=133, stuff_classes=STUFF_CLASSES)
-    for picture in pictures:
-        batch = processor(Image.open(picture["path"]), picture["segment_map"], mapping(picture))
+    for image in images:
+        batch = processor(Image.open(image["path"]), image["segment_map"], mapping(image))
         masks, classes = batch["mask_labels"][0], batch["class_labels"][0]
         shares = torch.nn.functional.adaptive_avg_pool2d(masks.float(), cells)
         class_logits = torch.full((1, len(classes), 134), -20.0)
@@ -74,26 +74,26 @@ def quality_of_averaged_truth(pictures: list[dict[str, Any]], processor: EoMTIma
         answer = panoptic_segments(
             class_logits,
             torch.logit(shares.clamp(1e-4, 1 - 1e-4))[None],
-            [picture["segment_map"].shape],
+            [image["segment_map"].shape],
             input_size=size,
             content_sizes=batch["content_sizes"],
             stuff_classes=STUFF_CLASSES,
         )
-        quality.add_batch(predictions=answer, references=[reference(picture)])
+        quality.add_batch(predictions=answer, references=[reference(image)])
     return quality.compute()["pq"]
 
 
-def mapping(picture: dict[str, Any]) -> dict[int, int | None]:
+def mapping(image: dict[str, Any]) -> dict[int, int | None]:
     """Segment id to class; crowds are ignored in training."""
-    return {s["id"]: None if s["is_crowd"] else s["label_id"] for s in picture["segments"]}
+    return {s["id"]: None if s["is_crowd"] else s["label_id"] for s in image["segments"]}
 
 
-def reference(picture: dict[str, Any]) -> dict[str, Any]:
-    return {"segmentation": picture["segment_map"], "segments_info": picture["segments"]}
+def reference(image: dict[str, Any]) -> dict[str, Any]:
+    return {"segmentation": image["segment_map"], "segments_info": image["segments"]}
 
 
-class PicturesTask(EoMTTask):
-    """A few pictures in memory, as they are."""
+class ImagesTask(EoMTTask):
+    """A few images in memory, as they are."""
 
     def __init__(self, recipe: Recipe, config: EoMTConfig, processor: EoMTImageProcessor, batch: Any) -> None:
         super().__init__(recipe)
@@ -102,7 +102,7 @@ class PicturesTask(EoMTTask):
     def build_model(self) -> tuple[Any, Any]:
         return EoMTForUniversalSegmentation(self.config), self.processor
 
-    def train_samples(self) -> "PicturesTask":
+    def train_samples(self) -> "ImagesTask":
         return self
 
     def __len__(self) -> int:
@@ -118,12 +118,12 @@ class PicturesTask(EoMTTask):
         return {"pq": 0.0}  # scored below, through the command line
 
     def validation_name(self) -> dict[str, str]:
-        return {"task": "panoptic", "dataset": "the training pictures", "split": "train"}
+        return {"task": "panoptic", "dataset": "the training images", "split": "train"}
 
 
 def collate(samples: list[tuple[Any, ...]]) -> dict[str, Any]:
-    pictures, masks, classes = zip(*samples, strict=True)
-    return {"pixel_values": torch.stack(pictures), "mask_labels": list(masks), "class_labels": list(classes)}
+    images, masks, classes = zip(*samples, strict=True)
+    return {"pixel_values": torch.stack(images), "mask_labels": list(masks), "class_labels": list(classes)}
 
 
 def main() -> None:
@@ -131,12 +131,12 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", default=Path("../shared/data/coco_train100"))
     parser.add_argument("--output", type=Path, default=Path("outputs/overfit"))
     parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--size", type=int, default=192)
     arguments = parser.parse_args()
 
     torch.manual_seed(0)
-    pictures, names = read_pictures(arguments.data, arguments.pictures)
+    images, names = read_images(arguments.data, arguments.images)
     size = {"height": arguments.size, "width": arguments.size}
     processor = EoMTImageProcessor(task="panoptic", size=size, stuff_classes=STUFF_CLASSES, num_labels=133)
     config = EoMTConfig(
@@ -157,16 +157,16 @@ def main() -> None:
         label2id={name: index for index, name in names.items()},
     )
     cells = arguments.size // config.patch_size * config.upscale_factor
-    averaged = quality_of_averaged_truth(pictures, processor, cells)
+    averaged = quality_of_averaged_truth(images, processor, cells)
     print(f"truth averaged over a mask grid of {cells} cells on the long side: PQ {averaged:.3f}")
 
     batch = processor(
-        [Image.open(p["path"]) for p in pictures], [p["segment_map"] for p in pictures], [mapping(p) for p in pictures]
+        [Image.open(p["path"]) for p in images], [p["segment_map"] for p in images], [mapping(p) for p in images]
     )
     recipe = Recipe(
         data=str(arguments.data),
         steps=arguments.steps,
-        batch_size=max(1, len(pictures) // 2),  # half of the pictures a step: the noise helps, and a step takes half
+        batch_size=max(1, len(images) // 2),  # half of the images a step: the noise helps, and a step takes half
         learning_rate=1e-3,
         weight_decay_mode="matrices",
         max_grad_norm=1.0,
@@ -179,23 +179,23 @@ def main() -> None:
         resume=False,
         output=str(arguments.output),
     )
-    train(recipe, task=PicturesTask(recipe, config, processor, batch))
+    train(recipe, task=ImagesTask(recipe, config, processor, batch))
 
-    files = [str(p["path"]) for p in pictures]
+    files = [str(p["path"]) for p in images]
     segments = arguments.output / "segments"
     code = hf_segvit(["segment", *files, "--model", str(arguments.output / "model"), "--output", str(segments)])
     if code:
         raise SystemExit(code)
     quality = PanopticQuality(num_labels=133, stuff_classes=STUFF_CLASSES)
-    for picture in pictures:
-        stem = picture["path"].stem
+    for image in images:
+        stem = image["path"].stem
         answer = {
             "segmentation": read_panoptic_map(segments / f"{stem}.panoptic.png"),
             "segments_info": json.loads((segments / f"{stem}.segments.json").read_text())["segments"],
         }
-        quality.add_batch(predictions=[answer], references=[reference(picture)])
+        quality.add_batch(predictions=[answer], references=[reference(image)])
     result = quality.compute()
-    print(f"PQ on the {len(pictures)} pictures: {result['pq']:.3f} (SQ {result['sq']:.3f}, RQ {result['rq']:.3f})")
+    print(f"PQ on the {len(images)} images: {result['pq']:.3f} (SQ {result['sq']:.3f}, RQ {result['rq']:.3f})")
     print(f"overlays: {segments}/*.overlay.png")
 
 
