@@ -1,0 +1,98 @@
+"""Look up what a user names: the nearest known name, an object by import path, objects that other packages offer.
+
+- `suggestion` ends the error about a name that is not known;
+- `import_object` gives the class or function of "package.module:Name", which recipes and commands accept wherever
+  code of one's own can stand;
+- `entry_points` lists what installed packages offer in a group such as `hf_segvit.readers`.
+
+It imports nothing heavy, so that the command line can use it before PyTorch is there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def suggestion(name: object, choices: Iterable[str], count: int = 1) -> str:
+    """The end of an error about an unknown name: "did you mean X?", or all choices where none is near.
+
+    Args:
+        name: what was given.
+        choices: the names that are known.
+        count: at most so many near names are listed.
+    """
+    known = list(choices)
+    # 0.5 still finds "panoptc" and swapped letters; below it, short names resemble everything.
+    near = get_close_matches(str(name), known, n=count, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
+
+
+def is_import_path(text: object) -> bool:
+    """Whether a text has the form "package.module:Name"."""
+    return isinstance(text, str) and _IMPORT_PATH.fullmatch(text) is not None
+
+
+def import_object(path: str, argument: str, methods: Sequence[str] = (), *, is_class: bool = True) -> Any:
+    """The class or function that "package.module:Name" names.
+
+    Args:
+        path: module and name, with a colon between them.
+        argument: what the path was given for, such as "criterion"; the error names it.
+        methods: names that the object must have.
+        is_class: whether it must be a class.
+
+    Raises:
+        ValueError: the text is no import path, the module or name does not exist or cannot be imported, it is no
+            class, or a method is missing; the message names argument, path and remedy.
+    """
+    if not is_import_path(path):
+        raise ValueError(
+            f"{argument}={path!r} is no import path; give package.module:Name, such as my_package.loss:Loss"
+        )
+    module_name, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:  # whatever a stranger's module raises is said with its path
+        remedy = "install its package or add its folder to PYTHONPATH" if _is_absent(error, module_name) else "mend it"
+        raise ValueError(
+            f"{argument}={path}: the module {module_name} cannot be imported ({type(error).__name__}: {error}); {remedy}"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            known = [known for known in vars(found) if not known.startswith("_")]
+            raise ValueError(f"{argument}={path}: {module_name} has no {name}; {suggestion(name, known)}")
+        found = getattr(found, part)
+    if is_class and not isinstance(found, type):
+        raise ValueError(f"{argument}={path} is {type(found).__name__} and no class; name a class")
+    missing = [method for method in methods if not callable(getattr(found, method, None))]
+    if missing:
+        raise ValueError(f"{argument}={path} has no method {', '.join(missing)}; add it, see docs/extending.md")
+    return found
+
+
+def entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """What installed packages offer in an entry point group, by name.
+
+    Raises:
+        ValueError: two packages offer different objects under one name; the message names both.
+    """
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=group):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise ValueError(
+                f"two installed packages offer {point.name!r} in {group}: {other.value} and {point.value}; uninstall one"
+            )
+    return found
+
+
+def _is_absent(error: BaseException, module_name: str) -> bool:
+    """Whether the module itself or a package that holds it is not there, rather than something it imports."""
+    return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")

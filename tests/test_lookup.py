@@ -1,0 +1,73 @@
+"""Names that a user gives: near ones, import paths, entry points of other packages."""
+
+import importlib.metadata
+import sys
+
+import pytest
+
+from hf_segvit.lookup import entry_points, import_object, is_import_path, suggestion
+
+
+def test_the_nearest_name_is_suggested():
+    assert suggestion("panoptc", ["panoptic", "semantic"]) == "did you mean panoptic?"
+    assert suggestion("bathc_size", ["batch_size", "steps"], 2) == "did you mean batch_size?"
+    assert suggestion("xyz", ["panoptic", "semantic"]) == "choose one of panoptic, semantic"
+    assert suggestion(3, ["panoptic"]) == "choose one of panoptic"
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "segvit_lookup_example.py").write_text(
+        "class Loss:\n    def forward(self): ...\n    class Inner: ...\n\nvalue = 3\n"
+    )
+    (tmp_path / "segvit_lookup_broken.py").write_text("import segvit_lookup_absent\n")
+    (tmp_path / "segvit_lookup_failing.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in ("example", "broken", "failing"):
+        sys.modules.pop(f"segvit_lookup_{name}", None)
+
+
+def test_an_import_path_gives_the_class(module):
+    loss = import_object("segvit_lookup_example:Loss", "criterion", ["forward"])
+    assert loss.__name__ == "Loss"
+    assert import_object("segvit_lookup_example:Loss.Inner", "criterion") is loss.Inner
+    assert import_object("segvit_lookup_example:value", "x", is_class=False) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("segvit_lookup_example", r"criterion='segvit_lookup_example' is no import path; give package.module:Name"),
+        ("a b:C", "no import path"),
+        ("segvit_lookup_nowhere:Loss", "cannot be imported.*install its package or add its folder to PYTHONPATH"),
+        ("segvit_lookup_broken:Loss", "No module named 'segvit_lookup_absent'.*; mend it"),
+        ("segvit_lookup_failing:Loss", "ZeroDivisionError: division by zero.*; mend it"),
+        ("segvit_lookup_example:Los", "segvit_lookup_example has no Los; did you mean Loss?"),
+        ("segvit_lookup_example:value", "criterion=segvit_lookup_example:value is int and no class"),
+        ("segvit_lookup_example:Loss", "has no method count_normalizers; add it, see docs/extending.md"),
+    ],
+)
+def test_what_cannot_be_looked_up_is_named(module, path, message):
+    with pytest.raises(ValueError, match=message):
+        import_object(path, "criterion", ["count_normalizers"])
+
+
+def test_import_paths_are_told_from_names():
+    assert is_import_path("package.module:Class")
+    assert not is_import_path("coco:/data/coco")
+    assert not is_import_path("eomt")
+    assert not is_import_path(None)
+
+
+def test_two_packages_with_one_name_are_refused(monkeypatch):
+    points = [
+        importlib.metadata.EntryPoint("dicom", "one.reader", "group"),
+        importlib.metadata.EntryPoint("dicom", "one.reader", "group"),
+        importlib.metadata.EntryPoint("other", "two.reader", "group"),
+    ]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
+    assert sorted(entry_points("group")) == ["dicom", "other"]
+    points.append(importlib.metadata.EntryPoint("dicom", "three.reader", "group"))
+    with pytest.raises(ValueError, match=r"'dicom' in group: one\.reader and three\.reader; uninstall one"):
+        entry_points("group")
