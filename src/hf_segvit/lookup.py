@@ -88,7 +88,7 @@ def entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
         other = found.setdefault(point.name, point)
         if other.value != point.value:
             raise ValueError(
-                f"two installed packages offer {point.name!r} in {group}: {other.value} and {point.value}; uninstall one"
+                f"two packages offer {point.name!r} in {group}: {other.value} and {point.value}; uninstall one"
             )
     return found
 
