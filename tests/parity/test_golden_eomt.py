@@ -26,8 +26,8 @@ def case(request, golden, tmp_path_factory):
     """A converted folder, the official inputs and outputs, and what the official model was made of."""
     folder = tmp_path_factory.mktemp("golden") / request.param
     options = ConversionOptions(fields=CASES[request.param], task="panoptic")
-    convert("official-eomt", str(golden / f"{request.param}.ckpt.safetensors"), folder, options)
-    with safe_open(golden / f"{request.param}.io.safetensors", framework="pt") as file:
+    convert("official-eomt", str(golden(f"{request.param}.ckpt.safetensors")), folder, options)
+    with safe_open(golden(f"{request.param}.io.safetensors"), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         facts = json.loads(file.metadata()["case"])
     return folder, tensors, facts
@@ -71,7 +71,7 @@ def test_the_folder_says_what_the_file_says(case):
 
 
 def test_a_square_file_resampled_to_its_own_size_is_unchanged(golden):
-    path = str(golden / "eomt_dinov2_mlp.ckpt.safetensors")
+    path = str(golden("eomt_dinov2_mlp.ckpt.safetensors"))
     heads = {"num_attention_heads": 4}
     native = read_official_eomt(path, ConversionOptions(fields=heads)).state_dict
     same = read_official_eomt(path, ConversionOptions(fields={**heads, "image_size": 96})).state_dict

@@ -18,12 +18,12 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module", params=["vitp_small", "vitp_square", "vitp_wide"])
 def case(request, golden, tmp_path_factory):
     """A converted folder, the official inputs and outputs, and what the official model was made of."""
-    with safe_open(golden / f"{request.param}.io.safetensors", framework="pt") as file:
+    with safe_open(golden(f"{request.param}.io.safetensors"), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         facts = json.loads(file.metadata()["case"])
     folder = tmp_path_factory.mktemp("golden") / request.param
     options = ConversionOptions(fields={"num_attention_heads": facts["heads"], "image_size": facts["hw"]})
-    convert("official-vit-p", str(golden / f"{request.param}.ckpt.safetensors"), folder, options)
+    convert("official-vit-p", str(golden(f"{request.param}.ckpt.safetensors")), folder, options)
     return folder, tensors, facts
 
 
