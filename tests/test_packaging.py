@@ -20,10 +20,6 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# What a working tree has beside the files of the repository.
-NOT_SOURCES = shutil.ignore_patterns(
-    ".git", ".venv*", "*.egg-info", "build", "dist", "outputs", "runs", "__pycache__", "*.pyc", ".*cache", ".hypothesis"
-)
 
 
 def files(folder):
@@ -50,7 +46,14 @@ def distributions(tmp_path_factory):
     """The sources, the unpacked sdist, the wheel built from that, and the wheel built from the sources."""
     folder = tmp_path_factory.mktemp("distributions")
     sources = folder / "sources"
-    shutil.copytree(ROOT, sources, ignore=NOT_SOURCES)
+    # What is under version control, and nothing else that may lie in a working tree.
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0 or not (ROOT / ".git").exists():
+        pytest.skip(f"needs a git checkout: {listed.stderr}")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).exists():  # else it was deleted a moment ago
+            (sources / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, sources / name, follow_symlinks=False)  # training/recipes is a link
     present = files(sources)
     build(sources, folder / "of_sdist")  # both: the wheel from the sdist
     build(sources, folder / "of_sources", "--wheel")
@@ -83,12 +86,15 @@ def test_the_wheel_of_the_sdist_holds_the_package_and_its_data(distributions):
     assert f"\nVersion: {literal_version()}\n" in metadata
 
 
+# One process for both, as starting takes seconds; `run_module` is what `python -m hf_segvit` does.
 USE = """
-import hf_segvit, pathlib, sys
+import hf_segvit, pathlib, runpy, sys
 assert pathlib.Path(hf_segvit.__file__).is_relative_to(sys.argv[1]), hf_segvit.__file__
 from hf_segvit.data.label_tables import label_table
-from hf_segvit.training.recipe import load_recipe, packaged_recipes
-print(len(label_table("coco_panoptic").id2label), len(packaged_recipes()), load_recipe("own_panoptic").task)
+from hf_segvit.training.recipe import load_recipe
+print(len(label_table("coco_panoptic").id2label), load_recipe("own_panoptic").task)
+sys.argv[1:] = ["train", "--list"]
+runpy.run_module("hf_segvit", run_name="__main__", alter_sys=True)
 """
 
 
@@ -97,13 +103,12 @@ def test_an_unpacked_wheel_works(distributions, tmp_path):
     installed = tmp_path / "installed"
     with zipfile.ZipFile(wheel) as file:
         file.extractall(installed)
-    # In a folder from which the checkout cannot be imported, and before an installation of it.
-    place = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(installed)}, "text": True}
-    listed = subprocess.check_output([sys.executable, "-m", "hf_segvit", "train", "--list"], **place)
-    recipes = sorted(path.stem for path in (ROOT / "src/hf_segvit/training/recipes").glob("*.yaml"))
-    assert sorted(listed.split()) == recipes
-    used = subprocess.check_output([sys.executable, "-c", USE, str(installed)], **place)
-    assert used.split() == ["133", str(len(recipes)), "panoptic"]
+    # Not in the checkout, and with the wheel before any installation of it on the path.
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", USE, str(installed)]
+    used, *listed = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True).splitlines()
+    assert used == "133 panoptic"
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "src/hf_segvit/training/recipes").glob("*.yaml"))
 
 
 def test_the_version_stands_in_one_file():
