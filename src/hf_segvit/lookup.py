@@ -62,7 +62,7 @@ def import_object(path: str, argument: str, methods: Sequence[str] = (), *, is_c
     except Exception as error:  # whatever a stranger's module raises is said with its path
         remedy = "install its package or add its folder to PYTHONPATH" if _is_absent(error, module_name) else "mend it"
         raise ValueError(
-            f"{argument}={path}: the module {module_name} cannot be imported ({type(error).__name__}: {error}); {remedy}"
+            f"{argument}={path}: {module_name} cannot be imported ({type(error).__name__}: {error}); {remedy}"
         ) from error
     for part in name.split("."):
         if not hasattr(found, part):
