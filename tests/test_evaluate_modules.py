@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import evaluate
@@ -234,31 +235,41 @@ def test_combined_metrics_get_image_ids_where_they_require_them():
         both.add(prediction=pairs[0][0], reference=pairs[0][1], image_ids=3)
 
 
-def start(name, folder, rounds, num_process, **settings):
-    """What all processes computed, round by round; `settings` has a list with one value per process, or one value."""
-    processes = []
-    for process_id in range(num_process):
-        own = {key: value[process_id] if isinstance(value, list) else value for key, value in settings.items()}
-        images = folder / f"images-{process_id}.pickle"
-        images.write_bytes(pickle.dumps((rounds, {**METRICS[name][1], **own})))
+def run_processes(name, folder, rounds):
+    """What two processes computed, round by round."""
+    images = folder / "images.pickle"
+    images.write_bytes(pickle.dumps((rounds, METRICS[name][1])))
+    environment = {
+        "HF_EVALUATE_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    outputs, processes = [folder / f"results-{process_id}.pickle" for process_id in range(2)], []
+    for process_id, output in enumerate(outputs):
         command = [sys.executable, ROOT / "tests" / "evaluate_processes.py", MODULES / name, folder / "cache"]
-        command += [str(process_id), str(num_process), images, folder / f"results-{process_id}.pickle"]
-        environment = {
-            "HF_EVALUATE_OFFLINE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "HF_MODULES_CACHE": str(folder / "modules"),
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
+        command += [str(process_id), "2", images, output]
         processes.append(subprocess.Popen(command, env={**os.environ, **environment}))
-    assert [process.wait(timeout=300) for process in processes] == [0] * num_process
-    return [pickle.loads((folder / f"results-{index}.pickle").read_bytes()) for index in range(num_process)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    return [pickle.loads(output.read_bytes()) for output in outputs]
+
+
+def run_threads(folder, inputs, settings=({}, {}), use=lambda metric, inputs: metric.compute(**inputs)):
+    """What two threads in the part of processes computed, or the errors that they met."""
+    metrics = [
+        load("mean_iou", num_process=2, process_id=index, cache_dir=str(folder), timeout=30, **settings[index])
+        for index in range(2)
+    ]
+    with ThreadPoolExecutor() as threads:
+        futures = [threads.submit(use, metric, inputs[index]) for index, metric in enumerate(metrics)]
+        return [future.exception() or future.result() for future in futures]
 
 
 @pytest.mark.parametrize("name", ["panoptic_quality", "mask_average_precision"])
 def test_two_processes_agree_with_one(name, tmp_path):
     # The second round has one image, none of it for process 1; the third comes as soon as process 1 is through.
     rounds = [samples(name, 7, seed=1), samples(name, 1, seed=2), samples(name, 4, seed=3)]
-    first, second = start(name, tmp_path, rounds, 2)
+    first, second = run_processes(name, tmp_path, rounds)
     assert second == [None] * 3
     for result, pairs in zip(first, rounds, strict=True):
         parts = [METRICS[name][0](**METRICS[name][1]) for _ in range(2)]
@@ -272,19 +283,47 @@ def test_two_processes_agree_with_one(name, tmp_path):
     assert sum(path.stat().st_size for path in left) == 0
 
 
-def test_processes_with_different_settings_are_told(tmp_path):
-    first, second = start("mean_iou", tmp_path, [samples("mean_iou")], 2, ignore_index=[255, 254])
-    assert second == [None]
-    assert re.search(r"settings .*'ignore_index': 254.*process 0 has .*'ignore_index': 255", first[0])
+def test_processes_that_disagree_are_told(tmp_path):
+    pairs = samples("mean_iou")
+    halves = [sides(pairs[:4]), sides(pairs[4:])]
+    first, second = run_threads(tmp_path, halves, [{"ignore_index": 255}, {"ignore_index": 254}])
+    assert second is None
+    with pytest.raises(ValueError, match=r"settings .*'ignore_index': 254.*process 0 has .*'ignore_index': 255"):
+        raise first
+    first, _ = run_threads(tmp_path, [{**half, "image_ids": range(len(half["references"]))} for half in halves])
+    with pytest.raises(ValueError, match=r"image id 0 was counted already.*shard the evaluation"):
+        raise first
+    # Both times the folder was left as it should be for the next run.
+    first, _ = run_threads(tmp_path, halves)
+    assert first == load("mean_iou").compute(**sides(pairs))
 
 
 def test_what_a_broken_run_left_is_not_counted(tmp_path):
-    folder = tmp_path / "cache" / "mean_iou" / "default"
+    folder = tmp_path / "mean_iou" / "default"
     folder.mkdir(parents=True)
-    (folder / "two.processes-2-1.npz").write_bytes(b"of another run")
+    (folder / "default_experiment-2-1.npz").write_bytes(b"of another run")
     pairs = samples("mean_iou")
-    first, _ = start("mean_iou", tmp_path, [pairs], 2)
-    np.testing.assert_equal(first[0], load("mean_iou").compute(**sides(pairs)))
+    halves = [sides(pairs[:4]), sides(pairs[4:])]
+
+    def use(metric, inputs):
+        metric.add_batch(**inputs)
+        if metric.process_id:
+            metric._release()  # as when it ends before it computes
+            return None
+        return metric.compute()
+
+    first, _ = run_threads(tmp_path, halves, use=use)
+    with pytest.raises(ValueError, match=r"no counts in .*2-1\.npz: its process ended before it computed"):
+        raise first
+    first, _ = run_threads(tmp_path, halves)
+    assert first == load("mean_iou").compute(**sides(pairs))
+
+
+def test_a_process_that_stays_away_is_told(tmp_path):
+    metric = load("mean_iou", num_process=2, cache_dir=str(tmp_path), timeout=0.1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"Expected to find locked file .*2-1\.arrow\.lock"):
+            metric.compute(**sides(samples("mean_iou")))
 
 
 def test_wrong_input_is_refused_with_image_and_remedy():
@@ -387,26 +426,42 @@ def test_the_card_names_what_the_metric_takes_and_returns(name):
     assert re.findall(r"^- `(\w+)`", settings, re.MULTILINE) == list(METRICS[name][0].__init__.__annotations__)[:-1]
 
 
+def run_app(name):
+    specification = importlib.util.spec_from_file_location("app", MODULES / name / "app.py")
+    app = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(app)
+    return app
+
+
 @every_metric
 def test_the_page_computes_its_example(name, monkeypatch):
-    """The page is built by a stand-in that keeps what `app.py` shows; the computation behind it is the real one."""
     shown = {}
     monkeypatch.setattr(
-        "hf_segvit.metrics.evaluate_module.space_interface",
+        "hf_segvit.metrics.evaluate_module.space_interface",  # needs gradio, see below
         lambda module, *, predictions, references, **settings: shown.update(
             module=module, predictions=predictions, references=references, settings=settings
         ),
     )
-    path = MODULES / name / "app.py"
-    specification = importlib.util.spec_from_file_location("app", path)
-    specification.loader.exec_module(importlib.util.module_from_spec(specification))
-    assert shown.pop("module") == MODULES / name / f"{name}.py"
+    run_app(name)
+    module = shown.pop("module")
+    assert module == MODULES / name / f"{name}.py"
     texts = {key: json.dumps(value) for key, value in shown.items()}
-    result = json.loads(compute_from_json(MODULES / name / f"{name}.py", **texts))
+    result = json.loads(compute_from_json(module, **texts))
     expected = METRICS[name][0](**shown["settings"])
     expected.add_batch(predictions=shown["predictions"], references=shown["references"])
-    main = next(iter(expected.compute()))
+    main = next(iter(result))
     assert result[main] == expected.compute()[main]
     assert 0 < result[main] < 1
     with pytest.raises(ValueError, match="the references are not JSON"):
-        compute_from_json(MODULES / name / f"{name}.py", **{**texts, "references": "[1,"})
+        compute_from_json(module, **{**texts, "references": "[1,"})
+    with pytest.raises(ValueError, match=r"no settings \['cache_dir'\]"):
+        compute_from_json(module, **{**texts, "settings": '{"cache_dir": "elsewhere"}'})
+
+
+def test_the_page_in_gradio():
+    gradio = pytest.importorskip("gradio")
+    interface = run_app("panoptic_quality").interface
+    values = [component.value for component in interface.input_components]
+    assert json.loads(interface.fn(*values))["pq"] == pytest.approx((2 / 3 + 3 / 4) / 2)
+    with pytest.raises(gradio.Error, match="their lengths are"):
+        interface.fn("[]", *values[1:])
