@@ -17,6 +17,7 @@ import evaluate
 import numpy as np
 import pytest
 import yaml
+from datasets.utils.filelock import FileLock
 from evaluate.loading import get_imports
 
 from hf_segvit.metrics.boundary import BoundaryAveragePrecision, BoundaryIoU
@@ -324,6 +325,15 @@ def test_a_process_that_stays_away_is_told(tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError, match=r"Expected to find locked file .*2-1\.arrow\.lock"):
             metric.compute(**sides(samples("mean_iou")))
+
+
+def test_two_evaluations_of_one_name_are_told(tmp_path):
+    metric = load("mean_iou", num_process=2, cache_dir=str(tmp_path), timeout=0.1)
+    with (
+        FileLock(str(tmp_path / "mean_iou" / "default" / "default_experiment-2-rdv.lock")),
+        pytest.raises(ValueError, match=r"another evaluation holds .*'default_experiment'.*another experiment_id="),
+    ):
+        metric.compute(**sides(samples("mean_iou")))
 
 
 def test_wrong_input_is_refused_with_image_and_remedy():

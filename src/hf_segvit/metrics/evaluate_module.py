@@ -48,6 +48,7 @@ class CountingMetric(evaluate.Metric, ABC):
     """
 
     metric_class: type[ImageMetric]
+    filelock: Any  # of `evaluate`, which says nothing of its type
 
     def __init__(self, config_name: str | None = None, *, require_image_ids: bool = False, **arguments: Any) -> None:
         of_evaluate = set(inspect.signature(evaluate.EvaluationModule.__init__).parameters) - {"self", "kwargs"}
@@ -220,6 +221,11 @@ class CountingMetric(evaluate.Metric, ABC):
                 self._check_all_processes_locks()
             else:
                 self._check_rendez_vous()
+        except TimeoutError as error:
+            raise ValueError(
+                f"another evaluation holds the locks of {self.experiment_id!r} in {self.data_dir}; give evaluate.load "
+                "another experiment_id= or cache_dir="
+            ) from error
         except BaseException:
             self._release()
             raise
@@ -280,16 +286,14 @@ def compute_from_json(module: str | Path, predictions: str, references: str, set
     Raises:
         ValueError: an argument is not JSON, or the metric refuses it.
     """
-    values = {"predictions": predictions, "references": references, "settings": settings}
-    for name, text in values.items():
+    values: dict[str, Any] = {}
+    for name, text in (("predictions", predictions), ("references", references), ("settings", settings)):
         try:
             values[name] = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"the {name} are not JSON: {error}") from error
     # Not to evaluate.load: a stranger who types in a Space must not choose where it writes.
-    result = evaluate.load(str(module)).compute(
-        predictions=values["predictions"], references=values["references"], **values["settings"]
-    )
+    result = evaluate.load(str(module)).compute(**values.pop("settings"), **values)
     return json.dumps(result, indent=2)
 
 
