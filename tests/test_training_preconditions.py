@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from hf_segvit.cli import main
-from hf_segvit.hub.push import push as hub
+from hf_segvit.hub import push as hub
 from hf_segvit.training import loop as preconditions
 from hf_segvit.training.loop import check_keep_best, check_trackers
 from hf_segvit.training.tasks import task_for
