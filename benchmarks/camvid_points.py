@@ -31,7 +31,7 @@ from hf_segvit.data.prompts import PointAugmentation
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
-from hf_segvit.training.data_order import EpochSamples, StepOrder
+from hf_segvit.training.data_order import StepOrder
 from hf_segvit.training.optimizers import learning_rate_factor
 
 STEPS, BATCH_SIZE, NUM_POINTS, NUM_TEST_POINTS = 1000, 8, 48, 100
@@ -65,7 +65,7 @@ def train(entries: list[dict[str, Any]], steps: int, seed: int) -> tuple[ViTPFor
     torch.manual_seed(seed)
     model, collate, history = build_model().train(), PointCollator(), []
     augment = PointAugmentation(INPUT, num_points=NUM_POINTS, max_rotation=0.0)
-    samples = EpochSamples(AugmentedDataset(entries, augment, seed=seed))
+    samples = AugmentedDataset(entries, augment, seed=seed)
     order = StepOrder(len(samples), BATCH_SIZE, seed)
     optimizer = AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     start = time.process_time()
@@ -73,7 +73,7 @@ def train(entries: list[dict[str, Any]], steps: int, seed: int) -> tuple[ViTPFor
         factor = learning_rate_factor(step, idle=0, warmup=WARMUP_STEPS, total_steps=steps, schedule="cosine")
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * factor
-        loss = model(**collate([samples.sample(*key) for key in order.step_samples(step)])).loss
+        loss = model(**collate([samples[key] for key in order.step_samples(step)])).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()

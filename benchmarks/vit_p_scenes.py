@@ -42,7 +42,7 @@ from hf_segvit.data.prompts import PointAugmentation
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
-from hf_segvit.training.data_order import EpochSamples, StepOrder
+from hf_segvit.training.data_order import StepOrder
 from hf_segvit.training.optimizers import learning_rate_factor
 
 IMAGE_SIZE, NUM_TEST_SCENES = 96, 200
@@ -133,7 +133,7 @@ def training_samples(stage: Stage, scenes: Scenes, seed: int, num_points: int) -
         )
         parts.append(MixturePart(scenes.rows[labels.start : labels.stop], augment, labels.share))
     if len(parts) == 1:
-        return EpochSamples(AugmentedDataset(parts[0].dataset, parts[0].augmentation, seed=seed))
+        return AugmentedDataset(parts[0].dataset, parts[0].augmentation, seed=seed)
     return MixedDataset(parts, seed=seed)
 
 
@@ -160,7 +160,7 @@ def train(
             factor = learning_rate_factor(step, idle=0, warmup=WARMUP_STEPS, total_steps=stage_steps, schedule="cosine")
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * factor
-            outputs = model(**collate([samples.sample(*key) for key in order.step_samples(step)]))
+            outputs = model(**collate([samples[key] for key in order.step_samples(step)]))
             outputs.loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()

@@ -108,8 +108,8 @@ class ImagesTask(EoMTTask):
     def __len__(self) -> int:
         return len(self.batch["pixel_values"])
 
-    def sample(self, epoch: int, index: int) -> tuple[Any, ...]:
-        return tuple(self.batch[name][index] for name in ("pixel_values", "mask_labels", "class_labels"))
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        return tuple(self.batch[name][key[1]] for name in ("pixel_values", "mask_labels", "class_labels"))
 
     def collator(self, processor: Any, device: torch.device) -> Any:
         return collate

@@ -48,8 +48,8 @@ def test_cells_train_on_the_labels_that_they_are_named_after():
     assert len(few) == vit_p_scenes.FEW == 60
     boxes, then = (vit_p_scenes.training_samples(stage, scenes, 0, 32) for stage in cells["boxes, then few fine"][1])
     assert len(boxes) == 4  # of other scenes than the fine labels
-    assert (boxes.sample(0, 0).prompts[:, 2:] > 0).any()
-    assert torch.equal(then.sample(0, 5).prompts, few.sample(0, 5).prompts)
+    assert (boxes[0, 0].prompts[:, 2:] > 0).any()
+    assert torch.equal(then[0, 5].prompts, few[0, 5].prompts)
     mixed = vit_p_scenes.training_samples(cells["few fine + coarse"][1][0], scenes, 0, 32)
     assert [part.augmentation.sampling.source for part in mixed.parts] == ["mask", "coarse"]
     assert [len(part.dataset) for part in mixed.parts] == [60, 4]

@@ -91,7 +91,7 @@ def test_batches_are_crops_of_the_scenes():
     samples = CroppedScenes(scenes, processor, seed=0)
     places, mirrored = set(), 0
     for epoch in range(4):
-        batch = collate_crops([samples.sample(epoch, index) for index in range(5)])
+        batch = collate_crops([samples[epoch, index] for index in range(5)])
         assert batch["pixel_values"].shape == (5, 3, IMAGE_SIZE, IMAGE_SIZE)
         for expected, (image, masks, classes) in enumerate(zip(*batch.values(), strict=True)):
             index, crop, flipped = locate(image.mul(255).round().byte().permute(1, 2, 0).numpy(), scenes)
@@ -105,8 +105,8 @@ def test_batches_are_crops_of_the_scenes():
             assert (masks.numpy() == np.stack([segment_map == row["id"] for row in rows])).all()
     assert len(places) > 10
     assert 3 < mirrored < 17
-    again = samples.sample(2, 3)
-    assert all(torch.equal(one, other) for one, other in zip(again, samples.sample(2, 3), strict=True))
+    again = samples[2, 3]
+    assert all(torch.equal(one, other) for one, other in zip(again, samples[2, 3], strict=True))
 
 
 def locate(image: np.ndarray, scenes: GeneratedScenes):
@@ -138,7 +138,7 @@ class Halves(DemoTask):
             def __len__(self):
                 return 8
 
-            def sample(self, epoch, index):
+            def __getitem__(self, key):
                 return sample
 
         self.image, self.masks = sample[:2]

@@ -204,7 +204,8 @@ class Samples:
     def __len__(self):
         return 8
 
-    def sample(self, epoch, index):
+    def __getitem__(self, key):
+        _, index = key
         if index == self.bad and self.action == "raise":
             raise OSError("image file is truncated")
         if index == self.bad:

@@ -16,15 +16,14 @@ from hf_segvit.data.augmentation import AugmentedDataset, augmentation
 from hf_segvit.data.decoding import image_in_frame
 from hf_segvit.data.entries import (
     MapCache,
-    QuickEntries,
     RunMap,
     _plain_jpeg,
     decode_entry,
+    decode_for_training,
     image_pixels,
-    quick_entries,
 )
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.data.reading import load_segmentation_dataset
+from hf_segvit.data.reading import decoder_of, load_segmentation_dataset
 
 from .data_folders import SIZE, coco_folder, halves, mask_folder, panoptic_folder, write_json, write_mask
 
@@ -122,8 +121,8 @@ def test_entries_are_those_of_the_data_set(tmp_path, kind):
         change = (lambda content: content["annotations"].clear()) if kind == "no objects" else (lambda content: None)
         dataset = load_segmentation_dataset(coco_folder(tmp_path / "data", change))
     for cache in (None, tmp_path / "cache"):
-        entries = quick_entries(dataset, cache)
-        assert isinstance(entries, QuickEntries)
+        entries = decode_for_training(dataset, cache)
+        assert isinstance(entries[0]["image"], torch.Tensor)
         assert len(entries) == len(dataset)
         for index in range(len(dataset)):
             for _ in range(2):  # read, then from the cache
@@ -163,9 +162,10 @@ class Counting:
 
 
 def counted_entries(spec, cache, **options):
-    entries = quick_entries(load_segmentation_dataset(spec, **options), cache)
-    assert isinstance(entries.decoder.read_masks, MapCache)
-    entries.decoder.read_masks.read_masks = counting = Counting(entries.decoder.read_masks.read_masks)
+    entries = decode_for_training(load_segmentation_dataset(spec, **options), cache)
+    known_maps = decoder_of(entries).read_masks
+    assert isinstance(known_maps, MapCache)
+    known_maps.read_masks = counting = Counting(known_maps.read_masks)
     return entries, counting
 
 
@@ -238,13 +238,13 @@ def test_damaged_or_missing_cache_files_are_read_anew(tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
     with pytest.raises(ValueError, match="cannot make the cache folder"):
-        quick_entries(load_segmentation_dataset(mask_folder(tmp_path / "data")), tmp_path / "closed" / "cache")
+        decode_for_training(load_segmentation_dataset(mask_folder(tmp_path / "data")), tmp_path / "closed" / "cache")
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "cache").touch()
     with pytest.raises(ValueError, match=r"cannot make the cache folder .*cache: File exists; name another"):
-        quick_entries(load_segmentation_dataset(mask_folder(tmp_path / "data")), tmp_path / "cache")
+        decode_for_training(load_segmentation_dataset(mask_folder(tmp_path / "data")), tmp_path / "cache")
 
 
 def test_a_full_disk_stops_nothing(tmp_path, monkeypatch):
@@ -272,13 +272,13 @@ def test_archives_are_cached_by_member(tmp_path):
 
 def test_other_data_sets_stay_as_they_are():
     scenes = GeneratedScenes(2, size=(32, 32))
-    assert quick_entries(scenes) is scenes
+    assert decode_for_training(scenes) is scenes
     drawn = load_segmentation_dataset("generated:easy", num_scenes=2)
-    assert quick_entries(drawn) is drawn
+    assert decode_for_training(drawn) is drawn
     without = load_segmentation_dataset("generated:easy", num_scenes=2).with_format(None)
-    assert quick_entries(without) is without
+    assert decode_for_training(without) is without
 
 
 def test_the_rows_stay_within_reach(tmp_path: Path):
-    entries = quick_entries(load_segmentation_dataset(mask_folder(tmp_path)))
+    entries = decode_for_training(load_segmentation_dataset(mask_folder(tmp_path)))
     assert entries.with_format(None)[0]["image"]["member"].endswith("one.jpg")

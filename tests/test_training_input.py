@@ -18,7 +18,7 @@ def test_images_scaled_on_the_device_are_those_of_the_workers(tmp_path):
         _, processor = task.build_model()
         task.device = torch.device(device)
         samples = task.train_samples()
-        collated = task.collator(processor, task.device)([samples.sample(0, index) for index in range(4)])
+        collated = task.collator(processor, task.device)([samples[0, index] for index in range(4)])
         assert ("crops" in collated) == (device == "meta"), "what a device finishes travels as it was cut out"
         batches[device] = task.prepare_batch(collated, processor)
     expected, found = batches["cpu"], batches["meta"]
@@ -42,7 +42,7 @@ def test_id_maps_are_cached(tmp_path):
     for name, cache in (("plain", False), ("cached", True), ("read from the cache", True)):
         task = EoMTTask(tiny_recipe(tmp_path, cache=cache, **changes))
         made = task.train_samples()
-        samples[name] = [made.sample(0, index) for index in range(2)]
+        samples[name] = [made[0, index] for index in range(2)]
     assert len(list((tmp_path / "cache").rglob("*.runs"))) == 2
     for name in ("cached", "read from the cache"):
         for one, other in zip(samples["plain"], samples[name], strict=True):

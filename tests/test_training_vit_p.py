@@ -96,7 +96,7 @@ def test_the_loss_is_the_mean_over_all_micro_batches(tmp_path):
     model, processor = task.build_model()
     samples = task.train_samples()
     collate = task.collator(processor, torch.device("cpu"))
-    chosen = [samples.sample(0, index) for index in range(5)]
+    chosen = [samples[0, index] for index in range(5)]
     chosen[1].prompt_labels[:7] = -100  # micro-batches with different numbers of labels
     batches = [collate(chosen[:2]), collate(chosen[2:])]
     normalizers = task.normalizers(model, batches, torch.device("cpu"))

@@ -37,7 +37,8 @@ class CountedTask(EoMTTask):
     def __len__(self):
         return len(self.counts)
 
-    def sample(self, epoch, index):
+    def __getitem__(self, key):
+        epoch, index = key
         generator = torch.Generator().manual_seed(100 * epoch + index)
         count = self.counts[index]
         return (
@@ -85,9 +86,9 @@ class UnevenTask(ViTPTask):
     def __len__(self):
         return len(self.counts)
 
-    def sample(self, epoch, index):
-        sample = self.samples.sample(epoch, index)
-        sample.prompt_labels[self.counts[index] :] = -100
+    def __getitem__(self, key):
+        sample = self.samples[key]
+        sample.prompt_labels[self.counts[key[1]] :] = -100
         return sample
 
     def name(self, index):

@@ -168,8 +168,9 @@ class CroppedScenes:
     def __len__(self) -> int:
         return len(self.pixel_values)
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Image (3, H, W), masks (n, H, W) and classes (n,) of what the crop shows."""
+        epoch, index = key
         top, left, mirrored = sample_generator(self.seed, epoch, index).integers((SHIFT + 1, SHIFT + 1, 2)).tolist()
         window = (..., slice(top, top + IMAGE_SIZE), slice(left, left + IMAGE_SIZE))
         image, masks = self.pixel_values[index][window], self.mask_labels[index][window]

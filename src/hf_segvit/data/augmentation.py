@@ -1,27 +1,17 @@
-"""Augmentation of training images: a data set that augments, and the recipes of the papers by name.
+"""Augmentation of training images: the data set that augments, EoMT's augmentation, and the published recipes by name.
 
 - `AugmentedDataset`: any data set of our readers, each sample changed by an augmentation. Sample i of epoch e is always
   the same under a seed, whatever the number of workers or the order of asking.
-- `augmentation`: the recipes; `MaskAugmentation` (EoMT, mask_augmentation.py) and `PointAugmentation` (ViT-P,
-  point_augmentation.py) are what they are made of.
-- `AugmentedSample`: what comes out; collation.py makes batches of it.
+- `augmentation`: the recipes of the papers, or a class of one's own.
+- `MaskAugmentation`: EoMT's colour jitter, flip, scale jitter, pad and crop. The official code scales the whole image
+  and then crops it; here the same crop is drawn, but only what lies inside it is scaled, which at twice the size is a
+  quarter of the work. Crops then start at whole pixels of the original, and labels take the value under each new
+  pixel's centre. ViT-P's augmentation is in prompts.py.
+- `place` scales a crop into its position in the training image, in the worker or later on the device.
+- `jitter_colors` has the parameters of the official EoMT code, which are those of SSD.
 
-An id map stays one integer channel until the batch is made. H W pixels, n segments, N prompts.
-
-EoMT's training augmentation: colour jitter, flip, scale jitter, pad, crop; segments outside the crop are dropped.
-
-The official code scales the whole image and then crops it. `MaskAugmentation` draws the same crop but scales only
-what lies inside it, which at twice the size is a quarter of the work; crops then start at whole pixels of the original.
-Labels take the value under each new pixel's centre. H W pixels of the entry, n segments.
-
-Scaling a crop into its place in a training image, in the worker or later on the device.
-
-`place` does it; a `Placement` says where to. H W pixels of the training image, h w of the crop.
-
-Colour jitter with the parameters of the official EoMT code, which are those of SSD.
-
-Each is changed with probability 0.5: brightness by a factor of 1 +- 32/255, contrast and saturation of 1 +- 0.5, hue by
-+- 18/360 of the circle. Brightness comes first; contrast second or, just as often, last.
+An id map stays one integer channel until the batch is made (collation.py). H W pixels of the entry or the training
+image, h w of the crop, n segments, N prompts.
 """
 
 from __future__ import annotations
@@ -37,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from .entries import DecodedEntry, decode_entry, quick_entries
+from .entries import DecodedEntry, decode_entry, decode_for_training
 
 
 @dataclass
@@ -76,9 +66,10 @@ class Augmentation(Protocol):
 
 
 class AugmentedDataset(Dataset):
-    """A data set whose samples are augmented when they are asked for.
+    """A data set whose samples are augmented when they are asked for, by epoch and index.
 
-    Call `set_epoch` before each epoch; workers that live longer than an epoch follow.
+    `dataset[epoch, index]` is always the same sample under a seed. An index alone is of the epoch that `set_epoch` set
+    last, for loaders that know no epochs; workers that live longer than an epoch follow.
 
     Args:
         dataset: entries of our readers.
@@ -96,7 +87,7 @@ class AugmentedDataset(Dataset):
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed is {seed}; give a number of at least 0")
-        self.dataset, self.augmentation, self.seed = quick_entries(dataset, cache), augmentation, seed
+        self.dataset, self.augmentation, self.seed = decode_for_training(dataset, cache), augmentation, seed
         # In shared memory, as workers that persist have their own copy of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -112,8 +103,25 @@ class AugmentedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> AugmentedSample:
-        return self.augmentation(self.dataset[index], sample_generator(self.seed, self.epoch, index))
+    def __getitem__(self, key: int | tuple[int, int]) -> AugmentedSample:
+        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no sample {index} among {len(self)}")
+        return self._sample(epoch, int(index) % len(self))
+
+    def name(self, index: int) -> str:
+        """The image's index and its name in the data set, for errors; nothing is decoded for it."""
+        try:
+            row = self.dataset.with_format(None)[index] if hasattr(self.dataset, "with_format") else {}
+        except (KeyError, IndexError, OSError, ValueError):
+            row = {}
+        location = row.get("image")
+        file = location.get("member") if isinstance(location, dict) else None
+        known = [f"image {row['image_id']!r}"] if "image_id" in row else []
+        return ", ".join([f"sample {index}", *known, *([str(file)] if file else [])])
+
+    def _sample(self, epoch: int, index: int) -> AugmentedSample:
+        return self.augmentation(self.dataset[index], sample_generator(self.seed, epoch, index))
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -345,13 +353,15 @@ def place(crop: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     return padded
 
 
-BRIGHTNESS, CONTRAST, SATURATION = 32 / 255, 0.5, 0.5
-HUE = 18 / 360
-PROBABILITY = 0.5
+BRIGHTNESS, CONTRAST, SATURATION = 32 / 255, 0.5, 0.5  # factors are 1 +- these
+HUE = 18 / 360  # of the circle
+PROBABILITY = 0.5  # of each change
 
 
 def jitter_colors(pixels: Tensor, generator: np.random.Generator) -> Tensor:
-    """Change the colours of an image (3, H, W) uint8."""
+    """Change the colours of an image (3, H, W) uint8: brightness first; contrast second or, just as often, last."""
+
+    # torchvision's RandomPhotometricDistort draws from the global generator, which would not repeat a sample.
 
     def chosen() -> bool:
         return bool(generator.random() < PROBABILITY)

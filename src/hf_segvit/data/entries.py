@@ -1,24 +1,13 @@
-"""From an entry of a reader to tensors: the image, and its segments as one channel of small integers.
+"""From an entry of a reader to tensors for training: the image, and its segments as one channel of small integers.
 
-A reader numbers segments as its files do, with gaps up to 2**24. `decode_entry` replaces the numbers by places in a
-list of labels, so that everything behind works with int8 (int16 where an image has many segments) and needs no search.
-
-H W pixels, n segments.
-
-Id maps as runs of equal ids, which is how segments look along the rows: a few kilobytes an image, quick to unroll.
-
-`RunMap` stands for an (H, W) map wherever numpy takes one, and `decode_entry` unrolls it straight to training places.
-`MapCache` is a mask reader that keeps the maps of another one as such files in a folder: a PNG of ids takes as long to
+`decode_entry` gives a `DecodedEntry`: the ids of a reader, which have gaps up to 2**24, become indices into a list of
+labels, so that everything behind works with int8 (int16 where an image has many segments) and needs no search.
+`decode_for_training` makes a data set decode faster, to the same pixels and segments. JPEG files without peculiarities
+are decoded by torchvision, in four fifths of Pillow's time (both are libjpeg-turbo with its defaults). With a cache
+folder, `MapCache` keeps each id map as the runs of equal ids along its rows, a `RunMap`: a PNG of ids takes as long to
 decode as its photograph, its runs a twentieth of that.
 
-H W pixels, n ids, r runs.
-
-The entries of a data set of ours, decoded for training: the same pixels and segments, sooner.
-
-`quick_entries` wraps a data set. An image comes as a tensor, plain JPEG files decoded by torchvision, which takes four
-fifths of Pillow's time for the same pixels (both are libjpeg-turbo with its defaults); whatever needs a second look -
-an orientation, CMYK, 16 bits, transparency, damage - is left to Pillow, as everywhere else. With a cache folder, id
-maps are decoded once and then read as runs (run_maps.py). H W pixels.
+H W pixels, n segments or ids, r runs.
 """
 
 from __future__ import annotations
@@ -276,41 +265,11 @@ def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
         return  # a full disk costs time, not the training
 
 
-class QuickEntries:
-    """Entries as `datasets` gives them, but with `image` (3, H, W) uint8 and `segment_map` perhaps a `RunMap`.
+def decode_for_training(dataset: Any, cache: str | os.PathLike[str] | None = None) -> Any:
+    """The same data set, with images as tensors (3, H, W) uint8 and id maps perhaps as `RunMap`.
 
     Args:
-        dataset: read by `load_segmentation_dataset`.
-        decoder: of its rows.
-        cache: folder for id maps; `None` keeps none.
-
-    Raises:
-        ValueError: the folder cannot be written to.
-    """
-
-    def __init__(
-        self, dataset: datasets.Dataset, decoder: SampleDecoder, cache: str | os.PathLike[str] | None = None
-    ) -> None:
-        self.rows = dataset.with_format(None)
-        read_masks = decoder.read_masks if cache is None else MapCache(decoder.read_masks, cache)
-        self.decoder = SampleDecoder(read_masks, image_pixels)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.decoder.decode(self.rows[index])
-
-    def with_format(self, kind: None) -> datasets.Dataset:
-        """The rows undecoded, as `datasets` names it."""
-        return self.rows.with_format(kind)
-
-
-def quick_entries(dataset: Any, cache: str | os.PathLike[str] | None = None) -> Any:
-    """A data set whose entries are decoded quickly, where it is one of our readers'; any other stays as it is.
-
-    Args:
-        dataset: of entries.
+        dataset: of entries. One that does not hold files of one of our readers is returned as it is.
         cache: folder for id maps, see `MapCache`; without effect where a data set has none.
 
     Raises:
@@ -319,10 +278,11 @@ def quick_entries(dataset: Any, cache: str | os.PathLike[str] | None = None) -> 
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     decoder = dataset.format["format_kwargs"].get("transform")
-    columns = {"image", "segment_map", "segments"}
-    if type(decoder) is not SampleDecoder or not columns <= set(dataset.column_names):
+    # Scenes are drawn and columns of the Hub hold their files themselves: both have decoders of their own.
+    if type(decoder) is not SampleDecoder or not {"image", "segment_map", "segments"} <= set(dataset.column_names):
         return dataset
-    return QuickEntries(dataset, decoder, cache)
+    read_masks = decoder.read_masks if cache is None else MapCache(decoder.read_masks, cache)
+    return dataset.with_transform(SampleDecoder(read_masks, image_pixels))
 
 
 def image_pixels(content: bytes, name: str, size: tuple[int, int] | None = None) -> Tensor:

@@ -59,24 +59,18 @@ class MixedDataset(AugmentedDataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> AugmentedSample:
-        if not -self.length <= index < self.length:
-            raise IndexError(f"there is no sample {index} among {self.length}")
-        return self.sample(self.epoch, int(index) % self.length)
-
-    def sample(self, epoch: int, index: int) -> AugmentedSample:
-        """Sample `index` of an epoch, whichever epoch is set."""
-        number, start = self._part_of(index)
-        part = self.parts[number]
-        turn, place = divmod(epoch * (int(self.ends[number]) - start) + index - start, len(part.dataset))
-        order = np.random.default_rng([self.seed, number, turn]).permutation(len(part.dataset))
-        # The generator is the sample's, not the image's, as an epoch may show an image twice.
-        return part.augmentation(part.dataset[int(order[place])], sample_generator(self.seed, epoch, index))
-
     def name(self, index: int) -> str:
         """The sample in words, for errors; which image it is changes with the epoch."""
         number, _ = self._part_of(index)
         return f"sample {index}, of part {number} of the mixture"
+
+    def _sample(self, epoch: int, index: int) -> AugmentedSample:
+        number, start = self._part_of(index)
+        part = self.parts[number]
+        turn, position = divmod(epoch * (int(self.ends[number]) - start) + index - start, len(part.dataset))
+        order = np.random.default_rng([self.seed, number, turn]).permutation(len(part.dataset))
+        # The generator is the sample's, not the image's, as an epoch may show an image twice.
+        return part.augmentation(part.dataset[int(order[position])], sample_generator(self.seed, epoch, index))
 
     def _part_of(self, index: int) -> tuple[int, int]:
         """Number of the part that a sample is of, and the part's first sample."""

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.augmentation import AugmentedDataset, sample_generator
 from .tasks import TrainingSamples
 
 Key = tuple[int, int]  # epoch and index of a sample
@@ -43,8 +42,8 @@ class StepOrder:
     def step_samples(self, step: int) -> list[Key]:
         """The `batch_size` keys of a step, from 0, in order."""
         numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
-        places = (divmod(number, self.num_samples) for number in numbers)
-        return [(epoch, int(_permutation(self.num_samples, self.seed, epoch)[place])) for epoch, place in places]
+        positions = (divmod(number, self.num_samples) for number in numbers)
+        return [(epoch, int(_permutation(self.num_samples, self.seed, epoch)[at])) for epoch, at in positions]
 
     def micro_batches(self, step: int, process: int, num_processes: int, num_micro_batches: int) -> list[list[Key]]:
         """The micro-batches of a process in a step: process p has the p-th part of the global batch."""
@@ -57,33 +56,6 @@ class StepOrder:
 @functools.lru_cache(maxsize=4)
 def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
-
-
-class EpochSamples:
-    """The samples of an `AugmentedDataset`, asked for by epoch and index."""
-
-    def __init__(self, dataset: AugmentedDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def sample(self, epoch: int, index: int) -> Any:
-        """The sample, which does not depend on the epoch that the data set itself is set to."""
-        generator = sample_generator(self.dataset.seed, epoch, index)
-        return self.dataset.augmentation(self.dataset.dataset[index], generator)
-
-    def name(self, index: int) -> str:
-        """The image's place and its name in the data set; nothing is decoded for it."""
-        source = self.dataset.dataset
-        try:
-            row = source.with_format(None)[index] if hasattr(source, "with_format") else {}
-        except (KeyError, IndexError, OSError, ValueError):
-            row = {}
-        location = row.get("image")
-        file = location.get("member") if isinstance(location, dict) else None
-        known = [f"image {row['image_id']!r}"] if "image_id" in row else []
-        return ", ".join([f"sample {index}", *known, *([str(file)] if file else [])])
 
 
 class TrainingLoader:
@@ -117,7 +89,7 @@ class TrainingLoader:
         pin_memory: bool = False,
     ) -> None:
         self.num_micro_batches = num_micro_batches
-        self._dataset = _KeyedSamples(samples, num_workers)
+        self._dataset = _WatchedSamples(samples, num_workers)
         self._loader: DataLoader = DataLoader(
             self._dataset,
             batch_sampler=_MicroBatches(order, start_step, total_steps, process, num_processes, num_micro_batches),
@@ -198,8 +170,8 @@ class _MicroBatches:
             yield from self.order.micro_batches(step, self.process, self.num_processes, self.num_micro_batches)
 
 
-class _KeyedSamples(Dataset):
-    """Samples by key. Workers note what they read, so that the image is known that one died of."""
+class _WatchedSamples(Dataset):
+    """The samples, with errors that name the image. Workers note what they read: one that is killed says nothing."""
 
     def __init__(self, samples: TrainingSamples, num_workers: int) -> None:
         self.samples = samples
@@ -214,7 +186,7 @@ class _KeyedSamples(Dataset):
         if worker is not None:
             self._reading[worker.id] = torch.tensor([os.getpid(), index])
         try:
-            return self.samples.sample(epoch, index)
+            return self.samples[key]
         except (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError) as error:
             raise ValueError(
                 f"{self.samples.name(index)} cannot be read for training (epoch {epoch}): {type(error).__name__}: "

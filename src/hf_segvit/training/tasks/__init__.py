@@ -27,16 +27,16 @@ _TASKS = {"eomt": ("eomt", "EoMTTask"), "vit_p": ("vit_p", "ViTPTask")}
 
 
 class TrainingSamples(Protocol):
-    """Samples to train on: the same for an epoch and index on every process and worker, however often it is asked.
+    """A map-style data set by (epoch, index), such as `AugmentedDataset`.
 
-    `data_order.EpochSamples` makes one of an `AugmentedDataset`.
+    A key gives the same sample on every process and worker, however often it is asked.
     """
 
     def __len__(self) -> int:
         """Samples of an epoch."""
 
-    def sample(self, epoch: int, index: int) -> Any:
-        """What the collator makes batches of."""
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """The sample of an epoch and index, which the collator makes batches of."""
 
     def name(self, index: int) -> str:
         """The image in words, for errors."""

@@ -28,7 +28,6 @@ from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.mask_criterion import MaskCriterion
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
-from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
 from ..recipe import Recipe, cache_folder
 from ..start import backbone_pixel_settings, carry_over_classes, load_changed, pixel_settings
@@ -90,7 +89,7 @@ class EoMTTask(TrainingTask):
         options = {"scale_later": self.device.type != "cpu", **recipe.augmentation_options}
         augment = augmentation(augmentation_name(recipe), self._size, **options)
         cache = cache_folder(recipe)
-        return EpochSamples(AugmentedDataset(self._training_data(), augment, seed=recipe.seed, cache=cache))
+        return AugmentedDataset(self._training_data(), augment, seed=recipe.seed, cache=cache)
 
     def training_datasets(self) -> Sequence[Any]:
         """The recipe's."""

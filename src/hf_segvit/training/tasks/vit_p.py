@@ -50,7 +50,6 @@ from ...models.configuration_vit_p import ViTPConfig
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor
 from ...models.modeling_vit_p import ViTPForPointClassification
-from ..data_order import EpochSamples
 from ..derivation import augmentation_name, image_size, model_fields
 from ..recipe import Recipe, cache_folder
 from ..start import backbone_pixel_settings, load_changed, pixel_settings
@@ -104,10 +103,8 @@ class ViTPTask(TrainingTask):
         recipe, settings = self.recipe, self.points
         own = self._training_data()
         if not settings.mixture:
-            cache = cache_folder(recipe)
-            return EpochSamples(
-                AugmentedDataset(own, self._augmentation(settings.sampling), seed=recipe.seed, cache=cache)
-            )
+            augment = self._augmentation(settings.sampling)
+            return AugmentedDataset(own, augment, seed=recipe.seed, cache=cache_folder(recipe))
         parts = [MixturePart(own, self._augmentation(settings.sampling), settings.share)]
         for part, data in zip(settings.mixture, self._mixed_data(), strict=True):
             parts.append(MixturePart(data, self._augmentation(part.sampling), part.share))
