@@ -1,5 +1,6 @@
 """The data check: counts against the files, and what the command prints, writes and returns."""
 
+import inspect
 import json
 import sys
 from importlib import import_module
@@ -12,7 +13,8 @@ from PIL import Image
 
 from hf_segvit.cli import main
 from hf_segvit.data.checking import DataReport, check_dataset, report_text
-from hf_segvit.data.reading import FORMATS, load_segmentation_dataset
+from hf_segvit.data.readers import FORMATS, NOT_OPTIONS
+from hf_segvit.data.reading import load_segmentation_dataset
 
 from .data_folders import SIZE, coco_folder, halves, mask_folder, panoptic_folder, write_mask
 
@@ -165,7 +167,10 @@ def test_the_help_lists_formats_layouts_and_options(
     assert stop.value.code == 0
     words = " ".join(capsys.readouterr().out.split())
     for name, about in FORMATS.items():
-        assert f" {name}: {about} {import_module(f'hf_segvit.data.readers.{name}').LAYOUT} " in words
+        module = import_module(about.module)
+        assert f" {name}: {about.description} {module.LAYOUT} " in words
+        parameters = [option for option in inspect.signature(module.read).parameters if option not in NOT_OPTIONS]
+        assert list(about.options) == [option for option in parameters if option not in about.preset]
     assert "panoptic also instances/train/NAME.png; without splits, files lie directly in images" in words
     assert "options: num_scenes, size, seed" in words
     assert "'generated:hard?num_scenes=50&size=64'" in words

@@ -18,7 +18,6 @@ from hf_segvit.data.reading import (
     available_splits,
     decoder_of,
     describe,
-    filter_metadata,
     load_segmentation_dataset,
     metadata,
 )
@@ -198,10 +197,10 @@ def test_own_panoptic(tmp_path: Path) -> None:
 def test_rows_are_mapped_and_filtered_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_segmentation_dataset(coco_folder(tmp_path))
     monkeypatch.setattr("hf_segvit.data.decoding.read_location", None)
-    assert len(filter_metadata(dataset, lambda row: len(row["segments"]) == 3)) == 1
-    assert len(filter_metadata(dataset, lambda row: row["image_id"] != 5)) == 0
+    assert len(metadata(dataset).filter(lambda row: len(row["segments"]) == 3)) == 1
+    assert len(metadata(dataset).filter(lambda row: row["image_id"] != 5)) == 0
     monkeypatch.undo()
-    kept = filter_metadata(dataset, lambda row: True)
+    kept = metadata(dataset).filter(lambda row: True).with_transform(decoder_of(dataset))
     assert kept[0]["image"].size == SIZE[::-1]
     assert describe(kept) == describe(dataset)
 
@@ -269,12 +268,12 @@ def test_wrong_formats_paths_tasks_splits_and_options(tmp_path: Path) -> None:
     spec = coco_folder(tmp_path)
     for wrong, message in (
         ({"spec": "coco"}, "FORMAT:PATH"),
-        ({"spec": "kitti:x"}, "FORMAT is one of coco, "),
+        ({"spec": "kitti:x"}, "no format 'kitti'; choose one of ade20k, "),
         ({"spec": "coco:"}, "no path"),
         ({"spec": f"coco:{tmp_path}/absent"}, "no such file or folder"),
         ({"task": "depth"}, "no task 'depth'; choose one of instance, panoptic"),
         ({"split": "test"}, "there is no split 'test'; choose one of train"),
-        ({"colour": 1}, "unexpected keyword argument 'colour'"),
+        ({"colour": 1}, "format coco_folder has no option 'colour'; it has none"),
     ):
         with pytest.raises(ValueError, match=message):
             load_segmentation_dataset(**{"spec": spec, "split": "train", **wrong})

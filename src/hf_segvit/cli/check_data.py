@@ -38,14 +38,14 @@ def add_parser(subparsers: Any) -> None:
 
 
 class _HelpWithFormats(argparse.Action):
-    """The help with the list of formats below it, which only now is worth the second that importing readers takes."""
+    """The help with the list of formats below it, which is made only when it is asked for."""
 
     def __init__(self, option_strings: list[str], dest: str, **settings: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **settings)
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
         """Print and end."""
-        from ..data.reading import format_list
+        from ..data.readers import format_list
 
         parser.epilog = format_list()
         parser.print_help()

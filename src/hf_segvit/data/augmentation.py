@@ -16,6 +16,7 @@ image, h w of the crop, n segments, N prompts.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
+from ..lookup import import_object, is_import_path, suggestion
 from .entries import DecodedEntry, decode_entry, decode_for_training
 
 
@@ -130,22 +132,36 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 
 
 def augmentation(name: str, size: int | tuple[int, int], **overrides: Any) -> Augmentation:
-    """The augmentation of a published recipe.
+    """The augmentation of a published recipe, or one of one's own.
 
     Args:
-        name: one of `AUGMENTATIONS`.
+        name: one of `AUGMENTATIONS`; or "package.module:Class", which is called with the (height, width) and the
+            overrides, and whose objects are an `Augmentation`.
         size: (height, width) of the training images, or one number for both.
         overrides: other settings than the recipe's, see `MaskAugmentation` and `PointAugmentation`.
 
     Raises:
-        ValueError: there is no such recipe; the message lists those there are.
+        ValueError: there is no such recipe, class or setting; the message lists those there are.
     """
     from .prompts import PointAugmentation
 
-    if name not in AUGMENTATIONS:
-        raise ValueError(f"there is no augmentation {name!r}; choose one of {', '.join(AUGMENTATIONS)}")
-    settings = {**AUGMENTATIONS[name], **overrides}
     height, width = (size, size) if isinstance(size, int) else size
+    if is_import_path(name):
+        own = import_object(name, "augmentation")
+        try:
+            inspect.signature(own).bind((height, width), **overrides)
+        except TypeError as error:
+            raise ValueError(
+                f"augmentation={name} cannot be made with (height, width) and {overrides}: {error}"
+            ) from error
+        made = own((height, width), **overrides)
+        if not callable(made):
+            raise ValueError(f"augmentation={name} has no method __call__(entry, generator); add it")
+        return made
+    if name not in AUGMENTATIONS:
+        remedy = suggestion(name, AUGMENTATIONS)
+        raise ValueError(f"there is no augmentation {name!r}; {remedy}, or give package.module:Class")
+    settings = {**AUGMENTATIONS[name], **overrides}
     return (PointAugmentation if name.startswith("vit_p") else MaskAugmentation)((height, width), **settings)
 
 

@@ -28,8 +28,8 @@ from ..models.image_decoding import IMAGE_FORMATS
 from ..models.mask_encoding import decode_mask
 from .archives import location_name, read_location
 from .augmentation import AugmentedSample, augmentation, sample_generator
+from .class_lists import VOID
 from .decoding import orientation
-from .mask_files import VOID
 from .problems import Problem, ProblemList
 from .reading import available_splits, decoder_of, describe, load_segmentation_dataset, metadata
 

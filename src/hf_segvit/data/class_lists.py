@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
-from .mask_files import VOID
 
+VOID = -1  # label of pixels that count as nothing
 CLASS_FILES = ("classes.json", "classes.txt", "labels.txt")
 
 _VOID_NAMES = ("void", "ignore", "unlabeled", "unlabelled", "__ignore__")

@@ -18,7 +18,8 @@ from PIL import Image
 from ..models.image_decoding import IMAGE_FORMATS, open_image_file, to_rgb
 from ..models.mask_encoding import decode_mask
 from .archives import Location, location_name, read_location
-from .mask_files import VOID, draw_polygons, polygon_fault, present_values, rle_fault
+from .class_lists import VOID
+from .mask_files import draw_polygons, polygon_fault, present_values, rle_fault
 
 _ORIENTATION_TAG = 0x0112  # EXIF
 _SIDEWAYS = (5, 6, 7, 8)

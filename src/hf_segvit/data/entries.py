@@ -34,8 +34,8 @@ from ..atomic_files import replacing
 from ..models.image_decoding import MAX_IMAGE_PIXELS
 from ..models.mask_encoding import decode_mask
 from .archives import NESTED, Location
+from .class_lists import VOID
 from .decoding import MaskReader, SampleDecoder, Segments, image_in_frame, orientation
-from .mask_files import VOID
 
 CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
 MANY = 100  # segments whose places no longer go into int8, with room for sums

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from .archives import Location, location_name
-from .class_lists import ClassList
+from .class_lists import VOID, ClassList
 from .decoding import Segments, semantic_segments
-from .mask_files import VOID, present_values, read_index_map, relabel
+from .mask_files import present_values, read_index_map, relabel
 from .problems import ProblemList
 
 

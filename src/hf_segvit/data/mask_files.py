@@ -32,8 +32,6 @@ from ..models.image_decoding import open_image_file
 from ..models.mask_encoding import decode_counts, encode_counts
 from .archives import Location, location_name, read_location
 
-VOID = -1
-
 
 def read_index_map(location: Location) -> np.ndarray:
     """A map of labels or ids.

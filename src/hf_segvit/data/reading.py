@@ -1,12 +1,12 @@
-"""Data sets for segmentation: `load_segmentation_dataset("FORMAT:PATH")` reads any of `FORMATS` to `datasets.Dataset`.
+"""Data sets for segmentation: `load_segmentation_dataset("FORMAT:PATH")` reads any format to `datasets.Dataset`.
+
+FORMAT is one of `FORMATS` (readers/), the name of a reader that another package offers, or the import path of one.
 
 Columns: `image` (Pillow, RGB), `image_id`, `segment_map` ((H, W) int32 ids, void -1; `None` where segments have `rle`)
 and `segments` (rows of `id`, `label_id`, `is_crowd`; where masks may overlap also `rle`, and `area` if the annotation
 states one, which average precision goes by). In semantic data a segment is a class, and its id the label id. Images
 and masks are decoded when a sample is asked for. The table itself holds where files are: `metadata(dataset)` shows it,
 so that filters need not decode, and `describe` tells names and task.
-
-The formats of data sets as text for people: `format_list` says of each what it is, its layout and its options.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,23 +22,12 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from .class_lists import CLASS_FILES, CLASS_FORMS
+from ..lookup import entry_points, suggestion
 from .decoding import MaskReader, SampleDecoder
 from .problems import ProblemList
+from .readers import FORMATS, NOT_OPTIONS, READER_GROUP
 
-FORMATS = {
-    "coco": "COCO in its official layout: panoptic or instance",
-    "coco_stuff": "COCO-Stuff-164K: semantic",
-    "coco_folder": "any data set in COCO's instance or panoptic format",
-    "ade20k": "ADE20K scene parsing: semantic, panoptic or instance",
-    "cityscapes": "Cityscapes with gtFine: semantic, panoptic or instance",
-    "cityscapes_coarse": "Cityscapes with gtCoarse",
-    "mask_folder": "images and mask PNGs: semantic, or panoptic with instance PNGs",
-    "labelme": "labelme's JSON files beside images",
-    "yolo": "YOLO segmentation labels and data.yaml",
-    "hub": "a data set of the Hub, or saved by `datasets`",
-    "generated": "drawn scenes: panoptic, semantic or instance; PATH is the difficulty, such as easy or hard",
-}
+_READER_PARTS = ("TASKS", "LAYOUT", "splits", "read")
 _VALIDATION_SPLITS = ("val", "validation", "valid", "test")
 
 
@@ -71,7 +59,7 @@ class DataDescription:
     """What a data set of ours is about.
 
     Attributes:
-        format: one of `FORMATS`.
+        format: one of `FORMATS`, or the name or import path of another reader.
         path: where it was read from.
         split: of the data set.
         task: "semantic", "instance" or "panoptic".
@@ -98,7 +86,7 @@ def load_segmentation_dataset(
     """Read a data set.
 
     Args:
-        spec: "FORMAT:PATH", such as "coco:/data/coco"; the formats are `FORMATS`. Options of the format may follow, as
+        spec: "FORMAT:PATH", such as "coco:/data/coco", see the module. Options of the format may follow, as
             in "mask_folder:streets?classes=streets.json" or "generated:hard?num_scenes=50&size=64".
         split: such as "train" or "val"; by default the first there is, train first.
         task: "semantic", "instance" or "panoptic"; by default the first that the format has.
@@ -114,20 +102,16 @@ def load_segmentation_dataset(
     """
     format_name, path, module, stated = _reader(spec)
     options = {**stated, **options}
+    _refuse_unknown_options(options, format_name, module)
     if task is not None and task not in module.TASKS:
-        raise ValueError(f"{format_name} has no task {task!r}; choose one of {', '.join(module.TASKS)}")
+        raise ValueError(f"{format_name} has no task {task!r}; {suggestion(task, module.TASKS)}")
     task = task or module.TASKS[0]
     splits = available_splits(spec, wanted=[split] if split else [], **options)
     split = split or splits[0]
     if split not in splits:
         raise ValueError(f"{spec}: there is no split {split!r}; choose one of {', '.join(splits)}")
     found = ProblemList() if problems is None else problems
-    try:
-        reading = module.read(path, split=split, task=task, problems=found, **options)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error):
-            raise ValueError(f"format {format_name}: {error}; see the module of the format for its options") from error
-        raise
+    reading = module.read(path, split=split, task=task, problems=found, **options)
     if not reading.rows and reading.dataset is None:
         found.error(path, f"split {split!r}", f"there are no images for {task} segmentation; expected {module.LAYOUT}")
     if problems is None:
@@ -204,11 +188,6 @@ def metadata(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.with_format(None)
 
 
-def filter_metadata(dataset: datasets.Dataset, keep: Callable[[dict[str, Any]], bool]) -> datasets.Dataset:
-    """The samples whose undecoded rows satisfy a condition; nothing is decoded for it."""
-    return metadata(dataset).filter(keep, keep_in_memory=True).with_transform(decoder_of(dataset))
-
-
 def decoder_of(dataset: datasets.Dataset) -> Any:
     """The function that decodes a data set's rows.
 
@@ -222,14 +201,18 @@ def decoder_of(dataset: datasets.Dataset) -> Any:
 
 
 def _reader(spec: str) -> tuple[str, str, Any, dict[str, Any]]:
-    """Format, path, the format's module, and options that the text holds."""
+    """Format, path, the reader, and the options that the text and the format's name stand for."""
     name, separator, path = str(spec).partition(":")
-    format_name = name.strip().lower().replace("-", "_")
-    if not separator or format_name not in FORMATS:
+    name = name.strip()
+    format_name = name.lower().replace("-", "_")
+    if not separator:
         raise ValueError(f"{spec!r}: give FORMAT:PATH, where FORMAT is one of {', '.join(FORMATS)}")
+    if format_name in FORMATS:
+        module, options = importlib.import_module(FORMATS[format_name].module), dict(FORMATS[format_name].preset)
+    else:
+        format_name, module, options = name, _foreign_reader(name), {}
     if not path:
         raise ValueError(f"{spec!r} has no path; give {name}:PATH")
-    options: dict[str, Any] = {}
     if "?" in path and not Path(path).exists():
         path, _, text = path.partition("?")
         for pair in text.split("&"):
@@ -237,7 +220,47 @@ def _reader(spec: str) -> tuple[str, str, Any, dict[str, Any]]:
             if not separator:
                 raise ValueError(f"{spec!r}: {pair!r} is no option; give PATH?option=value&option=value")
             options[key] = int(value) if value.isdecimal() else value
-    return format_name, path, importlib.import_module(f".readers.{format_name}", __package__), options
+    return format_name, path, module, options
+
+
+def _foreign_reader(name: str) -> Any:
+    """A reader that an installed package offers by this name, or that the name is the import path of."""
+    offered = entry_points(READER_GROUP)
+    unknown = f"there is no format {name!r}; {suggestion(name, [*FORMATS, *offered])}"
+    try:
+        if name in offered:
+            module = offered[name].load()
+        elif all(part.isidentifier() for part in name.split(".")):
+            module = importlib.import_module(name)
+        else:
+            raise ImportError(f"{name!r} is no import path")
+    except Exception as error:  # whatever a stranger's module raises is said with its name
+        # Without a dot it is a misspelt format rather than a module that is missing.
+        if isinstance(error, ImportError) and "." not in name and name not in offered:
+            raise ValueError(f"{unknown}, or give the import path of a reader") from error
+        raise ValueError(
+            f"the reader {name} cannot be imported ({type(error).__name__}: {error}); install its package, or add its "
+            "folder to PYTHONPATH"
+        ) from error
+    missing = [part for part in _READER_PARTS if not hasattr(module, part)]
+    if missing == list(_READER_PARTS) and "." not in name:  # some module of that name, but no reader
+        raise ValueError(f"{unknown}, or give the import path of a reader")
+    if missing:
+        raise ValueError(
+            f"{name} is no reader, as it has no {' and no '.join(missing)}; hf_segvit.data.readers says what one needs"
+        )
+    return module
+
+
+def _refuse_unknown_options(options: Mapping[str, Any], format_name: str, module: Any) -> None:
+    parameters = inspect.signature(module.read).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    known = [name for name in parameters if name not in NOT_OPTIONS]
+    for name in options:
+        if name not in known:
+            remedy = suggestion(name, known) if known else "it has none"
+            raise ValueError(f"format {format_name} has no option {name!r}; {remedy}")
 
 
 def _dataset(reading: Reading, description: DataDescription) -> datasets.Dataset:
@@ -278,34 +301,4 @@ def _features(reading: Reading) -> datasets.Features:
             "segment_map": datasets.List(location),
             "segments": datasets.List(segment),
         }
-    )
-
-
-_ALWAYS = ("path", "split", "task", "problems")
-
-
-def format_list(width: int = 100) -> str:
-    """What FORMAT:PATH may be.
-
-    Args:
-        width: of the text, in characters.
-    """
-    lines = ["FORMAT:PATH, with the files at PATH:"]
-    for name, about in FORMATS.items():
-        module = importlib.import_module(f".readers.{name}", __package__)
-        lines += _wrapped(f"{name}: {about}", 2, width)
-        lines += _wrapped(module.LAYOUT, 6, width)
-        if options := [option for option in inspect.signature(module.read).parameters if option not in _ALWAYS]:
-            lines += _wrapped(f"options: {', '.join(options)}", 6, width)
-    lines += _wrapped(f"{' or '.join(CLASS_FILES)}, or classes=FILE: {CLASS_FORMS}", 0, width)
-    lines += [
-        "Options follow a `?`: 'mask_folder:streets?classes=streets.json', 'generated:hard?num_scenes=50&size=64'"
-    ]
-    return "\n".join(lines)
-
-
-def _wrapped(text: str, indent: int, width: int) -> list[str]:
-    space = " " * indent
-    return textwrap.wrap(
-        text, width, initial_indent=space, subsequent_indent=space, break_long_words=False, break_on_hyphens=False
     )

@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 
 from ..archives import Location, location_name
+from ..class_lists import VOID
 from ..decoding import Segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, pair_rows
 from ..label_tables import label_table
-from ..mask_files import VOID, present_values, read_color_ids, read_index_map, relabel
+from ..mask_files import present_values, read_color_ids, read_index_map, relabel
 from ..problems import ProblemList
 from ..reading import Reading
 
+DESCRIPTION = "ADE20K scene parsing: semantic, panoptic or instance"
 TASKS = ("semantic", "panoptic", "instance")
 LAYOUT = (
     "images/training and annotations/training (for objects, annotations_instance/training), or the official zip files"

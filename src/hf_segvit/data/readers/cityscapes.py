@@ -16,18 +16,22 @@ from typing import Any
 import numpy as np
 
 from ..archives import Location, location_name
+from ..class_lists import VOID
 from ..decoding import Segments
 from ..folders import DataFolder
 from ..label_maps import LabelMaps, pair_rows
 from ..label_tables import label_table
-from ..mask_files import VOID, present_values, read_index_map
+from ..mask_files import present_values, read_index_map
 from ..problems import ProblemList
 from ..reading import Reading
 
+DESCRIPTION = "Cityscapes with gtFine: semantic, panoptic or instance"
 TASKS = ("semantic", "panoptic", "instance")
 LAYOUT = (
-    "leftImg8bit/train/CITY/*_leftImg8bit.png and gtFine/train/CITY/*_gtFine_labelIds.png, or the official zip files"
+    "leftImg8bit/train/CITY/*_leftImg8bit.png and gtFine/train/CITY/*_gtFine_labelIds.png (coarse: gtCoarse for "
+    "gtFine), or the official zip files"
 )
+VARIANTS = {"cityscapes_coarse": ("Cityscapes with gtCoarse", {"annotations": "gtCoarse"})}
 
 _ARCHIVES = (
     "leftImg8bit_trainvaltest.zip",

@@ -30,13 +30,15 @@ from typing import Any
 
 from ...models.image_decoding import MAX_IMAGE_PIXELS
 from ..archives import Location, location_name, read_json
+from ..class_lists import VOID
 from ..decoding import PolygonMasks, Segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, find_named
 from ..label_tables import LabelTable, label_table
-from ..mask_files import VOID, compressed_counts, polygon_fault, present_values, read_color_ids, rle_fault
+from ..mask_files import compressed_counts, polygon_fault, present_values, read_color_ids, rle_fault
 from ..problems import ProblemList
 from ..reading import Reading
 
+DESCRIPTION = "COCO in its official layout: panoptic or instance"
 TASKS = ("panoptic", "instance")
 LAYOUT = (
     "train2017/*.jpg and annotations/panoptic_train2017.json or instances_train2017.json, or the official "

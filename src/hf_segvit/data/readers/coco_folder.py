@@ -18,6 +18,7 @@ from ..problems import ProblemList
 from ..reading import Reading
 from .coco import PanopticMasks, instance_rows, panoptic_rows, read_coco_file
 
+DESCRIPTION = "any data set in COCO's instance or panoptic format"
 TASKS = ("instance", "panoptic")
 LAYOUT = (
     "annotations/instances_train.json (or train/_annotations.coco.json) and the images in train or images; panoptic "

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..archives import Location
+from ..class_lists import VOID
 from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, pair_rows
 from ..label_tables import label_table
-from ..mask_files import VOID
 from ..problems import ProblemList
 from ..reading import Reading
 
+DESCRIPTION = "COCO-Stuff-164K: semantic"
 TASKS = ("semantic",)
 LAYOUT = "train2017/*.jpg and stuffthingmaps/train2017/*.png, or train2017.zip and stuffthingmaps_trainval2017.zip"
 

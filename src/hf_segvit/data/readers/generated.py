@@ -13,14 +13,15 @@ import numpy as np
 from PIL import Image
 
 from ..archives import Location
+from ..class_lists import VOID
 from ..decoding import semantic_segments
 from ..generated_scenes import DIFFICULTIES, SPLITS, GeneratedScenes
-from ..mask_files import VOID
 from ..problems import ProblemList
 from ..reading import Reading
 
+DESCRIPTION = "drawn scenes: panoptic, semantic or instance; PATH is the difficulty, such as easy or hard"
 TASKS = ("panoptic", "semantic", "instance")
-LAYOUT = f"PATH is one of {', '.join(DIFFICULTIES)}"
+LAYOUT = "PATH is one of easy, medium, hard"
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:

@@ -23,6 +23,7 @@ from ..mask_files import color_ids, index_map, relabel
 from ..problems import ProblemList
 from ..reading import Reading
 
+DESCRIPTION = "a data set of the Hub, or saved by `datasets`"
 TASKS = ("semantic", "panoptic")
 LAYOUT = "a data set with columns `image` and `annotation`"
 

@@ -27,6 +27,7 @@ from ..problems import ProblemList
 from ..reading import Reading
 from .coco import is_size
 
+DESCRIPTION = "labelme's JSON files beside images"
 TASKS = ("instance", "semantic")
 LAYOUT = "labelme's *.json beside the images, in the folder or in train and val"
 WHOLE = "all"  # the split of a folder without splits

@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from ..archives import Location, location_name
-from ..class_lists import CLASS_FILES, ClassList, read_classes
+from ..class_lists import CLASS_FILES, VOID, ClassList, read_classes
 from ..decoding import Segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, numbered_segments, pair_rows
-from ..mask_files import VOID, present_values, read_index_map, relabel
+from ..mask_files import present_values, read_index_map, relabel
 from ..problems import ProblemList
 from ..reading import Reading
 
+DESCRIPTION = "images and mask PNGs: semantic, or panoptic with instance PNGs"
 TASKS = ("semantic", "panoptic")
 LAYOUT = (
     "images/train/NAME.jpg, annotations/train/NAME.png and classes.json; panoptic also instances/train/NAME.png; "

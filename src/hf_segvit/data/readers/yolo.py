@@ -21,6 +21,7 @@ from ..mask_files import polygon_fault
 from ..problems import ProblemList
 from ..reading import Reading
 
+DESCRIPTION = "YOLO segmentation labels and data.yaml"
 TASKS = ("instance", "semantic")
 LAYOUT = "data.yaml with names, train and val; images/train/*.jpg and labels/train/*.txt"
 

@@ -23,6 +23,7 @@ from ...evaluation import Predictor, evaluate
 from ...evaluation.tasks import evaluation_task
 from ...hub.model_card import make_model_card
 from ...inference.loading import load_segmentation_model
+from ...lookup import is_import_path
 from ...models.configuration_eomt import EoMTConfig
 from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization
@@ -86,10 +87,11 @@ class EoMTTask(TrainingTask):
     def train_samples(self) -> TrainingSamples:
         """The training images, augmented as the recipe says."""
         recipe = self.recipe
-        options = {"scale_later": self.device.type != "cpu", **recipe.augmentation_options}
-        augment = augmentation(augmentation_name(recipe), self._size, **options)
-        cache = cache_folder(recipe)
-        return AugmentedDataset(self._training_data(), augment, seed=recipe.seed, cache=cache)
+        name, options = augmentation_name(recipe), recipe.augmentation_options
+        if not is_import_path(name):  # a class of one's own need not know of the device
+            options = {"scale_later": self.device.type != "cpu", **options}
+        augment = augmentation(name, self._size, **options)
+        return AugmentedDataset(self._training_data(), augment, seed=recipe.seed, cache=cache_folder(recipe))
 
     def training_datasets(self) -> Sequence[Any]:
         """The recipe's."""
