@@ -1,14 +1,11 @@
-"""Files of a data set, on disk or inside zip archives, read in place.
+"""Files of a data set, on disk or inside zip archives, read in place; and the JSON among them.
 
-`read_location` reads one file; a `Location` is a path, or an archive and a member of it. An archive's directory is read
-once per process tree: forked workers inherit it, spawned ones read it at their first file. After that a member costs
-one seek and its own bytes. The file handle is opened when it is first needed, reopened after a fork, and never pickled.
+`read_location` reads one file; a `Location` is a path, or an archive and a member of it. An `Archive` reads its
+directory once per process; after that a member costs one seek and its own bytes. It is opened anew after a fork, and
+never pickled. An archive inside an archive is written `outer.zip::inner.zip` (COCO ships its panoptic PNGs so).
 
 Nothing is extracted, and nothing is trusted: names that are absolute, leave the archive or occur twice, encrypted
-members and members larger than a limit are refused, and no member yields more bytes than it declares. An archive inside
-an archive is written `outer.zip::inner.zip` (COCO ships its panoptic PNGs so).
-
-Reading JSON that others wrote: annotations of COCO, labelme and class lists.
+members and members larger than a limit are refused, and no member yields more bytes than it declares.
 
 `read_json` takes UTF-8, UTF-16 and UTF-32, with or without a byte order mark. `NaN` and `Infinity`, which are no JSON
 but which many tools write, are read; whoever uses the value refuses it.
@@ -21,17 +18,14 @@ import json
 import os
 import stat
 import struct
-import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple, TypedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict
 
 MAX_IMAGE_BYTES = 512 * 2**20
 MAX_TEXT_BYTES = 2 * 2**30  # COCO's largest JSON has 0.5 GB, LVIS' 1.1 GB
 NESTED = "::"
-
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of name and of extra field
 
 
 class Location(TypedDict):
@@ -81,20 +75,11 @@ def open_archive(path: str) -> Archive:
     return archive
 
 
-class _Member(NamedTuple):
-    offset: int
-    compressed_size: int
-    size: int
-    method: int
-    crc: int
-
-
 class Archive:
     """A zip archive whose members are read in place.
 
     Args:
-        path: of the archive; `outer.zip::inner.zip` for an archive inside another. An inner archive that the outer one
-            compresses is held in memory, one that it only stores is read in place.
+        path: of the archive; `outer.zip::inner.zip` for an archive inside another, which is held in memory.
 
     Raises:
         ValueError: it is missing, damaged or unsafe; see the module.
@@ -102,17 +87,20 @@ class Archive:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        outer, *inner = path.split(NESTED)
-        self._file_path, self._content = outer, b""
-        self._file: BinaryIO | None = None
-        self._lock = threading.Lock()
+        outer, _, inner = path.rpartition(NESTED)
+        self._content = open_archive(outer).read(inner, MAX_TEXT_BYTES) if outer else None
+        self._zip: zipfile.ZipFile | None = None
+        self._members: dict[str, None] = {}
         try:
-            self._start, self._length = 0, os.path.getsize(outer)
+            infos = self._opened().infolist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+            raise ValueError(f"{path}: not a readable zip archive ({error}); download it again") from error
         except OSError as error:
-            raise ValueError(f"{outer}: cannot be read ({error.strerror}); check the path") from error
-        self._members = self._read_directory(outer)
-        for name in inner:
-            self._enter(name)
+            raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+        for info in infos:
+            _check_member(info, path, self._members)
+            if not info.is_dir():
+                self._members[info.filename] = None
 
     def __reduce__(self) -> str:
         raise TypeError(f"{self.path}: an open archive cannot be pickled; send its path and open it there")
@@ -133,126 +121,46 @@ class Archive:
             ValueError: there is no such member, it is larger than `max_bytes`, or damaged.
         """
         name = f"{self.path}/{member}"
-        entry = self._members.get(member)
-        if entry is None:
+        if member not in self._members:
             raise ValueError(f"{name}: the archive has no such member; check the name, or download the archive again")
-        if max(entry.size, entry.compressed_size) > max_bytes:
-            raise ValueError(_too_large(name, max(entry.size, entry.compressed_size), max_bytes))
-        start = self._data_offset(entry, name)
-        raw = self._read_at(start, entry.compressed_size)
-        if entry.method == zipfile.ZIP_STORED:
-            content = raw
-        else:
-            try:
-                # One byte more than declared is enough to see that there is too much.
-                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, entry.size + 1)
-            except zlib.error as error:
-                raise ValueError(f"{name}: damaged ({error}); download the archive again") from error
-        if len(content) != entry.size or zlib.crc32(content) != entry.crc:
-            raise ValueError(
-                f"{name}: damaged (its size or checksum is not what the archive says); download the archive again"
-            )
+        info = self._opened().getinfo(member)
+        if max(info.file_size, info.compress_size) > max_bytes:
+            raise ValueError(_too_large(name, max(info.file_size, info.compress_size), max_bytes))
+        try:
+            with self._opened().open(info) as file:
+                # Asked for a length, zipfile unpacks no more; `read()` alone would unpack a bomb up to a gigabyte.
+                content = file.read(info.file_size + 1)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+            raise ValueError(f"{name}: damaged ({error}); download the archive again") from error
+        if len(content) != info.file_size:
+            raise ValueError(f"{name}: damaged (shorter than the archive says); download the archive again")
         return content
 
-    def _enter(self, member: str) -> None:
-        name = f"{self.path}/{member}"
-        entry = self._members.get(member)
-        if entry is None:
-            raise ValueError(f"{name}: the archive has no such member; check the name, or download the archive again")
-        if entry.method == zipfile.ZIP_STORED:
-            self._start, self._length = self._data_offset(entry, name), entry.size
-        else:
-            self._content = self.read(member, MAX_TEXT_BYTES)
-            self._start, self._length = 0, len(self._content)
-        self._members = self._read_directory(name)
-
-    def _data_offset(self, entry: _Member, name: str) -> int:
-        """Where the member's bytes start, counted as `_read_at` does."""
-        header = self._read_at(self._start + entry.offset, _LOCAL_HEADER.size)
-        if len(header) == _LOCAL_HEADER.size:
-            signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-            if signature == b"PK\x03\x04":
-                return self._start + entry.offset + _LOCAL_HEADER.size + name_length + extra_length
-        raise ValueError(f"{name}: the archive is truncated or damaged there; download it again")
-
-    def _read_at(self, offset: int, length: int) -> bytes:
-        if self._content:
-            return self._content[offset : offset + length]
-        with self._lock:
-            if self._file is None:
-                self._file = open(self._file_path, "rb")  # noqa: SIM115 - stays open as long as the process
-            self._file.seek(offset)
-            return self._file.read(length)
-
-    def _forget_handle(self) -> None:
-        # A forked child would share the file's position with its parent, and a lock that a thread held then.
-        self._file, self._lock = None, threading.Lock()
-
-    def _read_directory(self, name: str) -> dict[str, _Member]:
-        try:
-            window: Any = _Window(self, self._start, self._length)
-            with zipfile.ZipFile(io.BufferedReader(window)) as archive:
-                infos = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-            raise ValueError(f"{name}: not a readable zip archive ({error}); download it again") from error
-        members: dict[str, _Member] = {}
-        for info in infos:
-            _check_member(info, name, members)
-            if not info.is_dir():
-                members[info.filename] = _Member(
-                    info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC
-                )
-        return members
+    def _opened(self) -> zipfile.ZipFile:
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.path if self._content is None else io.BytesIO(self._content))
+        return self._zip
 
 
 _archives: dict[str, Archive] = {}
 
 
 def _forget_handles() -> None:
+    # A forked child would share the file's position with its parent, and a lock that a thread held then.
     for archive in _archives.values():
-        archive._forget_handle()
+        archive._zip = None
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_handles)
 
 
-class _Window(io.RawIOBase):
-    """A part of an archive's file as a file of its own."""
-
-    def __init__(self, archive: Archive, start: int, length: int) -> None:
-        self._archive, self._start, self._length, self._position = archive, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        if base + offset < 0:
-            raise OSError("the end of the archive is missing")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        wanted = min(len(buffer), max(0, self._length - self._position))
-        content = self._archive._read_at(self._start + self._position, wanted)
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)
-
-
-def _check_member(info: zipfile.ZipInfo, archive: str, members: dict[str, _Member]) -> None:
+def _check_member(info: zipfile.ZipInfo, archive: str, members: Mapping[str, None]) -> None:
     name = info.orig_filename
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or name[1:2] == ":" or "\0" in name:
         raise ValueError(
-            f"{archive}: member {name!r} names a place outside the archive; such an archive can be an attack, get it "
+            f"{archive}: member {name!r} names a file outside the archive; such an archive can be an attack, get it "
             "from its official source"
         )
     if info.filename in members:
