@@ -23,11 +23,16 @@ import numpy as np
 from measuring import machine, report, spread
 from PIL import Image
 
-from hf_segvit.data.mask_files import panoptic_png, read_panoptic_png
+from hf_segvit.data.mask_files import panoptic_png, read_color_ids
 from hf_segvit.metrics.panoptic_quality import PanopticQuality
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 5
+
+
+def read_panoptic_png(path: Path) -> np.ndarray:
+    """(H, W) ids of a COCO panoptic PNG, less one so that void is -1."""
+    return read_color_ids({"archive": None, "member": str(path)}) - 1
 
 
 def make_predictions(annotations: list[dict], truth: Path, folder: Path, generator: np.random.Generator) -> list[dict]:

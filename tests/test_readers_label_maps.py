@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hf_segvit.data.checking import check_dataset
+from hf_segvit.data.class_lists import read_classes
 from hf_segvit.data.label_tables import label_table
 from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset, metadata
 
@@ -204,6 +205,8 @@ def test_a_folder_without_splits(tmp_path: Path) -> None:
         ({"x": "a"}, "cannot be read as classes"),
         ({"classes": [{"name": "a"}]}, "cannot be read as classes"),
         ({"classes": [{"value": 1, "name": "a"}, {"value": 1, "name": "b"}]}, "value 1 is listed twice"),
+        ({"0": " "}, "the class of value 0 has no name"),
+        ({"id2label": {"0": "a"}, "stuff_classes": [1]}, "stuff_classes holds 1, which is no number of a class"),
     ],
 )
 def test_malformed_classes(tmp_path: Path, classes: object, message: str) -> None:
@@ -211,6 +214,24 @@ def test_malformed_classes(tmp_path: Path, classes: object, message: str) -> Non
     write_json(tmp_path / "classes.json", classes)
     with pytest.raises(ValueError, match=rf"classes\.json: .*{message}"):
         load_segmentation_dataset(spec)
+
+
+def test_classes_of_models(tmp_path: Path) -> None:
+    config = {"id2label": {"1": "void", "0": "road", "2": "car"}, "stuff_classes": [0, 1], "hidden_size": 8}
+    path = write_json(tmp_path / "config.json", config)
+    found = read_classes(path, of_model=True)
+    assert (found.names, dict(found.labels)) == (("road", "void", "car"), {0: 0, 1: 1, 2: 2})
+    assert (found.stuff_classes, found.states_things) == ([0, 1], True)
+    # In masks the same list has two classes, as nobody labels void.
+    of_masks = read_classes(path)
+    assert (of_masks.names, dict(of_masks.labels)) == (("road", "car"), {0: 0, 1: -1, 2: 1, 255: -1})
+    assert of_masks.stuff_classes == [0]
+    (tmp_path / "names.txt").write_text("road\n\n unlabeled \n")
+    found = read_classes(tmp_path / "names.txt", of_model=True)
+    assert (found.names, found.states_things) == (("road", "unlabeled"), False)
+    for wrong, message in (({"0": "a", "2": "b"}, r"numbered \[0, 2\], not 0 to 1 without"), ([], "lists no class")):
+        with pytest.raises(ValueError, match=message):
+            read_classes(wrong, of_model=True)
 
 
 @pytest.mark.parametrize("saved", [True, False])

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageChops
 
 from hf_segvit.data.generated_scenes import generate_scene, scene_labels
-from hf_segvit.data.mask_files import MAX_ID, panoptic_png, read_panoptic_png
+from hf_segvit.data.mask_files import MAX_ID, panoptic_png, read_color_ids
 from hf_segvit.drawing import name_boxes as label_boxes
 from hf_segvit.drawing.segments import contact_sheet, draw_segments, plot_curves, segment_colors
 
@@ -285,6 +285,11 @@ def test_bad_curves_are_named(tmp_path):
         plot_curves({"loss": [(1, 2.0)]}, tmp_path / "missing" / "a.png")
 
 
+def read_panoptic_png(path):
+    """(H, W) ids of a COCO panoptic PNG, less one so that void is -1."""
+    return read_color_ids({"archive": None, "member": str(path)}) - 1
+
+
 def test_panoptic_png_round_trip(tmp_path):
     ids = np.array([[-1, 0, 1, 255], [256, 65535, 65536, MAX_ID]])
     path = tmp_path / "ids.png"
@@ -309,10 +314,10 @@ def test_bad_panoptic_pngs_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"cannot write .*missing.*No such file"):
         panoptic_png(np.zeros((2, 2), int), tmp_path / "missing" / "a.png")
     Image.new("L", (3, 3)).save(tmp_path / "grey.png")
-    with pytest.raises(ValueError, match=r"grey\.png has mode L"):
+    with pytest.raises(ValueError, match=r"grey\.png: a mask of mode L"):
         read_panoptic_png(tmp_path / "grey.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"cannot read .*broken\.png"):
+    with pytest.raises(ValueError, match=r"broken\.png: not an image"):
         read_panoptic_png(tmp_path / "broken.png")
 
 

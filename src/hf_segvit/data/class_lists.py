@@ -1,10 +1,11 @@
-"""The classes of a data set of one's own, as a file or a value.
+"""The classes of a data set or a model of one's own, as a file or a value.
 
 `read_classes` takes a text file with one name a line, a JSON file, or the same as Python values:
 - `["road", "car"]`: names in the order of their values from 0;
 - `{"0": "road", "11": "void"}`: names by value;
-- `{"classes": [{"value": 1, "name": "road", "is_thing": false}, ...], "void": [0, 255]}`: all that can be said.
-A class called "void", "ignore" or "unlabeled" is void, and so is 255 unless it is a class.
+- `{"classes": [{"value": 1, "name": "road", "is_thing": false}, ...], "void": [0, 255]}`: all that can be said;
+- `{"id2label": {"0": "road", "1": "car"}, "stuff_classes": [0]}`: as in a model's config.json.
+In data sets a class called "void", "ignore" or "unlabeled" is void, and so is 255 unless it is a class.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ class ClassList:
         names: by label id.
         labels: label id by value in masks, -1 for void.
         things: label ids of things.
+        states_things: whether the list says which classes are things; else none is.
     """
 
     names: tuple[str, ...]
     labels: Mapping[int, int]
     things: frozenset[int]
+    states_things: bool = False
 
     @property
     def stuff_classes(self) -> list[int]:
@@ -42,14 +45,15 @@ class ClassList:
         return [label for label in range(len(self.names)) if label not in self.things]
 
 
-def read_classes(source: Any) -> ClassList:
+def read_classes(source: Any, *, of_model: bool = False) -> ClassList:
     """The classes that a file or value lists.
 
     Args:
         source: a location or path of a file, or a value; see the module.
+        of_model: they are a model's: no name and no value is void, and values are 0 to n - 1 without a gap.
 
     Raises:
-        ValueError: the file is missing, or the list has another form, doubled names or values.
+        ValueError: the file is missing, or the list has another form, doubled names or values, or gaps in a model's.
     """
     name = "classes"
     if isinstance(source, str | Path):
@@ -59,10 +63,13 @@ def read_classes(source: Any) -> ClassList:
         name, source = location_name(location), _read_file(location)
     entries, void = _entries(source, name)
     names, labels, things = list[str](), dict[int, int](), set[int]()
-    for value, text, is_thing in sorted(entries):
+    for value, text, is_thing in sorted(entries, key=lambda entry: entry[0]):
+        text = text.strip()
         if value in labels or value in void:
             raise ValueError(f"{name}: the value {value} is listed twice; give each class a value of its own")
-        if text.strip().lower() in _VOID_NAMES:
+        if not text:
+            raise ValueError(f"{name}: the class of value {value} has no name; give each class one")
+        if not of_model and text.lower() in _VOID_NAMES:
             labels[value] = VOID
             continue
         if text in names:
@@ -73,7 +80,11 @@ def read_classes(source: Any) -> ClassList:
         names.append(text)
     if not names:
         raise ValueError(f"{name}: lists no class; give at least one name")
-    return ClassList(tuple(names), {255: VOID} | dict.fromkeys(void, VOID) | labels, frozenset(things))
+    if of_model and list(labels) != list(range(len(names))):
+        raise ValueError(f"{name}: classes are numbered {list(labels)[:5]}, not 0 to {len(names) - 1} without a gap")
+    others = {} if of_model else {255: VOID} | dict.fromkeys(void, VOID)
+    states_things = any(is_thing is not None for _, _, is_thing in entries)
+    return ClassList(tuple(names), others | labels, frozenset(things), states_things)
 
 
 def _read_file(location: Location) -> Any:
@@ -86,18 +97,22 @@ def _read_file(location: Location) -> Any:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _entries(source: Any, name: str) -> tuple[list[tuple[int, str, bool]], list[int]]:
-    """(value, name, is thing) of each class, and void values."""
+def _entries(source: Any, name: str) -> tuple[list[tuple[int, str, bool | None]], list[int]]:
+    """(value, name, is thing or not said) of each class, and void values."""
     try:
         if isinstance(source, Mapping) and "classes" in source:
-            rows = [
-                (int(row["value"]), str(row["name"]), bool(row.get("is_thing", False))) for row in source["classes"]
-            ]
+            rows = [(int(row["value"]), str(row["name"]), row.get("is_thing")) for row in source["classes"]]
             return rows, [int(value) for value in source.get("void", [])]
+        if isinstance(source, Mapping) and "id2label" in source:
+            stuff = source.get("stuff_classes")
+            names = {int(value): str(text) for value, text in source["id2label"].items()}
+            if unknown := [value for value in stuff or () if type(value) is not int or value not in names]:
+                raise ValueError(f"stuff_classes holds {unknown[0]!r}, which is no number of a class")
+            return [(value, text, None if stuff is None else value not in stuff) for value, text in names.items()], []
         if isinstance(source, Mapping):
-            return [(int(value), str(text), False) for value, text in source.items()], []
+            return [(int(value), str(text), None) for value, text in source.items()], []
         if isinstance(source, list | tuple) and all(isinstance(text, str) for text in source):
-            return [(value, text, False) for value, text in enumerate(source)], []
+            return [(value, text, None) for value, text in enumerate(source)], []
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{name}: cannot be read as classes ({error!r}); give {CLASS_FORMS}") from error
     raise ValueError(f"{name}: cannot be read as classes; give {CLASS_FORMS}")

@@ -31,7 +31,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..atomic_files import replacing
-from ..models.image_decoding import MAX_IMAGE_PIXELS
+from ..models.image_decoding import MAX_IMAGE_PIXELS, to_rgb
 from ..models.mask_encoding import decode_mask
 from .archives import NESTED, Location
 from .class_lists import VOID
@@ -74,7 +74,7 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     if isinstance(image, Tensor):
         pixels = image
     else:
-        rgb = image.convert("RGB") if isinstance(image, Image.Image) else image
+        rgb = to_rgb(image, name) if isinstance(image, Image.Image) else image
         pixels = torch.from_numpy(np.array(rgb, dtype=np.uint8)).permute(2, 0, 1)
     size = (pixels.shape[1], pixels.shape[2])
     rows = [row for row in entry["segments"] if not row["is_crowd"]]

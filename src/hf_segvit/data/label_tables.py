@@ -1,6 +1,7 @@
 """The published label sets: names, colours, things and stuff of COCO, COCO-Stuff, ADE20K and Cityscapes.
 
-One JSON file per label set in the folder `label_tables/`, in the order in which models number the classes. Colours are
+One JSON file per label set in the folder `label_tables/`, in the order in which models number the classes. Names and
+stuff classes that models are recognised by are in models/published_labels.py, and not in the files again. Colours are
 those that each data set's own tools draw with (COCO-Stuff publishes none; its stuff is coloured here as in COCO
 panoptic where both have the class).
 """
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from ..models.published_labels import published_label_sets
+
+_PUBLISHED = {labels.name: labels for labels in published_label_sets()}
 LABEL_TABLES = ("coco_panoptic", "coco_instance", "coco_stuff", "ade20k", "cityscapes")
 
 
@@ -74,7 +78,12 @@ def label_table(name: str) -> LabelTable:
         raise ValueError(f"no label table is called {name!r}; there are {', '.join(LABEL_TABLES)}")
     text = resources.files("hf_segvit.data").joinpath("label_tables", f"{name}.json").read_text(encoding="utf-8")
     table = json.loads(text)
-    classes = tuple(
-        LabelClass(row["name"], row["source_id"], row["is_thing"], tuple(row["color"])) for row in table["classes"]
-    )
+    rows = table["classes"]
+    if published := _PUBLISHED.get(table.get("published_labels")):
+        stuff = published.stuff_classes
+        rows = [
+            {"name": label, "is_thing": index not in stuff, **row}
+            for index, (label, row) in enumerate(zip(published.labels, rows, strict=True))
+        ]
+    classes = tuple(LabelClass(row["name"], row["source_id"], row["is_thing"], tuple(row["color"])) for row in rows)
     return LabelTable(table["name"], table["title"], classes)

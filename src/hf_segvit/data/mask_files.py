@@ -1,20 +1,14 @@
-"""Reading mask PNGs: one channel of labels or ids, or COCO's colour-coded ids.
+"""Files and annotations of masks: label PNGs, COCO's colour-coded ids, polygons and run-length masks.
 
-`read_index_map` and `read_color_ids` decode a file, `relabel` turns the file's values into label ids, `present_values`
+`read_index_map` and `read_color_ids` decode a PNG, `relabel` turns the file's values into label ids, `present_values`
 lists what a map holds. Values are what the file stores: indices of palette images, all 16 bits, no scaling, no
-orientation. H W pixels.
-
-Polygons and run-length masks of annotations: checked first, then drawn.
+orientation. `panoptic_png` writes an id map as COCO does: in the file void is 0 and an id is R + 256 * G + 65536 * B,
+while our maps have void -1 and ids from 0. So files hold our ids plus one, and so does the JSON that goes with them.
 
 The C code of pycocotools crashes on far coordinates and returns uninitialised memory for short runs, so nothing reaches
-it unchecked. `polygon_fault` and `rle_fault` say what is wrong; `draw_polygons` gives the mask that COCO's tools draw.
+it unchecked: `polygon_fault` and `rle_fault` say what is wrong, `draw_polygons` gives the mask that COCO's tools draw.
+
 H W pixels.
-
-COCO's panoptic PNG files: an id map as a colour image.
-
-`panoptic_png` writes one and `read_panoptic_png` reads it back. In the file void is 0 and an id is
-R + 256 * G + 65536 * B. Our maps (H, W) have void -1 and ids from 0, so files hold our ids plus one: in the JSON that
-goes with a file, ids are plus one too.
 """
 
 from __future__ import annotations
@@ -251,23 +245,3 @@ def panoptic_png(segmentation: Any, path: str | PathLike[str]) -> None:
             Image.fromarray(np.ascontiguousarray(rgb)).save(partial, format="PNG")
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
-
-
-def read_panoptic_png(path: str | PathLike[str]) -> np.ndarray:
-    """Read a COCO panoptic PNG.
-
-    Returns:
-        (H, W) int32: the file's ids less one, so that void is -1.
-
-    Raises:
-        ValueError: the file cannot be read, or is no colour image.
-    """
-    try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, np.asarray(image.convert("RGBA"))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as an image: {error}") from error
-    if mode not in ("RGB", "RGBA"):
-        raise ValueError(f"{path} has mode {mode}; COCO's panoptic encoding has red, green and blue")
-    # Four bytes a pixel are a little-endian integer, of which the highest byte, alpha, is cut off.
-    return (pixels.view("<i4")[..., 0] & 0xFFFFFF).astype(np.int32, copy=False) - 1
