@@ -1,11 +1,14 @@
-"""Files are written whole or not at all, and folders are tried before work is done for them."""
+"""Files and folders are written whole or not at all, and folders are tried before work is done for them."""
 
+import json
 import os
 import stat
+import threading
 
 import pytest
 
-from hf_segvit.atomic_files import prepare_output_folder, replacing
+from hf_segvit import atomic_files
+from hf_segvit.atomic_files import prepare_output_folder, replacing, replacing_folder, write_json
 
 
 def test_replaces_when_all_went_well(tmp_path):
@@ -44,6 +47,67 @@ def test_files_get_ordinary_permissions(tmp_path):
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX systems")
+def test_the_umask_is_never_touched(tmp_path, monkeypatch):
+    """It belongs to the whole process: two threads that change it for a moment can leave it at 0."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("changed the umask"))
+    threads = [threading.Thread(target=write_json, args=(tmp_path / f"{n}.json", {"n": n})) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [json.loads((tmp_path / f"{n}.json").read_text()) for n in range(4)] == [{"n": n} for n in range(4)]
+
+
+def test_json_is_for_people_too(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "Straße", "values": [1, 2.5]})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n "name": ')
+    assert text.endswith("]\n}\n")
+    assert json.loads(text) == {"name": "Straße", "values": [1, 2.5]}
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"name": object()})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_is_durable_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(atomic_files, "_sync", lambda path: synced.append((path.name, (tmp_path / "new").exists())))
+    with replacing(tmp_path / "new") as partial:
+        pass
+    assert synced == []
+    (tmp_path / "new").unlink()
+    with replacing(tmp_path / "new", durable=True) as partial:
+        pass
+    assert synced == [(partial.name, False), (tmp_path.name, True)]
+    (tmp_path / "new").unlink()
+    synced.clear()
+    with replacing_folder(tmp_path / "new") as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").touch()
+    assert sorted(synced[:-1]) == [(partial.name, False), ("file", False), ("inner", False)]
+    assert synced[-1] == (tmp_path.name, True)
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    target = tmp_path / "step-1"
+    target.mkdir()
+    (target / "file").write_text("old")
+    rename = os.rename
+
+    def refusing(source, destination):
+        if str(source).endswith(".partial"):
+            raise OSError("disk is gone")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(OSError, match="disk is gone"), replacing_folder(target) as partial:
+        (partial / "file").write_text("new")
+    assert (target / "file").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_output_folders(tmp_path):

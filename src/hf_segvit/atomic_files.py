@@ -1,11 +1,11 @@
-"""Writing a file whole or not at all: it is written beside its destination, then renamed over it.
+"""Writing files and folders whole or not at all: beside the destination, then renamed over it.
 
-Writing a folder all or nothing.
-
-The files are written into a folder beside the destination, flushed to the disk, and the folder is renamed when it is
-complete. Whatever happens before that, the destination stays as it was.
+`replacing` does so for one file, `replacing_folder` for a folder with all that is in it, and `complete_folder` for that of
+a model, which is replaced only where that was asked for. `write_json` is how results are written. Whatever happens
+before the renaming, the destination stays as it was.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -13,14 +13,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     """A path to write to that becomes `path` when the block ends without an error.
 
     Args:
         path: the destination; its folder must be there. An older file stays until the new one is complete.
+        durable: wait until the file is on the disk, so that not even a crash of the machine leaves half of it.
 
     Yields:
         A new, empty file in the same folder, with the same ending, as writers choose the format by it.
@@ -28,50 +30,69 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=f".partial{path.suffix}", dir=path.parent)
+    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial{path.suffix}")
+    # Made by hand, since `tempfile` makes files that only their owner can read; the system applies the umask to this
+    # mode, which could be read only by changing it for the whole process.
+    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     os.close(descriptor)
-    partial = Path(name)
     try:
         yield partial
-        os.chmod(partial, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        if durable:
+            _sync(partial)
         os.replace(partial, path)
+        if durable:
+            _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def prepare_output_folder(folder: Path) -> None:
-    """Make a folder to write results to, and see that it can be written to, before any work is done for it.
+def write_json(path: Path, content: Any, durable: bool = False) -> None:
+    """Write plain values as JSON for people and programs, whole or not at all; see `replacing`."""
+    with replacing(path, durable) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `path` when the block ends without an error and all of it is on the disk.
+
+    Args:
+        path: the destination, whose parents are made as needed. An older folder stays until the new one is complete.
+
+    Yields:
+        A new, empty folder beside the destination. A process that is killed leaves it there, as `.NAME.*.partial`, and
+        in the moment of the exchange the older folder as `.NAME.*.replaced`.
 
     Raises:
-        ValueError: it cannot be made or written to; the message names it and the reason.
+        OSError: it cannot be written.
     """
-    remedy = "choose another folder with --output, or change its permissions"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = f".{path.name}.{uuid.uuid4().hex[:8]}"
+    partial, replaced = path.with_name(f"{name}.partial"), path.with_name(f"{name}.replaced")
+    partial.mkdir()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileExistsError as error:
-        raise ValueError(f"cannot write to {folder}: it is there and is not a folder; {remedy}") from error
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror or error}; {remedy}") from error
-
-
-def _umask() -> int:
-    umask = os.umask(0)  # it can only be read by setting it
-    os.umask(umask)
-    return umask
-
-
-# Files of which a model folder has at least one: anything else is never replaced, however the command was mistyped.
-_MARKS = ("config.json", "preprocessor_config.json")
+        yield partial
+        _sync_contents(partial)
+        if path.exists():  # a folder with files in it cannot be renamed over
+            os.rename(path, replaced)
+        try:
+            os.rename(partial, path)
+        except OSError:
+            if replaced.exists():
+                os.rename(replaced, path)
+            raise
+        _sync(path.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where all went well
 
 
 @contextmanager
 def complete_folder(destination: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into that becomes the destination when the block ends without an error.
+    """`replacing_folder` for a model, which replaces nothing by mistake.
 
     Args:
-        destination: where the folder goes; its parents are made as needed.
+        destination: where the folder goes.
         overwrite: replace a model folder that is there already; an empty folder is replaced in any case.
 
     Yields:
@@ -80,18 +101,13 @@ def complete_folder(destination: str | os.PathLike[str], overwrite: bool = False
     Raises:
         ValueError: the destination is there and may not be replaced.
     """
-    destination = Path(os.path.abspath(destination))
     check_destination(destination, overwrite)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{destination.name}.{uuid.uuid4().hex[:8]}"
-    partial = destination.with_name(f"{name}.partial")
-    partial.mkdir()
-    try:
+    with replacing_folder(Path(os.path.abspath(destination))) as partial:
         yield partial
-        _flush(partial)
-        _put_in_place(partial, destination, replaced=destination.with_name(f"{name}.replaced"))
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already where all went well
+
+
+# Files of which a model folder has at least one: anything else is never replaced, however the command was mistyped.
+_MARKS = ("config.json", "preprocessor_config.json")
 
 
 def check_destination(destination: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -116,34 +132,38 @@ def check_destination(destination: str | os.PathLike[str], overwrite: bool = Fal
         )
 
 
-def _put_in_place(partial: Path, destination: Path, replaced: Path) -> None:
-    if not destination.exists():
-        os.rename(partial, destination)
-    else:
-        os.rename(destination, replaced)
-        try:
-            os.rename(partial, destination)
-        except OSError:
-            os.rename(replaced, destination)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-    _flush_entry(destination.parent)
+def prepare_output_folder(folder: Path) -> None:
+    """Make a folder to write results to, and see that it can be written to, before any work is done for it.
+
+    Raises:
+        ValueError: it cannot be made or written to; the message names it and the reason.
+    """
+    remedy = "choose another folder with --output, or change its permissions"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        raise ValueError(f"cannot write to {folder}: it is there and is not a folder; {remedy}") from error
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}; {remedy}") from error
 
 
-def _flush(folder: Path) -> None:
+def _sync_contents(folder: Path) -> None:
     # safetensors makes files that only their owner may read, whatever the umask says; the folder knows what it says.
     mode = folder.stat().st_mode & 0o666
     for root, _, files in os.walk(folder):
         for file in files:
             os.chmod(Path(root, file), mode)
-            _flush_entry(Path(root, file))
-        _flush_entry(Path(root))
+            _sync(Path(root, file))
+        _sync(Path(root))
 
 
-def _flush_entry(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes what it may write
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what it may write
     try:
         os.fsync(descriptor)
     finally:

@@ -1,9 +1,10 @@
-"""What every conversion checks of weights, whatever their format: that they are finite numbers and complete.
+"""Checks of weights, the same for loading, converting and publishing: are they finite, and those of the model?
 
-Checks of a safetensors file before a byte of its tensors is trusted.
-
-The format: 8 bytes with the length n of the header (little-endian), n bytes of JSON that give dtype, shape and byte
-range of every tensor, then the tensors. The ranges must tile the rest of the file exactly, without gap or overlap.
+`check_finite` and `check_complete` look at tensors by name, `check_weights` also at their dtypes, and `format_hint` says
+whose the names are where they are not ours. `check_safetensors` reads the header of a file before a byte of its tensors
+is trusted. The format: 8 bytes with the length n of the header (little-endian), n bytes of JSON that give dtype, shape
+and byte range of every tensor, then the tensors. The ranges must tile the rest of the file exactly, without gap or
+overlap.
 """
 
 import json
@@ -11,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ _KNOWN_FORMATS = (
 )
 
 
-def check_weights(state_dict: Mapping[str, Tensor], place: str) -> None:
+def check_weights(state_dict: Mapping[str, Tensor], source: str) -> None:
     """Refuse tensors that cannot be weights.
 
     Args:
         state_dict: names to tensors.
-        place: where they come from, named in errors.
+        source: where they come from, named in errors.
 
     Raises:
         ValueError: a tensor is not floating point, or holds NaN or infinity; the message names it.
@@ -45,37 +46,90 @@ def check_weights(state_dict: Mapping[str, Tensor], place: str) -> None:
     for name, tensor in state_dict.items():
         if tensor.dtype not in _WEIGHT_DTYPES:
             raise ValueError(
-                f"{place}: {name} has the dtype {tensor.dtype}; quantised weights cannot be converted, use the "
+                f"{source}: {name} has the dtype {tensor.dtype}; quantised weights cannot be converted, use the "
                 "original ones"
             )
+    check_finite(state_dict, source)
+
+
+def check_finite(state_dict: Mapping[str, Tensor], source: object) -> None:
+    """Refuse NaN and infinity in weights, with which every answer of a model would be empty or senseless.
+
+    Args:
+        state_dict: names to tensors, of which those of whole numbers pass.
+        source: where they come from, named in errors.
+
+    Raises:
+        ValueError: naming the first such tensor.
+    """
+    for name, tensor in state_dict.items():
+        if not tensor.is_floating_point():
+            continue
         finite = torch.isfinite(tensor)
         if not finite.all():
             bad = int(finite.numel() - finite.sum())
-            raise ValueError(f"{place}: {name} holds NaN or infinity ({bad} of {finite.numel()} values); it is broken")
+            raise ValueError(
+                f"{source}: {name} holds NaN or infinity ({bad} of {finite.numel()} values); its training diverged or "
+                "the file is damaged, so take an earlier checkpoint or copy it again"
+            )
 
 
-def check_complete(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], remedy: str) -> None:
+def check_complete(
+    state_dict: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    remedy: str,
+    what: str = "the weights do not fit the model",
+) -> None:
     """Refuse weights that are not exactly those of a model.
 
     Args:
-        state_dict: names to tensors.
+        state_dict: names to tensors, which may be on the meta device.
         expected: the model's names and tensors of the right shapes, which may be on the meta device.
         remedy: what to do about it; ends the message.
+        what: begins the message.
 
     Raises:
         ValueError: a parameter is missing, has no place in the model, or is of another shape; the message names it.
     """
-    missing = [name for name in expected if name not in state_dict]
-    extra = [name for name in state_dict if name not in expected]
+    refuse_misfits(
+        [name for name in expected if name not in state_dict],
+        [name for name in state_dict if name not in expected],
+        [
+            (name, state_dict[name].shape, tensor.shape)
+            for name, tensor in expected.items()
+            if name in state_dict and state_dict[name].shape != tensor.shape
+        ],
+        remedy,
+        what,
+    )
+
+
+def refuse_misfits(
+    missing: Sequence[str],
+    extra: Sequence[str],
+    mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]],
+    remedy: str,
+    what: str,
+) -> None:
+    """Raise the error of `check_complete` where others have compared, as `from_pretrained` does.
+
+    Args:
+        missing: parameters of the model that the weights lack.
+        extra: names that have no place in the model.
+        mismatched: names, their shapes, and the shapes that the model has.
+        remedy: as for `check_complete`.
+        what: as for `check_complete`.
+
+    Raises:
+        ValueError: there are any.
+    """
     problems = [f"{len(missing)} parameters are missing, such as {missing[0]!r}"] if missing else []
     problems += [f"{len(extra)} have no place in the model, such as {extra[0]!r}"] if extra else []
     problems += [
-        f"{name!r} has shape {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state_dict and state_dict[name].shape != tensor.shape
+        f"{name!r} has shape {tuple(shape)} instead of {tuple(expected)}" for name, shape, expected in mismatched
     ]
     if problems:
-        raise ValueError(f"the weights do not fit the model: {'; '.join(problems[:3])}; {remedy}")
+        raise ValueError(f"{what}: {'; '.join(problems[:3])}; {remedy}")
 
 
 def format_hint(names: Iterable[str], but: str) -> str:

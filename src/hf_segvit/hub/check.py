@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from ..weight_checks import check_complete, check_finite
 from .remote_code import AUTO_CLASSES, installed_class, whole_model_class
 
 CONFIG = "config.json"
@@ -76,17 +78,17 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
             f"{len(config.id2label) - 1}; save the image processor that belongs to this model"
         )
     weights = _weight_files(folder)
-    shapes = {}
+    tensors = {}
     for name in weights:
-        shapes.update(_read_weights(folder / name))
-    _compare_with_model(folder, config, shapes)
+        tensors.update(_read_weights(folder / name))
+    _compare_with_model(folder, config, tensors)
     index = (WEIGHTS_INDEX,) if (folder / WEIGHTS_INDEX).is_file() and weights != [WEIGHTS] else ()
     return Checkpoint(
         folder=folder,
         config=config,
         processor=processor,
         files=(CONFIG, PROCESSOR, *index, *weights),
-        num_parameters=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
     )
 
 
@@ -129,22 +131,21 @@ def _weight_files(folder: Path) -> list[str]:
     return names
 
 
-def _read_weights(path: Path) -> dict[str, list[int]]:
-    """Shape of every tensor; each is read once to see that it is there and finite."""
-    shapes = {}
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor without its data; each is read once to see that it is there and finite."""
+    tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
                 tensor = file.get_tensor(name)
-                shapes[name] = list(tensor.shape)
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"{path}: {name} holds values that are not finite; the training diverged")
+                check_finite({name: tensor}, path)
+                tensors[name] = tensor.to("meta")  # its shape is all that is left to compare
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged or incomplete ({error}); copy or save it again") from error
-    return shapes
+    return tensors
 
 
-def _compare_with_model(folder: Path, config: Any, shapes: dict[str, list[int]]) -> None:
+def _compare_with_model(folder: Path, config: Any, tensors: dict[str, Tensor]) -> None:
     model_class = whole_model_class(config.model_type)
     if config.architectures != [model_class.__name__]:
         raise ValueError(
@@ -152,18 +153,6 @@ def _compare_with_model(folder: Path, config: Any, shapes: dict[str, list[int]])
             "save one"
         )
     with torch.device("meta"):
-        model = model_class(config)
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [f"{name} is missing" for name in expected if name not in shapes]
-    problems += [f"{name} is not of this model" for name in shapes if name not in expected]
-    problems += [
-        f"{name} has shape {shapes[name]} instead of {expected[name]}"
-        for name in expected
-        if name in shapes and shapes[name] != expected[name]
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(
-            f"{folder}: the weights do not fit {CONFIG}: {'; '.join(problems[:3])}{more}; save model and configuration "
-            "together with model.save_pretrained(folder)"
-        )
+        expected = model_class(config).state_dict()
+    remedy = "save model and configuration together with model.save_pretrained(folder)"
+    check_complete(tensors, expected, remedy, f"{folder}: the weights do not fit {CONFIG}")

@@ -10,6 +10,7 @@ former. `load_fused_model` makes a fused model of a generator and a classifier, 
 in `model_loading.py`, whatever is wrong becomes a `ValueError` with a remedy.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,7 @@ from ..models.modeling_eomt import EoMTForUniversalSegmentation
 from ..models.modeling_vit_p import ViTPForPointClassification
 from ..models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 from ..models.transformers_eomt import TRANSFORMERS_EOMT_TYPES
+from ..weight_checks import check_finite, refuse_misfits
 
 SEGMENTATION_TYPES = (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES)
 
@@ -130,52 +132,29 @@ def _load_model(
         raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
     except SafetensorError as error:
         raise ValueError(f"cannot load {source}: its weights are damaged ({error}); copy or save it again") from error
-    _refuse_incomplete_weights(source, report)
-    refuse_non_finite_weights(model, source)
+    # `from_pretrained` makes up what is missing or of another size; what is left over does no harm.
+    refuse_misfits(
+        sorted(report["missing_keys"]),
+        (),
+        sorted(report["mismatched_keys"]),
+        "it is no complete model of its type; train it, copy it again, or save model and configuration together with "
+        "model.save_pretrained(folder)",
+        f"{source}: the weights do not fit its config.json",
+    )
+    check_finite(model.state_dict(), source)
     return model.eval()
-
-
-def refuse_non_finite_weights(model: torch.nn.Module, source: str) -> None:
-    """Refuse a model with NaN or infinity in its weights, whose every answer would be empty or senseless.
-
-    Raises:
-        ValueError: naming the tensors.
-    """
-    broken = [name for name, tensor in model.state_dict().items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        more = f" and {len(broken) - 1} more tensors" if len(broken) > 1 else ""
-        raise ValueError(
-            f"{source}: NaN or infinity in {broken[0]}{more}; its training diverged or the file is damaged, so take an "
-            "earlier checkpoint or copy it again"
-        )
 
 
 def _load_processor(cls: Any, source: str, revision: str | None) -> Any:
     try:
         return cls.from_pretrained(source, revision=revision or "main")
     except OSError as error:
-        if "JSON" in str(error):
+        if _caused_by(error, json.JSONDecodeError):
             raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
         raise ValueError(
             f"cannot load {source}: no preprocessor_config.json, the settings of its image processor; save it there "
             "with processor.save_pretrained(folder)"
         ) from error
-
-
-def _refuse_incomplete_weights(source: str, report: dict[str, Any]) -> None:
-    """Refuse what `from_pretrained` would make up: weights that are missing or of another size become random."""
-    if report["mismatched_keys"]:
-        name, found, expected = sorted(report["mismatched_keys"])[0]
-        raise ValueError(
-            f"{source}: {name} has shape {tuple(found)}, but {tuple(expected)} by its config.json: they are of "
-            "different models; save model and configuration together with model.save_pretrained(folder)"
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{source} lacks {len(missing)} of the model's weights, first {missing[0]}: it is no complete model "
-            "of its type; train it, or copy it again"
-        )
 
 
 def refuse_missing_folder(source: str) -> None:
@@ -196,33 +175,34 @@ def refuse_missing_folder(source: str) -> None:
 
 def _reason(source: str, error: OSError) -> str:
     """What lies behind an OSError of `from_pretrained`, and the remedy."""
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-
-    def caused_by(kind: type) -> bool:
-        return any(isinstance(cause, kind) for cause in causes)
-
-    if caused_by(GatedRepoError):
+    if _caused_by(error, GatedRepoError):
         return f"access is restricted; ask for it at https://huggingface.co/{source} and log in with `hf auth login`"
-    if caused_by(RevisionNotFoundError):
+    if _caused_by(error, RevisionNotFoundError):
         return "the Hub repository has no such revision; check --revision"
-    if caused_by(RepositoryNotFoundError) or caused_by(HFValidationError):
+    if _caused_by(error, RepositoryNotFoundError) or _caused_by(error, HFValidationError):
         return (
             "there is no such folder here and no such repository on the Hub; check the name, and log in with "
             "`hf auth login` if it is private"
         )
-    if caused_by(LocalEntryNotFoundError) or "connect" in str(error):
+    if _caused_by(error, LocalEntryNotFoundError) or "connect" in str(error):
         return (
             "it is neither a folder here nor in the local cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is "
             f"set); connect once, or run `hf download {source} --local-dir FOLDER` on a machine that is connected, "
             "copy the folder, and give that as the model"
         )
-    if caused_by(EntryNotFoundError):
+    if _caused_by(error, EntryNotFoundError):
         return "the Hub repository is no complete model: it needs config.json, preprocessor_config.json and weights"
     if "no file named" in str(error):
         return "it holds no model.safetensors; pickled weights are read only by `hf-segvit convert`"
     return str(error).splitlines()[0]
+
+
+def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an error of this class lies behind another one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kind):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 @contextmanager
@@ -267,7 +247,7 @@ def load_universal_model(
         raise ValueError(
             f"cannot load {source}, a model of type {model_type!r}, for universal segmentation: {error}"
         ) from error
-    refuse_non_finite_weights(model, source)
+    check_finite(model.state_dict(), source)
     return model.eval(), processor
 
 
