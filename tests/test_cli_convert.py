@@ -138,7 +138,7 @@ def test_a_published_timm_name_is_loaded_by_timm(tmp_path, monkeypatch):
         (["official-eomt", "SRC", "DST", "--set", "num_heads=2"], "did you mean num_attention_heads"),
         (
             ["official-eomt", "SRC", "DST", "--model", "coco_panoptic_eomt_large"],
-            "near it are coco_panoptic_eomt_large",
+            "did you mean coco_panoptic_eomt_large",
         ),
         (["official-eomt", "SRC", "DST", "--max-gib", "1e-6", "--task", "panoptic"], "raise it with --max-gib"),
         (["official-eomt", "SRC", "DST", "--max-gib", "0"], "--max-gib 0.0 must be above 0"),

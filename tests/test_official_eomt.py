@@ -389,7 +389,7 @@ def test_label_tables_agree_with_the_data_sets_own_files(sample_data):
 
 
 def test_the_catalogue_is_the_published_one():
-    models = released_models()
+    models = released_models("eomt")
     assert len(models) == 22
     by_metric = {name: model.metrics for name, model in models.items()}
     assert by_metric["coco_panoptic_eomt_large_1280"] == {"PQ": 58.3}
@@ -403,9 +403,9 @@ def test_the_catalogue_is_the_published_one():
         assert model.task in model.id
         expected = {"coco": {80, 133}, "ade20k": {150}, "ade": {150}, "cityscapes": {19}}[model.id.split("_")[0]]
         assert len(model.label_table.classes) in expected
-    assert released_model("tue-mps/coco_panoptic_eomt_large_640").id == "coco_panoptic_eomt_large_640"
-    with pytest.raises(ValueError, match="near it are coco_panoptic_eomt_large_640"):
-        released_model("coco_panoptic_eomt_large_64")
+    assert released_model("eomt", "tue-mps/coco_panoptic_eomt_large_640").id == "coco_panoptic_eomt_large_640"
+    with pytest.raises(ValueError, match="did you mean coco_panoptic_eomt_large_640 or"):
+        released_model("eomt", "coco_panoptic_eomt_large_64")
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_the_catalogue_is_the_published_one():
     ],
 )
 def test_released_models_are_recognised_by_their_whole_name(source, model_id):
-    found = recognise_released_model(source)
+    found = recognise_released_model("eomt", source)
     assert (found.id if found else None) == model_id
 
 

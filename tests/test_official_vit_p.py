@@ -167,8 +167,8 @@ def test_files_that_are_not_what_they_seem_are_refused(tmp_path, change, message
         ({"fields": {**HEADS, "num_queries": 4}}, "--set num_queries: for official ViT-P weights only"),
         ({"fields": {**HEADS, "image_size": 30}}, "image_size=30.*multiples of the patch size 14"),
         ({"fields": {**HEADS, "num_labels": 6}}, "the file's head knows 5 classes"),
-        ({"fields": HEADS, "labels": "ade20k"}, "names 150 classes, the file's head knows 5"),
-        ({"fields": HEADS, "model": "model_ADE20k_base_250"}, "no released ViT-P file.*model_ADE20k_base774"),
+        ({"fields": HEADS, "labels": "ade20k"}, "names 150 classes, but the file's head knows 5"),
+        ({"fields": HEADS, "model": "model_ADE20k_base_250"}, "no released model.*model_ADE20k_base774"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
@@ -186,7 +186,7 @@ def test_a_file_that_is_not_the_released_model_of_its_name_is_refused(tmp_path):
 
 def test_the_name_of_a_released_file_brings_labels_and_size(tmp_path, monkeypatch):
     """A tiny stand-in for the released Cityscapes model: its 19 classes, squashed to 1:2."""
-    monkeypatch.setitem(catalogue.BACKBONES, "large", (SIZE, DEPTH))
+    monkeypatch.setitem(catalogue._BACKBONES, "large", (SIZE, DEPTH))
     official = official_state_dict()
     official |= {"head.weight": torch.randn(19, SIZE), "head.bias": torch.randn(19)}
     torch.save(official, tmp_path / "model_Cityscapes871_100point_cocopretrain.pth")
@@ -200,12 +200,14 @@ def test_the_name_of_a_released_file_brings_labels_and_size(tmp_path, monkeypatc
 
 
 def test_the_catalogue_is_sound():
-    models = catalogue.released_vit_p_models()
+    models = catalogue.released_models("vit_p")
     assert len(models) == 6
     for name, model in models.items():
-        assert model is catalogue.released_vit_p(f"{name}.pth") is catalogue.recognise_released_vit_p(f"a/{name}.pth")
+        assert model is catalogue.released_model("vit_p", f"{name}.pth")
+        assert model is catalogue.recognise_released_model("vit_p", f"a/{name}.pth")
+        assert model.repository == "Sajjad-Sh33/ViT-P"
         assert f"{model.num_prompts}point" in name
-        assert model.backbone in catalogue.BACKBONES
+        assert model.backbone in ("dinov2_base", "dinov2_large")
         assert all(side % 14 == 0 for side in model.image_size)
         assert len(model.label_table.classes) == {"ade20k": 150, "coco_panoptic": 133, "cityscapes": 19}.get(
             model.labels, 171

@@ -4,14 +4,9 @@ Its files hold a flat table of tensors with the backbone as timm (DINOv2, DeiT-I
 `read_official_eomt` reads dimensions off the tensors, adds a DINOv3 delta to its base, swaps the class head and
 resamples position embeddings where asked to, and returns a config and the weights that fit it.
 
-DINOv3 in official EoMT checkpoints, and files that hold the difference to its published weights.
-
 The weights of DINOv3 may not be passed on, so the released files hold, for the backbone, what training added to them;
-queries and heads are whole. Such a file loaded as it is would be noise: `is_delta` tells the two kinds apart.
-
-Which image an official checkpoint's position embeddings are for, and making them fit another one.
-
-The file holds them as a list without its rows and columns. The released models are square; others must be told.
+queries and heads are whole. Such a file loaded as it is would be noise: `is_delta` tells the two kinds apart. Position
+embeddings are a list without its rows and columns: the released models are square, `fit_positions` must be told of others.
 """
 
 import math

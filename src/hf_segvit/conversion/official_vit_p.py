@@ -18,7 +18,7 @@ from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, 
 from .families import timm_vit
 from .families.source import SourceBackbone
 from .key_maps import CLS_POSITION, POSITION_TABLE, fill_absent, rename, unpack
-from .official_catalogue import ReleasedViTP
+from .official_catalogue import ReleasedModel
 from .options import ConversionOptions
 
 # Our columns of the prompt encoder, and what the official code's two are.
@@ -64,7 +64,7 @@ class OfficialViTP:
         return self.state_dict["classifier.weight"].shape[0]
 
 
-def read_official_vit_p(source: str, options: ConversionOptions, released: ReleasedViTP | None = None) -> OfficialViTP:
+def read_official_vit_p(source: str, options: ConversionOptions, released: ReleasedModel | None = None) -> OfficialViTP:
     """Read an official checkpoint.
 
     Args:
@@ -83,7 +83,7 @@ def read_official_vit_p(source: str, options: ConversionOptions, released: Relea
     unknown = sorted(options.fields.keys() - set(_FREE_FIELDS))
     if unknown:
         raise ValueError(f"--set {unknown[0]}: for official ViT-P weights only {', '.join(_FREE_FIELDS)} can be set")
-    names = PICKLE_NAMES + SAFETENSORS_NAMES if released is None else (released.file,)
+    names = PICKLE_NAMES + SAFETENSORS_NAMES if released is None else (f"{released.id}.pth",)
     path = str(find_checkpoint(source, names, options.revision))
     state_dict = strip_prefixes(read_checkpoint(path, options.max_bytes), ("teacher.", "module.", "backbone."))
     missing = [name for name in _NEEDED if name not in state_dict]

@@ -1,9 +1,5 @@
-"""What becomes of each kind of source of `hf-segvit convert`: a model in memory, and what goes into its folder too.
+"""What becomes of each kind of source of `hf-segvit convert`: a model in memory, and what goes into its folder too."""
 
-Official ViT-P weights as a model in memory, with its image processor; `official_vit_p.py` reads the file.
-"""
-
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,15 +23,7 @@ from ..models.transformers_eomt import is_transformers_eomt, translate_state_dic
 from ..weight_checks import check_complete, check_weights, common_dtype, mapping_lines
 from .backbones import convert_backbone, image_normalization
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
-from .official_catalogue import (
-    REPOSITORY,
-    ReleasedModel,
-    ReleasedViTP,
-    recognise_released_model,
-    recognise_released_vit_p,
-    released_model,
-    released_vit_p,
-)
+from .official_catalogue import Architecture, ReleasedModel, recognise_released_model, released_model
 from .official_eomt import OfficialEoMT, read_official_eomt
 from .official_vit_p import OfficialViTP, read_official_vit_p
 from .options import TASKS, ConversionOptions, Labels, read_labels
@@ -67,9 +55,7 @@ def from_official_eomt(source: str, options: ConversionOptions) -> Converted:
     Raises:
         ValueError: see there; also if neither the path nor the options tell task and labels.
     """
-    released = released_model(options.model) if options.model else recognise_released_model(source)
-    if released is not None and released.unsupported:
-        raise ValueError(f"{released.id} cannot be converted: {released.unsupported}")
+    released = _released("eomt", source, options)
     task = options.task or (released.task if released else None)
     if task is None:
         raise ValueError(
@@ -96,6 +82,17 @@ def from_official_eomt(source: str, options: ConversionOptions) -> Converted:
     return Converted(model, processor, lines, **_card_of(released, changed))
 
 
+def _released(architecture: Architecture, source: str, options: ConversionOptions) -> ReleasedModel | None:
+    """The released model that the options name or the source is named after."""
+    if options.model:
+        released: ReleasedModel | None = released_model(architecture, options.model)
+    else:
+        released = recognise_released_model(architecture, source)
+    if released is not None and released.unsupported:
+        raise ValueError(f"{released.id} cannot be converted: {released.unsupported}")
+    return released
+
+
 def _labels_asked_for(options: ConversionOptions, released: ReleasedModel | None) -> tuple[Labels | None, int | None]:
     """The labels that the model is to have, as far as known, and how many the file must have or get."""
     labels = read_labels(options.labels) if options.labels else None
@@ -107,18 +104,22 @@ def _labels_asked_for(options: ConversionOptions, released: ReleasedModel | None
     return labels, num_labels
 
 
-def _labels_of(official: OfficialEoMT, labels: Labels | None) -> Labels:
+def _labels_of(official: OfficialEoMT | OfficialViTP, labels: Labels | None) -> Labels:
     if labels is None:
         official.notes.append(
             f"the {official.num_labels} classes have no names; pass --labels FILE, or one of the published tables"
         )
         return Labels({index: f"LABEL_{index}" for index in range(official.num_labels)}, None, "")
     if len(labels.id2label) != official.num_labels:
-        raise ValueError(f"{labels.title} names {len(labels.id2label)} classes, not {official.num_labels}")
+        raise ValueError(
+            f"{labels.title} names {len(labels.id2label)} classes, but the file's head knows {official.num_labels}"
+        )
     return labels
 
 
-def _check_released(official: OfficialEoMT, released: ReleasedModel | None, options: ConversionOptions) -> None:
+def _check_released(
+    official: OfficialEoMT | OfficialViTP, released: ReleasedModel | None, options: ConversionOptions
+) -> None:
     if released is None:
         return
     dimensions = dict(official.fields)
@@ -128,7 +129,7 @@ def _check_released(official: OfficialEoMT, released: ReleasedModel | None, opti
     if disagreement:
         raise ValueError(
             f"this is not {released.id}, which its path or --model says: {disagreement}; name the right model with "
-            "--model, or move the file"
+            "--model, or rename or move the file"
         )
 
 
@@ -218,7 +219,7 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
         processor = EoMTImageProcessor(**settings)
     check = _compared_with_transformers(model, state_dict, source, where) if options.check else "not compared, as asked"
     lines.append(check)
-    return Converted(model, processor, lines, **_card_of(recognise_released_model(source)))
+    return Converted(model, processor, lines, **_card_of(recognise_released_model("eomt", source)))
 
 
 def _compared_with_transformers(
@@ -324,16 +325,14 @@ def from_official_vit_p(source: str, options: ConversionOptions) -> Converted:
     Raises:
         ValueError: see there; also if the file is not the released model that it is called, or the labels do not fit.
     """
-    released = released_vit_p(options.model) if options.model else recognise_released_vit_p(source)
+    released = _released("vit_p", source, options)
     official = read_official_vit_p(source, options, released)
-    if released is not None:
-        disagreement = released.disagreement({**official.fields, "num_labels": official.num_labels})
-        if disagreement:
-            raise ValueError(
-                f"this is not {released.file}, which its path or --model says: {disagreement}; rename the file, or "
-                "name the right model with --model"
-            )
-    labels = _labels(official, options, released)
+    _check_released(official, released, options)
+    count = options.fields.get("num_labels", official.num_labels)
+    if count != official.num_labels:
+        raise ValueError(f"--set num_labels={count}: the file's head knows {official.num_labels} classes")
+    given = options.labels or (released.labels if released else None)
+    labels = _labels_of(official, read_labels(given) if given else None)
     label2id = {name: index for index, name in labels.id2label.items()}
     config = ViTPConfig(**official.fields, id2label=labels.id2label, label2id=label2id)
     remedy = f"{source} is damaged, or of another backbone than the official code's"
@@ -348,32 +347,15 @@ def from_official_vit_p(source: str, options: ConversionOptions) -> Converted:
     lines = mapping_lines(official.state_dict) + official.notes
     if released is not None:
         lines.append(f"published for the masks of {released.generator} on {labels.title}")
-    return Converted(model, processor, lines, card=_card(released))
+    return Converted(model, processor, lines, card=_point_card(released))
 
 
-def _card(released: ReleasedViTP | None) -> dict[str, Any]:
+def _point_card(released: ReleasedModel | None) -> dict[str, Any]:
     if released is None:
         return {}
     text = (
-        f"The training split of {released.label_table.title}, by the authors of ViT-P (their file `{released.file}` of "
-        f"`{REPOSITORY}`), for the masks of {released.generator}. They do not state a licence of the weights."
+        f"The training split of {released.label_table.title}, by the authors of ViT-P (their file `{released.id}.pth` "
+        f"of `{released.repository}`), for the masks of {released.generator}. They do not state a licence of the "
+        "weights."
     )
-    return {"training_data": text, "base_model": REPOSITORY}
-
-
-def _labels(official: OfficialViTP, options: ConversionOptions, released: ReleasedViTP | None) -> Labels:
-    given = options.labels or (released.labels if released else None)
-    count = options.fields.get("num_labels", official.num_labels)
-    if count != official.num_labels:
-        raise ValueError(f"--set num_labels={count}: the file's head knows {official.num_labels} classes")
-    if given is None:
-        official.notes.append(
-            f"the {official.num_labels} classes have no names; pass --labels FILE, or one of the published tables"
-        )
-        return Labels({index: f"LABEL_{index}" for index in range(official.num_labels)}, None, "")
-    labels = read_labels(given)
-    if len(labels.id2label) != official.num_labels:
-        raise ValueError(
-            f"{labels.title} names {len(labels.id2label)} classes, the file's head knows {official.num_labels}"
-        )
-    return labels
+    return {"training_data": text, "base_model": released.repository}
