@@ -1,9 +1,4 @@
-"""Convert a checkpoint of the official EoMT code.
-
-    python conversion/from_official_eomt.py SRC DST [options]
-
-The same as `hf-segvit convert official-eomt SRC DST`, whose --help lists the options.
-"""
+"""The same as `hf-segvit convert official-eomt SRC DST`, whose --help lists the options."""
 
 import sys
 

@@ -1,9 +1,4 @@
-"""Convert a checkpoint of the official ViT-P code.
-
-    python conversion/from_official_vit_p.py SRC DST [options]
-
-The same as `hf-segvit convert official-vit-p SRC DST`, whose --help lists the options.
-"""
+"""The same as `hf-segvit convert official-vit-p SRC DST`, whose --help lists the options."""
 
 import sys
 

@@ -1,9 +1,4 @@
-"""Convert a backbone of timm into a plain ViT.
-
-    python conversion/from_timm.py SRC DST [options]
-
-The same as `hf-segvit convert timm SRC DST`, whose --help lists the options.
-"""
+"""The same as `hf-segvit convert timm SRC DST`, whose --help lists the options."""
 
 import sys
 

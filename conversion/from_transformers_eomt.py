@@ -1,9 +1,4 @@
-"""Convert an `eomt` or `eomt_dinov3` checkpoint of Transformers.
-
-    python conversion/from_transformers_eomt.py SRC DST [options]
-
-The same as `hf-segvit convert transformers-eomt SRC DST`, whose --help lists the options.
-"""
+"""The same as `hf-segvit convert transformers-eomt SRC DST`, whose --help lists the options."""
 
 import sys
 

@@ -1,9 +1,4 @@
-"""Convert a checkpoint of this package into one that Transformers loads without it.
-
-    python conversion/to_transformers.py SRC DST [options]
-
-The same as `hf-segvit convert to-transformers SRC DST`, whose --help lists the options.
-"""
+"""The same as `hf-segvit convert to-transformers SRC DST`, whose --help lists the options."""
 
 import sys
 

@@ -300,7 +300,7 @@ def test_other_architectures_are_refused_before_any_download(name: str, message:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (lambda: nn.Linear(2, 2), "Linear is of no family that becomes a plain ViT; known are timm's"),
+        (lambda: nn.Linear(2, 2), "Linear is of no family that becomes a plain ViT; known are timm"),
         (
             lambda: transformers.BeitModel(
                 transformers.BeitConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)

@@ -339,7 +339,7 @@ def change_config(folder: Path, **fields) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json' is not a valid JSON file"),
         (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "is not a valid JSON file"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
-        (lambda folder: change_config(folder, num_queries=5), "'eomt.query.weight' has shape (9, 32) instead of (5, 32)"),
+        (lambda folder: change_config(folder, num_queries=5), "'eomt.query.weight' has shape (9, 32) instead of (5,"),
         (lambda folder: change_config(folder, num_attention_heads=3), "num_attention_heads=3 does not divide"),
     ],
 )

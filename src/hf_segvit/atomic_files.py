@@ -1,7 +1,7 @@
 """Writing files and folders whole or not at all: beside the destination, then renamed over it.
 
-`replacing` does so for one file, `replacing_folder` for a folder with all that is in it, and `complete_folder` for that of
-a model, which is replaced only where that was asked for. `write_json` is how results are written. Whatever happens
+`replacing` does so for one file, `replacing_folder` for a folder with all that is in it, and `complete_folder` for that
+of a model, which is replaced only where that was asked for. `write_json` is how results are written. Whatever happens
 before the renaming, the destination stays as it was.
 """
 

@@ -20,18 +20,19 @@ from typing import Any
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-def suggestion(name: object, choices: Iterable[str], count: int = 1) -> str:
+def suggestion(name: object, choices: Iterable[str], count: int = 1, otherwise: str | None = None) -> str:
     """The end of an error about an unknown name: "did you mean X?", or all choices where none is near.
 
     Args:
         name: what was given.
         choices: the names that are known.
         count: at most so many near names are listed.
+        otherwise: to say where none is near, instead of all choices, where those are too many.
     """
     known = list(choices)
     # 0.5 still finds "panoptc" and swapped letters; below it, short names resemble everything.
     near = get_close_matches(str(name), known, n=count, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(known)}"
+    return f"did you mean {' or '.join(near)}?" if near else otherwise or f"choose one of {', '.join(known)}"
 
 
 def is_import_path(text: object) -> bool:

@@ -5,29 +5,17 @@
 does not have, a weight that is left over, and a parameter that nothing fills are errors. Only what stands outside the
 backbone (classifier, pooling, MAE's decoder, SigLIP's text tower) is dropped.
 
-From a name, a folder or a model in memory to the source of a conversion: the model, its weights, its family.
-
 Weights come from safetensors, read with the checks of `checkpoint_files`; `timm/...` names are downloaded by timm,
-after the architecture was found to be one that converts. What is missing or left over is an error, never a warning.
-
-How the images of a backbone's pre-training were normalised, for the image processor of a model built on it.
-
-Backbones differ (ImageNet's statistics for DINO and MAE, 0.5 for SigLIP and ViT augreg, CLIP's for EVA-02, others for
-satellite images), and a mismatch costs accuracy without any error.
-
-Names of published backbones that convert, and what is meant by one that does not.
-
-timm's are found in timm's own list, by family; those of Transformers are listed here. Other weights of the same
-families convert too: the lists serve suggestions, documentation and tests.
+after the architecture was found to be one that converts. `image_normalization` tells how the images of a backbone's
+pre-training were normalised: backbones differ, and a mismatch costs accuracy without any error. At the end stand the
+names of published backbones, for suggestions, documentation and tests; other weights of the same families convert too.
 """
 
 import dataclasses
-import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -37,24 +25,17 @@ from transformers import MODEL_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import logging
 
+from ..inference.loading import quiet_transformers
+from ..lookup import suggestion
 from ..models.configuration_plain_vit import PlainViTConfig
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.image_processing_plain_vit import unit_normalization
 from ..models.modeling_plain_vit import PlainViTModel
 from ..weight_checks import check_complete, check_weights
 from .checkpoint_files import SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
-from .families import (
-    plain_vit,
-    timm_eva,
-    timm_vit,
-    transformers_dinov2,
-    transformers_dinov3,
-    transformers_siglip,
-    transformers_vit,
-)
-from .families.source import SourceBackbone, pair
+from .families import family_of, known_models, offered_families
+from .families.source import BackboneFamily, SourceBackbone, checked_family, pair
 from .key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL, fit_to_size
 
 
@@ -63,6 +44,7 @@ def convert_backbone(
     image_size: int | Sequence[int] | None = None,
     patch_size: int | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    family: BackboneFamily | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A backbone as the configuration and the weights of a `PlainViTModel`.
 
@@ -74,6 +56,8 @@ def convert_backbone(
         patch_size: the patch kernel is resampled to it. `None` keeps the source's.
         state_dict: weights to take instead of the source's, under the source's names; with `"timm/<name>"` nothing is
             downloaded then.
+        family: what converts it; `None` finds the family by the model's type or class, also among those that other
+            packages offer.
 
     Returns:
         Keyword arguments for `PlainViTConfig`, and the weights, which share no memory with the source.
@@ -82,7 +66,7 @@ def convert_backbone(
         ValueError: the name is unknown (the message has the nearest), the source is of another family, has a part or
             a weight that cannot be expressed, a weight is NaN or infinite, or sizes do not fit.
     """
-    fields, weights, _ = _converted(source, image_size, patch_size, state_dict)
+    fields, weights, _ = _converted(source, image_size, patch_size, state_dict, family)
     return fields, weights
 
 
@@ -91,20 +75,22 @@ def _converted(
     image_size: int | Sequence[int] | None,
     patch_size: int | None,
     state_dict: Mapping[str, Tensor] | None,
+    family: BackboneFamily | None,
 ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor | None]:
     """What `convert_backbone` returns, and the position embedding (1, D) of the CLS token where the source has one."""
     named = isinstance(source, str | os.PathLike)
     place = os.fspath(source) if named else type(source).__name__
-    model, weights = load_backbone(place, with_weights=state_dict is None) if named else (source, None)
-    convert, backbone, prefix = converter_for(model)
+    model, weights = load_backbone(place, state_dict is None, family) if named else (source, None)
+    family, backbone, prefix = family_for(model, family)
     complete = _under(prefix, model.state_dict())
     given = complete if state_dict is None and weights is None else _under(prefix, state_dict or weights or {})
     check_weights(given, place)
-    converted = convert(backbone, given)
+    converted = family.convert(backbone, given)
+    if not isinstance(converted, SourceBackbone):
+        raise ValueError(f"convert of the {family.FAMILY} family gives a {type(converted).__name__}, no SourceBackbone")
     if given is not complete:
-        check_complete(
-            converted.state_dict, convert(backbone, complete).state_dict, f"{place} needs exactly its own weights"
-        )
+        own_weights = family.convert(backbone, complete).state_dict
+        check_complete(converted.state_dict, own_weights, f"{place} needs exactly its own weights")
     size = None if image_size is None else pair(image_size)
     fitted, size = fit_to_size(converted.state_dict, converted.grid_size, size, patch_size)
     fields = {
@@ -124,15 +110,17 @@ def model_from_backbone(
 
     Args:
         cls: the model's class.
-        source: as for `convert_backbone`, with `image_size`, `patch_size` and, among `kwargs`, `state_dict`.
+        source: as for `convert_backbone`.
         image_size: see there.
         patch_size: see there.
-        kwargs: fields of the model's configuration, and arguments of `from_pretrained`.
+        kwargs: `state_dict` and `family`, see there; fields of the model's configuration; arguments of
+            `from_pretrained`.
 
     Raises:
         ValueError: as `convert_backbone`, or a field contradicts the backbone's weights.
     """
-    fields, weights, cls_position = _converted(source, image_size, patch_size, kwargs.pop("state_dict", None))
+    given = kwargs.pop("state_dict", None), kwargs.pop("family", None)
+    fields, weights, cls_position = _converted(source, image_size, patch_size, *given)
     takes_prompts = issubclass(cls.config_class, ViTPConfig)
     if takes_prompts:
         fields["use_cls_token"] = False
@@ -152,7 +140,7 @@ def model_from_backbone(
     prefix = next(name.removesuffix(PATCH_KERNEL) for name in _expected(cls, config) if name.endswith(PATCH_KERNEL))
     kwargs.setdefault("dtype", torch.float32)
     weights = {prefix + name: tensor for name, tensor in weights.items()}
-    with quiet():  # that the heads are new is the point here
+    with quiet_transformers():  # that the heads are new is the point here
         return cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
 
 
@@ -169,30 +157,19 @@ def _under(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-Converter = Callable[[Any, Mapping[str, Tensor]], SourceBackbone]
-TIMM_CLASSES: dict[str, Converter] = {"VisionTransformer": timm_vit.convert, "Eva": timm_eva.convert}
-MODEL_TYPES: dict[str, Converter] = {
-    "dinov2": transformers_dinov2.convert,
-    "dinov2_with_registers": transformers_dinov2.convert,
-    "dinov3_vit": transformers_dinov3.convert,
-    "vit": transformers_vit.convert,
-    "vit_mae": transformers_vit.convert,
-    "siglip": transformers_siglip.convert,
-    "siglip_vision_model": transformers_siglip.convert,
-    "siglip2": transformers_siglip.convert,
-    "siglip2_vision_model": transformers_siglip.convert,
-    PlainViTConfig.model_type: plain_vit.convert,
-}
 # Parameters of a Transformers checkpoint that are known not to be the backbone's.
 OUTSIDE_THE_BACKBONE = r"(^|\.)(classifier|decoder|pooler|head|mask_token|position_ids)(\.|$)"
 
 
-def load_backbone(name: str, with_weights: bool) -> tuple[Any, Mapping[str, Tensor] | None]:
+def load_backbone(
+    name: str, with_weights: bool, family: BackboneFamily | None = None
+) -> tuple[Any, Mapping[str, Tensor] | None]:
     """The model that a name or folder means, and its weights where the model does not hold just these.
 
     Args:
         name: as for `convert_backbone`.
         with_weights: whether weights are wanted; else the model may hold any.
+        family: as for `convert_backbone`.
 
     Raises:
         ValueError: nothing is known of that name, it is of no supported family, or its files are broken.
@@ -205,36 +182,44 @@ def load_backbone(name: str, with_weights: bool) -> tuple[Any, Mapping[str, Tens
         if "model_type" not in config and "architecture" in config:
             model = timm.create_model(f"local-dir:{name}", pretrained=False)
             return model, _read_safetensors(name) if with_weights else None
-        return _load_transformers(name, config.get("model_type"), with_weights)
+        return _load_transformers(name, config.get("model_type"), with_weights, family)
     if name.startswith("timm/"):
-        return _load_timm(name, with_weights), None
+        return _load_timm(name, with_weights, family), None
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
         if name in TRANSFORMERS_BACKBONES:
             raise  # it exists; what failed is said in there
         raise unknown_backbone(name) from error
-    return _load_transformers(name, config.get("model_type"), with_weights)
+    return _load_transformers(name, config.get("model_type"), with_weights, family)
 
 
-def _load_timm(name: str, with_weights: bool) -> nn.Module:
+def _load_timm(name: str, with_weights: bool, family: BackboneFamily | None) -> nn.Module:
     timm_name = name.removeprefix("timm/")
     architecture = timm_name.partition(".")[0]
-    if not timm.is_model(architecture) or (with_weights and timm_name not in timm.list_pretrained(f"{architecture}*")):
+    if not is_timm_model(architecture) or (with_weights and timm_name not in timm.list_pretrained(f"{architecture}*")):
         raise unknown_backbone(name)
     with torch.device("meta"):
-        convert, model, _ = converter_for(timm.create_model(architecture, num_classes=0))
-        convert(model, model.state_dict())  # what cannot be expressed is refused before anything is downloaded
+        family, model, _ = family_for(timm.create_model(architecture, num_classes=0), family)
+        family.convert(model, model.state_dict())  # what cannot be expressed is refused before anything is downloaded
     return timm.create_model(timm_name, pretrained=with_weights, num_classes=0)
 
 
+def is_timm_model(architecture: str) -> bool:
+    """Whether timm builds a model of that name, which the package of another family may have registered with it."""
+    if not timm.is_model(architecture):
+        offered_families()  # imports them
+    return timm.is_model(architecture)
+
+
 def _load_transformers(
-    name: str, model_type: str | None, with_weights: bool
+    name: str, model_type: str | None, with_weights: bool, family: BackboneFamily | None
 ) -> tuple[PreTrainedModel, Mapping[str, Tensor] | None]:
-    if model_type not in MODEL_TYPES:
+    # Found before the config is read: what another package offers may have yet to tell Transformers of its type.
+    if family is None and (model_type is None or family_of(model_type) is None):
         raise ValueError(
-            f"{name} is a model of type {model_type!r}, no backbone that becomes a plain ViT; known types are "
-            f"{sorted(MODEL_TYPES)} (EoMT checkpoints load with from_pretrained)"
+            f"{name} is a model of type {model_type!r}, no backbone that becomes a plain ViT; known are "
+            f"{known_models()} (EoMT checkpoints load with from_pretrained)"
         )
     own = model_type == PlainViTConfig.model_type
     config = (PlainViTConfig if own else AutoConfig).from_pretrained(name)
@@ -243,7 +228,7 @@ def _load_transformers(
         return cls(config), None
     weights = _read_safetensors(name)
     try:
-        with quiet():  # what is missing or left over is no warning here but an error
+        with quiet_transformers():  # what is missing or left over is no warning here but an error
             model, report = cls.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     except RuntimeError as error:
         raise ValueError(f"the weights in {name} do not fit its config.json: {error}") from error
@@ -261,38 +246,28 @@ def _read_safetensors(name: str) -> dict[str, Tensor]:
     return read_checkpoint(file)
 
 
-def converter_for(model: Any) -> tuple[Converter, Any, str]:
-    """The family's converter, the part of the model that it takes, and what this part's names begin with.
+def family_for(model: Any, family: BackboneFamily | None = None) -> tuple[BackboneFamily, Any, str]:
+    """The family of a model, the part of the model that it converts, and what this part's names begin with.
+
+    Args:
+        model: a model in memory.
+        family: as for `convert_backbone`.
 
     Raises:
-        ValueError: the model is of no supported family.
+        ValueError: the model is of no supported family, or what is given is no family.
     """
-    kind = type(model).__name__
+    backbone, prefix, kind = model, "", f"{type(model).__module__}.{type(model).__qualname__}"
     if isinstance(model, PreTrainedModel):
         # Classifiers and decoders hold the backbone as their base model, SigLIP as one of two towers; what a bare
         # DINOv3 calls its base model are the blocks alone.
         inner: Any = getattr(model, "vision_model", model.base_model)
-        backbone: Any = inner if hasattr(inner, "embeddings") else model
+        backbone = inner if hasattr(inner, "embeddings") else model
         prefix = next(name for name, module in model.named_modules() if module is backbone)
-        if backbone.config.model_type in MODEL_TYPES:
-            return MODEL_TYPES[backbone.config.model_type], backbone, prefix and f"{prefix}."
-    elif kind in TIMM_CLASSES and type(model).__module__.startswith("timm."):
-        return TIMM_CLASSES[kind], model, ""
-    raise ValueError(
-        f"{kind} is of no family that becomes a plain ViT; known are timm's {sorted(TIMM_CLASSES)} and Transformers' "
-        f"{sorted(MODEL_TYPES)}"
-    )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Transformers from reporting weights that are new or left over, which is for the caller to judge."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+        prefix, kind = prefix and f"{prefix}.", backbone.config.model_type
+    found = family_of(kind) if family is None else checked_family(family, f"family={family!r}")
+    if found is None:
+        raise ValueError(f"{type(model).__name__} is of no family that becomes a plain ViT; known are {known_models()}")
+    return found, backbone, prefix
 
 
 def image_normalization(source: Any) -> tuple[list[float], list[float]]:
@@ -377,7 +352,6 @@ def supported_backbones() -> list[str]:
 def unknown_backbone(name: str) -> ValueError:
     """The error for a name that means nothing, with the names that it resembles."""
     known = supported_backbones()
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    close = close or difflib.get_close_matches(f"timm/{name}", known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "hf_segvit.conversion.backbones lists names"
+    resembled = name if "/" in name else f"timm/{name}"
+    hint = suggestion(resembled, known, 3, "hf_segvit.conversion.backbones.supported_backbones lists names")
     return ValueError(f"{name!r} is no backbone that is known, no folder, and nothing that the Hub would give; {hint}")

@@ -1,22 +1,28 @@
 """`hf-segvit convert`: from a source of one of several kinds to a complete folder.
 
 A conversion happens in memory, with all its refusals, before anything is written; the folder is then written beside its
-destination, read back, and renamed. What becomes of each kind of source is in `convert_sources.py`.
+destination, read back, and renamed. What becomes of each kind of source is in `sources.py`.
 """
 
-import difflib
-import json
 from dataclasses import fields
 from pathlib import Path
 
-from ..atomic_files import check_destination, complete_folder
+from ..atomic_files import check_destination, complete_folder, write_json
 from ..hub.check import check_checkpoint
 from ..hub.model_card import make_model_card, make_point_model_card
+from ..lookup import suggestion
 from ..models.modeling_plain_vit import PlainViTModel
 from ..models.modeling_vit_p import ViTPForPointClassification
 from .kinds import KINDS
 from .options import ConversionOptions
-from .sources import Converted, from_official_eomt, from_official_vit_p, from_timm, from_transformers_eomt
+from .sources import (
+    Converted,
+    from_any_backbone,
+    from_official_eomt,
+    from_official_vit_p,
+    from_timm,
+    from_transformers_eomt,
+)
 from .to_transformers import export_to_transformers
 
 _SOURCES = {
@@ -24,6 +30,7 @@ _SOURCES = {
     "official-eomt": from_official_eomt,
     "transformers-eomt": from_transformers_eomt,
     "official-vit-p": from_official_vit_p,
+    "backbone": from_any_backbone,
 }
 _GENERAL_OPTIONS = ("max_bytes", "check")
 
@@ -82,7 +89,7 @@ def write_folder(converted: Converted, folder: Path) -> None:
     if isinstance(converted.model, PlainViTModel):
         return  # a backbone: to start from, not to publish
     if converted.results:
-        (folder / "results.json").write_text(json.dumps(converted.results, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "results.json", converted.results)
     checkpoint = check_checkpoint(folder)
     about = {"num_parameters": checkpoint.num_parameters, "results": converted.results, **converted.card}
     if isinstance(converted.model, ViTPForPointClassification):
@@ -95,10 +102,7 @@ def write_folder(converted: Converted, folder: Path) -> None:
 def _check_kind(kind: str, options: ConversionOptions) -> None:
     """Refuse an unknown kind, and options that would be without effect for it."""
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        raise ValueError(
-            f"unknown kind {kind!r}{f', did you mean {near[0]}?' if near else ''}; kinds are {', '.join(KINDS)}"
-        )
+        raise ValueError(f"unknown kind {kind!r}; {suggestion(kind, KINDS)}")
     for option in fields(options):
         if option.name in (*KINDS[kind].options, *_GENERAL_OPTIONS) or not getattr(options, option.name):
             continue

@@ -31,4 +31,8 @@ KINDS = {
     "official-vit-p": Kind(
         "a checkpoint of the official ViT-P code: file, folder or Hub id", ("fields", "model", "labels", "revision")
     ),
+    "backbone": Kind(
+        "any backbone that from_backbone takes, such as of a family that another package offers: folder or Hub id",
+        ("fields",),
+    ),
 }

@@ -1,8 +1,8 @@
 """The models that the authors of EoMT and ViT-P released, and what their files do not say.
 
-A released file holds tensors only. Task, label set, image size, the DINOv3 base of a delta, the points asked at once and
-the published figures are in `official_models.json`; backbones are named by their size, which fixes the dimensions that
-are checked here.
+A released file holds tensors only. Task, label set, image size, the DINOv3 base of a delta, the points asked at once
+and the published figures are in `official_models.json`; backbones are named by their size, which fixes the dimensions
+that are checked here.
 """
 
 import json

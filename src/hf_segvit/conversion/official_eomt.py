@@ -6,7 +6,8 @@ resamples position embeddings where asked to, and returns a config and the weigh
 
 The weights of DINOv3 may not be passed on, so the released files hold, for the backbone, what training added to them;
 queries and heads are whole. Such a file loaded as it is would be noise: `is_delta` tells the two kinds apart. Position
-embeddings are a list without its rows and columns: the released models are square, `fit_positions` must be told of others.
+embeddings are a list without its rows and columns: the released models are square, `fit_positions` must be told of
+others.
 """
 
 import math

@@ -1,6 +1,5 @@
 """What a conversion may be told besides source and destination, and how the command line's words for it are read."""
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.label_tables import LABEL_TABLES, label_table
+from ..lookup import suggestion
 from .checkpoint_files import DEFAULT_MAX_BYTES
 
 TASKS = ("panoptic", "instance", "semantic")
@@ -138,9 +138,9 @@ def parse_fields(settings: Sequence[str], known: Sequence[str]) -> dict[str, Any
             raise ValueError(f"--set {name}: given twice")
         choices = [*known, *EXTRA_FIELDS]
         if name not in choices:
+            # A name that leaves out a word is no near one by its letters: num_heads for num_attention_heads.
             near = [choice for choice in choices if set(name.split("_")) <= set(choice.split("_"))]
-            near = near or difflib.get_close_matches(name, choices, n=1)
-            raise ValueError(f"--set {name}: no such field{f'; did you mean {near[0]}?' if near else ''}")
+            raise ValueError(f"--set {name}: no such field; {suggestion(name, near[:1] or choices)}")
         values = [_value(part) for part in text.split(",")]
         fields[name] = values if len(values) > 1 else values[0]
     return fields

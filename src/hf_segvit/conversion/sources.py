@@ -1,5 +1,6 @@
 """What becomes of each kind of source of `hf-segvit convert`: a model in memory, and what goes into its folder too."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..lookup import suggestion
 from ..models.configuration_eomt import EoMTConfig
 from ..models.configuration_plain_vit import PlainViTConfig
 from ..models.configuration_vit_p import ViTPConfig
@@ -21,7 +23,7 @@ from ..models.modeling_plain_vit import PlainViTModel
 from ..models.modeling_vit_p import ViTPForPointClassification
 from ..models.transformers_eomt import is_transformers_eomt, translate_state_dict
 from ..weight_checks import check_complete, check_weights, common_dtype, mapping_lines
-from .backbones import convert_backbone, image_normalization
+from .backbones import convert_backbone, family_for, image_normalization, is_timm_model, load_backbone
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
 from .official_catalogue import Architecture, ReleasedModel, recognise_released_model, released_model
 from .official_eomt import OfficialEoMT, read_official_eomt
@@ -259,22 +261,50 @@ def from_timm(source: str, options: ConversionOptions) -> Converted:
     Raises:
         ValueError: the name is unknown, the weights are of another model, or the outputs differ from timm's.
     """
+    lines: list[str] = []
+    sizes = _sizes(options)
+    reference = _timm_model(source, options, lines)
+    return _backbone(reference, reference.state_dict(), image_normalization(reference), sizes, options, lines)
+
+
+def from_any_backbone(source: str, options: ConversionOptions) -> Converted:
+    """What `from_backbone` takes, also of a family that another package offers.
+
+    Raises:
+        ValueError: as for `convert_backbone`, or the outputs differ from those of the source.
+        OSError: it does not say how its images were normalised.
+    """
+    sizes = _sizes(options)
+    reference, weights = load_backbone(source, with_weights=True)
+    weights = reference.state_dict() if weights is None else weights
+    return _backbone(reference.eval(), weights, image_normalization(source), sizes, options, [])
+
+
+def _sizes(options: ConversionOptions) -> dict[str, Any]:
     unknown = options.fields.keys() - {"image_size", "patch_size"}
     if unknown:
         raise ValueError(f"--set {sorted(unknown)[0]}: for a backbone only image_size and patch_size can be set")
-    lines: list[str] = []
-    reference = _timm_model(source, options, lines)
-    native_fields, native_weights = convert_backbone(reference)
+    return {name: options.fields.get(name) for name in ("image_size", "patch_size")}
+
+
+def _backbone(
+    reference: Any,
+    weights: Mapping[str, torch.Tensor],
+    normalization: tuple[list[float], list[float]],
+    sizes: dict[str, Any],
+    options: ConversionOptions,
+    lines: list[str],
+) -> Converted:
+    native_fields, native_weights = convert_backbone(reference, state_dict=weights)
     model = _plain_vit(native_fields, native_weights)
     lines += mapping_lines(native_weights)
-    lines.append(_compared_with_timm(model, reference) if options.check else "not compared, as asked")
-    sizes = {name: options.fields.get(name) for name in ("image_size", "patch_size")}
+    lines.append(_compared(model, reference) if options.check else "not compared, as asked")
     if any(sizes.values()):
         del model, native_weights
-        model = _plain_vit(*convert_backbone(reference, **sizes))
+        model = _plain_vit(*convert_backbone(reference, **sizes, state_dict=weights))
         lines.append(f"resampled to image_size={model.config.image_size}, patch_size={model.config.patch_size}")
     height, width = model.config.image_height_width
-    mean, std = image_normalization(reference)
+    mean, std = normalization
     processor = EoMTImageProcessor(size={"height": height, "width": width}, image_mean=mean, image_std=std)
     return Converted(model, processor, lines)
 
@@ -282,9 +312,9 @@ def from_timm(source: str, options: ConversionOptions) -> Converted:
 def _timm_model(source: str, options: ConversionOptions, lines: list[str]) -> torch.nn.Module:
     name = (options.model or source).removeprefix("timm/")
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        raise ValueError(f"timm has no model {name!r}" + (f"; near it are {', '.join(near)}" if near else ""))
+    if not is_timm_model(architecture):
+        near = suggestion(architecture, timm.list_models(), 3, "timm.list_models() has all")
+        raise ValueError(f"timm has no model {name!r}; {near}")
     if not Path(source).exists():
         return timm.create_model(name, pretrained=True, num_classes=0).eval()
     path = find_checkpoint(source)
@@ -306,17 +336,17 @@ def _plain_vit(fields: dict[str, Any], weights: dict[str, torch.Tensor]) -> Plai
 
 
 @torch.no_grad()
-def _compared_with_timm(model: PlainViTModel, reference: Any) -> str:
-    size = model.config.image_height_width
+def _compared(model: PlainViTModel, reference: Any) -> str:
+    family, backbone, _ = family_for(reference)
+    features = getattr(family, "features", None)
     generator = torch.Generator().manual_seed(0)
-    pixel_values = torch.randn(1, model.config.num_channels, *size, generator=generator, dtype=torch.float32)
+    pixel_values = torch.randn(1, model.config.num_channels, *model.config.image_height_width, generator=generator)
     pixel_values = pixel_values.to(model.dtype)
-    theirs = reference.forward_features(pixel_values)
-    # Models that average the patches for their classifier keep the last norm behind the average.
-    norm = getattr(reference, "fc_norm", None)
-    theirs = theirs if norm is None else norm(theirs)
+    theirs = None if features is None else features(backbone, pixel_values)
+    if theirs is None:
+        return f"not compared: {family.FAMILY} has no features of whole images to compare with"
     pairs = {"last_hidden_state": (model.eval()(pixel_values).last_hidden_state, theirs)}
-    return compare_outputs(pairs, tolerance=1e-4, reference="timm")
+    return compare_outputs(pairs, tolerance=1e-4, reference=family.FAMILY)
 
 
 def from_official_vit_p(source: str, options: ConversionOptions) -> Converted:

@@ -212,7 +212,8 @@ class PlainViTPreTrainedModel(PreTrainedModel):
             image_size: pixels, an int or `[height, width]`; the position embeddings are resampled to its grid. `None`
                 keeps the grid of the source.
             patch_size: the patch kernel is resampled to it; `None` keeps it.
-            kwargs: fields of the configuration, and arguments of `from_pretrained` such as `dtype` or `device_map`.
+            kwargs: fields of the configuration, arguments of `from_pretrained` such as `dtype` or `device_map`, and
+                `family`, a `hf_segvit.conversion.families.source.BackboneFamily` for a backbone of no family known.
 
         Returns:
             The model, in evaluation mode and fp32 unless asked otherwise.

@@ -5,8 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .source import SourceBackbone
+from ...models.configuration_plain_vit import PlainViTConfig
+from .source import SourceBackbone, last_hidden_state
 
+FAMILY = "plain ViT"
+MODELS = (PlainViTConfig.model_type,)
+features = last_hidden_state
 SETTINGS = (
     "num_attention_heads",
     "layer_norm_eps",

@@ -1,12 +1,69 @@
-"""What every family hands over: a backbone in our parameter names, with the settings that tensors cannot tell."""
+"""What a family of backbones is, and what it hands over: our parameter names, and settings that tensors do not tell."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL, POSITION_TABLE, REGISTER_TOKENS
+
+
+class BackboneFamily(Protocol):
+    """A family of backbones, as a module or any other object.
+
+    It may also have `features(model, pixel_values)`: what the backbone computes of images (B, channels, H, W), as
+    `PlainViTModel` orders it: (B, CLS + registers + patches, D) after the last norm, or `None` where that cannot be
+    compared. `hf-segvit convert` then checks the converted model by it.
+
+    Attributes:
+        FAMILY: what it is, for messages.
+        MODELS: the models that it converts: `model_type` of those of Transformers, and the class of others, such as
+            `"timm.models.eva.Eva"`.
+    """
+
+    @property
+    def FAMILY(self) -> str: ...  # noqa: D102 - read only, so that a constant of a module will do
+    @property
+    def MODELS(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def convert(self, model: Any, state_dict: Mapping[str, Tensor]) -> "SourceBackbone":
+        """The backbone in our names.
+
+        Args:
+            model: the module; says what the weights do not. It may be on the meta device.
+            state_dict: its weights, or others of the same names.
+
+        Raises:
+            ValueError: a part that the plain ViT does not have, or a weight that it has no place for.
+        """
+
+
+def checked_family(family: Any, origin: str) -> BackboneFamily:
+    """A family that others offer, once it has all that one needs.
+
+    Args:
+        family: the object.
+        origin: where it comes from, for errors.
+
+    Raises:
+        ValueError: something is missing; the message says what.
+    """
+    if isinstance(family, type):
+        raise ValueError(f"{origin} is a class; give an object of it")
+    missing = [name for name in ("FAMILY", "MODELS") if not hasattr(family, name)]
+    missing += [] if callable(getattr(family, "convert", None)) else ["convert(model, state_dict)"]
+    if missing:
+        raise ValueError(f"{origin} lacks {', '.join(missing)}; see docs/extending.md")
+    if isinstance(family.MODELS, str) or not all(isinstance(model, str) for model in family.MODELS):
+        raise ValueError(f"{origin}: MODELS is {family.MODELS!r}; give a tuple of model types and class names")
+    return family
+
+
+def last_hidden_state(model: Any, pixel_values: Tensor) -> Tensor:
+    """`features` of most models of Transformers."""
+    return model(pixel_values).last_hidden_state
 
 
 @dataclass

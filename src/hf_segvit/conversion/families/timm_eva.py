@@ -12,9 +12,12 @@ from torch import Tensor
 
 from ..key_maps import fill_absent, fold_prefix_positions, rename, reorder_rotary, unpack
 from .source import SourceBackbone
-from .timm_vit import DROPPED, check_modules, key_map_for, module_settings
+from .timm_vit import DROPPED, check_modules, features, key_map_for, module_settings
+
+__all__ = ["FAMILY", "MODELS", "convert", "features", "rotary_settings"]
 
 FAMILY = "timm Eva"
+MODELS = ("timm.models.eva.Eva",)
 
 
 def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:

@@ -14,6 +14,7 @@ from ..key_maps import POSITION_TABLE, fill_absent, fold_prefix_positions, renam
 from .source import SourceBackbone
 
 FAMILY = "timm VisionTransformer"
+MODELS = ("timm.models.vision_transformer.VisionTransformer",)
 
 
 def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
@@ -32,6 +33,13 @@ def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
     weights = unpack(rename(state_dict, key_map_for(model), DROPPED, FAMILY))
     weights = fold_prefix_positions(weights, 0 if model.no_embed_class else model.num_prefix_tokens)
     return SourceBackbone(fill_absent(weights), tuple(model.patch_embed.grid_size), module_settings(model))
+
+
+def features(model: Any, pixel_values: Tensor) -> Tensor:
+    """All tokens after the last norm, which models that average the patches keep behind the average."""
+    tokens = model.forward_features(pixel_values)
+    norm = getattr(model, "fc_norm", None)
+    return tokens if norm is None else norm(tokens)
 
 
 # All but the MLP, whose names mean different things in timm's three classes.

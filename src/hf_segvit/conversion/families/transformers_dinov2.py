@@ -6,9 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from ..key_maps import POSITION_TABLE, fill_absent, fold_prefix_positions, rename, unpack
-from .source import SourceBackbone, pair
+from .source import SourceBackbone, last_hidden_state, pair
 
 FAMILY = "Transformers DINOv2"
+MODELS = ("dinov2", "dinov2_with_registers")
+features = last_hidden_state
 KEY_MAP = (
     (r"embeddings\.position_embeddings", POSITION_TABLE),
     (r"(embeddings\.(?:cls_token|register_tokens|patch_embeddings\.projection\..+)|layernorm\..+)", r"\1"),

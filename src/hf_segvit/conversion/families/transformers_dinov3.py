@@ -6,9 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from ..key_maps import fill_absent, rename
-from .source import SourceBackbone, pair
+from .source import SourceBackbone, last_hidden_state, pair
 
 FAMILY = "Transformers DINOv3"
+MODELS = ("dinov3_vit",)
+features = last_hidden_state
 KEY_MAP = (
     (r"(embeddings\.(?:cls_token|register_tokens))", r"\1"),
     (r"embeddings\.patch_embeddings\.(weight|bias)", r"embeddings.patch_embeddings.projection.\1"),

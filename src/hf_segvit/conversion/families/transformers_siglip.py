@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from ..key_maps import PATCH_KERNEL, POSITION_TABLE, fill_absent, rename
-from .source import SourceBackbone, pair
+from .source import SourceBackbone, last_hidden_state, pair
 
 FAMILY = "Transformers SigLIP"
+MODELS = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
 KEY_MAP = (
     (r"embeddings\.position_embedding\.weight", POSITION_TABLE),
     (r"embeddings\.patch_embedding\.(.+)", r"embeddings.patch_embeddings.projection.\1"),
@@ -55,3 +56,8 @@ def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
             "hidden_act": config.hidden_act,
         },
     )
+
+
+def features(model: Any, pixel_values: Tensor) -> Tensor | None:
+    """All tokens; nothing of a NaFlex model, which takes patches and not images."""
+    return last_hidden_state(model, pixel_values) if hasattr(model.config, "image_size") else None

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from ..key_maps import POSITION_TABLE, fill_absent, fold_prefix_positions, rename
-from .source import SourceBackbone, pair
+from .source import SourceBackbone, last_hidden_state, pair
 
 FAMILY = "Transformers ViT"
+MODELS = ("vit", "vit_mae")
 KEY_MAP = (
     (r"embeddings\.position_embeddings", POSITION_TABLE),
     (r"(embeddings\.(?:cls_token|patch_embeddings\.projection\..+)|layernorm\..+)", r"\1"),
@@ -42,3 +43,8 @@ def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
             "hidden_act": config.hidden_act,
         },
     )
+
+
+def features(model: Any, pixel_values: Tensor) -> Tensor | None:
+    """All tokens; nothing of a MAE, which sees only some patches, in random order."""
+    return None if model.config.model_type == "vit_mae" else last_hidden_state(model, pixel_values)
