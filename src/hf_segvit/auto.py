@@ -1,8 +1,9 @@
 """Registration with Transformers: what makes the Auto classes and `pipeline("image-segmentation")` know our models.
 
-Importing the package runs `register` once. Our types are registered for universal segmentation and, because the
-pipeline looks there and not among the universal ones, for semantic segmentation; note that the outputs carry no
-`.logits`: every mask classification model answers with class and mask logits, and the image processor merges them.
+The package runs `register` once Transformers is imported, and looks here for its public names. Our types are
+registered for universal segmentation and, because the pipeline looks there and not among the universal ones, for
+semantic segmentation; note that the outputs carry no `.logits`: every mask classification model answers with class and
+mask logits, and the image processor merges them.
 """
 
 from transformers import (
@@ -14,6 +15,8 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
+# Those that are not registered are imported for `hf_segvit.__getattr__`.
+from .models.class_fusion import fuse_class_logits  # noqa: F401
 from .models.configuration_eomt import EoMTConfig
 from .models.configuration_plain_vit import PlainViTConfig
 from .models.configuration_vit_p import ViTPConfig
@@ -21,9 +24,10 @@ from .models.configuration_vit_p_fusion import ViTPFusionConfig
 from .models.image_processing_eomt import EoMTImageProcessor
 from .models.image_processing_vit_p import ViTPImageProcessor
 from .models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
+from .models.mask_points import points_from_masks  # noqa: F401
 from .models.modeling_eomt import EoMTForUniversalSegmentation, EoMTModel
 from .models.modeling_plain_vit import PlainViTModel
-from .models.modeling_vit_p import ViTPModel
+from .models.modeling_vit_p import ViTPForPointClassification, ViTPModel  # noqa: F401
 from .models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 
 

@@ -1,6 +1,7 @@
 """The command `hf-segvit`: its subcommands, and how errors become exit codes.
 
-Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`; heavy imports happen in `run`.
+Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`; heavy imports happen in `run`,
+after everything that can be refused without them, so that help and mistakes are answered at once.
 Exit codes: 0 all done; 1 done, but not for every input; 2 wrong usage, settings or files, told in one line on stderr;
 75 training was asked to stop, has saved, and can go on; 130 interrupted.
 """
@@ -10,8 +11,9 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 
+from .. import __version__
+from ..lookup import suggestion
 from . import check_data, classify_points, convert, demo, evaluate, push, segment, train
 
 _NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers in a row, such as -5,240
@@ -27,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = _parse(argv)
+    args = None
     try:
+        args = _parse(argv)
         return args.run(args)
     except KeyboardInterrupt:
         print("hf-segvit: interrupted", file=sys.stderr)
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        if args.debug:
+        if args is None or args.debug:
             raise
         print(f"hf-segvit {args.command}: error: {error}", file=sys.stderr)
         return 2
@@ -48,6 +51,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments. argparse takes no more `key=value` once an option came in between; they are collected here."""
     parser = build_parser()
     words = sys.argv[1:] if argv is None else argv
+    # No option before the command takes a value, so the first word that is none is the command.
+    command = next((word for word in words if not word.startswith("-")), None)
+    names = [module.__name__.rpartition(".")[2].replace("_", "-") for module in COMMANDS]
+    if command is not None and command not in names:
+        parser.error(f"there is no command {command!r}; {suggestion(command, names)}")
     # A word that begins with a blank is never taken for an option, and numbers may have blanks around them.
     args, rest = parser.parse_known_args([f" {word}" if _NEGATIVE.fullmatch(word) else word for word in words])
     if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
@@ -62,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-segvit", description="Segment images with plain Vision Transformers (EoMT)."
     )
-    parser.add_argument("--version", action="version", version=f"hf-segvit {version('hf-segvit')}")
+    parser.add_argument("--version", action="version", version=f"hf-segvit {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

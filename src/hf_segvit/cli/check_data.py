@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .model_options import refuse_missing_data
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
@@ -63,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.samples < 0 or args.size < 1:
         raise ValueError(f"--samples {args.samples} and --size {args.size} cannot be; give positive numbers")
+    refuse_missing_data(args.data)
+
     from tqdm import tqdm
 
     from ..atomic_files import prepare_output_folder, replacing

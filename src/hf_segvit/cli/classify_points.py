@@ -62,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and args.output.suffix.lower() not in IMAGE_ENDINGS:
         raise ValueError(f"--output {args.output}: its ending must be one of {', '.join(IMAGE_ENDINGS)}")
 
+    if not args.image.startswith(("http://", "https://")) and not Path(args.image).exists():
+        raise ValueError(f"{args.image}: no such file; check the path (it is read from {Path.cwd()})")
+
     import torch
 
     from ..atomic_files import prepare_output_folder, replacing

@@ -1,6 +1,7 @@
 """`hf-segvit convert KIND SRC DST`: weights of other formats in, and out to Transformers' own."""
 
 import argparse
+from pathlib import Path
 
 from ..conversion.kinds import KINDS
 from ..data.label_tables import LABEL_TABLES
@@ -62,6 +63,12 @@ def run(args: argparse.Namespace) -> int:
         ValueError: the source, an option or the destination is bad; nothing was written.
         OSError: a file cannot be read or written, or the Hub cannot be reached.
     """
+    # What neither is there nor looks like owner/name or a timm name needs no library to be refused.
+    if args.kind in KINDS and args.kind != "timm" and args.source.count("/") != 1 and not Path(args.source).exists():
+        raise ValueError(
+            f"{args.source} is neither a file nor a folder here, nor the id owner/name of a Hub repository"
+        )
+
     import dataclasses
 
     from transformers import PreTrainedConfig

@@ -24,6 +24,7 @@ from .model_options import (
     check_classifier_options,
     errors_name_options,
     numbers,
+    refuse_missing_data,
     views_of,
 )
 
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if args.oracle and args.task == "points":
         raise ValueError("--oracle is for segmentation, not for points; leave it out")
     check_fusion_options(args)
+    refuse_missing_data(args.data)
     views = views_of(args)
     if not views.is_plain and args.task != "semantic":
         raise ValueError(f"--tta-scales and --tta-flip are for task semantic, not for {args.task}; leave them out")

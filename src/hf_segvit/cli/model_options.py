@@ -1,9 +1,12 @@
-"""Options that `hf-segvit segment` and `hf-segvit evaluate` share: a classifier of labels, and several views."""
+"""Options that several subcommands share: a classifier of labels, several views, and data that must be there."""
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+_READERS = Path(__file__).parents[1] / "data" / "readers"
 
 
 def add_classifier_options(parser: Any) -> None:
@@ -49,6 +52,24 @@ def check_classifier_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--alpha {args.alpha} is outside [0, 1]: 0 is the generator's answer, 1 is ViT-P's")
     if args.label_mismatch == "keep" and args.classifier is None:
         raise ValueError("--label-mismatch keep is about a --classifier; name one")
+
+
+def refuse_missing_data(spec: str) -> None:
+    """Refuse FORMAT:PATH where nothing is at PATH, before the seconds that importing its reader takes.
+
+    What is no path on disk, or a format from elsewhere, is left to the reader.
+
+    Raises:
+        ValueError: naming the path.
+    """
+    name, _, path = spec.partition(":")
+    name = name.strip().lower().replace("-", "_")
+    if name in ("hub", "generated") or not path or not (_READERS / f"{name}.py").is_file():
+        return
+    # Options may follow a `?`, which may also be part of a name.
+    paths = [Path(text).expanduser() for text in (path, path.partition("?")[0])]
+    if not any(file.exists() for file in paths):
+        raise ValueError(f"{paths[1]}: no such file or folder; check the path (it is read from {Path.cwd()})")
 
 
 def views_of(args: argparse.Namespace) -> Any:

@@ -1,6 +1,7 @@
 """`hf-segvit push FOLDER REPO`: publish a checkpoint on the Hugging Face Hub."""
 
 import argparse
+from pathlib import Path
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -32,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
         ValueError: the checkpoint or an argument is not fit for publishing.
         OSError: the Hub cannot be reached or refuses.
     """
+    # hub/check.py says the same, seconds later.
+    if not Path(args.folder).is_dir():
+        raise ValueError(f"{args.folder}: no such folder; name the folder that save_pretrained or training wrote")
+
     from ..hub.push import plan_push, publish
 
     plan = plan_push(args.folder, args.repo, with_code=not args.no_code, license=args.license)

@@ -83,7 +83,6 @@ def run(args: argparse.Namespace) -> int:
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         raise ValueError(f"--threshold {args.threshold} is outside [0, 1]")
     check_classifier_options(args)
-    views = views_of(args)
     images, missing = find_images(args.images)
     if not images:
         raise ValueError(
@@ -102,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     from ..inference.output_files import changes_text, label_changes, write_segment_files
     from ..inference.segmenter import Segmenter, refuse_threshold
 
+    views = views_of(args)
     prepare_output_folder(args.output)
     device = pick_device(args.device)
     with errors_name_options():
