@@ -29,10 +29,9 @@ from measuring import machine
 from hf_segvit.atomic_files import replacing
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
 from hf_segvit.drawing.segments import plot_curves
-from hf_segvit.evaluation import Predictor
 from hf_segvit.evaluation.alpha_sweep import DEFAULT_ALPHAS, sweep_alphas, sweep_content, sweep_text
-from hf_segvit.evaluation.predictor import AlphaPredictor
 from hf_segvit.inference.loading import load_universal_model
+from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
@@ -112,11 +111,9 @@ def run(args: argparse.Namespace) -> None:
     }
     start = time.process_time()
     for task in tasks:
-        predictor = AlphaPredictor(
-            Predictor(model, processor, task=task, stuff_classes=stuff_classes), list(DEFAULT_ALPHAS)
-        )
+        segmenter = Segmenter(model, processor, task=task, device="cpu", stuff_classes=stuff_classes)
         settings = {"stuff_classes": stuff_classes, "more_metrics": ["oracle"], "batch_size": 8}
-        sweep = sweep_alphas(predictor, entries, id2label, **settings, progress=True)
+        sweep = sweep_alphas(segmenter, DEFAULT_ALPHAS, entries, id2label, **settings, progress=True)
         print(sweep_text(sweep))
         content = sweep_content(sweep)
         for values in content["results"].values():

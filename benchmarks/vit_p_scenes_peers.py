@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hf_segvit.data.augmentation import sample_generator
 from hf_segvit.data.prompts import draw_points
 from hf_segvit.evaluation.points import InteriorPoints, RandomPoints, labelled_segments
-from hf_segvit.evaluation.predictor import load_predictor
+from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.metrics.point_accuracy import PointAccuracy
 
 WINDOW = 16  # pixels around a point, as many as four patches of the ViT
@@ -86,11 +86,11 @@ def features(entry: Any, points: Tensor) -> Tensor:
 
 def eomt_accuracy(folder: str, tests: Any, num_points: int) -> dict[str, Any]:
     """What the semantic map of a trained EoMT says at the points; it gives no probabilities here."""
-    predictor = load_predictor(folder, task="semantic")
+    predictor = Segmenter.from_pretrained(folder, task="semantic")
     num_labels = len(predictor.id2label)
 
     def answer(entry: Any, points: Tensor) -> Tensor:
-        (label_map,) = predictor([Image.fromarray(entry["image"])])
+        (label_map,) = predictor.answers([Image.fromarray(entry["image"])])
         height, width = label_map.shape
         columns = (points[:, 0] * width).long().clamp(max=width - 1)
         rows = (points[:, 1] * height).long().clamp(max=height - 1)

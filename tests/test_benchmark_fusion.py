@@ -15,7 +15,8 @@ from PIL import Image
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
-from hf_segvit.evaluation import Predictor, evaluate, load_predictor
+from hf_segvit.evaluation import evaluate
+from hf_segvit.inference.segmenter import Segmenter
 
 from .tiny_generators import tiny_classifier
 from .tiny_models import tiny_eomt
@@ -51,12 +52,12 @@ def test_scenes(tmp_path, capsys):
     assert result["tasks"]["semantic"]["alphas"] == pytest.approx([number / 10 for number in range(11)])
     # Alpha 0 is what the plain evaluation of the generator says.
     scenes = GeneratedScenes(3, "test", seed=0, size=(96, 96), difficulty="medium")
-    predictor = load_predictor(str(tmp_path / "eomt"), task="semantic")
+    predictor = Segmenter.from_pretrained(str(tmp_path / "eomt"), task="semantic")
     expected = evaluate(predictor, scenes, scenes.id2label, batch_size=8).metrics["mean_iou"]
     assert result["tasks"]["semantic"]["scores"][0] == pytest.approx(expected, rel=1e-3)
     model, processor = fusion_experiment.load_fused(str(tmp_path / "eomt"), str(tmp_path / "vit_p"))
     model.config.alpha = 0.4
-    fused = evaluate(Predictor(model, processor, task="semantic"), scenes, scenes.id2label, batch_size=8)
+    fused = evaluate(Segmenter(model, processor, task="semantic"), scenes, scenes.id2label, batch_size=8)
     assert result["tasks"]["semantic"]["scores"][4] == pytest.approx(fused.metrics["mean_iou"], rel=1e-3)
 
     path.write_text(json.dumps({**result, "seconds": -1}))

@@ -1,12 +1,13 @@
 """`hf-segvit evaluate --task points`: the table and the files that it writes, and settings that do not go together."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 from hf_segvit.cli import main
-from hf_segvit.evaluation.points import PointPredictor, evaluate_points
+from hf_segvit.inference.point_classifier import PointClassifier
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
@@ -59,7 +60,7 @@ def test_the_generators_masks_are_asked_about(folder, capsys):
 def test_an_interrupted_evaluation_goes_on(folder, monkeypatch, capsys):
     arguments = ["evaluate", "--model", str(folder / "model"), *DATA, "--num-points", "7", "--output"]
     assert main([*arguments, str(folder / "whole")]) == 0
-    original, asked = PointPredictor.__call__, []
+    original, asked = PointClassifier.__call__, []
 
     def breaking(self, images, points):
         if len(asked) == 2:
@@ -67,8 +68,8 @@ def test_an_interrupted_evaluation_goes_on(folder, monkeypatch, capsys):
         asked.append(1)
         return original(self, images, points)
 
-    monkeypatch.setattr(PointPredictor, "__call__", breaking)
-    monkeypatch.setattr(evaluate_points, "__kwdefaults__", {**evaluate_points.__kwdefaults__, "chunk_size": 1})
+    monkeypatch.setattr(PointClassifier, "__call__", breaking)
+    monkeypatch.setattr(sys.modules["hf_segvit.evaluation.evaluate"], "CHUNK_SIZE", 1)
     assert main([*arguments, str(folder / "parts")]) == 2
     assert len(list((folder / "parts" / "partial").iterdir())) == 2
     assert main([*arguments, str(folder / "parts"), "--seed", "1"]) == 2

@@ -401,7 +401,7 @@ def test_other_model_types_are_refused(images, tmp_path, capsys):
     assert segment(images, "--model", tmp_path / "model", "--output", tmp_path / "output") == 2
     error = capsys.readouterr().err
     assert "is a model of type 'bert'" in error
-    assert "segvit_vit_p_fusion segment, and with a ViT-P as classifier (--classifier) also Mask2Former" in error
+    assert "segvit_vit_p_fusion, mask2former, maskformer, oneformer segment" in error
 
 
 @pytest.mark.parametrize("options", [[], ["--classifier", "vit-p"], ["--alpha", "0.5"]])

@@ -19,12 +19,14 @@ from transformers import (
     SwinConfig,
 )
 
+from hf_segvit.atomic_files import write_json
 from hf_segvit.cli import main
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.evaluation import Predictor, evaluate, load_predictor
+from hf_segvit.evaluation import evaluate
 from hf_segvit.evaluation.counts import PartialResults, delete_partial_results
-from hf_segvit.evaluation.report import draw_worst, result_text, write_json
+from hf_segvit.evaluation.report import draw_worst, result_content, result_text
 from hf_segvit.evaluation.tasks import evaluation_task
+from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from tests.tiny_models import tiny_eomt
 
@@ -53,7 +55,7 @@ class Oracle:
     def __init__(self, scenes, task, spoil=()):
         self.task, self.id2label, self.calls = task, scenes.id2label, 0
         dataset = dataset_for(task, scenes)
-        self.answers = {}
+        self.truths = {}
         for index in range(len(scenes)):
             entry = dataset[index]
             truth = evaluation_task(task, len(scenes.id2label)).reference(entry)
@@ -64,11 +66,11 @@ class Oracle:
                     truth["segmentation"] = torch.full(entry["segment_map"].shape, -1.0)
             elif index in spoil:
                 truth = np.full_like(truth, 1)
-            self.answers[np.asarray(entry["image"]).tobytes()] = truth
+            self.truths[np.asarray(entry["image"]).tobytes()] = truth
 
-    def __call__(self, images):
+    def answers(self, images):
         self.calls += len(images)
-        return [self.answers[np.asarray(image).tobytes()] for image in images]
+        return [self.truths[np.asarray(image).tobytes()] for image in images]
 
 
 def dataset_for(task, scenes):
@@ -105,7 +107,7 @@ def test_a_model_scores_what_the_metric_says_when_fed_directly(task, scenes):
     processor = EoMTImageProcessor(
         size=64, task="panoptic", stuff_classes=scenes.stuff_classes, threshold=0.1, overlap_mask_area_threshold=0.1
     )
-    predictor = Predictor(model, processor, task=task)
+    predictor = Segmenter(model, processor, task=task)
     dataset = dataset_for(task, scenes)
     results = [evaluate(predictor, dataset, scenes.id2label, batch_size=size).metrics for size in (1, 4)]
     books = evaluation_task(task, 6)
@@ -133,10 +135,10 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, scenes):
     whole = evaluate(Oracle(scenes, "panoptic", spoil=[1]), scenes, scenes.id2label)
 
     class Breaking(Oracle):
-        def __call__(self, images):
+        def answers(self, images):
             if self.calls >= 5:
                 raise RuntimeError("out of memory")
-            return super().__call__(images)
+            return super().answers(images)
 
     settings = {"partial_folder": tmp_path / "partial", "about": {"model": "m"}, "chunk_size": 2}
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -254,9 +256,9 @@ def test_models_of_transformers_are_evaluated(task, tmp_path, scenes):
     model, processor = tiny_mask2former(scenes.id2label)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    predictor = load_predictor(str(tmp_path), task=task, stuff_classes=scenes.stuff_classes, threshold=0.05)
+    predictor = Segmenter.from_pretrained(str(tmp_path), task=task, stuff_classes=scenes.stuff_classes, threshold=0.05)
     if task == "panoptic":
-        (answer,) = predictor([Image.fromarray(scenes[0]["image"])])
+        (answer,) = predictor.answers([Image.fromarray(scenes[0]["image"])])
         ids = [row["id"] for row in answer["segments_info"]]
         assert len(set(ids)) == len(ids)
     result = evaluate(
@@ -273,13 +275,13 @@ def test_classes_are_matched_by_name(scenes):
         oracle = Oracle(scenes, task)
         table = np.arange(last, -1, -1)
         flip = evaluation_task(task, last + 1).relabel
-        answer = oracle.__call__
+        answer = oracle.answers
         oracle.id2label = {last - index: name for index, name in scenes.id2label.items()}
 
         class Flipped:
             id2label, task_name = oracle.id2label, task
 
-            def __call__(self, images, flip=flip, answer=answer, table=table):
+            def answers(self, images, flip=flip, answer=answer, table=table):
                 return [flip(given, table) for given in answer(images)]
 
         flipped = Flipped()
@@ -301,13 +303,13 @@ def test_the_stuff_of_a_model_that_numbers_otherwise_is_merged(tmp_path, scenes)
         folder = tmp_path / str(place)
         one.save_pretrained(folder)
         processor.save_pretrained(folder)
-        predictor = load_predictor(
+        predictor = Segmenter.from_pretrained(
             str(folder), task="panoptic", stuff_classes=scenes.stuff_classes, data_labels=scenes.id2label
         )
         names = {one.config.id2label[label] for label in predictor.stuff_classes}
         assert names == {scenes.id2label[label] for label in scenes.stuff_classes}
         images = [Image.fromarray(scenes[index]["image"]) for index in range(7)]
-        segments = [answer["segments_info"] for answer in predictor(images)]
+        segments = [answer["segments_info"] for answer in predictor.answers(images)]
         answers.append([sorted(one.config.id2label[row["label_id"]] for row in rows) for rows in segments])
         command = ["evaluate", "--model", str(folder), "--data", "generated:easy?num_scenes=7&size=48", "--task"]
         assert main([*command, "panoptic", "--device", "cpu", "--json", str(tmp_path / "result.json")]) == 0
@@ -319,8 +321,8 @@ def test_the_stuff_of_a_model_that_numbers_otherwise_is_merged(tmp_path, scenes)
     assert any(stuff & set(names) for names in answers[0]), "there is something to merge"
     assert scores[0] == scores[1]
     # With the data set's ids taken for the model's, other segments are merged.
-    wrong = Predictor(turned, processor, task="panoptic", stuff_classes=scenes.stuff_classes)
-    segments = [answer["segments_info"] for answer in wrong(images)]
+    wrong = Segmenter(turned, processor, task="panoptic", stuff_classes=scenes.stuff_classes)
+    segments = [answer["segments_info"] for answer in wrong.answers(images)]
     assert [sorted(turned.config.id2label[row["label_id"]] for row in rows) for rows in segments] != answers[0]
 
 
@@ -336,10 +338,10 @@ def test_classes_that_only_their_order_matches_are_told(scenes):
 class WrongLabels(Oracle):
     """The true masks, each called the class behind its own."""
 
-    def __call__(self, images):
+    def answers(self, images):
         table = np.roll(np.arange(len(self.id2label)), -1)
         relabel = evaluation_task(self.task, len(table)).relabel
-        return [relabel(answer, table) for answer in super().__call__(images)]
+        return [relabel(answer, table) for answer in super().answers(images)]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -376,9 +378,9 @@ def test_boundaries_are_scored_beside_areas(task, scenes):
     class Shifted(Oracle):
         """The truth, two pixels to the right."""
 
-        def __call__(self, images):
+        def answers(self, images):
             shifted = []
-            for answer in super().__call__(images):
+            for answer in super().answers(images):
                 if task == "semantic":
                     shifted.append(np.roll(answer, 2, axis=1))
                 else:
@@ -391,7 +393,7 @@ def test_boundaries_are_scored_beside_areas(task, scenes):
     metric, shifted = books.new_boundary_metric(), Shifted(scenes, task)
     for index in range(len(scenes)):
         entry = dataset[index]
-        metric.add_batch(predictions=shifted([entry["image"]]), references=[books.reference(entry)])
+        metric.add_batch(predictions=shifted.answers([entry["image"]]), references=[books.reference(entry)])
     expected = metric.compute()
     assert result.metrics[name] == expected[name.replace("boundary_ap", "ap")]
     assert result.metrics[name] < result.metrics[HEADLINES[task]] - 0.05
@@ -414,7 +416,7 @@ def test_reports(task, tmp_path, scenes):
     if task == "semantic":
         assert "left out of the means" in text
         assert result.classes[0]["mostly taken for"] is None or isinstance(result.classes[0]["mostly taken for"], str)
-    write_json(tmp_path / "results.json", result, {"model": "m"})
+    write_json(tmp_path / "results.json", {"model": "m", **result_content(result)})
     content = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
     assert content["model"] == "m"
     assert content["pictures"][0]["image_id"] == 2
@@ -447,7 +449,7 @@ def test_the_command_writes_its_results(checkpoint, tmp_path, capsys):
     assert content == json.loads((tmp_path / "out" / "results.json").read_text())
     assert (content["split"], content["num_images"], len(content["pictures"])) == ("val", 5, 5)
     dataset = GeneratedScenes(5, "val")
-    predictor = load_predictor(checkpoint, task="semantic")
+    predictor = Segmenter.from_pretrained(checkpoint, task="semantic")
     expected = evaluate(predictor, dataset, dataset.id2label).metrics["mean_iou"]
     assert content["metrics"]["mean_iou"] == pytest.approx(expected, rel=1e-3)
     assert content["metrics"]["oracle_mean_iou"] > content["metrics"]["mean_iou"]
@@ -481,7 +483,7 @@ def test_bad_settings_are_refused(scenes):
         evaluate(oracle, scenes, scenes.id2label, batch_size=0)
     with pytest.raises(ValueError, match="6 classes and the data set 5"):
         evaluate(oracle, scenes, {index: scenes.id2label[index] for index in range(5)})
-    with pytest.raises(ValueError, match="there is no metric 'depth'; choose among oracle, boundary"):
+    with pytest.raises(ValueError, match="there is no metric 'depth'; choose one of oracle, boundary"):
         evaluate(oracle, scenes, scenes.id2label, more_metrics=["depth"])
     with pytest.raises(ValueError, match="not for panoptic"):
         evaluate(oracle, scenes, scenes.id2label, more_metrics=["boundary"])

@@ -20,10 +20,11 @@ from hf_segvit import (
 )
 from hf_segvit.cli import main
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.evaluation import EvaluationResult, Predictor, evaluate
+from hf_segvit.evaluation import EvaluationResult, evaluate
 from hf_segvit.evaluation.alpha_sweep import AlphaSweep, plot_sweep, sweep_alphas, sweep_content, sweep_text
 from hf_segvit.evaluation.counts import delete_partial_results
-from hf_segvit.evaluation.predictor import AlphaPredictor
+from hf_segvit.evaluation.evaluate import variant_answers
+from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.inference.views import Views
 
 from .test_evaluate import HEADLINES, TASKS, dataset_for
@@ -51,7 +52,7 @@ def fused_predictor(scenes, task, *, isolated=False, views=None):
         ViTPImageProcessor(size={"height": 56, "width": 56}),
         config=model.config,
     )
-    return Predictor(model, processor, task=task, **({} if views is None else {"views": views}))
+    return Segmenter(model, processor, task=task, **({} if views is None else {"views": views}))
 
 
 def plain(value):
@@ -83,16 +84,16 @@ def test_every_alpha_scores_as_if_it_were_the_only_one(task, isolated, scenes):
     dataset = dataset_for(task, scenes)
     calls = count_calls(predictor.model)
     settings = {"stuff_classes": scenes.stuff_classes, "more_metrics": ["oracle"]}
-    sweep = sweep_alphas(AlphaPredictor(predictor, ALPHAS), dataset, scenes.id2label, batch_size=2, **settings)
+    sweep = sweep_alphas(predictor, ALPHAS, dataset, scenes.id2label, batch_size=2, **settings)
     assert calls == {"generator": 3, "classifier": 3}  # batches of 2, 2 and 1
     assert sweep.headline == HEADLINES[task]
     images = [Image.fromarray(scenes[index]["image"]) for index in range(2)]
-    columns = list(zip(*AlphaPredictor(predictor, ALPHAS)(images), strict=True))
+    columns = list(zip(*variant_answers(predictor, images, ALPHAS), strict=True))
     assert len({str((plain(answers), scores_of(answers))) for answers in columns}) == 3  # or nothing is compared
     scores = []
     for alpha, answers in zip(ALPHAS, columns, strict=True):
         predictor.model.config.alpha = alpha
-        expected = predictor(images)
+        expected = predictor.answers(images)
         assert plain(answers) == plain(expected)
         assert scores_of(answers) == pytest.approx(scores_of(expected), abs=2e-6)  # rounded to six digits
         alone = evaluate(predictor, dataset, scenes.id2label, batch_size=2, **settings)
@@ -106,8 +107,8 @@ def test_every_alpha_scores_as_if_it_were_the_only_one(task, isolated, scenes):
 def test_alpha_0_is_the_generator_alone(scenes):
     predictor = fused_predictor(scenes, "panoptic")
     images = [Image.fromarray(scenes[index]["image"]) for index in range(3)]
-    alone = Predictor(predictor.model.generator, predictor.processor.generator, task="panoptic")
-    for answers, expected in zip(AlphaPredictor(predictor, ALPHAS)(images), alone(images), strict=True):
+    alone = Segmenter(predictor.model.generator, predictor.processor.generator, task="panoptic")
+    for answers, expected in zip(variant_answers(predictor, images, ALPHAS), alone.answers(images), strict=True):
         assert torch.equal(answers[0]["segmentation"], expected["segmentation"])
         assert answers[0]["segments_info"] == expected["segments_info"]
 
@@ -115,34 +116,36 @@ def test_alpha_0_is_the_generator_alone(scenes):
 def test_views_are_kept_in_a_sweep(scenes):
     predictor = fused_predictor(scenes, "semantic", views=Views((1.0, 1.5), flip=True))
     calls = count_calls(predictor.model)
-    rows = AlphaPredictor(predictor, ALPHAS)([Image.fromarray(scenes[0]["image"])])
+    rows = variant_answers(predictor, [Image.fromarray(scenes[0]["image"])], ALPHAS)
     assert calls == {"generator": 4, "classifier": 4}
     predictor.model.config.alpha = 0.4
-    assert torch.equal(rows[0][1], predictor([Image.fromarray(scenes[0]["image"])])[0])
+    assert torch.equal(rows[0][1], predictor.answers([Image.fromarray(scenes[0]["image"])])[0])
 
 
 def test_an_interrupted_sweep_goes_on(scenes, tmp_path):
     predictor = fused_predictor(scenes, "semantic")
     settings = {"partial_folder": tmp_path / "partial", "chunk_size": 2, "more_metrics": ["oracle"]}
-    whole = sweep_alphas(AlphaPredictor(predictor, ALPHAS), scenes, scenes.id2label, more_metrics=["oracle"])
+    whole = sweep_alphas(predictor, ALPHAS, scenes, scenes.id2label, more_metrics=["oracle"])
 
-    class Breaking(AlphaPredictor):
+    class Breaking(Segmenter):
         images = 0
 
-        def with_masks(self, images):
+        def ask(self, images, *settings, **more):
             self.images += len(images)
             if self.images > 3:
                 raise RuntimeError("out of memory")
-            return super().with_masks(images)
+            return super().ask(images, *settings, **more)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        sweep_alphas(Breaking(predictor, ALPHAS), scenes, scenes.id2label, **settings)
+        sweep_alphas(
+            Breaking(predictor.model, predictor.processor, task="semantic"), ALPHAS, scenes, scenes.id2label, **settings
+        )
     calls = count_calls(predictor.model)
-    again = sweep_alphas(AlphaPredictor(predictor, ALPHAS), scenes, scenes.id2label, **settings)
+    again = sweep_alphas(predictor, ALPHAS, scenes, scenes.id2label, **settings)
     assert calls["generator"] == 3  # two of five were counted
     np.testing.assert_equal(sweep_content(again), sweep_content(whole))
     with pytest.raises(ValueError, match=r"another evaluation \(variants"):
-        sweep_alphas(AlphaPredictor(predictor, [0.0, 0.5]), scenes, scenes.id2label, **settings)
+        sweep_alphas(predictor, [0.0, 0.5], scenes, scenes.id2label, **settings)
     delete_partial_results(tmp_path / "partial")
 
 
@@ -189,16 +192,16 @@ def test_the_report_says_what_matters(tmp_path):
 @pytest.mark.parametrize("alphas", [[0.5, 1.0], [0.0, 1.0, 0.5], [0.0, 0.0]])
 def test_alphas_rise_from_0(alphas, scenes):
     with pytest.raises(ValueError, match="must rise from 0"):
-        sweep_alphas(AlphaPredictor(fused_predictor(scenes, "semantic"), alphas), scenes, scenes.id2label)
+        sweep_alphas(fused_predictor(scenes, "semantic"), alphas, scenes, scenes.id2label)
 
 
 def test_alphas_are_of_a_fused_model(scenes):
     predictor = fused_predictor(scenes, "semantic")
     with pytest.raises(ValueError, match=r"alpha=1.5 is no number in \[0, 1\]"):
-        AlphaPredictor(predictor, [0.0, 1.5])
-    alone = Predictor(predictor.model.generator, predictor.processor.generator, task="semantic")
+        sweep_alphas(predictor, [0.0, 1.5], scenes, scenes.id2label)
+    alone = Segmenter(predictor.model.generator, predictor.processor.generator, task="semantic")
     with pytest.raises(ValueError, match="has no classifier"):
-        AlphaPredictor(alone, ALPHAS)
+        sweep_alphas(alone, ALPHAS, scenes, scenes.id2label)
 
 
 @pytest.fixture(scope="module")
@@ -274,12 +277,11 @@ import json, sys
 from accelerate import PartialState
 sys.path.insert(0, sys.argv[1])
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.evaluation.predictor import AlphaPredictor
 from hf_segvit.evaluation.alpha_sweep import sweep_alphas
 from tests.test_evaluate_fusion import ALPHAS, fused_predictor
 state = PartialState(cpu=True)
 scenes = GeneratedScenes(5, size=(48, 64))
-sweep = sweep_alphas(AlphaPredictor(fused_predictor(scenes, "semantic"), ALPHAS), scenes, scenes.id2label)
+sweep = sweep_alphas(fused_predictor(scenes, "semantic"), ALPHAS, scenes, scenes.id2label)
 print(json.dumps([sweep.generator.num_images, [sweep.score(alpha) for alpha in ALPHAS]]), flush=True)
 """
 
@@ -303,6 +305,6 @@ def test_processes_share_a_sweep(tmp_path, scenes):
         for rank in range(2)
     ]
     rows = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
-    alone = sweep_alphas(AlphaPredictor(fused_predictor(scenes, "semantic"), ALPHAS), scenes, scenes.id2label)
+    alone = sweep_alphas(fused_predictor(scenes, "semantic"), ALPHAS, scenes, scenes.id2label)
     for row in rows:
         assert row == [5, pytest.approx([alone.score(alpha) for alpha in ALPHAS], rel=1e-15)]

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.evaluation import evaluate, load_predictor
+from hf_segvit.evaluation import evaluate
+from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.inference.views import Views
 from hf_segvit.models.mask_encoding import decode_mask
 from tests.test_evaluate import HEADLINES, TASKS, dataset_for
@@ -61,7 +62,7 @@ def checkpoint(tmp_path_factory) -> str:
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_is_evaluated(task, checkpoint):
     scenes = GeneratedScenes(3, size=(48, 64))
-    predictor = load_predictor(checkpoint, task=task, stuff_classes=scenes.stuff_classes)
+    predictor = Segmenter.from_pretrained(checkpoint, task=task, stuff_classes=scenes.stuff_classes)
     predictor.threshold = 0.02 if task == "panoptic" else None  # a random model is sure of nothing
     settings = {"stuff_classes": scenes.stuff_classes, "more_metrics": ["oracle"], "batch_size": 2}
     result = evaluate(predictor, dataset_for(task, scenes), scenes.id2label, **settings)
@@ -77,7 +78,7 @@ def example_images():
 def test_the_model_is_told_its_task(checkpoint):
     logits = {}
     for task in ("panoptic", "semantic"):
-        predictor = load_predictor(checkpoint, task=task)
+        predictor = Segmenter.from_pretrained(checkpoint, task=task)
         inputs = predictor.inputs(example_images()[:1])
         with torch.no_grad():
             logits[task] = predictor.model(**inputs).class_queries_logits
@@ -88,11 +89,11 @@ def test_the_model_is_told_its_task(checkpoint):
 
 
 def test_padding_of_a_batch_changes_no_answer(checkpoint):
-    predictor = load_predictor(checkpoint, task="semantic")
-    together = predictor(example_images())
+    predictor = Segmenter.from_pretrained(checkpoint, task="semantic")
+    together = predictor.answers(example_images())
     for one, image in zip(together, example_images(), strict=True):
         assert one.shape == (image.height, image.width)
-        assert torch.equal(one, predictor([image])[0])
+        assert torch.equal(one, predictor.answers([image])[0])
 
 
 def decided(model, inputs, outputs):
@@ -104,9 +105,9 @@ def decided(model, inputs, outputs):
 
 
 def test_views_are_averaged(checkpoint):
-    predictor = load_predictor(checkpoint, task="semantic", views=Views((0.5, 1.0), flip=True))
+    predictor = Segmenter.from_pretrained(checkpoint, task="semantic", views=Views((0.5, 1.0), flip=True))
     predictor.model.register_forward_hook(decided)
-    (answer,) = predictor(example_images()[:1])
+    (answer,) = predictor.answers(example_images()[:1])
     (image, processor), total = (example_images()[0], predictor.processor), 0
     for side in (32, 64):
         for mirrored in (False, True):
@@ -128,9 +129,9 @@ def test_views_are_averaged(checkpoint):
 
 
 def test_instances_are_those_of_the_official_rule(checkpoint):
-    predictor = load_predictor(checkpoint, task="instance")
+    predictor = Segmenter.from_pretrained(checkpoint, task="instance")
     image = example_images()[0]
-    (answer,) = predictor([image])
+    (answer,) = predictor.answers([image])
     inputs = predictor.inputs([image])
     with torch.no_grad():
         outputs = predictor.model(**inputs)

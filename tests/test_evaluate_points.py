@@ -14,13 +14,13 @@ from hf_segvit.data.reading import describe, load_segmentation_dataset
 from hf_segvit.evaluation.points import (
     InteriorPoints,
     MaximumPoints,
-    PointPredictor,
     RandomPoints,
     evaluate_points,
     labelled_segments,
     point_source,
 )
-from hf_segvit.evaluation.predictor import Predictor
+from hf_segvit.inference.point_classifier import PointClassifier
+from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
@@ -44,8 +44,8 @@ def tiny_vit_p(**overrides):
     return randomize(ViTPForPointClassification(ViTPConfig(**{**settings, **overrides}))).eval()
 
 
-def predictor_of(model) -> PointPredictor:
-    return PointPredictor(model, ViTPImageProcessor(size=56))
+def predictor_of(model) -> PointClassifier:
+    return PointClassifier(model, ViTPImageProcessor(size=56))
 
 
 def scenes(number: int = 5, **options):
@@ -105,14 +105,14 @@ def test_maximum_points_are_the_generators_and_the_truth_is_the_pixels():
     places = [(1, 2), (1, 12), (6, 12), (3, 3), (4, 4)]
     model = FixedGenerator(places, [sure, sure, sure, unsure, nothing], (16, 16))
     processor = EoMTImageProcessor(task="panoptic", size={"height": 64, "width": 64})
-    asked = MaximumPoints(Predictor(model, processor, task="panoptic"))(entry, 0)
+    asked = MaximumPoints(Segmenter(model, processor, task="panoptic"))(entry, 0)
     # Cell (r, c) has its middle at (r + 0.5) / 8 of the image's height, as the image has but 8 rows of cells.
     torch.testing.assert_close(
         asked.points, torch.tensor([[2.5 / 16, 1.5 / 8], [12.5 / 16, 1.5 / 8], [12.5 / 16, 6.5 / 8]])
     )
     assert asked.labels.tolist() == [2, 1, -100]
     torch.testing.assert_close(asked.rival, torch.tensor(sure[:3]).softmax(-1).expand(3, 3))
-    turned = MaximumPoints(Predictor(model, processor, task="panoptic"), np.array([2, 0, 1]))(entry, 0)
+    turned = MaximumPoints(Segmenter(model, processor, task="panoptic"), np.array([2, 0, 1]))(entry, 0)
     assert turned.rival.argmax(-1).tolist() == [0, 0, 0]
 
 
@@ -154,7 +154,7 @@ def test_a_models_own_order_of_classes_changes_nothing():
 
 def test_the_generator_is_scored_at_the_same_points():
     dataset = scenes(3, task="panoptic")
-    generator = Predictor(tiny_eomt(id2label=LABELS), EoMTImageProcessor(size=64), task="panoptic")
+    generator = Segmenter(tiny_eomt(id2label=LABELS), EoMTImageProcessor(size=64), task="panoptic")
     source = point_source("maximum", describe(dataset).id2label, generator=generator)
     source.threshold = 0.0
     result = evaluate_points(predictor_of(tiny_vit_p()), dataset, LABELS, source, batch_size=2)
@@ -168,14 +168,14 @@ def test_the_generator_is_scored_at_the_same_points():
 
 def test_an_interrupted_evaluation_goes_on(tmp_path):
     dataset = scenes(task="panoptic")
-    generator = Predictor(tiny_eomt(id2label=LABELS), EoMTImageProcessor(size=64), task="panoptic")
+    generator = Segmenter(tiny_eomt(id2label=LABELS), EoMTImageProcessor(size=64), task="panoptic")
     source = point_source("maximum", describe(dataset).id2label, generator=generator)
     source.threshold = 0.0
     whole = evaluate_points(predictor_of(tiny_vit_p()), dataset, LABELS, source)
     assert whole.metrics["num_points"]
     assert "generator_top_1" in whole.metrics
 
-    class Breaking(PointPredictor):
+    class Breaking(PointClassifier):
         asked, most = 0, 3
 
         def __call__(self, images, points):

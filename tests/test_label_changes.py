@@ -9,7 +9,7 @@ from transformers import Mask2FormerImageProcessor
 
 from hf_segvit import EoMTImageProcessor, ViTPImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.inference.output_files import changes_text, draw_comparison, label_changes
+from hf_segvit.inference.output_files import changes_text, draw_answer, draw_comparison, label_changes
 from hf_segvit.inference.segmenter import Segment, SegmentedImage, Segmenter
 
 from .tiny_generators import LABELS, noise_images, tiny_classifier, tiny_generator
@@ -86,7 +86,7 @@ def test_other_questions_cannot_be_compared():
 def test_the_drawing_shows_both_answers():
     image = Image.new("RGB", (240, 160), "gray")
     sides = [answer("panoptic", ["0" * 240] * 160, {0: (label, 0.5)}) for label in (ROAD, CAR)]
-    sheet = draw_comparison(image, *sides, LABELS)
+    sheet = draw_comparison(image, sides[0], draw_answer(image, sides[1], LABELS), LABELS)
     assert sheet.width > 3 * 240
     thirds = [np.asarray(sheet)[-30, round(sheet.width * place)] for place in (1 / 6, 1 / 2, 5 / 6)]
     assert thirds[0].tolist() == [128, 128, 128]

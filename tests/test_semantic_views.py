@@ -12,9 +12,8 @@ from hf_segvit import (
     ViTPFusionImageProcessor,
     ViTPImageProcessor,
 )
-from hf_segvit.evaluation import Predictor
 from hf_segvit.inference.segmenter import Segmenter
-from hf_segvit.inference.views import Views, ask_views, merge_views, scaled_size
+from hf_segvit.inference.views import Views, merge_views, scaled_size
 
 from .tiny_generators import TASK_INPUTS, noise_images, tiny_classifier, tiny_generator
 
@@ -84,7 +83,7 @@ def test_one_plain_view_is_the_plain_answer(kind):
         outputs = model(**processor(images=[image], return_tensors="pt"), **settings)
     (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(40, 50)])
     for views in (Views(), Views((1.0,))):
-        (answer,) = Predictor(model, processor, task="semantic", views=views)([image])
+        (answer,) = Segmenter(model, processor, task="semantic", views=views).answers([image])
         assert torch.equal(answer, expected)
     assert len(expected.unique()) > 1  # or a mistake could hide
 
@@ -93,8 +92,8 @@ def test_one_plain_view_is_the_plain_answer(kind):
 def test_views_are_averaged_as_a_plain_loop_does(kind):
     """Every view anew: processor, model, post-processing, one image at a time."""
     model, processor = case(kind)
-    predictor = Predictor(model, processor, task="semantic", views=VIEWS)
-    answers = predictor(example_images())
+    predictor = Segmenter(model, processor, task="semantic", views=VIEWS)
+    answers = predictor.answers(example_images())
     settings = {"task": "semantic"} if kind.startswith("fused") else {}
     is_eomt = "former" not in kind
     for image, answer in zip(example_images(), answers, strict=True):
@@ -123,12 +122,12 @@ def test_the_mirror_image_gets_the_mirrored_answer(kind):
     """Classifier's image and points included: the fused model would not agree if one of them were not mirrored."""
     model, processor = case(kind)
     image = example_images()[0]
-    predictor = Predictor(model, processor, task="semantic", views=Views((1.0,), flip=True))
-    (answer,), (mirror,) = predictor([image]), predictor([mirrored(image)])
+    predictor = Segmenter(model, processor, task="semantic", views=Views((1.0,), flip=True))
+    (answer,), (mirror,) = predictor.answers([image]), predictor.answers([mirrored(image)])
     # The two views are summed in the other order, which is exact for two; resampling is mirrored but for rounding.
     assert (answer == mirror.flip(-1)).float().mean() > 0.995
-    plain = Predictor(model, processor, task="semantic")
-    assert not torch.equal(plain([image])[0], plain([mirrored(image)])[0].flip(-1))
+    plain = Segmenter(model, processor, task="semantic")
+    assert not torch.equal(plain.answers([image])[0], plain.answers([mirrored(image)])[0].flip(-1))
 
 
 class Bright:
@@ -148,12 +147,12 @@ def test_a_model_that_is_equivariant_gives_the_same_answer_from_all_views():
     processor = EoMTImageProcessor(task="semantic", size={"height": 64, "width": 64}, do_split_image=False)
     model = Bright()
 
-    def forward(images, **settings):
-        return model(**processor(images=images, return_tensors="pt", **settings))
-
     answers = []
     for views in (Views(), Views((1.0,), flip=True), Views((0.5, 1.0, 2.0), flip=True)):
-        asked = ask_views(forward, processor, [image], views)
+        asked = list(views.of([image], processor))
+        for view in asked:
+            settings = {} if view.size is None else {"size": view.size}
+            view.outputs = model(**processor(images=view.images, return_tensors="pt", **settings))
         assert len(asked) == len(views.scales) * (1 + views.flip)
         answers.append(merge_views(processor, asked, [(64, 64)])[0])
     truth = torch.from_numpy(np.asarray(image.convert("L")) > 127).long()
@@ -181,23 +180,22 @@ def test_no_answer_of_a_fused_model_depends_on_the_rest_of_the_batch(kind):
     processor = ViTPFusionImageProcessor.from_generator_and_classifier(
         processors[kind](), ViTPImageProcessor(size={"height": 56, "width": 56}), config=model.config
     )
-    predictor = Predictor(model, processor, task="semantic")
     segmenter = Segmenter(model, processor, task="semantic", device="cpu")
     unequal = [*example_images(), example_images()[0]]
-    alone = [predictor([image])[0] for image in unequal]
+    alone = [segmenter.answers([image])[0] for image in unequal]
     for answer, segmented, pair, expected in zip(
-        predictor(unequal), segmenter(unequal), segmenter.compare(unequal), alone, strict=True
+        segmenter.answers(unequal), segmenter(unequal), segmenter.compare(unequal), alone, strict=True
     ):
         # Where the batch is computed together, it is summed in another order.
         assert (answer == expected).float().mean() > 0.995
         assert np.array_equal(segmented.segment_map, answer.numpy())
         assert np.array_equal(pair[1].segment_map, answer.numpy())
-    assert segmenter([]) == segmenter.compare([]) == predictor([]) == []
+    assert segmenter([]) == segmenter.compare([]) == segmenter.answers([]) == []
 
 
-def test_segmenter_and_predictor_agree():
+def test_segments_and_answers_agree():
     model, processor = case("fused")
-    maps = Predictor(model, processor, task="semantic", views=VIEWS)(example_images())
+    maps = Segmenter(model, processor, task="semantic", device="cpu", views=VIEWS).answers(example_images())
     segmented = Segmenter(model, processor, task="semantic", device="cpu", views=VIEWS)(example_images())
     for label_map, image in zip(maps, segmented, strict=True):
         assert np.array_equal(image.segment_map, label_map.numpy())
@@ -220,8 +218,7 @@ def test_scales_that_are_none(scales):
         Views(scales)
 
 
-@pytest.mark.parametrize("cls", [Predictor, Segmenter])
-def test_views_are_for_semantic_segmentation(cls):
+def test_views_are_for_semantic_segmentation():
     model, _ = case("padded")
     with pytest.raises(ValueError, match="for semantic segmentation only, not for panoptic"):
-        cls(model, EoMTImageProcessor(size=64), task="panoptic", device="cpu", views=VIEWS)
+        Segmenter(model, EoMTImageProcessor(size=64), task="panoptic", device="cpu", views=VIEWS)

@@ -1,5 +1,7 @@
 """The masks that the oracle labels: right ones reach a perfect score whatever they are called, in every task."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from torch import nn
 from transformers.utils.generic import ModelOutput
 
 from hf_segvit import EoMTImageProcessor
-from hf_segvit.evaluation import Predictor, evaluate
+from hf_segvit.evaluation import evaluate
 from hf_segvit.evaluation.oracle import mask_owners, sure_outputs
-from hf_segvit.inference.views import View, Views, ask_views
+from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.inference.views import Views
 
 from .tiny_models import tiny_eomt
 
@@ -47,7 +50,7 @@ def entry():
 def test_right_masks_of_wrong_names_reach_a_perfect_score(task, headline, probabilities):
     """Two masks of one name would be one region; two thirds of doubt would fall below the threshold of 0.8."""
     processor = EoMTImageProcessor(size=64)
-    predictor = Predictor(Halves(probabilities), processor, task=task)
+    predictor = Segmenter(Halves(probabilities), processor, task=task)
     result = evaluate(predictor, [entry()], LABELS, more_metrics=["oracle"])
     assert result.metrics[headline] < 0.8
     assert result.metrics[f"oracle_{headline}"] == pytest.approx(1.0)
@@ -55,7 +58,7 @@ def test_right_masks_of_wrong_names_reach_a_perfect_score(task, headline, probab
 
 def test_what_was_no_object_stays_so():
     processor = EoMTImageProcessor(size=64)
-    predictor = Predictor(Halves([0.1, 0.1, 0.1, 0.7]), processor, task="panoptic")
+    predictor = Segmenter(Halves([0.1, 0.1, 0.1, 0.7]), processor, task="panoptic")
     assert evaluate(predictor, [entry()], LABELS, more_metrics=["oracle"]).metrics["oracle_pq"] == 0
 
 
@@ -81,14 +84,15 @@ def test_owners_are_those_of_a_plain_loop(windows, views):
     noise = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
 
-    def forward(images, **settings):
-        outputs = model(**processor(images=images, return_tensors="pt", **settings))
+    def ask(view):
+        settings = {} if view.size is None else {"size": view.size}
+        outputs = model(**processor(images=view.images, return_tensors="pt", **settings))
         masks = outputs.masks_queries_logits
         outputs.masks_queries_logits = (masks - masks.mean((2, 3), keepdim=True)) / masks.std((2, 3), keepdim=True)
-        return outputs
+        return replace(view, outputs=outputs)
 
     with torch.no_grad():
-        asked = ask_views(forward, processor, [image], views)
+        asked = [ask(view) for view in views.of([image], processor)]
     (found,) = mask_owners(processor, asked, [(60, 100)])
     planes, labels = [], []
     for view in asked:  # every query alone, as the only class that has any probability
@@ -99,10 +103,10 @@ def test_owners_are_those_of_a_plain_loop(windows, views):
                 alone[..., -1] = 0
                 certain = logits.softmax(-1)
                 alone[row, query] = torch.tensor([1 - certain[-1], 0, 0, certain[-1]]).log()
-                one = View(type(outputs)(**{**outputs, "class_queries_logits": alone}), view.flipped, view.size)
+                one = type(outputs)(**{**outputs, "class_queries_logits": alone})
                 settings = {} if view.size is None else {"size": view.size}
                 (answer,) = processor.post_process_semantic_segmentation(
-                    one.outputs, target_sizes=[(60, 100)], return_segmentation_scores=True, **settings
+                    one, target_sizes=[(60, 100)], return_segmentation_scores=True, **settings
                 )
                 score = answer["segmentation_scores"][0]
                 planes.append(score.flip(-1) if view.flipped else score)

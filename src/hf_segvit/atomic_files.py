@@ -6,11 +6,12 @@ before the renaming, the destination stays as it was.
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,36 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any, durable: bool = False) -> None:
-    """Write plain values as JSON for people and programs, whole or not at all; see `replacing`."""
-    with replacing(path, durable) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Mapping[str, Any], durable: bool = False) -> None:
+    """Write JSON for people and `diff`: one line for each field, and for each entry of a field that is a dictionary or
+    a list of them. Numbers that are not finite become null.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    fields = [f" {json.dumps(name)}: {_json_field(value)}" for name, value in _without_nan(content).items()]
+    try:
+        with replacing(path, durable) as partial:
+            partial.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+
+
+def _json_field(value: Any) -> str:
+    if value and isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        return "[\n" + ",\n".join(f"  {json.dumps(entry)}" for entry in value) + "\n ]"
+    if value and isinstance(value, dict):
+        entries = (f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
+        return "{\n" + ",\n".join(entries) + "\n }"
+    return json.dumps(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 `check_finite` and `check_complete` look at tensors by name, `check_weights` also at their dtypes, and `format_hint`
 says whose the names are where they are not ours. `check_safetensors` reads the header of a file before a byte of its
 tensors is trusted. The format: 8 bytes with the length n of the header (little-endian), n bytes of JSON that give
-dtype, shape and byte range of every tensor, then the tensors. The ranges must tile the rest of the file exactly, without
-gap or overlap.
+dtype, shape and byte range of every tensor, then the tensors. The ranges must tile the rest of the file exactly,
+without gap or overlap.
 """
 
 import json

@@ -10,7 +10,6 @@ in pixels of the image as it is shown, with the EXIF orientation applied; classe
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from ..atomic_files import prepare_output_folder, replacing
+    from ..atomic_files import prepare_output_folder, replacing, write_json
     from ..inference.devices import describe_device, pick_device
-    from ..inference.loading import load_point_classifier
+    from ..inference.point_classifier import PointClassifier
     from ..models.image_decoding import open_image
 
     image = open_image(args.image)
@@ -77,17 +76,14 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             prepare_output_folder(path.parent)
     device = pick_device(args.device)
-    model, processor = load_point_classifier(args.model, revision=args.revision)
+    classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device)
     print(f"points classified with {args.model} on {describe_device(device)}", file=sys.stderr)
-    inputs = processor(image, input_points=[points], input_boxes=[boxes], device=device)
     try:
-        with torch.inference_mode():
-            outputs = model.eval().to(device)(**inputs)
+        answers = classifier.classify(image, points, boxes, top_k=args.top_k)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"{device} ran out of memory; ask fewer points at once, or try --device cpu") from error
-    id2label = model.config.id2label
-    answer = processor.post_process_point_classification(outputs, top_k=args.top_k, id2label=id2label)[0]
-    rows = _rows(points, boxes, answer)
+    prompts: list[dict[str, Any]] = [{"point": point} for point in points] + [{"box": box} for box in boxes]
+    rows = [{**prompt, "classes": classes} for prompt, classes in zip(prompts, answers, strict=True)]
     print(_table(rows))
     if args.output is not None:
         from ..drawing.segments import draw_prompts
@@ -98,10 +94,7 @@ def run(args: argparse.Namespace) -> int:
             draw_prompts(image, points, boxes, [first["label_id"] for first in best], texts).save(partial)
     if args.json is not None:
         about = {"model": args.model, "picture": args.image, "width": image.width, "height": image.height}
-        with replacing(args.json) as partial:
-            partial.write_text(
-                _json({"format": FORMAT, "version": VERSION, **about, "prompts": rows}), encoding="utf-8"
-            )
+        write_json(args.json, {"format": FORMAT, "version": VERSION, **about, "prompts": rows})
     return 0
 
 
@@ -116,22 +109,6 @@ def _numbers(text: str, count: int, option: str) -> list[float]:
     return [int(number) if number.is_integer() else number for number in numbers]
 
 
-def _rows(points: Sequence[Any], boxes: Sequence[Any], answer: dict[str, Any]) -> list[dict[str, Any]]:
-    prompts = [{"point": point} for point in points] + [{"box": box} for box in boxes]
-    return [
-        {
-            **prompt,
-            "classes": [
-                {"label_id": label_id, "label": label, "score": score}
-                for label_id, label, score in zip(label_ids, labels, scores, strict=True)
-            ],
-        }
-        for prompt, label_ids, labels, scores in zip(
-            prompts, answer["label_ids"].tolist(), answer["labels"], answer["scores"].tolist(), strict=True
-        )
-    ]
-
-
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """One line a prompt: where, then its classes with their scores, in columns."""
     cells = [
@@ -143,10 +120,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
-
-
-def _json(description: dict[str, Any]) -> str:
-    """One line for each field and each prompt, for people and `diff`."""
-    fields = {name: json.dumps(value) for name, value in description.items()}
-    fields["prompts"] = "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in description["prompts"]) + "\n ]"
-    return "{\n" + ",\n".join(f" {json.dumps(name)}: {text}" for name, text in fields.items()) + "\n}\n"

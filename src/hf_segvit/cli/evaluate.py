@@ -2,22 +2,21 @@
 
 With `--output`, counts are kept while it runs, so that the same command goes on where an interrupted one stopped, and
 the table, all numbers and a drawing of the worst images are written there. Several processes share the work under
-`accelerate launch -m hf_segvit evaluate ...`. With `--classifier` a ViT-P corrects the labels: evaluate_fusion.py.
+`accelerate launch -m hf_segvit evaluate ...`. With `--metrics` classes of one's own count beside the task's metric.
 
-`hf-segvit evaluate --task points`: the accuracy of a point classifier; a part of the subcommand in evaluate.py.
-
-`hf-segvit evaluate` with a ViT-P: its weight alpha, and how much of the gap to perfect labels it closes.
-
-A part of the subcommand in evaluate.py. With `--sweep-alpha`, or `--oracle`, generator and ViT-P are asked once for
-each image and scored with several alphas; with `--output`, counts of all of them are kept for going on, and
-results.json, results.txt and alpha.png are written at the end.
+With `--classifier` a ViT-P corrects the labels; with `--sweep-alpha`, or `--oracle`, generator and ViT-P are then asked
+once for each image and scored with several weights alpha, and alpha.png takes the place of worst.png. With
+`--task points` a ViT-P alone is scored.
 """
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..lookup import import_object
+from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
     add_view_options,
@@ -29,9 +28,8 @@ from .model_options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation import Predictor
+    from ..inference.segmenter import Segmenter
 
-TASKS = ("panoptic", "instance", "semantic", "points")
 # What makes two evaluations the same, so that one may go on where the other stopped.
 ABOUT = (
     *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
@@ -60,7 +58,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="S",
         help="part of the data set; default: the first of val, validation, valid and test there is",
     )
-    parser.add_argument("--task", required=True, choices=TASKS)
+    parser.add_argument("--task", required=True, choices=(*TASKS, "points"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for results and for going on")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
@@ -78,6 +76,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--boundary", action="store_true", help="also boundary IoU (semantic) or boundary AP (instance)"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="metrics of your own beside the task's, by import path; what they must have is in docs/extending.md",
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
@@ -118,29 +123,15 @@ def run(args: argparse.Namespace) -> int:
     if args.task == "points":
         return run_points(args)
 
-    from accelerate import PartialState
+    from ..data.reading import describe
+    from ..evaluation import evaluate
+    from ..evaluation.report import draw_worst
+    from ..inference.segmenter import Segmenter
 
-    from ..atomic_files import prepare_output_folder
-    from ..data.reading import describe, load_segmentation_dataset, validation_split
-    from ..evaluation import evaluate, load_predictor
-    from ..evaluation.counts import delete_partial_results
-    from ..evaluation.report import draw_worst, result_text, write_json
-    from ..inference.devices import pick_device
-
-    # A result that cannot be written is worth nothing, so this comes first.
-    for folder in (args.output, args.json.parent if args.json is not None else None):
-        if folder is not None:
-            prepare_output_folder(folder)
-    args.split = args.split or validation_split(args.data, "name one with --split")
-    dataset = load_segmentation_dataset(args.data, split=args.split, task=args.task)
-    description = describe(dataset)
-    id2label, stuff_classes = description.id2label, description.stuff_classes
-    if args.limit is not None:
-        dataset = dataset.select(range(min(args.limit, len(dataset))))
-    state = PartialState()
-    device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
+    dataset, device, settings = _prepare(args, args.task, ABOUT)
+    id2label, stuff_classes = describe(dataset).id2label, describe(dataset).stuff_classes
     with errors_name_options():
-        predictor = load_predictor(
+        segmenter = Segmenter.from_pretrained(
             args.model,
             task=args.task,
             device=device,
@@ -153,33 +144,81 @@ def run(args: argparse.Namespace) -> int:
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
         )
-    about = {name: getattr(args, name) for name in ABOUT}
-    partial_folder = args.output / "partial" if args.output is not None else None
-    settings: dict[str, Any] = {
+    settings |= {
         "stuff_classes": stuff_classes,
-        "batch_size": args.batch_size,
-        "num_workers": args.workers if args.workers is not None else 4 if device.type == "cuda" else 0,
         "absent": args.absent_classes,
         "more_metrics": [name for name in ("oracle", "boundary") if getattr(args, name)],
-        "partial_folder": partial_folder,
-        "about": about,
+    }
+    alphas = alphas_to_score(args, segmenter)
+    if alphas is not None:
+        return run_sweep(args, segmenter, alphas, dataset, id2label, settings)
+    result = evaluate(segmenter, dataset, id2label, **settings)
+    if _write(args, result, settings) and args.output is not None and args.worst:
+        draw_worst(args.output / "worst.png", segmenter, dataset, id2label, result.images[: args.worst])
+    return _finish(settings)
+
+
+def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tuple[Any, Any, dict[str, Any]]:
+    """The data set, the device, and the settings that every evaluation has."""
+    from accelerate import PartialState
+
+    from ..atomic_files import prepare_output_folder
+    from ..data.reading import load_segmentation_dataset, validation_split
+    from ..inference.devices import pick_device
+    from ..metrics.accumulation import METRIC_METHODS
+
+    # A result that cannot be written is worth nothing, so this comes first.
+    for folder in (args.output, args.json.parent if args.json is not None else None):
+        if folder is not None:
+            prepare_output_folder(folder)
+    metrics = [import_object(path, "--metrics", METRIC_METHODS) for path in args.metrics]
+    args.split = args.split or validation_split(args.data, "name one with --split")
+    dataset = load_segmentation_dataset(args.data, split=args.split, task=task)
+    if args.limit is not None:
+        dataset = dataset.select(range(min(args.limit, len(dataset))))
+    state = PartialState()
+    device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
+    settings = {
+        "metrics": metrics,
+        "batch_size": args.batch_size,
+        "num_workers": args.workers if args.workers is not None else 4 if device.type == "cuda" else 0,
+        "partial_folder": args.output / "partial" if args.output is not None else None,
+        "about": {name: getattr(args, name) for name in about},
         "progress": True,
     }
-    alphas = alphas_to_score(args, predictor)
-    if alphas is not None:
-        return run_sweep(args, predictor, alphas, dataset, id2label, about, settings)
-    result = evaluate(predictor, dataset, id2label, **settings)
-    if not state.is_main_process:
-        return 0
-    print(result_text(result, args.rows))
+    return dataset, device, settings
+
+
+def _write(args: argparse.Namespace, result: Any, settings: Mapping[str, Any]) -> bool:
+    """Print and write a result or sweep, in the main process; whether this is it."""
+    from accelerate import PartialState
+
+    from ..atomic_files import write_json
+    from ..evaluation.alpha_sweep import AlphaSweep, sweep_content, sweep_text
+    from ..evaluation.report import result_content, result_text
+
+    if not PartialState().is_main_process:
+        return False
+    is_sweep = isinstance(result, AlphaSweep)
+    text, content = (sweep_text, sweep_content) if is_sweep else (result_text, result_content)
+    print(text(result, args.rows))
+    numbers_of = {**settings["about"], **content(result)}
     if args.json is not None:
-        write_json(args.json, result, about)
-    if args.output is not None and partial_folder is not None:
-        write_json(args.output / "results.json", result, about)
-        (args.output / "results.txt").write_text(result_text(result, len(id2label)) + "\n", encoding="utf-8")
-        if args.worst:
-            draw_worst(args.output / "worst.png", predictor, dataset, id2label, result.images[: args.worst])
-        delete_partial_results(partial_folder)
+        write_json(args.json, numbers_of)
+    if args.output is not None:
+        write_json(args.output / "results.json", numbers_of)
+        (args.output / "results.txt").write_text(text(result, sys.maxsize) + "\n", encoding="utf-8")
+    return True
+
+
+def _finish(settings: Mapping[str, Any]) -> int:
+    """Delete the counts, once everything is written."""
+    from accelerate import PartialState
+
+    from ..evaluation.counts import delete_partial_results
+
+    if PartialState().is_main_process and settings["partial_folder"] is not None:
+        delete_partial_results(settings["partial_folder"])
     return 0
 
 
@@ -218,61 +257,26 @@ def run_points(args: argparse.Namespace) -> int:
     if (args.points == "maximum") != (args.generator is not None):
         raise ValueError("--points maximum and --generator MODEL go together: give both, or neither")
 
-    from accelerate import PartialState
+    from ..data.reading import available_tasks, describe
+    from ..evaluation.points import evaluate_points, point_source
+    from ..inference.point_classifier import PointClassifier
+    from ..inference.segmenter import Segmenter
 
-    from ..atomic_files import prepare_output_folder
-    from ..data.reading import available_tasks, describe, load_segmentation_dataset, validation_split
-    from ..evaluation.counts import delete_partial_results
-    from ..evaluation.points import PointPredictor, evaluate_points, point_source
-    from ..evaluation.predictor import load_predictor
-    from ..evaluation.report import result_text, write_json
-    from ..inference.devices import pick_device
-    from ..inference.loading import load_point_classifier
-
-    for folder in (args.output, args.json.parent if args.json is not None else None):
-        if folder is not None:
-            prepare_output_folder(folder)
     # Segments of one class are told apart where each is asked about.
     order = ("semantic", "panoptic") if args.points == "random" else ("panoptic", "semantic")
     tasks = [task for task in order if task in available_tasks(args.data)]
     if not tasks:
         raise ValueError(f"{args.data} has neither panoptic nor semantic labels, so that a point has no one class")
-    args.split = args.split or validation_split(args.data, "name one with --split")
-    dataset = load_segmentation_dataset(args.data, split=args.split, task=tasks[0])
+    names = ("model", "revision", "data", "split", "task", "limit", "points", "num_points", "seed", "generator")
+    dataset, device, settings = _prepare(args, tasks[0], names)
     id2label = describe(dataset).id2label
-    if args.limit is not None:
-        dataset = dataset.select(range(min(args.limit, len(dataset))))
-    state = PartialState()
-    device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
-    model, processor = load_point_classifier(args.model, revision=args.revision)
+    classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device)
     generator = None
     if args.generator is not None:
-        generator = load_predictor(args.generator, task="panoptic", device=device)
+        generator = Segmenter.from_pretrained(args.generator, task="panoptic", device=device)
     source = point_source(args.points, id2label, num_points=args.num_points, seed=args.seed, generator=generator)
-    names = ("model", "revision", "data", "split", "task", "limit", "points", "num_points", "seed", "generator")
-    about = {name: getattr(args, name) for name in names}
-    partial_folder = args.output / "partial" if args.output is not None else None
-    result = evaluate_points(
-        PointPredictor(model, processor, device),
-        dataset,
-        id2label,
-        source,
-        batch_size=args.batch_size,
-        num_workers=args.workers if args.workers is not None else 4 if device.type == "cuda" else 0,
-        partial_folder=partial_folder,
-        about=about,
-        progress=True,
-    )
-    if not state.is_main_process:
-        return 0
-    print(result_text(result, args.rows))
-    if args.json is not None:
-        write_json(args.json, result, about)
-    if args.output is not None and partial_folder is not None:
-        write_json(args.output / "results.json", result, about)
-        (args.output / "results.txt").write_text(result_text(result, len(id2label)) + "\n", encoding="utf-8")
-        delete_partial_results(partial_folder)
-    return 0
+    _write(args, evaluate_points(classifier, dataset, id2label, source, **settings), settings)
+    return _finish(settings)
 
 
 ALL = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
@@ -311,36 +315,26 @@ def check_fusion_options(args: argparse.Namespace) -> None:
             raise ValueError(f"--sweep-alpha {args.sweep_alpha}: {alpha:g} is outside [0, 1]")
 
 
-def alphas_to_score(args: argparse.Namespace, predictor: "Predictor") -> list[float] | None:
+def alphas_to_score(args: argparse.Namespace, segmenter: "Segmenter") -> list[float] | None:
     """The alphas to compare, 0 among them; `None` for a model that is scored as it is."""
     from ..inference.loading import is_fused
 
     if args.sweep_alpha is not None:
         return sorted({0.0, *numbers(args.sweep_alpha, "--sweep-alpha")})
-    if args.oracle and is_fused(predictor.model):
-        return sorted({0.0, predictor.model.config.alpha_of(args.task)})
+    if args.oracle and is_fused(segmenter.model):
+        return sorted({0.0, segmenter.model.config.alpha_of(args.task)})
     return None
 
 
 def run_sweep(
     args: argparse.Namespace,
-    predictor: "Predictor",
+    segmenter: "Segmenter",
     alphas: list[float],
     dataset: Any,
     id2label: Mapping[int, str],
-    about: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> int:
     """Score a fused model with several alphas, print and write the results.
-
-    Args:
-        args: the command's.
-        predictor: of the fused model.
-        alphas: rising from 0.
-        dataset: entries of our readers.
-        id2label: the data set's classes.
-        about: what is evaluated, for the JSON file.
-        settings: of `evaluate_variants`.
 
     Returns:
         0.
@@ -348,23 +342,9 @@ def run_sweep(
     Raises:
         ValueError: as `evaluate`, or the model has no classifier.
     """
-    from accelerate import PartialState
+    from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas
 
-    from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas, sweep_content, sweep_text
-    from ..evaluation.counts import delete_partial_results
-    from ..evaluation.predictor import AlphaPredictor
-    from ..evaluation.report import write_content
-
-    sweep = sweep_alphas(AlphaPredictor(predictor, alphas), dataset, id2label, **settings)
-    if not PartialState().is_main_process:
-        return 0
-    print(sweep_text(sweep, args.rows))
-    content = {**about, **sweep_content(sweep)}
-    if args.json is not None:
-        write_content(args.json, content)
-    if args.output is not None:
-        write_content(args.output / "results.json", content)
-        (args.output / "results.txt").write_text(sweep_text(sweep, len(id2label)) + "\n", encoding="utf-8")
+    sweep = sweep_alphas(segmenter, alphas, dataset, id2label, **settings)
+    if _write(args, sweep, settings) and args.output is not None:
         plot_sweep(args.output / "alpha.png", sweep, title=f"{Path(args.model).name} and ViT-P: {args.data}")
-        delete_partial_results(settings["partial_folder"])
-    return 0
+    return _finish(settings)

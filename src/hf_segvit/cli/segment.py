@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, output_names
+from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
     add_view_options,
@@ -46,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
         "--task",
-        choices=("panoptic", "instance", "semantic"),
+        choices=TASKS,
         help=(
             "default: what the model was trained for (panoptic for Transformers' models); instance from a "
             "panoptic model returns stuff as objects, too"

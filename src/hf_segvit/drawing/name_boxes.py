@@ -14,12 +14,18 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+Measure = tuple[int, tuple[int, int, int, int]]  # area and (x, y, width, height) of a segment, in pixels
+
 MAX_CELLS = 128  # segments are looked at on a grid of at most so many cells a side: places need no more precision
 MAX_CANDIDATES = 400
 
 
 def draw_labels(
-    drawing: Image.Image, index: np.ndarray, texts: Sequence[str], colors: Sequence[tuple[int, int, int]]
+    drawing: Image.Image,
+    index: np.ndarray,
+    texts: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+    measures: Sequence[Measure] | None = None,
 ) -> None:
     """Write the labels of all segments into a drawing.
 
@@ -28,14 +34,19 @@ def draw_labels(
         index: (H, W) number of each pixel's segment, counted from 1; 0 is void. A segment may have no pixel.
         texts: R labels; one that is wider than the image is cut.
         colors: R colours, of the boxes.
+        measures: of the R segments, where they are known.
     """
     height, width = index.shape
     # Crowded images get smaller letters, none below the 10 pixels that the bundled font needs to be read.
     size = max(10, round(min(height, width) / (30 if len(texts) <= 20 else 40)))
     font = ImageFont.load_default(size)
     padding = max(1, round(size / 4))
-    windows = ndimage.find_objects(index, len(texts))
-    areas = np.bincount(index.ravel(), minlength=len(texts) + 1)[1:]
+    if measures is None:
+        windows = ndimage.find_objects(index, len(texts))
+        areas = np.bincount(index.ravel(), minlength=len(texts) + 1)[1:]
+    else:
+        windows = [(slice(y, y + rows), slice(x, x + columns)) for _, (x, y, columns, rows) in measures]
+        areas = np.array([area for area, _ in measures], dtype=np.int64)
     placed: dict[int, np.ndarray] = {}
     anchors: dict[int, tuple[float, float]] = {}
     fitted = {}

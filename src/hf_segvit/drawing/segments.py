@@ -1,12 +1,11 @@
-"""Images of segments, sheets of images, and curves.
+"""Images of segments and prompts, sheets of images, and curves.
 
 - `draw_segments`: an image with its segments tinted, outlined and labelled; `segment_colors` are their colours.
+- `draw_prompts`: an image with the points and boxes that were asked about, each with its answer beside it.
 - `contact_sheet`: rows of images under column titles, such as input, truth and prediction.
 - `plot_curves`: histories of numbers, one panel per quantity.
 
 The same label has the same hue in every image. H W pixels, R segments (rows of `segments_info`).
-
-An image with the points and boxes that were asked about, each with its answer beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..atomic_files import replacing
-from .name_boxes import draw_labels
+from ..models.image_decoding import to_rgb
+from .name_boxes import Measure, draw_labels
 
 Color = tuple[int, int, int]
 
@@ -36,6 +36,7 @@ def draw_segments(
     *,
     alpha: float = 0.5,
     scale: int = 1,
+    measures: Sequence[Measure] | None = None,
 ) -> Image.Image:
     """Draw segments over an image: tinted, outlined, and labelled with name and score where a label finds room.
 
@@ -46,6 +47,8 @@ def draw_segments(
         id2label: names by label id.
         alpha: strength of the tint, from 0 (image only) to 1 (colour only).
         scale: whole factor by which the result is larger than the image, for labels on small images.
+        measures: area and (x, y, width, height), in pixels, of each row's segment in the map; `None` where they have to
+            be measured.
 
     Returns:
         The drawing, (scale * H, scale * W), RGB.
@@ -58,7 +61,7 @@ def draw_segments(
         raise ValueError(f"alpha is {alpha}; give a number from 0 to 1")
     if scale < 1 or scale != int(scale):
         raise ValueError(f"scale is {scale}; give a whole number of at least 1")
-    canvas = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image), "RGB")
+    canvas = to_rgb(image)
     index = _row_numbers(segmentation, segments_info)
     if index.shape != (canvas.height, canvas.width):
         raise ValueError(
@@ -67,6 +70,7 @@ def draw_segments(
         )
     texts = [_label_text(row, id2label) for row in segments_info]
     if scale > 1:
+        measures = None
         canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
         index = index.repeat(scale, axis=0).repeat(scale, axis=1)
 
@@ -76,12 +80,12 @@ def draw_segments(
     drawing = Image.composite(Image.blend(canvas, paint, alpha), canvas, Image.fromarray(index > 0))
     outline = Image.fromarray(_outlines(index, max(1, round(min(index.shape) / 500))) & (index > 0))
     drawing.paste(paint, mask=outline)
-    draw_labels(drawing, index, texts, [colors[row["id"]] for row in segments_info])
+    draw_labels(drawing, index, texts, [colors[row["id"]] for row in segments_info], measures)
     return drawing
 
 
 def segment_colors(segments_info: Sequence[Mapping[str, Any]]) -> dict[int, Color]:
-    """A colour for every segment: hue by label, shade by place among the segments of that label.
+    """A colour for every segment: hue by label, shade by number among the segments of that label.
 
     Returns:
         Segment id to (red, green, blue) in [0, 255]; the same rows always get the same colours.
@@ -89,12 +93,12 @@ def segment_colors(segments_info: Sequence[Mapping[str, Any]]) -> dict[int, Colo
     colors: dict[int, Color] = {}
     seen: dict[int, int] = {}
     for row in segments_info:
-        label, place = row["label_id"], seen.get(row["label_id"], 0)
-        seen[label] = place + 1
+        label, number = row["label_id"], seen.get(row["label_id"], 0)
+        seen[label] = number + 1
         # Multiples of the golden ratio spread any number of hues evenly; the lightness tells later labels of close
         # hue apart.
-        hue = 360 * ((0.08 + label * 0.6180339887) % 1) + (0, 16, -16, 8, -8)[place % 5]
-        lightness = (0.74, 0.62, 0.82)[label // 8 % 3] + (0, -0.13, 0.07, -0.2, 0.12, -0.07)[place % 6]
+        hue = 360 * ((0.08 + label * 0.6180339887) % 1) + (0, 16, -16, 8, -8)[number % 5]
+        lightness = (0.74, 0.62, 0.82)[label // 8 % 3] + (0, -0.13, 0.07, -0.2, 0.12, -0.07)[number % 6]
         colors[row["id"]] = _oklch_color(min(lightness, 0.9), 0.17, hue)
     return colors
 
@@ -220,6 +224,8 @@ def _row_numbers(segmentation: Any, segments_info: Sequence[Mapping[str, Any]]) 
     if ids.ndim != 2:
         raise ValueError(f"the segmentation has shape {ids.shape}; it must be (height, width)")
     row_ids = np.array([-1] + [row["id"] for row in segments_info], dtype=np.int64)
+    if (row_ids == np.arange(-1, len(segments_info))).all() and ids.min() >= -1 and ids.max() < len(segments_info):
+        return ids.astype(np.int32) + 1  # as post-processing numbers them: nothing has to be looked up
     order = np.argsort(row_ids, kind="stable")
     position = np.minimum(np.searchsorted(row_ids[order], ids), len(order) - 1)
     found = row_ids[order][position] == ids
@@ -273,13 +279,13 @@ def _oklch_color(lightness: float, chroma: float, hue: float) -> Color:
 def _scaled_to_fit(panel: Image.Image, width: int, height: int) -> Image.Image:
     factor = min(width / panel.width, height / panel.height)
     size = (max(1, round(panel.width * factor)), max(1, round(panel.height * factor)))
-    return panel.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return to_rgb(panel).resize(size, Image.Resampling.LANCZOS)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
     """Mean of a window of a tenth of the points around each; at the ends half of it, so that noise stays out there."""
-    places, half = np.arange(len(values)), max(1, len(values) // 20)
-    low, high = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    centers, half = np.arange(len(values)), max(1, len(values) // 20)
+    low, high = np.maximum(centers - half, 0), np.minimum(centers + half + 1, len(values))
     total = np.concatenate([[0], np.cumsum(values)])
     return (total[high] - total[low]) / (high - low)
 
@@ -309,24 +315,22 @@ def draw_prompts(
     count = len(points) + len(boxes)
     if len(label_ids) != count or len(texts) != count:
         raise ValueError(f"{count} prompts need as many label_ids and texts, not {len(label_ids)} and {len(texts)}")
-    drawing = image.convert("RGB")
-    if drawing is image:
-        drawing = image.copy()
+    drawing = to_rgb(image).copy()
     side = min(drawing.size)
     # Prompts of one label have one colour: the rows are numbered by label, so none is the second of its label.
     colors = segment_colors([{"id": label, "label_id": label} for label in sorted(set(label_ids))])
     radius, line = max(2, round(side / 90)), max(1, round(side / 250))
     # Where each prompt's marks are, for labels to keep off and point to; the last drawn lies on top.
     marks = Image.new("I", drawing.size, 0)
-    canvas, places = ImageDraw.Draw(drawing), ImageDraw.Draw(marks)
+    canvas, mark = ImageDraw.Draw(drawing), ImageDraw.Draw(marks)
     for number, box in enumerate(boxes, start=len(points)):
         frame = tuple(np.minimum(np.round(box).astype(int), np.array([*drawing.size, *drawing.size]) - 1).tolist())
         canvas.rectangle(frame, outline="white", width=line + 2)
         canvas.rectangle(frame, outline=colors[label_ids[number]], width=line)
-        places.rectangle(frame, outline=number + 1, width=line)
+        mark.rectangle(frame, outline=number + 1, width=line)
     for number, (x, y) in enumerate(points):
         dot = (x + 0.5 - radius, y + 0.5 - radius, x + 0.5 + radius, y + 0.5 + radius)
         canvas.ellipse(dot, fill=colors[label_ids[number]], outline="white", width=max(1, radius // 3))
-        places.ellipse(dot, fill=number + 1)
+        mark.ellipse(dot, fill=number + 1)
     draw_labels(drawing, np.array(marks, dtype=np.int64), texts, [colors[label] for label in label_ids])
     return drawing

@@ -8,15 +8,17 @@ labels. `sweep_text`, `sweep_content` and `plot_sweep` show them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..drawing.segments import plot_curves
+from ..inference.loading import is_fused
+from ..inference.segmenter import Segmenter
+from ..models.class_fusion import check_alpha
 from .counts import ORACLE
-from .evaluate import EvaluationResult, evaluate_variants
-from .predictor import AlphaPredictor
+from .evaluate import EvaluationResult, evaluate_variants, variant_answers
 from .report import result_content
 from .tasks import evaluation_task
 
@@ -71,31 +73,40 @@ class AlphaSweep:
         return dict(sorted(scores.items(), key=lambda item: min(item[1].values()) - max(item[1].values())))
 
 
-def sweep_alphas(predictor: AlphaPredictor, dataset: Any, id2label: Mapping[int, str], **settings: Any) -> AlphaSweep:
-    """Score a fused model with every alpha of its predictor.
+def sweep_alphas(
+    segmenter: Segmenter, alphas: Sequence[float], dataset: Any, id2label: Mapping[int, str], **settings: Any
+) -> AlphaSweep:
+    """Score a fused model with several weights of its ViT-P.
 
     Args:
-        predictor: of the model; its alphas must contain 0.
+        segmenter: of the model.
+        alphas: weights in [0, 1], rising from 0, the generator alone.
         dataset: entries of our readers.
         id2label: the data set's classes.
-        settings: as of `evaluate_variants`; counts kept in a `partial_folder` are of all alphas.
+        settings: of `EvaluationSettings`; counts kept in a `partial_folder` are of all alphas.
 
     Raises:
-        ValueError: alpha 0 is missing, or as `evaluate` does.
+        ValueError: the model is not fused, the alphas do not rise from 0 to at most 1, or as `evaluate` does.
     """
-    alphas = sorted({float(alpha) for alpha in predictor.alphas})
-    if alphas != predictor.alphas or alphas[0] != 0:
-        raise ValueError(f"alphas {predictor.alphas} must rise from 0, the generator alone, and not repeat")
+    if not is_fused(segmenter.model):
+        raise ValueError(
+            f"{type(segmenter.model).__name__} has no classifier whose weight alpha could be; name one with "
+            "--classifier"
+        )
+    for alpha in alphas:
+        check_alpha(alpha)
+    if sorted({float(alpha) for alpha in alphas}) != list(alphas) or alphas[0] != 0:
+        raise ValueError(f"alphas {list(alphas)} must rise from 0, the generator alone, and not repeat")
+    with_masks = ORACLE in settings.get("more_metrics", ())
     results = evaluate_variants(
-        predictor.task,
-        predictor.id2label,
-        predictor.with_masks if ORACLE in settings.get("more_metrics", ()) else predictor,
+        segmenter,
+        lambda images: variant_answers(segmenter, images, alphas, with_masks),
         dataset,
         id2label,
-        variants=[_name(alpha) for alpha in alphas],
+        [_name(alpha) for alpha in alphas],
         **settings,
     )
-    task = evaluation_task(predictor.task, len(id2label))
+    task = evaluation_task(segmenter.task, len(id2label))
     return AlphaSweep(task.headline, task.columns[0], {alpha: results[_name(alpha)] for alpha in alphas})
 
 
@@ -174,16 +185,9 @@ def _percent(value: float) -> str:
 
 def _table(rows: list[list[str]]) -> list[str]:
     """Rows as aligned lines; the first column and remarks to the left, numbers to the right."""
-    columns = len(rows[0])
-    widths = [max(len(row[place]) for row in rows) for place in range(columns)]
-    return [
-        "  "
-        + "  ".join(
-            [
-                f"{row[0]:<{widths[0]}}",
-                *[f"{row[place]:>{widths[place]}}" for place in range(1, columns)],
-                *row[columns:],
-            ]
-        ).rstrip()
-        for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows)]  # noqa: B905 - only some rows have a remark
+    lines = []
+    for name, *cells in rows:
+        numbers = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:])]  # noqa: B905
+        lines.append("  " + "  ".join([f"{name:<{widths[0]}}", *numbers, *cells[len(numbers) :]]).rstrip())
+    return lines

@@ -1,10 +1,8 @@
-"""What an evaluation counts while it runs: the metric of the task, others on request, and a score for each image.
+"""What an evaluation counts while it runs, also on disk, so that an interrupted one goes on where it stopped.
 
-`EvaluationCounts` feeds all metrics with the same answers; its state can be stored, sent to another process and merged.
-`VariantCounts` are those of several answers to the same images, `PointCounts` those of a point classifier. `METRICS`
-says which metrics there may be beside the task's own.
-
-Counts on disk, so that an interrupted evaluation goes on where it stopped.
+`EvaluationCounts` feeds the metric of a task and further ones with the same answers, and scores each image; its state
+can be stored, sent to another process and merged. `VariantCounts` are those of several answers to the same images.
+`further_metrics` makes what is counted beside the task's own metric: by name from `METRICS`, or a user's classes.
 
 `PartialResults` is a folder of small files, one for each chunk of images that was counted. A file is written whole or
 not at all and never changed, so that any number of processes may write at once, and the next run may have another
@@ -24,17 +22,46 @@ import numpy as np
 from accelerate.utils import gather_object
 
 from ..atomic_files import replacing
-from ..metrics.accumulation import merge_across_processes
-from ..metrics.point_accuracy import PointAccuracy
+from ..lookup import suggestion
+from ..metrics.accumulation import Metric, merge_across_processes
 from .oracle import OracleClassification
-from .tasks import EvaluationTask, MaskedAnswer
+from .tasks import EvaluationTask
 
 MAIN, ORACLE = "main", "oracle"
 # By name: what else can be counted. Results have the name before theirs, such as `oracle_pq`.
-METRICS: dict[str, Callable[[EvaluationTask], Any]] = {
+METRICS: dict[str, Callable[[EvaluationTask], Metric]] = {
     ORACLE: lambda task: OracleClassification(task.new_metric()),
     "boundary": lambda task: task.new_boundary_metric(),
 }
+
+
+def further_metrics(
+    task: EvaluationTask,
+    names: Sequence[str],
+    classes: Sequence[type],
+    id2label: Mapping[int, str],
+    stuff_classes: Sequence[int],
+) -> dict[str, Metric]:
+    """Empty metrics beside the task's own, by name; a user's class has its import path as name.
+
+    Raises:
+        ValueError: there is no such metric, the task has none of its kind, or a class is given twice.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise ValueError(f"there is no metric {unknown[0]!r}; {suggestion(unknown[0], METRICS)}")
+    metrics = {name: METRICS[name](task) for name in names}
+    for cls in classes:
+        name = import_path(cls)
+        if name in metrics:
+            raise ValueError(f"metric {name} is given twice; leave one of them out")
+        metrics[name] = cls(id2label=dict(id2label), stuff_classes=list(stuff_classes))
+    return metrics
+
+
+def import_path(cls: type) -> str:
+    """What a class is called where it is named: "package.module:Name"."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 class EvaluationCounts:
@@ -42,36 +69,58 @@ class EvaluationCounts:
 
     Args:
         task: what is evaluated.
-        more: names in `METRICS`, counted beside the task's own metric.
+        further: empty metrics that are counted beside the task's own, by name.
 
     Raises:
-        ValueError: there is no such metric, or the task has none of its kind.
+        ValueError: two metrics have values of the same name.
 
     Attributes:
         metrics: by name; the task's own is `MAIN`.
-        images: [place in the data set, image id, score] of each image.
+        images: [index in the data set, image id, score] of each image.
     """
 
-    def __init__(self, task: EvaluationTask, more: Sequence[str] = ()) -> None:
-        unknown = [name for name in more if name not in METRICS]
-        if unknown:
-            raise ValueError(f"there is no metric {unknown[0]!r}; choose among {', '.join(METRICS)}")
+    def __init__(self, task: EvaluationTask, further: Mapping[str, Metric]) -> None:
         self.task, self.single = task, task.new_metric()
-        self.metrics: dict[str, Any] = {MAIN: task.new_metric(), **{name: METRICS[name](task) for name in more}}
+        self.metrics: dict[str, Any] = {MAIN: task.new_metric(), **further}
         self.images: list[list[Any]] = []
+        self.values()  # so that a clash of names is told before hours of counting, not after
 
-    def count(self, index: int, entry: Mapping[str, Any], answer: Any) -> None:
-        """Count the answer, perhaps a `MaskedAnswer`, to the image at a place of the data set."""
-        image_id, reference = entry["image_id"], self.task.reference(entry)
-        given, masks = (answer.answer, answer.masks) if isinstance(answer, MaskedAnswer) else (answer, answer)
+    def count(self, index: int, image_id: Any, reference: Any, answer: Any, others: Mapping[str, Any]) -> None:
+        """Count the answer to the image at an index of the data set.
+
+        `others` is what single metrics get in place of the answer, by name.
+        """
         about = {"references": [reference], "image_ids": [image_id]}
         self.single.reset()
-        self.single.add_batch(predictions=[given], **about)
+        self.single.add_batch(predictions=[answer], **about)
         self.metrics[MAIN].merge(self.single)
         for name, metric in self.metrics.items():
             if name != MAIN:
-                metric.add_batch(predictions=[masks if name == ORACLE else given], **about)
+                metric.add_batch(predictions=[others.get(name, answer)], **about)
         self.images.append([index, image_id, self.task.image_score(self.single)])
+
+    def values(self) -> dict[str, Any]:
+        """What the metrics compute, but for `per_class`; those with a plain name have it before theirs.
+
+        Raises:
+            ValueError: two metrics have values of the same name.
+        """
+        values: dict[str, Any] = {}
+        for name, metric in self.metrics.items():
+            found = {key: value for key, value in metric.compute().items() if key != "per_class"}
+            if name != MAIN and ":" not in name:
+                found = {
+                    f"{name}_{key.removeprefix(f'{name}_')}": value
+                    for key, value in found.items()
+                    if isinstance(value, float)
+                }
+            if clashes := sorted(found.keys() & values):
+                raise ValueError(
+                    f"the metric {name} has a value {clashes[0]!r}, and so has another metric; give it another name"
+                )
+            # NumPy's numbers are not all known to JSON, and not all of them are floats to a report.
+            values |= {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
+        return values
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted, as plain objects and arrays."""
@@ -100,29 +149,15 @@ class EvaluationCounts:
 
 
 class VariantCounts:
-    """Counts of several variants of a model, which all answer the same images.
+    """Counts of several variants of a model, which all answer the same images: `EvaluationCounts` by name."""
 
-    Args:
-        task: what is evaluated.
-        variants: their names.
-        more: names in `METRICS`, counted for each.
-
-    Attributes:
-        counts: `EvaluationCounts` by name.
-    """
-
-    def __init__(self, task: EvaluationTask, variants: Sequence[str], more: Sequence[str] = ()) -> None:
-        self.counts = {name: EvaluationCounts(task, more) for name in variants}
+    def __init__(self, counts: Mapping[str, EvaluationCounts]) -> None:
+        self.counts = dict(counts)
 
     @property
     def images(self) -> list[list[Any]]:
-        """[place in the data set, image id, score] of each image, with the score of the first variant."""
+        """[index in the data set, image id, score] of each image, with the score of the first variant."""
         return next(iter(self.counts.values())).images
-
-    def count(self, index: int, entry: Mapping[str, Any], answers: Sequence[Any]) -> None:
-        """Count the variants' answers to the image at a place of the data set."""
-        for counts, answer in zip(self.counts.values(), answers, strict=True):
-            counts.count(index, entry, answer)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted, as plain objects and arrays."""
@@ -143,63 +178,6 @@ class VariantCounts:
         """Make every process of the run hold what all have counted; all must call it."""
         for counts in self.counts.values():
             counts.merge_across_processes()
-
-
-class PointCounts:
-    """Counts of a point classifier and, where the points are a generator's, of that generator's own classes.
-
-    Args:
-        num_labels: classes of the data set.
-
-    Attributes:
-        own: of the classifier.
-        rival: of the generator, from its probabilities.
-        images: [place in the data set, image id, top-1] of each image.
-    """
-
-    def __init__(self, num_labels: int) -> None:
-        self.own, self.single = PointAccuracy(num_labels), PointAccuracy(num_labels)
-        self.rival = PointAccuracy(num_labels, probabilities=True)
-        self.images: list[list[Any]] = []
-
-    def count(self, index: int, image_id: Any, answer: Any, rival: Any, labels: Any) -> None:
-        """Count the points of the image at a place of the data set.
-
-        Args:
-            index: the place.
-            image_id: the image's name.
-            answer: (N, C) logits.
-            rival: (N, C) probabilities of the generator, or `None`.
-            labels: (N,) the truth.
-        """
-        self.single.reset()
-        self.single.add_batch(predictions=[answer], references=[labels], image_ids=[image_id])
-        self.own.merge(self.single)
-        if rival is not None:
-            self.rival.add_batch(predictions=[rival], references=[labels], image_ids=[image_id])
-        self.images.append([index, image_id, float(self.single.compute()["top_1"])])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything counted, as plain objects and arrays."""
-        return {"own": self.own.state_dict(), "rival": self.rival.state_dict(), "pictures": self.images}
-
-    def merge(self, state: Mapping[str, Any]) -> None:
-        """Add a `state_dict()`."""
-        self.own.merge(state["own"])
-        self.rival.merge(state["rival"])
-        self.images.extend(state["pictures"])
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.own.reset()
-        self.rival.reset()
-        self.images = []
-
-    def merge_across_processes(self) -> None:
-        """Make every process of the run hold what all have counted; all must call it."""
-        merge_across_processes(self.own)
-        merge_across_processes(self.rival)
-        self.images = list(gather_object(self.images))
 
 
 _PATTERN = "counts-*.npz"

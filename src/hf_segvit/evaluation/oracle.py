@@ -1,30 +1,24 @@
-"""The masks of a model with every query sure of one class: what the oracle labels anew.
-
-An answer holds only what the model's labels let through: masks that compete under a wrong name, or fall below a
-threshold as two classes share their probability, would be missing from what perfect labels could do. So the oracle gets
-the masks as they are before that: each query has all of its object probability on one class, and keeps the probability
-of no-object that the generator gave it. Perfect labels in a fusion of alpha 1 (`normalization="oneformer"`) do just
-this.
-
-- `sure_outputs`: for panoptic and instance segmentation.
-- `mask_owners`: for semantic segmentation, which mask is the strongest at each pixel.
-
-Shapes: R rows of the outputs (images, or windows), Q queries, C classes without no-object, H W pixels of the answer.
-
-The score that a model's masks would reach if every one of them were labelled perfectly.
+"""The score that a model's masks would reach if every one of them were labelled perfectly.
 
 `OracleClassification` wraps a metric: each predicted mask first gets the label of the true segment that it fits best,
 then the metric counts as always. The difference to the plain score is what a better classifier can gain; the ViT-P
-paper calls it the upper bound. Masks that the model's own labels keep out of its answer have to be given to it by the
-caller, as `hf_segvit.evaluation` does (sure_masks.py). The functions do the relabelling of one image, for each kind
-of prediction.
+paper calls it the upper bound. `relabel_segments`, `relabel_instances` and `relabel_regions` relabel one image.
 
-H W pixels, P predicted and R true segments.
+An answer holds only what the model's labels let through: masks that compete under a wrong name, or fall below a
+threshold as two classes share their probability, would be missing from what perfect labels could do. So the oracle gets
+the masks as they are before that, from `masks_to_label`: each query has all of its object probability on one class
+(`sure_outputs`), and keeps the probability of no-object that the generator gave it; for semantic segmentation the
+strongest mask has the pixel (`mask_owners`). Perfect labels in a fusion of alpha 1 (`normalization="oneformer"`) do
+just this.
+
+Shapes: R rows of the outputs (images, or windows), Q queries, C classes without no-object, H W pixels of the answer, P
+predicted and R true segments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +26,7 @@ import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
+from ..inference.segmenter import Asked, Segmenter
 from ..inference.views import View, post_processed
 from ..metrics.accumulation import integer_array
 from ..metrics.instance_masks import instance_masks
@@ -40,13 +35,20 @@ from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
 from ..models.image_geometry import patch_offsets
 
+_ABOVE_ZERO = 1e-12  # a score: classes of which a query is sure that they are wrong have 0
+
+
+def masks_to_label(segmenter: Segmenter, asked: Asked) -> list[Any]:
+    """The masks of images as `OracleClassification` takes them; the same whatever the weight of a classifier."""
+    if segmenter.task == "semantic":
+        return mask_owners(segmenter.processor, asked.views, asked.sizes)
+    threshold = _ABOVE_ZERO if segmenter.task == "instance" else segmenter.ranking_threshold
+    # Nothing is merged here: what is one by its true class is merged when that is known.
+    return segmenter.post_process(asked, threshold, sure_outputs, stuff_classes=())
+
 
 def sure_outputs(outputs: Any) -> Any:
-    """Outputs in which a query's most probable class has all of its object probability.
-
-    Args:
-        outputs: with `class_queries_logits`, and of a fused model `generator_class_queries_logits`, which count then.
-    """
+    """Outputs in which a query's most probable class, by a fused model's generator, has all its object probability."""
     logits = _generated(outputs)
     objects, nothing = _object_log_probabilities(logits)
     sure = torch.full_like(logits, -torch.inf, dtype=torch.float32)
@@ -58,11 +60,6 @@ def sure_outputs(outputs: Any) -> Any:
 def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """The strongest mask of all views (and windows) at each pixel: object probability x mask probability.
 
-    Args:
-        processor: the image processor.
-        views: of `ask_views`.
-        target_sizes: (height, width) of each answer.
-
     Returns:
         For each image `segmentation` (H, W) int64 on the CPU and `segments_info`, rows of `id` and `label_id`, the
         class that the mask's query finds most probable.
@@ -72,7 +69,7 @@ def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tu
     scores: list[Tensor] = []
     for view in views:
         outputs, labels = _queries_as_classes(view.outputs, len(target_sizes))
-        view = View(outputs, view.flipped, view.size)
+        view = replace(view, outputs=outputs)
         if len(views) == 1 and not view.flipped:
             strongest = post_processed(processor, view, target_sizes, None)
         else:
@@ -88,7 +85,7 @@ def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tu
             else:
                 strongest, scores = owners, [score for score, _ in found]
         for known, own in zip(rows, labels, strict=True):
-            known += [{"id": len(known) + place, "label_id": label} for place, label in enumerate(own)]
+            known += [{"id": len(known) + query, "label_id": label} for query, label in enumerate(own)]
     answers = []
     for owner, known in zip(strongest, rows, strict=True):
         present = set(owner.unique().tolist())
@@ -230,7 +227,7 @@ def relabel_segments(
     is_segment = np.array([true_id in label_of for true_id in true_ids.tolist()], dtype=bool)
     union = overlap.sum(1, keepdims=True) + overlap.sum(0) - overlap
     iou = np.where(is_segment, overlap / union, 0.0)
-    best = {place: row for place, row in zip(ids.tolist(), iou, strict=True) if row.any()}
+    best = {own: row for own, row in zip(ids.tolist(), iou, strict=True) if row.any()}
     rows, survivors, new_id = [], dict[int, int](), dict[int, int]()
     for row in prediction["segments_info"]:
         label = row["label_id"]
@@ -243,7 +240,7 @@ def relabel_segments(
         rows.append({**row, "label_id": label})
     if new_id:
         id_map = id_map.astype(np.int64)
-        table = np.array([new_id.get(place, place) for place in ids.tolist()], dtype=np.int64)
+        table = np.array([new_id.get(own, own) for own in ids.tolist()], dtype=np.int64)
         id_map = table[np.searchsorted(ids, id_map)]
     return {**prediction, "segmentation": id_map, "segments_info": rows}
 
@@ -298,7 +295,7 @@ def relabel_regions(prediction: Any, reference: Any, ignore_index: int | None = 
         labels = ids.astype(np.int64)
     else:
         label_of = {row["id"]: row["label_id"] for row in prediction["segments_info"]}
-        labels = np.array([label_of.get(place, -1) for place in ids.tolist()], dtype=np.int64)
+        labels = np.array([label_of.get(own, -1) for own in ids.tolist()], dtype=np.int64)
     is_relabelled = (labels >= 0) & overlap.any(1)
     labels[is_relabelled] = true_labels[overlap.argmax(1)][is_relabelled]
     return labels[np.searchsorted(ids, id_map)]

@@ -1,20 +1,18 @@
-"""The result of an evaluation for people and for machines: a table, JSON, and drawings of the worst images."""
+"""The result of an evaluation for people and machines: a table, content for JSON, and drawings of the worst images."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..atomic_files import replacing
 from ..drawing.segments import contact_sheet, draw_segments
+from ..inference.segmenter import Segmenter
+from ..models.image_decoding import to_rgb
 from ..models.label_spaces import match_labels
 from .evaluate import EvaluationResult, ImageScore
-from .predictor import Predictor
 from .tasks import evaluation_task
 
 _ORACLE = "oracle_"
@@ -41,27 +39,14 @@ def result_text(result: EvaluationResult, max_rows: int = 20) -> str:
         lines += ["", "What costs most:"]
         columns = [name for name in shown[0] if name != "label_id"]
         table = [columns, *[[_cell(row[name]) for name in columns] for row in shown]]
-        widths = [max(len(line[place]) for line in table) for place in range(len(columns))]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        sides = ["<" if name in ("label", "mostly taken for") else ">" for name in columns]
         for line in table:
-            cells = [
-                f"{cell:<{widths[place]}}"
-                if columns[place] in ("label", "mostly taken for")
-                else f"{cell:>{widths[place]}}"
-                for place, cell in enumerate(line)
-            ]
+            cells = [f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)]
             lines.append("  " + "  ".join(cells).rstrip())
         if len(result.classes) > len(shown):
             lines.append(f"  and {len(result.classes) - len(shown)} more classes")
     return "\n".join(lines)
-
-
-def write_json(path: Path, result: EvaluationResult, about: Mapping[str, Any]) -> None:
-    """Write everything as JSON, whole or not at all; numbers that are undefined are null.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
-    write_content(path, {**about, **result_content(result)})
 
 
 def result_content(result: EvaluationResult) -> dict[str, Any]:
@@ -76,22 +61,9 @@ def result_content(result: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def write_content(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all; numbers that are undefined become null.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
-    try:
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(_without_nan(content), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
-
-
 def draw_worst(
     path: Path,
-    predictor: Predictor,
+    segmenter: Segmenter,
     dataset: Any,
     id2label: Mapping[int, str],
     scores: Sequence[ImageScore],
@@ -101,14 +73,13 @@ def draw_worst(
     Raises:
         ValueError: the file cannot be written.
     """
-    task = evaluation_task(predictor.task, len(id2label))
-    table = match_labels(predictor.id2label, id2label).table
+    task = evaluation_task(segmenter.task, len(id2label))
+    table = match_labels(segmenter.id2label, id2label).table
     panels = []
     for score in scores:
         entry = dataset[score.index]
-        image = entry["image"]
-        image = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
-        (answer,) = predictor([image])
+        image = to_rgb(entry["image"])
+        (answer,) = segmenter.answers([image])
         answer = answer if table is None else task.relabel(answer, table)
         size = (image.height, image.width)
         drawings = [
@@ -132,11 +103,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float) and not value.is_integer():
         return "-" if math.isnan(value) else f"{100 * value:.2f}"
     return f"{100 * value:.2f}" if isinstance(value, float) and abs(value) <= 1 else f"{value:.0f}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

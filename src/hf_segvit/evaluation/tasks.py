@@ -1,7 +1,8 @@
 """What evaluation needs to know of each task: the metric, the truth it takes, and what its counts mean for one image.
 
-`EvaluationTask` is the interface; `evaluation_task` chooses by name. Label ids are those of the data set; `relabel`
-brings the model's answers to them where the two number the same classes differently (label_matching.py).
+`EvaluationTask` is the interface, `SegmentationTask` that of the kinds of segmentation, among which `evaluation_task`
+chooses by name. Label ids are those of the data set; `relabel` brings the model's answers to them where the two number
+the same classes differently (models/label_spaces.py).
 
 C classes, H W pixels.
 """
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..data.entries import replace_ids
+from ..lookup import suggestion
 from ..metrics.boundary import BoundaryAveragePrecision, BoundaryIoU
 from ..metrics.instance_masks import decoded_masks
 from ..metrics.mask_average_precision import MaskAveragePrecision, unpack
@@ -30,7 +32,7 @@ class MaskedAnswer:
 
     Attributes:
         answer: what the metric of the task takes.
-        masks: the model's masks as the oracle takes them, see sure_masks.py.
+        masks: the model's masks as the oracle takes them, see oracle.py.
     """
 
     answer: Any
@@ -38,30 +40,46 @@ class MaskedAnswer:
 
 
 class EvaluationTask(ABC):
-    """One kind of segmentation, as evaluation sees it.
+    """What a model is scored at.
 
     Attributes:
+        name: as users say it.
         headline: name of the number that the result is judged by.
         columns: of the table by class, after the class.
     """
 
+    name: str
     headline: str
     columns: tuple[str, ...]
-
-    def __init__(self, num_labels: int, stuff_classes: Sequence[int], absent: Absent) -> None:
-        self.num_labels, self.stuff_classes, self.absent = num_labels, list(stuff_classes), absent
 
     @abstractmethod
     def new_metric(self) -> Any:
         """An empty metric."""
 
-    @abstractmethod
     def new_boundary_metric(self) -> Any:
         """An empty metric of the same kind that looks at outlines.
 
         Raises:
             ValueError: the task has none.
         """
+        raise ValueError(
+            f"boundaries are scored for the tasks semantic and instance, not for {self.name}; leave them out"
+        )
+
+    @abstractmethod
+    def image_score(self, metric: Any) -> float:
+        """How well an image is done, in [0, 1], from a metric that has seen it alone; NaN where undefined."""
+
+    @abstractmethod
+    def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
+        """The columns of a class, from its entry in `per_class`."""
+
+
+class SegmentationTask(EvaluationTask):
+    """One kind of segmentation, as evaluation sees it."""
+
+    def __init__(self, num_labels: int, stuff_classes: Sequence[int], absent: Absent) -> None:
+        self.num_labels, self.stuff_classes, self.absent = num_labels, list(stuff_classes), absent
 
     @abstractmethod
     def reference(self, entry: Mapping[str, Any]) -> Any:
@@ -78,34 +96,23 @@ class EvaluationTask(ABC):
             return MaskedAnswer(self.relabel(answer.answer, table), masks)
         return self.relabel(answer, table)
 
-    @abstractmethod
-    def image_score(self, metric: Any) -> float:
-        """How well an image is segmented, in [0, 1], from a metric that has seen it alone; NaN where undefined."""
-
-    @abstractmethod
-    def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
-        """The columns of a class, from its entry in `per_class`."""
-
     def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """An answer (or truth) for an image of size (H, W) as an id map and its rows, to draw it."""
         rows = [dict(row) for row in answer["segments_info"]]
         return np.asarray(answer["segmentation"]).astype(np.int64), rows
 
 
-class PanopticTask(EvaluationTask):
+class PanopticTask(SegmentationTask):
     """Panoptic quality."""
 
+    name = "panoptic"
     headline = "pq"
     columns = ("pq", "sq", "rq", "missed", "false")
 
     def new_metric(self) -> PanopticQuality:
         """An empty metric."""
-        # Transformers' processors write void as 0, where there is no segment of that id.
+        # Some write void as 0, as Transformers' processors do, where there is no segment of that id.
         return PanopticQuality(self.num_labels, self.stuff_classes, void_ids=(-1, 0))
-
-    def new_boundary_metric(self) -> Any:
-        """There is none."""
-        raise ValueError("boundaries are scored for the tasks semantic and instance, not for panoptic; leave them out")
 
     def reference(self, entry: Mapping[str, Any]) -> Any:
         """The truth, as the metric takes it."""
@@ -131,9 +138,10 @@ class PanopticTask(EvaluationTask):
         return id_map, rows
 
 
-class SemanticTask(EvaluationTask):
+class SemanticTask(SegmentationTask):
     """Mean intersection over union."""
 
+    name = "semantic"
     headline = "mean_iou"
     columns = ("iou", "accuracy", "pixels", "mostly taken for")
 
@@ -161,11 +169,8 @@ class SemanticTask(EvaluationTask):
 
     def row(self, label: int, values: Mapping[str, Any], metric: MeanIoU) -> dict[str, Any]:
         """The columns of a class."""
-        wrong = metric.counts["confusion"][label].copy()
-        wrong[label] = 0
-        rival: int | None = int(wrong.argmax()) if wrong.any() else None
         columns = {"iou": values["iou"], "accuracy": values["accuracy"], "pixels": values["reference"]}
-        return {**columns, "mostly taken for": None if rival == self.num_labels else rival}
+        return {**columns, "mostly taken for": mostly_taken_for(label, metric)}
 
     def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """An id map and its rows."""
@@ -173,9 +178,10 @@ class SemanticTask(EvaluationTask):
         return label_map, [{"id": i, "label_id": i} for i in np.unique(label_map).tolist() if i >= 0]
 
 
-class InstanceTask(EvaluationTask):
+class InstanceTask(SegmentationTask):
     """Average precision of masks."""
 
+    name = "instance"
     headline = "ap"
     columns = ("ap", "ap_50", "ap_75", "ar_100", "references", "predictions")
     shown_score = 0.5  # drawings and scores of images look at predictions that a user would see
@@ -229,21 +235,26 @@ class InstanceTask(EvaluationTask):
         return id_map, drawn
 
 
+def mostly_taken_for(label: int, metric: Any) -> int | None:
+    """The class that most of another class's pixels or points are taken for, by the metric's confusion counts."""
+    wrong = metric.counts["confusion"][label].copy()
+    wrong[label] = 0
+    # A last column is no class.
+    return int(wrong.argmax()) if wrong.any() and wrong.argmax() < metric.num_labels else None
+
+
 def evaluation_task(
     name: str, num_labels: int, stuff_classes: Sequence[int] = (), absent: Absent = "exclude"
-) -> EvaluationTask:
+) -> SegmentationTask:
     """The task of a name, for a data set's classes.
 
     Raises:
         ValueError: there is no such task.
     """
-    tasks: dict[str, type[PanopticTask] | type[SemanticTask] | type[InstanceTask]] = {
-        "panoptic": PanopticTask,
-        "semantic": SemanticTask,
-        "instance": InstanceTask,
-    }
+    classes: tuple[type[SegmentationTask], ...] = (PanopticTask, SemanticTask, InstanceTask)
+    tasks = {cls.name: cls for cls in classes}
     if name not in tasks:
-        raise ValueError(f"there is no task {name!r}; choose one of {', '.join(tasks)}")
+        raise ValueError(f"there is no task {name!r}; {suggestion(name, tasks)}")
     return tasks[name](num_labels, stuff_classes, absent)
 
 

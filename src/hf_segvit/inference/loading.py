@@ -3,11 +3,9 @@
 `from_pretrained` is lenient: weights that a checkpoint lacks become random, NaN loads as any number, and a missing
 network shows as whatever the last layer of the client raised. Here each of these is a `ValueError` with a remedy.
 
-Loading any universal segmentation model with its image processor, and joining one with a ViT-P.
-
-`load_universal_model` takes this package's models, fused ones too, and those of Transformers; `load_own_model` only the
-former. `load_fused_model` makes a fused model of a generator and a classifier, or loads one that was saved as such. As
-in `model_loading.py`, whatever is wrong becomes a `ValueError` with a remedy.
+`load_universal_model` takes any universal segmentation model, ours (fused ones too) and those of Transformers;
+`load_fused_model` joins one with a ViT-P, or loads what was saved as such; `load_segmentation_model`,
+`load_point_classifier` and `load_fused_checkpoint` take one type each.
 """
 
 import json
@@ -27,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import logging
 
 from ..models.configuration_eomt import EoMTConfig
@@ -236,8 +235,13 @@ def load_universal_model(
         ValueError: it cannot be loaded, or is of another kind; the message says why.
     """
     model_type = _model_type(source, revision)
-    if model_type in (None, *SEGMENTATION_TYPES, ViTPFusionConfig.model_type):
-        return load_own_model(source, revision=revision, dtype=dtype)
+    if model_type == ViTPFusionConfig.model_type:
+        return load_fused_checkpoint(source, revision=revision, dtype=dtype)
+    if model_type in (None, *SEGMENTATION_TYPES):  # of none: it is said there what is wrong with it
+        return load_segmentation_model(source, revision=revision, dtype=dtype)
+    if model_type not in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
+        known = (*SEGMENTATION_TYPES, ViTPFusionConfig.model_type, "mask2former", "maskformer", "oneformer")
+        raise ValueError(f"{source} is a model of type {model_type!r}; those of type {', '.join(known)} segment")
     try:
         with quiet_transformers():
             model = AutoModelForUniversalSegmentation.from_pretrained(source, revision=revision, dtype=dtype)
@@ -249,19 +253,6 @@ def load_universal_model(
         ) from error
     check_finite(model.state_dict(), source)
     return model.eval(), processor
-
-
-def load_own_model(source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Load a segmentation model of this package, which may be a fused one; see `load_segmentation_model`."""
-    model_type = _model_type(source, revision)
-    own = (*SEGMENTATION_TYPES, ViTPFusionConfig.model_type)
-    if model_type not in (None, *own):
-        raise ValueError(
-            f"{source} is a model of type {model_type!r}; alone, those of type {', '.join(own)} segment, and "
-            "with a ViT-P as classifier (--classifier) also Mask2Former, MaskFormer and OneFormer"
-        )
-    load = load_fused_checkpoint if model_type == ViTPFusionConfig.model_type else load_segmentation_model
-    return load(source, revision=revision, dtype=dtype)  # which says what is wrong with a source of no type
 
 
 def load_fused_model(

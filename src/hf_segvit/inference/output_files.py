@@ -20,15 +20,12 @@ fields `classifier` and `alpha` follow `model`; after a comparison there are als
 where `old` is null for a segment that the generator alone would not have shown, and `new` (with `id`) for one that no
 longer reaches the threshold.
 
-What a classifier changed: the segments that two answers to one image name differently.
-
-`label_changes` finds them; `changes_text` tells them as a table; `draw_comparison` draws image, generator and fused
-answer side by side. The two answers come from the same masks, as `Segmenter.compare` gives them.
+`write_segment_files` writes them. `label_changes` finds what a classifier changed, the segments that two answers of
+`Segmenter.compare` name differently; `changes_text` tells it as a table, `draw_comparison` draws it.
 
 Shapes: H W pixels.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +34,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..atomic_files import replacing
+from ..atomic_files import replacing, write_json
 from ..data.mask_files import panoptic_png
 from ..drawing.segments import contact_sheet, draw_segments
 from .segmenter import Segment, SegmentedImage
@@ -72,9 +69,9 @@ def write_segment_files(
     prefix.parent.mkdir(parents=True, exist_ok=True)
     endings = (*_endings(answer.task), *(() if before is None else ("comparison.png",)))
     paths = {ending: prefix.with_name(f"{prefix.name}.{ending}") for ending in endings}
-    rows = [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in answer.segments]
+    overlay = draw_answer(image, answer, id2label)
     with replacing(paths["overlay.png"]) as partial:
-        draw_segments(image, answer.segment_map, rows, id2label).save(partial)
+        overlay.save(partial)
     if answer.task == "panoptic":
         panoptic_png(answer.segment_map, paths["panoptic.png"])
     elif answer.task == "semantic":
@@ -83,10 +80,9 @@ def write_segment_files(
             Image.fromarray(label_map).save(partial)
     if before is not None:
         with replacing(paths["comparison.png"]) as partial:
-            draw_comparison(image, before, answer, id2label).save(partial)
+            draw_comparison(image, before, overlay, id2label).save(partial)
     # Last, so that whoever finds the list finds what it speaks of.
-    with replacing(paths["segments.json"]) as partial:
-        partial.write_text(_json(_description(answer, about, before)), encoding="utf-8")
+    write_json(paths["segments.json"], _description(answer, about, before))
     return list(paths.values())
 
 
@@ -127,15 +123,6 @@ def _description(answer: SegmentedImage, about: dict[str, Any], before: Segmente
     if before is not None:
         description["label_changes"] = [change.as_row(first) for change in label_changes(before, answer)]
     return description
-
-
-def _json(description: dict[str, Any]) -> str:
-    """One line for each field, segment and change, for people and `diff`."""
-    fields = {name: json.dumps(value) for name, value in description.items()}
-    for name in ("segments", "label_changes"):
-        if description.get(name):
-            fields[name] = "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in description[name]) + "\n ]"
-    return "{\n" + ",\n".join(f" {json.dumps(name)}: {text}" for name, text in fields.items()) + "\n}\n"
 
 
 TITLES = ("image", "generator", "with ViT-P")
@@ -220,15 +207,18 @@ def changes_text(changes: Sequence[LabelChange], num_pixels: int, max_rows: int 
 
 
 def draw_comparison(
-    image: Image.Image, before: SegmentedImage, after: SegmentedImage, id2label: Mapping[int, str]
+    image: Image.Image, before: SegmentedImage, overlay: Image.Image, id2label: Mapping[int, str]
 ) -> Image.Image:
-    """Image, generator's answer and fused answer side by side, under titles."""
-    drawings = [draw_segments(image, side.segment_map, _rows(side), id2label) for side in (before, after)]
-    return contact_sheet([[image, *drawings]], TITLES)
+    """Image, generator's answer and the drawing of the fused answer side by side, under titles."""
+    return contact_sheet([[image, draw_answer(image, before, id2label), overlay]], TITLES)
 
 
-def _rows(answer: SegmentedImage) -> list[dict[str, Any]]:
-    return [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in answer.segments]
+def draw_answer(image: Image.Image, answer: SegmentedImage, id2label: Mapping[int, str]) -> Image.Image:
+    """The image with the answer's segments drawn over it."""
+    rows = [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in answer.segments]
+    # Instances may hide one another: their areas and boxes are not those of what is seen.
+    measures = None if answer.task == "instance" else [(segment.area, segment.bbox) for segment in answer.segments]
+    return draw_segments(image, answer.segment_map, rows, id2label, measures=measures)
 
 
 def _best_of_masks(segments: Sequence[Segment]) -> dict[str, Segment]:

@@ -1,13 +1,15 @@
 """Images in, segments out: a model with its image processor on a device.
 
-`Segmenter` answers a batch of images for one task; `SegmentedImage` is the answer, with the class, score, area and
-box of every segment, whichever the task. `segment_files.py` writes it to disk. With a fused model `Segmenter.compare`
-also says what its generator alone would have answered.
+`Segmenter` answers a batch of images for one task, whichever model it holds: ours, any of Transformers' for universal
+segmentation (Mask2Former, MaskFormer, OneFormer, EoMT), whose peculiarities it hides, or one of them joined with a
+ViT-P. A call gives a `SegmentedImage` for each image, with the class, score, area and box of every segment; `compare`
+also what the generator alone would have answered; `answers` what metrics take. These, and `hf_segvit.evaluation`, are
+made of two steps: `ask` runs the model, `post_process` makes answers of what it said.
 
 Shapes: H W pixels of the image as it was given, upright.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,15 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from ..models.image_post_processing import SegmentationPostProcessing
+from ..models.image_post_processing import SegmentationPostProcessing, instance_segments
 from ..models.image_processing_eomt import TASKS
-from ..models.mask_encoding import decode_mask
+from ..models.label_spaces import match_labels
+from ..models.mask_encoding import decode_mask, encode_mask
 from .devices import pick_device
-from .loading import is_fused, load_fused_model, load_own_model, with_alpha
-from .views import PLAIN, View, Views, ask_views, merge_views, patch_size_of
+from .loading import is_fused, load_fused_model, load_universal_model, with_alpha
+from .views import PLAIN, View, Views, merge_views, patch_size_of
+
+Change = Callable[[Any], Any]  # of a model's outputs, such as fusion with another alpha
 
 
 @dataclass(frozen=True)
@@ -64,19 +69,35 @@ class SegmentedImage:
     segments: list[Segment]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a model said about a batch of images, before post-processing.
+
+    Attributes:
+        views: with the model's outputs.
+        sizes: (height, width) of each image.
+    """
+
+    views: list[View]
+    sizes: list[tuple[int, int]]
+
+
 class Segmenter:
     """A model with its image processor, ready to segment images.
 
     Args:
-        model: an `EoMTForUniversalSegmentation`, a fused model, or any with Mask2Former-style outputs.
-        processor: the image processor that belongs to it, of this package.
+        model: any model whose outputs have `class_queries_logits` and `masks_queries_logits`.
+        processor: the image processor that belongs to it (of a OneFormer, its OneFormerProcessor).
         task: `panoptic`, `instance` or `semantic`; `None`: what the checkpoint was trained for.
         device: where to compute; `None` takes the best there is, see `pick_device`.
+        threshold: score that a segment needs; `None`: the processor's own value.
+        stuff_classes: label ids whose panoptic segments are merged, where the processor stores none.
+        data_labels: classes of the data set that `stuff_classes` numbers; `None` where these are the model's own ids.
         views: of each image, for semantic segmentation.
 
     Raises:
-        ValueError: the checkpoint cannot do the task, views are given for another than semantic segmentation, or there
-            is no such device.
+        ValueError: the checkpoint cannot do the task, views are given for another than semantic segmentation, the data
+            set has another number of classes, or there is no such device.
     """
 
     def __init__(
@@ -86,60 +107,70 @@ class Segmenter:
         *,
         task: str | None = None,
         device: str | torch.device | None = None,
+        threshold: float | None = None,
+        stuff_classes: Sequence[int] = (),
+        data_labels: Mapping[int, str] | None = None,
         views: Views = PLAIN,
     ) -> None:
         self.task = served_task(processor, task)
         refuse_views(self.task, views)
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         self.model = model.eval().to(self.device)
-        self.processor, self.views = processor, views
-        self.id2label: dict[int, str] = model.config.id2label
+        self.processor, self.threshold, self.views = processor, threshold, views
+        self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
+        if data_labels is not None:
+            stuff_classes = match_labels(self.id2label, data_labels).model_ids(stuff_classes)
+        self.stuff_classes = list(stuff_classes)
+        self._is_ours = isinstance(processor, SegmentationPostProcessing)
+        self._is_oneformer = getattr(model.config, "model_type", None) == "oneformer"
 
     @classmethod
     def from_pretrained(
         cls,
         source: str,
         *,
-        task: str | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
-        views: Views = PLAIN,
         classifier: str | None = None,
         alpha: float | None = None,
         label_mismatch: str = "error",
+        **settings: Any,
     ) -> "Segmenter":
         """Load a folder or Hub repository.
 
         Args:
-            source: a model of this package; with a classifier, any that `load_universal_model` takes.
-            task: as for the class, like `device` and `views`.
-            device: where to compute.
+            source: a model of this package, or any of Transformers' for universal segmentation.
+            device: as for the class.
             revision: branch, tag or commit of the repository.
             dtype: of the weights.
-            views: of each image, for semantic segmentation.
             classifier: a ViT-P that corrects the labels.
             alpha: its weight; `None`: 0.4, or what a fused checkpoint says.
             label_mismatch: `"keep"` where ViT-P knows other classes, see `ViTPFusionConfig`.
+            settings: `task`, `threshold`, `stuff_classes`, `data_labels` and `views` as for the class.
 
         Raises:
-            ValueError: as for `load_segmentation_model` and `load_fused_model`.
+            ValueError: as for `load_universal_model` and `load_fused_model`.
         """
+        # A device that is not there is told before minutes are spent on loading.
         device = device if isinstance(device, torch.device) else pick_device(device)
         if classifier is None and alpha is None:
-            model, processor = load_own_model(source, revision=revision, dtype=dtype)
+            model, processor = load_universal_model(source, revision=revision, dtype=dtype)
         else:
             model, processor = load_fused_model(
                 source, classifier, alpha=alpha, label_mismatch=label_mismatch, revision=revision, dtype=dtype
             )
-        return cls(model, processor, task=task, device=device, views=views)
+        return cls(model, processor, device=device, **settings)
 
     @property
     def default_threshold(self) -> float | None:
         """The score that a segment needs where the caller names none; `None` for semantic segmentation."""
         if self.task == "semantic":
             return None
-        return self.processor.instance_threshold if self.task == "instance" else self.processor.threshold
+        if self.threshold is not None:
+            return self.threshold
+        # Transformers' processors store none; 0.5 is what their methods say.
+        return getattr(self.processor, "instance_threshold" if self.task == "instance" else "threshold", 0.5)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], threshold: float | None = None) -> list[SegmentedImage]:
@@ -147,7 +178,7 @@ class Segmenter:
 
         Args:
             images: upright RGB images, as `open_image` returns them.
-            threshold: score that a segment needs; `None`: the processor's stored value for the task.
+            threshold: score that a segment needs; `None`: the segmenter's, else the processor's stored value.
 
         Returns:
             An answer for each image, at its own size.
@@ -157,21 +188,14 @@ class Segmenter:
                 given for semantic segmentation, where every pixel has a class.
         """
         refuse_threshold(self.task, threshold)
-        return [
-            answer
-            for batch in image_batches(self.processor, images)
-            for answer in self._answers(self._ask(batch, threshold), batch, threshold)
-        ]
+        threshold = self.default_threshold if threshold is None else threshold
+        return [image for asked in self.ask(images, threshold) for image in self._segmented(asked, threshold)]
 
     @torch.inference_mode()
     def compare(
         self, images: Sequence[Image.Image], threshold: float | None = None
     ) -> list[tuple[SegmentedImage, SegmentedImage]]:
         """Segment images with a fused model, and say what its generator alone answers.
-
-        Args:
-            images: as for a call.
-            threshold: as for a call.
 
         Returns:
             For each image the generator's answer and the fused one, of the same masks.
@@ -182,47 +206,113 @@ class Segmenter:
         refuse_threshold(self.task, threshold)
         if not is_fused(self.model):
             raise ValueError("there is nothing to compare: the model has no classifier; name one")
+        threshold = self.default_threshold if threshold is None else threshold
         pairs: list[tuple[SegmentedImage, SegmentedImage]] = []
-        for batch in image_batches(self.processor, images):
-            views = self._ask(batch, threshold)
-            alone = self._answers(views, batch, threshold, lambda outputs: with_alpha(self.model, outputs, 0))
-            pairs += zip(alone, self._answers(views, batch, threshold), strict=True)
+        for asked in self.ask(images, threshold):
+            alone = self._segmented(asked, threshold, self.with_alpha(0))
+            pairs += zip(alone, self._segmented(asked, threshold), strict=True)
         return pairs
 
-    def _ask(self, images: Sequence[Image.Image], threshold: float | None) -> list[View]:
-        settings: dict[str, Any] = {}
+    @torch.inference_mode()
+    def answers(self, images: Sequence[Image.Image]) -> list[Any]:
+        """Segment images, in the form that the metrics take.
+
+        Returns:
+            For each image a label map (H, W), or `segmentation` and `segments_info`; tensors are on the CPU. Instances
+            are all there, in COCO's run-length encoding, as average precision ranks them.
+
+        Raises:
+            ValueError: an image cannot be brought to the model's input.
+        """
+        threshold = self.ranking_threshold
+        return [answer for asked in self.ask(images, threshold) for answer in self.post_process(asked, threshold)]
+
+    @property
+    def ranking_threshold(self) -> float | None:
+        """The score that a segment needs for metrics: as for a call, but instances are not sorted out."""
+        return 0.0 if self.task == "instance" else self.default_threshold
+
+    def ask(
+        self, images: Sequence[Image.Image], threshold: float | None = None, alpha: float | None = None
+    ) -> Iterator[Asked]:
+        """Run the model on images, on those at a time that may go together.
+
+        Args:
+            images: upright RGB images.
+            threshold: score that will be asked of a segment; a fused model need not classify what cannot reach it.
+            alpha: fuse with this weight, and classify everything.
+        """
+        fusion: dict[str, Any] = {}
         if is_fused(self.model):
-            least = self.default_threshold if threshold is None else threshold
-            settings = {"task": self.task, "pruning_threshold": least}
+            fusion = {"pruning_threshold": threshold} if alpha is None else {"alpha": alpha}
+            fusion["task"] = self.task
+        for batch in image_batches(self.processor, images):
+            views = list(self.views.of(batch, self.processor, patch_size_of(self.model)))
+            for view in views:
+                inputs = self.inputs(view.images, **({} if view.size is None else {"size": view.size}))
+                view.outputs = self.model(**inputs.to(self.device), **fusion)
+                if self._is_oneformer:
+                    input_size = torch.tensor(inputs["pixel_values"].shape[-2:])
+                    view.outputs["input_sizes"] = input_size.expand(len(batch), 2)
+            yield Asked(views, [(image.height, image.width) for image in batch])
 
-        def forward(images: list[Image.Image], **sizes: Any) -> Any:
-            inputs = self.processor(images=images, return_tensors="pt", **sizes).to(self.device)
-            return self.model(**inputs, **settings)
+    def inputs(self, images: Sequence[Image.Image], **settings: Any) -> Any:
+        """The processor's output for images, on the CPU, with further settings for it."""
+        if self._is_oneformer:
+            settings["task_inputs"] = [self.task] * len(images)
+        return self.processor(images=list(images), return_tensors="pt", **settings)
 
-        return ask_views(forward, self.processor, images, self.views, patch_size_of(self.model))
+    def with_alpha(self, alpha: float) -> Change:
+        """Fusion of a fused model's outputs with another weight of ViT-P, for `post_process`; 0 is the generator."""
+        return lambda outputs: with_alpha(self.model, outputs, alpha)
 
-    def _answers(
+    def post_process(
         self,
-        views: list[View],
-        images: Sequence[Image.Image],
-        threshold: float | None,
-        change: Callable[[Any], Any] | None = None,
-    ) -> list[SegmentedImage]:
-        sizes = [(image.height, image.width) for image in images]
+        asked: Asked,
+        threshold: float | None = None,
+        change: Change | None = None,
+        stuff_classes: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Answers in the form that the metrics take, from what the model said.
+
+        Args:
+            asked: of `ask`.
+            threshold: score that a segment needs; `None`: the processor's.
+            change: applied to the outputs first.
+            stuff_classes: label ids whose panoptic segments are merged; `None`: the processor's or the segmenter's.
+        """
         if self.task == "semantic":
-            maps = merge_views(self.processor, views, sizes, change)
-            return [self._semantic(label_map.int().cpu().numpy()) for label_map in maps]
-        outputs = views[0].outputs if change is None else change(views[0].outputs)
+            return [label_map.cpu() for label_map in merge_views(self.processor, asked.views, asked.sizes, change)]
+        outputs = asked.views[0].outputs if change is None else change(asked.views[0].outputs)
+        settings = {"target_sizes": asked.sizes, **({} if threshold is None else {"threshold": threshold})}
+        if self.task == "panoptic":
+            if stuff_classes is None:
+                stuff_classes = (self._is_ours and self.processor.stuff_classes) or self.stuff_classes
+            settings["label_ids_to_fuse"] = list(stuff_classes) if self._is_ours else set(stuff_classes)
+            answers = self.processor.post_process_panoptic_segmentation(outputs, **settings)
+            if not self._is_ours:
+                return [_renumbered(answer) for answer in answers]
+            return [{**answer, "segmentation": answer["segmentation"].cpu()} for answer in answers]
+        if self._is_oneformer:
+            # Its processor takes logits for probabilities, and gives masks that do not overlap; the official code's
+            # rule, which is ours too, takes the best pairs of query and class as they are.
+            height, width = outputs["input_sizes"][0].tolist()
+            logits = outputs.class_queries_logits, outputs.masks_queries_logits
+            return instance_segments(*logits, input_size=(height, width), return_coco_annotation=True, **settings)
+        form = {"return_coco_annotation": True} if self._is_ours else {"return_binary_maps": True}
+        answers = self.processor.post_process_instance_segmentation(outputs, **form, **settings)
+        return answers if self._is_ours else [_encoded(answer) for answer in answers]
+
+    def _segmented(self, asked: Asked, threshold: float | None, change: Change | None = None) -> list[SegmentedImage]:
+        answers = self.post_process(asked, threshold, change)
+        if self.task == "semantic":
+            return [self._semantic(answer.int().numpy()) for answer in answers]
         if self.task == "instance":
-            answers = self.processor.post_process_instance_segmentation(
-                outputs, threshold=threshold, target_sizes=sizes, return_coco_annotation=True
-            )
-            return [self._instance(answer, size) for answer, size in zip(answers, sizes, strict=True)]
-        answers = self.processor.post_process_panoptic_segmentation(outputs, threshold=threshold, target_sizes=sizes)
+            return [self._instance(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
         return [self._panoptic(answer) for answer in answers]
 
     def _panoptic(self, answer: dict[str, Any]) -> SegmentedImage:
-        segment_map = answer["segmentation"].cpu().numpy()
+        segment_map = answer["segmentation"].numpy()
         measures = _areas_and_boxes(segment_map)
         segments = [
             Segment(row["id"], row["label_id"], self.id2label[row["label_id"]], row["score"], *measures[row["id"]])
@@ -256,10 +346,6 @@ def image_batches(processor: Any, images: Sequence[Image.Image]) -> list[list[Im
 
     Processors of Transformers whose size is a rule pad a batch to its largest image; models see that padding, and the
     post-processing that comes with them stretches it over the image.
-
-    Args:
-        processor: the image processor, a fused model's, or a OneFormerProcessor.
-        images: in the order of the answers.
     """
     if not images:
         return []
@@ -315,15 +401,40 @@ def refuse_threshold(task: str, threshold: float | None) -> None:
         raise ValueError(f"threshold={threshold} is outside [0, 1]")
 
 
+def _renumbered(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A panoptic answer of Transformers' processors in our form: ids from 0, void -1, one row for each segment.
+
+    They write a row for every query that they fuse into a segment, and void as 0 or -1, in float32 where all is void.
+    """
+    ids = answer["segmentation"].cpu().long()
+    rows: dict[int, Mapping[str, Any]] = {}
+    for row in answer["segments_info"]:
+        rows.setdefault(row["id"], row)
+    new_ids = torch.full((max([*rows, int(ids.max())]) + 2,), -1, dtype=torch.int32)
+    present = set(ids.unique().tolist())
+    kept = [row for id_, row in rows.items() if id_ in present]
+    new_ids[[row["id"] + 1 for row in kept]] = torch.arange(len(kept), dtype=torch.int32)
+    return {
+        "segmentation": new_ids[ids + 1],
+        "segments_info": [{**row, "id": index} for index, row in enumerate(kept)],
+    }
+
+
+def _encoded(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An instance answer of Transformers' processors, whose masks are binary maps, with COCO's run-length encoding."""
+    rows = answer["segments_info"]  # without any, there is an id map in place of the masks
+    masks = [encode_mask(mask.numpy()) for mask in answer["segmentation"].cpu()] if rows else []
+    return {**answer, "segmentation": masks}
+
+
 def _areas_and_boxes(segment_map: np.ndarray) -> dict[int, tuple[int, tuple[int, int, int, int]]]:
     """Area and (x, y, width, height) of every id in a map (H, W) with void -1, in one pass over the map."""
     areas = np.bincount(segment_map.ravel() + 1)
     return {
-        number: (
-            int(areas[number + 1]),
-            (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
+        segment_id: (
+            int(areas[segment_id + 1]),
+            (box[1].start, box[0].start, box[1].stop - box[1].start, box[0].stop - box[0].start),
         )
-        for number, place in enumerate(ndimage.find_objects(segment_map + 1))
-        if place is not None
-        for rows, columns in [place]
+        for segment_id, box in enumerate(ndimage.find_objects(segment_map + 1))
+        if box is not None
     }

@@ -5,13 +5,14 @@ processor makes of it (padding, windows, the image that a classifier sees, point
 of a pixel - the sum over queries of class probability x mask probability - are mirrored back and averaged at the size
 of the answer; the class with the largest mean wins. Papers call it multi-scale ("m.s.") evaluation.
 
-- `Views`: which views there are; `ask_views`: a model's outputs for each; `merge_views`: the outputs as semantic maps.
+- `Views`: which views there are; `Views.of`: those of some images, each a `View` that takes up the model's outputs;
+  `merge_views`: the outputs as semantic maps.
 
 Shapes: B images, C classes, H W pixels of the answer.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,22 @@ from ..models.image_processing_eomt import EoMTImageProcessor
 MAX_SCALE = 8.0
 _OTHERS_MULTIPLE = 32  # what Swin, and the pixel decoders on it, divide a side by
 
-Forward = Callable[..., Any]  # (images, **settings of the image processor) -> outputs of the model
+
+@dataclass
+class View:
+    """One view of a batch, and what a model says about it.
+
+    Attributes:
+        images: as the model sees them, before the image processor.
+        flipped: whether they are mirrored.
+        size: the input size, `None` for the image processor's own.
+        outputs: of the model, once it was asked.
+    """
+
+    images: list[Image.Image]
+    flipped: bool = False
+    size: dict[str, int] | None = None
+    outputs: Any = None
 
 
 @dataclass(frozen=True)
@@ -55,51 +71,23 @@ class Views:
         """Whether this is the image as it is, and nothing else."""
         return self.scales == (1.0,) and not self.flip
 
+    def of(self, images: Sequence[Image.Image], processor: Any, patch_size: int = 1) -> Iterator[View]:
+        """The views of some upright RGB images, in the order of scales, plain before mirrored.
+
+        `patch_size` is the model's, of which input sizes are multiples.
+
+        Raises:
+            ValueError: the processor has no input size that could be scaled.
+        """
+        for scale in self.scales:
+            size = None if scale == 1 else scaled_size(processor, scale, patch_size)
+            yield View(list(images), size=size)
+            if self.flip:
+                mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
+                yield View(mirrored, flipped=True, size=size)
+
 
 PLAIN = Views()
-
-
-@dataclass
-class View:
-    """What a model says about one view of a batch.
-
-    Attributes:
-        outputs: of the model.
-        flipped: whether the images were mirrored.
-        size: the input size, `None` for the image processor's own.
-    """
-
-    outputs: Any
-    flipped: bool = False
-    size: dict[str, int] | None = None
-
-
-def ask_views(
-    forward: Forward, processor: Any, images: Sequence[Image.Image], views: Views = PLAIN, patch_size: int = 1
-) -> list[View]:
-    """Ask a model about every view of some images.
-
-    Args:
-        forward: prepares images and runs the model; `size=` is passed on to the image processor.
-        processor: the image processor.
-        images: upright RGB images.
-        views: which.
-        patch_size: the model's, of which input sizes are multiples.
-
-    Returns:
-        The views, in the order of scales, plain before mirrored.
-
-    Raises:
-        ValueError: the processor has no input size that could be scaled.
-    """
-    asked = []
-    for scale in views.scales:
-        size = None if scale == 1 else scaled_size(processor, scale, patch_size)
-        settings = {} if size is None else {"size": size}
-        for flipped in (False, True) if views.flip else (False,):
-            seen = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else image for image in images]
-            asked.append(View(forward(seen, **settings), flipped, size))
-    return asked
 
 
 @torch.no_grad()
@@ -115,7 +103,7 @@ def merge_views(
 
     Args:
         processor: the image processor.
-        views: of `ask_views`.
+        views: of `Views.of`, with outputs.
         target_sizes: (height, width) of each answer.
         change: applied to the outputs of each view first, such as fusion with another alpha.
 
@@ -137,10 +125,7 @@ def merge_views(
 def scaled_size(processor: Any, scale: float, patch_size: int = 1) -> dict[str, int]:
     """The input size of an image processor times a factor, its sides multiples of what the model needs.
 
-    Args:
-        processor: the image processor, or that of a fused model, whose generator's input is scaled.
-        scale: the factor.
-        patch_size: of an EoMT.
+    Of a fused model's processor it is the generator's input that is scaled.
 
     Raises:
         ValueError: the processor does not scale images.
@@ -174,15 +159,7 @@ def post_processed(
     change: Callable[[Any], Any] | None,
     **settings: Any,
 ) -> list[Any]:
-    """The image processor's semantic answers to one view, not mirrored back.
-
-    Args:
-        processor: the image processor.
-        view: of `ask_views`.
-        target_sizes: (height, width) of each answer.
-        change: applied to the outputs first.
-        settings: for the processor.
-    """
+    """The image processor's semantic answers to one view, not mirrored back; `settings` are for the processor."""
     outputs = view.outputs if change is None else change(view.outputs)
     if view.size is not None and _is_eomt(processor):
         settings["size"] = view.size

@@ -2,7 +2,8 @@
 
 `ImageMetric` is the base class: a metric says how it counts one image and how counts add up; the base class checks
 the batch, refuses an image that was counted before, and turns the books into plain objects that can be stored or sent.
-`merge_across_processes` sums the books of all processes of a run through Accelerate.
+`Metric` is what an evaluation needs of any metric. `merge_across_processes` sums the books of all processes of a run
+through Accelerate.
 
 H W pixels, C classes.
 """
@@ -133,20 +134,40 @@ class ImageMetric(ABC):
             seen.add(image_id)
 
 
-class MergeableMetric(Protocol):
-    """What can be merged: `ImageMetric`, `OracleClassification`, and anything with these three methods."""
+class Metric(Protocol):
+    """What an evaluation needs of a metric; `ImageMetric` has it, and whatever else has these methods will do.
+
+    A metric of one's own, for `evaluate(..., metrics=[Class])` and `hf-segvit evaluate --metrics package.module:Class`,
+    is a class that is called as `Class(id2label=..., stuff_classes=...)`: names by label id, and the label ids that are
+    stuff, of the data set. It is fed what the task's own metric is fed, one image at a time. The least work is to
+    derive from `ImageMetric` and write `__init__`, `_no_counts`, `_count` and `compute`.
+    """
 
     def reset(self) -> None:
         """Forget everything that was added."""
 
+    def add_batch(
+        self, *, predictions: Sequence[Any], references: Sequence[Any], image_ids: Sequence[Hashable]
+    ) -> None:
+        """Count images; predictions and references have the forms that the metric of the task describes."""
+
+    def compute(self) -> dict[str, Any]:
+        """Values by name, numbers in [0, 1] shown in percent; of an empty metric the same names, with NaN.
+
+        No other metric of the evaluation may have one of these names, but for `per_class`, which is left out.
+        """
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything accumulated."""
+        """Everything accumulated: nested dictionaries with string keys, of arrays and of what JSON can hold."""
 
     def merge(self, other: Any) -> None:
-        """Add the state of another."""
+        """Add the `state_dict()` of another, from another process or from disk."""
 
 
-def merge_across_processes(metric: MergeableMetric) -> None:
+METRIC_METHODS = ("reset", "add_batch", "compute", "state_dict", "merge")
+
+
+def merge_across_processes(metric: Metric) -> None:
     """Make a metric hold what all processes of the run have counted; every process must call it.
 
     Alone, it changes nothing. An image that two processes counted, as samplers that pad their shards make happen, is

@@ -90,11 +90,12 @@ def open_image_file(source: Any, name: str | None = None) -> Image.Image:
     return image
 
 
-def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+def to_rgb(image: Image.Image | np.ndarray, name: str = "image") -> Image.Image:
     """Convert a Pillow image of any mode to upright RGB, as a viewer would show it.
 
     Args:
-        image: the image; it may still be undecoded. One that is upright and RGB already is returned as it is.
+        image: the image; it may still be undecoded. One that is upright and RGB already is returned as it is. Or an
+            (H, W, 3) uint8 array, which is taken as RGB.
         name: what to call the image in errors.
 
     Returns:
@@ -104,6 +105,8 @@ def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
     Raises:
         ValueError: too many pixels, damaged data, a mode that has no RGB form, or values outside its range.
     """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
     _decode(image, name)
     image = _upright(image)
     mode = image.mode

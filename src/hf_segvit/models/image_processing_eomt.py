@@ -20,9 +20,8 @@ from .image_geometry import Size, content_size, normalized_batch, scale_image, v
 from .image_post_processing import SegmentationPostProcessing
 from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
 from .mask_labels import masks_of_label_maps, pad_label_map, read_label_maps, resize_label_map
+from .published_labels import TASKS
 from .transformers_eomt import is_transformers_eomt_processor, translate_image_processor
-
-TASKS = ("panoptic", "instance", "semantic")
 
 
 class EoMTImageProcessorKwargs(TypedDict, total=False):

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# The kinds of segmentation. They stand here as this file needs no PyTorch, which the command line must not wait for.
+TASKS = ("panoptic", "instance", "semantic")
+
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split("|"))

@@ -19,12 +19,14 @@ from ...data.augmentation import AugmentedDataset, augmentation
 from ...data.collation import MaskCollator, binary_masks, normalize_pixels, placed_pixels
 from ...data.reading import DataDescription, describe, load_segmentation_dataset
 from ...drawing.segments import draw_segments
-from ...evaluation import Predictor, evaluate
+from ...evaluation import evaluate
 from ...evaluation.tasks import evaluation_task
 from ...hub.model_card import make_model_card
 from ...inference.loading import load_segmentation_model
+from ...inference.segmenter import Segmenter
 from ...lookup import is_import_path
 from ...models.configuration_eomt import EoMTConfig
+from ...models.image_decoding import to_rgb
 from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.mask_criterion import MaskCriterion
@@ -175,9 +177,8 @@ class EoMTTask(TrainingTask):
         strips = []
         for index in range(len(dataset)):
             entry = dataset[index]
-            image = entry["image"]
-            image = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
-            (answer,) = predictor([image])
+            image = to_rgb(entry["image"])
+            (answer,) = predictor.answers([image])
             size = (image.height, image.width)
             truth = draw_segments(image, *task.segments(task.reference(entry), size), description.id2label)
             drawing = draw_segments(image, *task.segments(answer, size), predictor.id2label)
@@ -222,8 +223,8 @@ class EoMTTask(TrainingTask):
         dataset, description = self._validation
         return (dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), description
 
-    def _predictor(self, model: Any, processor: Any, device: torch.device, data: DataDescription) -> Predictor:
-        return Predictor(
+    def _predictor(self, model: Any, processor: Any, device: torch.device, data: DataDescription) -> Segmenter:
+        return Segmenter(
             model,
             processor,
             task=self.recipe.task,

@@ -41,12 +41,14 @@ from ...data.mixture import MixedDataset, MixturePart
 from ...data.prompts import IGNORED, PROMPT_SOURCES
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
 from ...drawing.segments import draw_segments
-from ...evaluation.points import POINT_KINDS, PointPredictor, evaluate_points, point_source
-from ...evaluation.predictor import load_predictor
+from ...evaluation.points import POINT_KINDS, evaluate_points, point_source
 from ...hub.model_card import make_point_model_card
 from ...inference.loading import load_point_classifier
+from ...inference.point_classifier import PointClassifier
+from ...inference.segmenter import Segmenter
 from ...metrics.point_accuracy import PointAccuracy
 from ...models.configuration_vit_p import ViTPConfig
+from ...models.image_decoding import to_rgb
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor
 from ...models.modeling_vit_p import ViTPForPointClassification
@@ -145,7 +147,7 @@ class ViTPTask(TrainingTask):
         Random points have the plain names, such as `top_1`; the others theirs before, such as `interior_top_1`.
         """
         dataset, description = self.validation_data(limit)
-        predictor = PointPredictor(model, processor, device)
+        predictor = PointClassifier(model, processor, device)
         numbers: dict[str, float] = {}
         for kind in self.points.evaluate:
             source = self._point_source(kind, description, device)
@@ -166,13 +168,12 @@ class ViTPTask(TrainingTask):
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
         """For each image a strip of image, true classes and answers, at the innermost point of every segment."""
         dataset, description = self.validation_data(count)
-        predictor = PointPredictor(model, processor, device)
+        predictor = PointClassifier(model, processor, device)
         source = point_source("interior", description.id2label)
         strips = []
         for index in range(len(dataset)):
             entry = dataset[index]
-            image = entry["image"]
-            image = image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(image)
+            image = to_rgb(entry["image"])
             asked = source(entry, index)
             probabilities = predictor([image], [asked.points])[0].softmax(-1)
             drawings = [
@@ -249,7 +250,7 @@ class ViTPTask(TrainingTask):
     def _point_source(self, kind: str, description: DataDescription, device: torch.device) -> Any:
         generator = None
         if kind == "maximum" and self.points.generator is not None:
-            generator = load_predictor(self.points.generator, task="panoptic", device=device)
+            generator = Segmenter.from_pretrained(self.points.generator, task="panoptic", device=device)
         num_points = self.points.sampling.get("num_points", 200)
         return point_source(
             kind, description.id2label, num_points=num_points, seed=self.recipe.seed, generator=generator

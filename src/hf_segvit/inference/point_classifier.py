@@ -1,0 +1,106 @@
+"""Points and boxes of images in, classes out: a ViT-P with its image processor on a device.
+
+`PointClassifier.classify` names what is at the prompts of an image; a call gives the logits at points, for metrics.
+
+N points, C classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .devices import pick_device
+from .loading import load_point_classifier
+
+
+class PointClassifier:
+    """A point classifier with its image processor.
+
+    Args:
+        model: a `ViTPForPointClassification`.
+        processor: the image processor that belongs to it.
+        device: where to compute; `None` takes the best there is, see `pick_device`.
+    """
+
+    def __init__(self, model: Any, processor: Any, device: str | torch.device | None = None) -> None:
+        self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self.model, self.processor = model.eval().to(self.device), processor
+        self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str, *, device: str | torch.device | None = None, revision: str | None = None
+    ) -> "PointClassifier":
+        """Load a folder or Hub repository.
+
+        Raises:
+            ValueError: as for `load_point_classifier`.
+        """
+        device = device if isinstance(device, torch.device) else pick_device(device)
+        return cls(*load_point_classifier(source, revision=revision), device)
+
+    def classify(
+        self, image: Image.Image, points: Sequence[Any] = (), boxes: Sequence[Any] = (), top_k: int = 1
+    ) -> list[list[dict[str, Any]]]:
+        """Say what is at points and in boxes of an image.
+
+        Args:
+            image: RGB.
+            points: (x, y) in pixels.
+            boxes: (x0, y0, x1, y1), edges in pixels.
+            top_k: how many classes to tell.
+
+        Returns:
+            For each point, then for each box, its most probable classes, best first: `label_id`, `label`, `score`.
+
+        Raises:
+            ValueError: a prompt lies outside the image, there is none, or `top_k` is below 1.
+        """
+        outputs = self._ask(self.processor(image, input_points=[list(points)], input_boxes=[list(boxes)]))
+        (answer,) = self.processor.post_process_point_classification(outputs, top_k=top_k, id2label=self.id2label)
+        columns = answer["label_ids"].tolist(), answer["labels"], answer["scores"].tolist()
+        return [
+            [
+                {"label_id": label_id, "label": label, "score": score}
+                for label_id, label, score in zip(*row, strict=True)
+            ]
+            for row in zip(*columns, strict=True)
+        ]
+
+    def __call__(self, images: Sequence[Image.Image], points: Sequence[Tensor]) -> list[Tensor]:
+        """Classify points of images, all in one forward pass.
+
+        Args:
+            images: RGB.
+            points: for each image (N, 2) x, y in [0, 1]; N may differ, and be 0.
+
+        Returns:
+            For each image (N, C) float32 logits, on the CPU.
+        """
+        answers = [torch.zeros(0, len(self.id2label)) for _ in images]
+        asked = [index for index, located in enumerate(points) if len(located)]
+        if not asked:
+            return answers
+        prompts = [self._prompts(images[index], points[index]) for index in asked]
+        inputs = {
+            "pixel_values": self.processor([images[index] for index in asked])["pixel_values"],
+            "prompts": pad_sequence(prompts, batch_first=True),
+            "prompt_mask": pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in prompts], batch_first=True),
+        }
+        logits = self._ask(inputs).logits.float().cpu()
+        for row, index in enumerate(asked):
+            answers[index] = logits[row, : len(points[index])]
+        return answers
+
+    @torch.inference_mode()
+    def _ask(self, inputs: Any) -> Any:
+        return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    def _prompts(self, image: Image.Image, points: Tensor) -> Tensor:
+        if self.model.config.point_origin == "corner":  # to such a model, a pixel is where its upper left corner is
+            points = (points - 0.5 / torch.tensor([image.width, image.height])).clamp(min=0)
+        return torch.cat([points, torch.zeros_like(points)], dim=1)
