@@ -1,5 +1,6 @@
 """`hf-segvit segment`: what it writes equals the library's answers, and every bad input ends in one clear line."""
 
+import functools
 import json
 import os
 import subprocess
@@ -18,7 +19,9 @@ from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
 from hf_segvit.inference.input_files import find_images, output_names
 from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.models.mask_encoding import decode_mask
 
+from .test_semantic_views import case, example_images
 from .tiny_models import randomize, tiny_eomt
 
 THRESHOLD = {"panoptic": 0.3, "instance": 0.03, "semantic": None}
@@ -141,6 +144,44 @@ def test_instances_equal_binary_maps_and_the_best_is_on_top(checkpoints, images)
         best[masks[index]] = index
     assert (answer.segment_map == best).all()
     assert [one.area for one in answer.segments] == masks.sum((1, 2)).tolist()
+
+
+@pytest.mark.parametrize("task", list(THRESHOLD))
+def test_a_mask2former_segments_alone(task):
+    """Its processor numbers segments from 1, with void as 0, and gives instances as binary maps."""
+    model, processor = case("mask2former")
+    # Random masks overlap so much that none would keep 80 % of its own.
+    processor.post_process_panoptic_segmentation = functools.partial(
+        processor.post_process_panoptic_segmentation, overlap_mask_area_threshold=0.05
+    )
+    threshold = {"panoptic": 0.05, "instance": 0.02, "semantic": None}[task]
+    segmenter = Segmenter(model, processor, task=task, device="cpu")
+    for image in example_images():
+        [answer] = segmenter([image], threshold)
+        with torch.inference_mode():
+            outputs = model(**processor([image], return_tensors="pt"))
+        post_process = getattr(processor, f"post_process_{task}_segmentation")
+        size = [(image.height, image.width)]
+        if task == "semantic":
+            [label_map] = post_process(outputs, target_sizes=size)
+            assert (answer.segment_map == label_map.numpy()).all()
+            assert [one.label_id for one in answer.segments] == label_map.unique().tolist()
+        elif task == "panoptic":
+            [found] = post_process(outputs, threshold=threshold, target_sizes=size, label_ids_to_fuse=set())
+            ids = found["segmentation"].numpy()
+            rows = [row for row in found["segments_info"] if (ids == row["id"]).any()]
+            assert [(one.label_id, one.score) for one in answer.segments] == [
+                (row["label_id"], row["score"]) for row in rows
+            ]
+            for one, row in zip(answer.segments, rows, strict=True):
+                assert ((answer.segment_map == one.id) == (ids == row["id"])).all()
+            assert ((answer.segment_map == -1) == ~np.isin(ids, [row["id"] for row in rows])).all()
+        else:
+            [found] = post_process(outputs, threshold=threshold, target_sizes=size, return_binary_maps=True)
+            masks = found["segmentation"].bool().numpy()
+            assert all((decode_mask(one.rle) == mask).all() for one, mask in zip(answer.segments, masks, strict=True))
+            assert [one.area for one in answer.segments] == masks.sum((1, 2)).tolist()
+        assert len(answer.segments) > 1
 
 
 @pytest.mark.parametrize("task", list(THRESHOLD))

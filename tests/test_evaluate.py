@@ -27,6 +27,7 @@ from hf_segvit.evaluation.counts import PartialResults, delete_partial_results
 from hf_segvit.evaluation.report import draw_worst, result_content, result_text
 from hf_segvit.evaluation.tasks import evaluation_task
 from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.metrics.accumulation import ImageMetric
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from tests.tiny_models import tiny_eomt
 
@@ -371,6 +372,84 @@ def test_the_oracle_is_what_perfect_labels_would_give(task, tmp_path, scenes):
         evaluate(again, dataset, scenes.id2label, **folder)
 
 
+class PixelAccuracy(ImageMetric):
+    """Share of the pixels with a class that got the right one, of stuff and of all; a metric as a user writes it."""
+
+    def __init__(self, id2label, stuff_classes):
+        self.id2label, self.stuff_classes = id2label, stuff_classes
+        super().__init__()
+
+    def _no_counts(self):
+        return {"pixels": np.zeros((len(self.id2label), 2), dtype=np.int64)}
+
+    def _count(self, prediction, reference, name, image_id):
+        counts = self._no_counts()
+        for label in self.id2label:
+            true = np.asarray(reference) == label
+            counts["pixels"][label] = (true & (np.asarray(prediction) == label)).sum(), true.sum()
+        return counts
+
+    def compute(self):
+        totals = {
+            "every_pixel": self.counts["pixels"].sum(0),
+            "stuff_pixels": self.counts["pixels"][self.stuff_classes].sum(0),
+        }
+        shares = {name: right / all_ if all_ else math.nan for name, (right, all_) in totals.items()}
+        return {**shares, "labels_seen": int((self.counts["pixels"][:, 1] > 0).sum()), "per_class": {}}
+
+
+class SameName(PixelAccuracy):
+    """Calls its value as the task's metric does."""
+
+    def compute(self):
+        return {"mean_iou": 0.0}
+
+
+def test_a_metric_of_ones_own_counts_beside_the_tasks(tmp_path, scenes):
+    settings = {"stuff_classes": scenes.stuff_classes, "chunk_size": 2, "metrics": [PixelAccuracy]}
+    plain = evaluate(Oracle(scenes, "semantic", spoil=[1, 4]), scenes, scenes.id2label)
+    whole = evaluate(Oracle(scenes, "semantic", spoil=[1, 4]), scenes, scenes.id2label, batch_size=3, **settings)
+    answers = Oracle(scenes, "semantic", spoil=[1, 4])
+    right, true = np.zeros(2), np.zeros(2)  # of all classes, of stuff
+    for index in range(7):
+        truth = evaluation_task("semantic", 6).reference(scenes[index])
+        (answer,) = answers.answers([scenes[index]["image"]])
+        for kind, known in enumerate((truth >= 0, np.isin(truth, scenes.stuff_classes))):
+            right[kind] += (answer == truth)[known].sum()
+            true[kind] += known.sum()
+    assert whole.metrics["every_pixel"] == right[0] / true[0] == plain.metrics["pixel_accuracy"] < 1
+    assert whole.metrics["stuff_pixels"] == right[1] / true[1] != right[0] / true[0]
+    assert whole.metrics["labels_seen"] == 6
+    assert {name: whole.metrics[name] for name in plain.metrics} == plain.metrics
+    assert whole.classes == plain.classes
+    assert f"every_pixel             {100 * right[0] / true[0]:.2f}" in result_text(whole)
+    assert json.loads(json.dumps(result_content(whole)))["metrics"]["labels_seen"] == 6
+
+    class Breaking(Oracle):
+        def answers(self, images):
+            if self.calls >= 5:
+                raise RuntimeError("out of memory")
+            return super().answers(images)
+
+    settings["partial_folder"] = tmp_path / "partial"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(Breaking(scenes, "semantic", spoil=[1, 4]), scenes, scenes.id2label, **settings)
+    again = Oracle(scenes, "semantic", spoil=[1, 4])
+    np.testing.assert_equal(vars(evaluate(again, scenes, scenes.id2label, **settings)), vars(whole))
+    assert again.calls == 3  # four of the seven were counted, by this metric too
+    with pytest.raises(ValueError, match=r"another evaluation \(metrics .*PixelAccuracy"):
+        evaluate(again, scenes, scenes.id2label, **{**settings, "metrics": []})
+
+
+def test_metrics_that_cannot_stand_side_by_side_are_refused_before_anything_is_counted(scenes):
+    oracle = Oracle(scenes, "semantic")
+    with pytest.raises(ValueError, match=r"test_evaluate:SameName has a value 'mean_iou', and so has another metric"):
+        evaluate(oracle, scenes, scenes.id2label, metrics=[SameName])
+    with pytest.raises(ValueError, match=r"metric .*:PixelAccuracy is given twice"):
+        evaluate(oracle, scenes, scenes.id2label, metrics=[PixelAccuracy, PixelAccuracy])
+    assert oracle.calls == 0
+
+
 @pytest.mark.parametrize("task", ["semantic", "instance"])
 def test_boundaries_are_scored_beside_areas(task, scenes):
     dataset = dataset_for(task, scenes)
@@ -454,6 +533,17 @@ def test_the_command_writes_its_results(checkpoint, tmp_path, capsys):
     assert content["metrics"]["mean_iou"] == pytest.approx(expected, rel=1e-3)
     assert content["metrics"]["oracle_mean_iou"] > content["metrics"]["mean_iou"]
     assert 0 < content["metrics"]["boundary_iou"] < 1
+
+
+def test_the_command_takes_metrics_by_their_import_path(checkpoint, tmp_path, capsys):
+    command = ["evaluate", "--model", checkpoint, "--data", "generated:easy", "--task", "semantic", "--limit", "3"]
+    command += ["--device", "cpu", "--json", str(tmp_path / "n.json")]
+    assert main([*command, "--metrics", "tests.test_evaluate:PixelAccuracy"]) == 0
+    metrics = json.loads((tmp_path / "n.json").read_text())["metrics"]
+    assert metrics["every_pixel"] == metrics["pixel_accuracy"] > 0
+    assert f"every_pixel             {100 * metrics['every_pixel']:.2f}" in capsys.readouterr().out
+    assert main([*command, "--metrics", "tests.test_evaluate:Things"]) == 2
+    assert "--metrics=tests.test_evaluate:Things has no method reset, add_batch, compute" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

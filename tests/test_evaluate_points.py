@@ -21,7 +21,9 @@ from hf_segvit.evaluation.points import (
 )
 from hf_segvit.inference.point_classifier import PointClassifier
 from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.metrics.accumulation import ImageMetric
 from hf_segvit.models.configuration_vit_p import ViTPConfig
+from hf_segvit.models.image_decoding import to_rgb
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
@@ -164,6 +166,35 @@ def test_the_generator_is_scored_at_the_same_points():
     source.threshold = 1.1
     nothing = evaluate_points(predictor_of(tiny_vit_p()), dataset, LABELS, source)
     assert math.isnan(nothing.metrics["top_1"])
+
+
+class Sureness(ImageMetric):
+    """Mean of the largest logit; a metric as a user writes it."""
+
+    def __init__(self, id2label, stuff_classes):
+        super().__init__()
+
+    def _no_counts(self):
+        return {"sums": np.zeros(2)}
+
+    def _count(self, prediction, reference, name, image_id):
+        return {"sums": np.array([prediction.amax(-1).sum().item(), len(reference)])}
+
+    def compute(self):
+        total, points = self.counts["sums"]
+        return {"sureness": total / points if points else math.nan}
+
+
+def test_a_metric_of_ones_own_gets_the_logits_at_points():
+    dataset, source, predictor = scenes(3), RandomPoints(9, seed=1), predictor_of(tiny_vit_p())
+    result = evaluate_points(predictor, dataset, LABELS, source, batch_size=2, metrics=[Sureness])
+    images = [to_rgb(dataset[index]["image"]) for index in range(3)]
+    points = [source(dataset[index], index).points for index in range(3)]
+    expected = torch.cat(predictor(images, points)).amax(-1).mean().item()
+    assert result.metrics["sureness"] == pytest.approx(expected, rel=1e-6)
+    assert result.metrics["num_points"] == 27
+    with pytest.raises(ValueError, match="boundaries are scored for the tasks semantic and instance, not for points"):
+        evaluate_points(predictor, dataset, LABELS, source, more_metrics=["boundary"])
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path):

@@ -82,7 +82,7 @@ def add_parser(subparsers: Any) -> None:
         nargs="+",
         default=[],
         metavar="MODULE:CLASS",
-        help="metrics of your own beside the task's, by import path; what they must have is in docs/extending.md",
+        help="metrics of your own beside the task's; what they must have: Metric in hf_segvit.metrics.accumulation",
     )
     parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
