@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.models.eomt.image_processing_eomt import EomtImageProcessor
 
-from hf_segvit.models.segment_masks import instance_segments, panoptic_segments, semantic_segments
+from hf_segvit.models.image_post_processing import instance_segments, panoptic_segments, semantic_segments
 
 SIDE, QUERIES, CLASSES, CELLS = 640, 200, 133, 160
 STUFF = list(range(80, 133))

@@ -21,7 +21,7 @@ from PIL import Image
 from hf_segvit import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.cli import main as hf_segvit
 from hf_segvit.metrics.panoptic_quality import PanopticQuality
-from hf_segvit.models.segment_masks import panoptic_segments
+from hf_segvit.models.image_post_processing import panoptic_segments
 from hf_segvit.training.loop import train
 from hf_segvit.training.recipe import Recipe
 from hf_segvit.training.tasks.eomt import EoMTTask

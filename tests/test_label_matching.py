@@ -25,6 +25,11 @@ def test_names_decide(data_labels, table):
     assert match.warning == ""
 
 
+def test_words_that_publishers_differ_in_are_names_too():
+    match = match_labels({0: "tv", 1: "cat"}, {0: "cat", 1: "television receiver"})
+    assert (match.table.tolist(), match.warning) == ([1, 0], "")
+
+
 def test_what_names_leave_is_matched_in_order_and_told():
     match = match_labels(LABELS, {0: "seal", 1: "cat", 2: "hound"})
     assert match.table.tolist() == [1, 0, 2]

@@ -182,7 +182,7 @@ BAD_MASKS = {
     "cut off": ({"size": [10, 10], "counts": "P"}, "malformed counts"),
     "foreign characters": ({"size": [10, 10], "counts": "\x01\x02"}, "malformed counts"),
     "not ASCII": ({"size": [10, 10], "counts": "ä"}, "malformed counts"),
-    "endless run": ({"size": [10, 10], "counts": "P" * 50 + "0"}, "a run of 51 digits"),
+    "endless run": ({"size": [10, 10], "counts": "P" * 50 + "0"}, "a number of 51 digits"),
     "size on its side": ({"size": [20, 5], "counts": [100]}, r"different sizes \[\(10, 10\), \(20, 5\)\]"),
     "no size": ({"counts": [100]}, "RLE mask has size"),
     "size without pixels": ({"size": [0, 0], "counts": [0]}, "size 0 x 0"),

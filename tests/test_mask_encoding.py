@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco_mask
 
-from hf_segvit.models.mask_encoding import decode_counts, decode_mask, encode_counts, encode_mask
+from hf_segvit.models.mask_encoding import (
+    decode_counts,
+    decode_counts_together,
+    decode_mask,
+    encode_counts,
+    encode_mask,
+)
 
 MASKS = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=17))
 
@@ -54,6 +60,14 @@ def test_large_runs_need_several_characters():
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=9))
 def test_counts_survive_a_round_trip(runs):
     assert decode_counts(encode_counts(runs)).tolist() == runs
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.lists(st.integers(0, 10**7), max_size=9), max_size=6))
+def test_many_are_decoded_as_each_is_alone(masks):
+    runs, sizes = decode_counts_together([encode_counts(runs).encode() for runs in masks])
+    assert sizes.tolist() == [len(mask) for mask in masks]
+    assert runs.tolist() == [run for mask in masks for run in mask]
 
 
 def test_decodes_uncompressed_runs():

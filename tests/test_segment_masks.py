@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from hf_segvit.models import mask_resampling
-from hf_segvit.models.segment_masks import instance_segments, panoptic_segments, semantic_segments
+from hf_segvit.models.image_post_processing import instance_segments, panoptic_segments, semantic_segments
 
 from .plain_post_processing import Case, cases, plain_instances, plain_panoptic, same_rows, score_tolerance
 

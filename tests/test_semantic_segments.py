@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hf_segvit.models import mask_resampling
 from hf_segvit.models.image_geometry import windowed_content_size, windows_of
-from hf_segvit.models.segment_masks import semantic_segments, semantic_segments_from_windows
+from hf_segvit.models.image_post_processing import semantic_segments, semantic_segments_from_windows
 
 from .plain_post_processing import cases, plain_semantic_scores
 

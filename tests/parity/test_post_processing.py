@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.models.eomt.image_processing_eomt import EomtImageProcessor
 
-from hf_segvit.models.segment_masks import (
+from hf_segvit.models.image_post_processing import (
     instance_segments,
     panoptic_segments,
     semantic_segments,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_masks
 
-from ..models.mask_encoding import decode_mask, encode_counts
+from ..models.mask_encoding import decode_counts, decode_counts_together, decode_mask, encode_counts
 from .accumulation import integer_array
 
 
@@ -101,14 +101,14 @@ def check_rles_together(sides: Sequence[Any]) -> list[Any]:
         one tells which.
     """
     lists: list[Any] = [side.get("segmentation") if isinstance(side, Mapping) else () for side in sides]
-    chosen = [place for place, masks in enumerate(lists) if isinstance(masks, list | tuple) and masks]
+    chosen = [index for index, masks in enumerate(lists) if isinstance(masks, list | tuple) and masks]
     try:
-        checked = iter(_checked_rles([rle for place in chosen for rle in lists[place]], "masks") if chosen else [])
+        checked = iter(_checked_rles([rle for index in chosen for rle in lists[index]], "masks") if chosen else [])
     except (ValueError, TypeError, KeyError):
         return list(sides)
     together = list(sides)
-    for place in chosen:
-        together[place] = {**sides[place], "segmentation": CheckedRles(next(checked) for _ in lists[place])}
+    for index in chosen:
+        together[index] = {**sides[index], "segmentation": CheckedRles(next(checked) for _ in lists[index])}
     return together
 
 
@@ -166,9 +166,9 @@ def _checked_rles(rles: Sequence[Mapping[str, Any]], name: str) -> list[dict[str
         counts = rle["counts"]
         if not isinstance(counts, str | bytes):
             counts = encode_counts(np.asarray(counts, dtype=np.int64))
-        counts = counts.encode("utf-8") if isinstance(counts, str) else counts
+        counts = counts.encode("utf-8") if isinstance(counts, str) else bytes(counts)
         checked.append({"size": [int(length) for length in rle["size"]], "counts": counts})
-    totals, shortest = _run_totals([bytes(rle["counts"]) for rle in checked], name)
+    totals, shortest = _run_totals([rle["counts"] for rle in checked], name)
     for index, (rle, total, least) in enumerate(zip(checked, totals, shortest, strict=True)):
         height, width = rle["size"]
         if min(height, width) < 1 or total != height * width or least < 0:
@@ -181,41 +181,19 @@ def _checked_rles(rles: Sequence[Mapping[str, Any]], name: str) -> list[dict[str
 
 
 def _run_totals(counts: Sequence[bytes], name: str) -> tuple[list[int], list[int]]:
-    """Sum and minimum of the run lengths of every mask (n compressed counts), all decoded in one pass.
-
-    The format is described in `models/mask_encoding.py`.
-    """
-    lengths = np.array([len(string) for string in counts], dtype=np.int64)
-    if not lengths.all():
-        raise ValueError(f"{name}, mask {lengths.argmin()}: its RLE has empty counts; drop it, or encode it again")
-    characters = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
-    ends_number = characters & 32 == 0
-    last = np.cumsum(lengths) - 1
-    finals = np.flatnonzero(ends_number)
-    firsts = np.append(0, finals[:-1] + 1)
-    if not (ends_number[last].all() and characters.min() >= 0 and characters.max() < 64):
-        is_bad = np.minimum.reduceat(((characters >= 0) & (characters < 64)).astype(int), last + 1 - lengths) == 0
-        worst = int(np.flatnonzero(is_bad | ~ends_number[last])[0])
-        raise ValueError(
-            f"{name}, mask {worst}: malformed counts of an RLE mask, {counts[worst][:40]!r}; the annotation is damaged"
-        )
-    shift = 5 * (np.arange(len(characters)) - np.repeat(firsts, finals - firsts + 1))
-    numbers = np.add.reduceat((characters & 31) << np.minimum(shift, 40), firsts)
-    numbers -= np.where(characters[finals] & 16, np.int64(1) << np.minimum(shift[finals] + 5, 45), 0)
-
-    ends = np.cumsum(ends_number)[last]
-    starts = np.append(0, ends[:-1])
-    place = np.arange(len(numbers)) - np.repeat(starts, ends - starts)
-    if shift.max() > 40:  # longer than any image
-        worst = int(np.searchsorted(last, shift.argmax()))
-        raise ValueError(
-            f"{name}, mask {worst}: an RLE mask with a run of {shift.max() // 5 + 1} digits; it is damaged"
-        )
-    # From its fourth on, a run is stored as the difference to the one two before it.
-    runs = np.where(place == 0, numbers, 0)
-    for is_chained in (place % 2 == 1, (place % 2 == 0) & (place > 0)):
-        sums = np.cumsum(np.where(is_chained, numbers, 0))
-        runs[is_chained] = (sums - np.repeat(sums[starts], ends - starts))[is_chained]
+    """Sum and minimum of the run lengths of every mask (n compressed counts)."""
+    try:
+        runs, sizes = decode_counts_together(counts)
+    except ValueError:
+        for index, text in enumerate(counts):  # one by one, to say which it is
+            try:
+                decode_counts(text)
+            except ValueError as error:
+                raise ValueError(f"{name}, mask {index}: {error}") from error
+        raise
+    if not sizes.all():
+        raise ValueError(f"{name}, mask {sizes.argmin()}: its RLE has empty counts; drop it, or encode it again")
+    starts = np.cumsum(sizes) - sizes
     return np.add.reduceat(runs, starts).tolist(), np.minimum.reduceat(runs, starts).tolist()
 
 

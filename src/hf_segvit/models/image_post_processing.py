@@ -1,4 +1,7 @@
-"""The three `post_process_*` methods of our image processors: checks and geometry around `segment_masks.py`.
+"""The three `post_process_*` methods of our image processors, and the functions for query logits behind them.
+
+The methods check and find the geometry; `segment_masks.py` and `semantic_segments.py` do the work, on the tiles of
+`mask_resampling.py`. Whoever has logits of another kind imports their four functions from here.
 
 They read `class_queries_logits` (B, Q, C+1) and `masks_queries_logits` (B, Q, h, w) from any model's outputs, and its
 `content_sizes` and `patch_offsets` where it passes them through; where it does not, the size of the image inside the
@@ -14,7 +17,17 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .image_geometry import Size, patch_offsets, whole_geometry, window_geometry
-from .segment_masks import instance_segments, panoptic_segments, semantic_segments, semantic_segments_from_windows
+from .segment_masks import instance_segments, panoptic_segments
+from .semantic_segments import semantic_segments, semantic_segments_from_windows
+
+__all__ = [
+    "SegmentationPostProcessing",
+    "instance_segments",
+    "panoptic_segments",
+    "semantic_segments",
+    "semantic_segments_from_windows",
+    "served_by_tasks",
+]
 
 
 class served_by_tasks:
@@ -88,9 +101,8 @@ class SegmentationPostProcessing:
             ValueError: as many sizes as images are needed, and all windows of an image together.
         """
         logits = outputs.class_queries_logits, outputs.masks_queries_logits
-        unknown = (
-            getattr(outputs, "content_sizes", None) is None
-        )  # a padded call of a windowed processor says its sizes
+        # A padded call of a windowed processor says its sizes.
+        unknown = getattr(outputs, "content_sizes", None) is None
         if patch_offsets(outputs) is not None or (self.do_split_image and unknown):
             windows = window_geometry(outputs, target_sizes, self._input_size(size))
             results = semantic_segments_from_windows(
@@ -139,8 +151,6 @@ class SegmentationPostProcessing:
         Raises:
             ValueError: thresholds outside [0, 1], both kinds of masks asked for, or target sizes that do not fit.
         """
-        if return_coco_annotation and return_binary_maps:
-            raise ValueError("return_coco_annotation and return_binary_maps exclude each other; ask for one of them")
         del overlap_mask_area_threshold
         return instance_segments(
             outputs.class_queries_logits,

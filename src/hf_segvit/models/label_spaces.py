@@ -1,15 +1,12 @@
-"""Which of a classifier's classes is which of a generator's, by their names.
+"""Which classes of two label spaces are the same, by their names.
 
-Names are compared without case, hyphens and underscores; then by their first synonym, up to a comma or semicolon
-("person, individual"); then by `ALIASES`, words that publishers of one label set differ in. Order never decides, except
-for models whose classes nobody named (`LABEL_0`, ...) on both sides.
+`match_names` compares names without case, hyphens and underscores; then by their first synonym, up to a comma or
+semicolon ("person, individual"); then by `ALIASES`, words that publishers of one label set differ in. Order never
+decides there. What follows from it depends on who asks:
 
-`match_label_spaces` is the function for it, `LabelSpaceMatch` what it answers.
-
-Which class of the data set each of a model's classes is.
-
-`match_labels` compares names; only where a model has as many classes as the data set may the order decide, and then it
-says for which classes it did. Label ids are turned by `LabelMatch.table`, and back by `LabelMatch.model_ids`.
+- `match_label_spaces`: a generator and a classifier, whose classes may differ where that is allowed.
+- `match_labels`: a model and a data set with as many classes, where order decides what names leave, and that is told.
+  Label ids are turned by `LabelMatch.table`, and back by `LabelMatch.model_ids`.
 
 C classes of the model.
 """
@@ -18,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,30 +108,23 @@ def match_label_spaces(
     """
     if label_mismatch not in LABEL_MISMATCHES:
         raise ValueError(f"label_mismatch={label_mismatch!r} is not one of {', '.join(map(repr, LABEL_MISMATCHES))}")
-    ours, theirs = (
-        [str(name) for _, name in sorted((int(label), name) for label, name in labels.items())]
-        for labels in (generator_labels, classifier_labels)
-    )
+    matches = match_names(generator_labels, classifier_labels)
     unnamed = [
-        owner for owner, names in (("generator", ours), ("classifier", theirs)) if names and all(map(is_generic, names))
+        owner
+        for owner, labels in (("generator", generator_labels), ("classifier", classifier_labels))
+        if labels and are_unnamed(labels)
     ]
-    if [whole_name(name) for name in ours] == [whole_name(name) for name in theirs]:
-        return LabelSpaceMatch(tuple(range(len(ours))))
-    if unnamed:
+    if unnamed and not matches:
         raise ValueError(
-            f"the classes of the {' and the '.join(unnamed)} have no names ({ours[0]!r}, {theirs[0]!r}), so there is "
-            "no telling which are the same; set id2label in the model's config to the names of its classes"
+            f"the classes of the {' and the '.join(unnamed)} have no names ({_names(generator_labels)[0]!r}, "
+            f"{_names(classifier_labels)[0]!r}), so there is no telling which are the same; set id2label in the "
+            "model's config to the names of its classes"
         )
-    matches: dict[int, int] = {}
-    for form in (whole_name, first_synonym, _published_alias):
-        left = _unique_names(ours, matches.keys(), form)
-        right = _unique_names(theirs, matches.values(), form)
-        matches |= {left[name]: right[name] for name in left if name in right}
     taken = set(matches.values())
     result = LabelSpaceMatch(
-        tuple(matches.get(label, NO_MATCH) for label in range(len(ours))),
-        tuple(name for label, name in enumerate(ours) if label not in matches),
-        tuple(name for label, name in enumerate(theirs) if label not in taken),
+        tuple(matches.get(label, NO_MATCH) for label in range(len(generator_labels))),
+        tuple(name for label, name in enumerate(_names(generator_labels)) if label not in matches),
+        tuple(name for label, name in enumerate(_names(classifier_labels)) if label not in taken),
     )
     if not matches:
         raise ValueError(
@@ -147,6 +137,24 @@ def match_label_spaces(
             f"fuse the {len(matches)} that they share, or correct the names in id2label"
         )
     return result
+
+
+def match_names(labels: Mapping[Any, str], others: Mapping[Any, str]) -> dict[int, int]:
+    """The label id among others of each class whose name tells it, by label id.
+
+    Names that several classes share tell nothing, unless all names are the same in the same order; nor do those of
+    classes that nobody named (`LABEL_0`, ...).
+    """
+    ours, theirs = _names(labels), _names(others)
+    if [whole_name(name) for name in ours] == [whole_name(name) for name in theirs]:
+        return {label: label for label in range(len(ours))}
+    matches: dict[int, int] = {}
+    if are_unnamed(labels) or are_unnamed(others):
+        return matches
+    for form in (whole_name, first_synonym, _published_alias):
+        left, right = _unique_names(ours, matches.keys(), form), _unique_names(theirs, matches.values(), form)
+        matches |= {left[name]: right[name] for name in left if name in right}
+    return matches
 
 
 def whole_name(name: str) -> str:
@@ -164,12 +172,17 @@ def _published_alias(name: str) -> str:
     return ALIASES.get(synonym, synonym)
 
 
-def is_generic(name: str) -> bool:
-    """Whether a class name is what Transformers calls a class that nobody named."""
-    return _GENERIC.fullmatch(name.casefold()) is not None
+def are_unnamed(labels: Mapping[Any, str]) -> bool:
+    """Whether all class names are what Transformers calls classes that nobody named."""
+    return all(_GENERIC.fullmatch(str(name).casefold()) is not None for name in labels.values())
 
 
-def _unique_names(names: list[str], matched: Any, form: Callable[[str], str]) -> dict[str, int]:
+def _names(labels: Mapping[Any, str]) -> list[str]:
+    """Names in the order of their label ids, which are numbers from 0, perhaps as text."""
+    return [str(name) for _, name in sorted((int(label), name) for label, name in labels.items())]
+
+
+def _unique_names(names: list[str], matched: Iterable[int], form: Callable[[str], str]) -> dict[str, int]:
     """Label id by name in a form, of classes not matched yet whose name no other of them has."""
     taken = set(matched)
     forms = {label: form(name) for label, name in enumerate(names) if label not in taken}
@@ -177,12 +190,9 @@ def _unique_names(names: list[str], matched: Any, form: Callable[[str], str]) ->
     return {name: label for label, name in forms.items() if counts[name] == 1}
 
 
-def _shown(names: tuple[str, ...]) -> str:
+def _shown(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(map(repr, names[:_SHOWN])) + more
-
-
-_SHOWN_BY_ORDER = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -208,8 +218,8 @@ class LabelMatch:
         """What a user should know about `by_order`, or "" where names decided everything."""
         if not self.by_order:
             return ""
-        pairs = ", ".join(f"{ours!r} as {theirs!r}" for ours, theirs in self.by_order[:_SHOWN_BY_ORDER])
-        more = f" and {len(self.by_order) - _SHOWN_BY_ORDER} more" if len(self.by_order) > _SHOWN_BY_ORDER else ""
+        pairs = ", ".join(f"{ours!r} as {theirs!r}" for ours, theirs in self.by_order[:_SHOWN])
+        more = f" and {len(self.by_order) - _SHOWN} more" if len(self.by_order) > _SHOWN else ""
         return (
             f"{len(self.by_order)} of the model's classes have names that the data set lacks; they are scored in "
             f"order: {pairs}{more}. If these are not the same classes, the scores mean nothing"
@@ -217,10 +227,7 @@ class LabelMatch:
 
 
 def match_labels(model_labels: Mapping[int, str], data_labels: Mapping[int, str]) -> LabelMatch:
-    """Match classes by name, and those that are left by order.
-
-    Names are compared without case, hyphens and underscores; then by their first synonym, up to a comma or semicolon.
-    A model without names (`LABEL_0`, ...) is matched by order silently.
+    """Match classes by name, and those that are left by order; those of a model without names by order silently.
 
     Args:
         model_labels: name by label id.
@@ -236,31 +243,19 @@ def match_labels(model_labels: Mapping[int, str], data_labels: Mapping[int, str]
             f"{only_model}, the data set alone {only_data}: evaluate on the data that the model was trained for, or "
             "fine-tune it"
         )
-    if all(is_generic(str(name)) for name in model_labels.values()):
+    if are_unnamed(model_labels):
         return LabelMatch(None)
-    place: dict[int, int] = {}
-    for form in (whole_name, first_synonym):
-        ours = _unique_data_names(model_labels, place.keys(), form)
-        theirs = _unique_data_names(data_labels, place.values(), form)
-        place |= {ours[name]: theirs[name] for name in ours if name in theirs}
-    left = sorted(set(model_labels) - set(place)), sorted(set(data_labels) - set(place.values()))
+    matches = match_names(model_labels, data_labels)
+    left = sorted(set(model_labels) - set(matches)), sorted(set(data_labels) - set(matches.values()))
     pairs = list(zip(*left, strict=True))
-    place |= dict(pairs)
-    table = np.array([place[index] for index in sorted(place)], dtype=np.int64)
+    matches |= dict(pairs)
+    table = np.array([matches[index] for index in sorted(matches)], dtype=np.int64)
     return LabelMatch(
         None if (table == np.arange(len(table))).all() else table,
         [(str(model_labels[index]), str(data_labels[other])) for index, other in pairs],
     )
 
 
-def _unique_data_names(labels: Mapping[int, str], matched: Iterable[int], form: Callable[[str], str]) -> dict[str, int]:
-    """Label id by name in a form, of classes not matched yet whose name no other of them has."""
-    taken = set(matched)
-    forms = {index: form(str(name)) for index, name in labels.items() if index not in taken}
-    counts = Counter(forms.values())
-    return {name: index for index, name in forms.items() if counts[name] == 1}
-
-
 def _strangers(labels: Mapping[int, str], others: Mapping[int, str]) -> list[str]:
     known = {first_synonym(name) for name in others.values()}
-    return [str(name) for name in labels.values() if first_synonym(name) not in known][:_SHOWN_BY_ORDER]
+    return [str(name) for name in labels.values() if first_synonym(name) not in known][:_SHOWN]

@@ -1,7 +1,8 @@
 """Bilinear upsampling of mask logits one tile at a time, so that most of it need not be done.
 
-In here: `tiled_masks` and the `MaskTiles` it makes, which give the values of some masks on a tile and bounds of all
-masks on all tiles; then the `AxisBlock`s they are built of, bands of the interpolation matrix of one axis. Bilinear
+In here: the `AxisBlock`s, bands of the interpolation matrix of one axis; `MaskTiles`, which are built of them and give
+the values of some masks on a tile and bounds of all masks on all tiles; `image_sizes` and `tiled_masks`, which lay
+tiles over an answer. Bilinear
 interpolation is separable and linear, so rows @ mask @ columns equals any chain of resizes with crops in between; and
 it stays within the range of the cells that it mixes, so the small masks alone tell which of them matter in a tile.
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Size = tuple[int, int]
+from .image_geometry import Size
 
 TILE_PIXELS = 48  # side of a tile on a CPU: smaller ones exclude more masks, larger ones cost fewer calls
 MAX_TILES_PER_AXIS = 24
@@ -233,6 +234,43 @@ def code_of_largest(values: Tensor, codes: Tensor) -> Tensor:
     """
     # `max` with indices would start threads however little there is to do.
     return ((values == values.amax(1, keepdim=True)) * codes).amax(1)
+
+
+def image_sizes(
+    batch_size: int,
+    target_sizes: Sequence[Size] | Tensor | None,
+    input_size: Size,
+    content_sizes: Sequence[Size] | Tensor | None,
+) -> list[tuple[Size, Size]]:
+    """Content and target size of each image; without targets both are the input size.
+
+    Raises:
+        ValueError: there are not as many sizes as images, one is not positive, or a content exceeds the input.
+    """
+    whole = as_size(input_size)
+    if target_sizes is None:
+        return [(whole, whole)] * batch_size
+    contents = [whole] * batch_size if content_sizes is None else [as_size(size) for size in content_sizes]
+    targets = [as_size(size) for size in target_sizes]
+    for name, given in (("target_sizes", targets), ("content_sizes", contents)):
+        if len(given) != batch_size:
+            raise ValueError(f"{name} has {len(given)} rows for {batch_size} images; give one (height, width) to each")
+        for size in given:
+            if min(size) < 1:
+                raise ValueError(f"{name}: {size} is not a size in pixels; give (height, width), each at least 1")
+    for size in contents:
+        if size[0] > whole[0] or size[1] > whole[1]:
+            raise ValueError(
+                f"content_sizes: {size} does not fit into the input {whole}; it is the size of the scaled image "
+                "before padding, in pixels of the model input"
+            )
+    return list(zip(contents, targets, strict=True))
+
+
+def as_size(size: Sequence[int] | Tensor) -> Size:
+    """Height and width as plain integers."""
+    height, width = (int(length) for length in size)
+    return height, width
 
 
 def tiled_masks(

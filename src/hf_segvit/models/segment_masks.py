@@ -4,16 +4,13 @@ In here: `panoptic_segments`, then `instance_segments`, by the rules of the offi
 filtered by class score before anything is upsampled; what remains is upsampled tile by tile, on a CPU only those masks
 that can matter in the tile. An accelerator is waited for once per batch (class logits) and once per image (answer).
 
-Shapes: B images, Q queries, C classes without no-object (which is index C), K kept masks, h w mask cells, H W
-pixels. Id maps are int32 on the device of the logits: void -1, ids from 0 in the order of the queries.
+Instances keep their masks: `measure` binarises them and finds their areas and mean probabilities; `paint_ids`,
+`paint_masks` and `encode_masks` make of that one id map, a bool map each, or COCO's run-length encoding. Only
+`encode_masks` copies from the device to the host.
 
-Binary masks at the size of the answer, kept in tiles, and the maps painted from them.
-
-In here: `measure` (binarise upsampled masks; their areas and mean probabilities), then what can be made of the result:
-`paint_ids` (one id map), `paint_masks` (a bool map each), `encode_masks` (COCO's run-length encoding); then
-`count_labels` and `look_up` for label maps of any kind. Only `encode_masks` copies from the device to the host.
-
-Shapes: K masks, P (query, class) pairs of which several may share a mask, H W pixels.
+Shapes: B images, Q queries, C classes without no-object (which is index C), K kept masks, P (query, class) pairs of
+which several may share a mask, h w mask cells, H W pixels. Id maps are int32 on the device of the logits: void -1, ids
+from 0 in the order of the queries.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -24,11 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .image_geometry import Size
 from .mask_encoding import encode_mask
-from .mask_resampling import ROUNDING, MaskTiles, Size, code_of_largest, tile_members, tiled_masks
-from .semantic_segments import image_sizes, semantic_segments, semantic_segments_from_windows
-
-__all__ = ["instance_segments", "panoptic_segments", "semantic_segments", "semantic_segments_from_windows"]
+from .mask_resampling import ROUNDING, MaskTiles, code_of_largest, image_sizes, tile_members, tiled_masks
 
 
 def panoptic_segments(
@@ -214,7 +209,7 @@ def instance_segments(
             the input.
     """
     if return_binary_maps and return_coco_annotation:
-        raise ValueError("return_binary_maps and return_coco_annotation are both set; ask for one of them")
+        raise ValueError("return_binary_maps and return_coco_annotation exclude each other; ask for one of them")
     probabilities = class_queries_logits.detach().float().cpu().softmax(-1)[..., :-1]
     num_classes = probabilities.shape[-1]
     results = []

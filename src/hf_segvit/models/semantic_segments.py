@@ -1,10 +1,10 @@
 """From query logits to semantic maps: a class for every pixel.
 
-In here: `semantic_segments` for images padded to the input, `semantic_segments_from_windows` for images cut into
-overlapping windows, and `image_sizes`. A pixel's score for a class is the sum over queries of class probability x
-mask probability, without no-object; it is computed at the input's resolution, averaged where windows overlap, and
-interpolated to the answer (official EoMT evaluation). That happens in tiles, so memory does not grow with the image;
-on a CPU, classes that cannot win anywhere in a tile are left out of it.
+In here: `semantic_segments` for images padded to the input and `semantic_segments_from_windows` for images cut into
+overlapping windows. A pixel's score for a class is the sum over queries of class probability x mask probability,
+without no-object; it is computed at the input's resolution, averaged where windows overlap, and interpolated to the
+answer (official EoMT evaluation). That happens in tiles, so memory does not grow with the image; on a CPU, classes
+that cannot win anywhere in a tile are left out of it.
 
 Shapes: B images, N windows, Q queries, C classes without no-object (which is index C), h w mask cells, H W pixels.
 Products are float32, at the precision that `torch.set_float32_matmul_precision` allows; autocast is switched off.
@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_geometry import window_axis
+from .image_geometry import Size, window_axis
 from .mask_resampling import (
     AxisBlock,
-    Size,
+    as_size,
     axis_block,
     axis_blocks,
     code_of_largest,
     finite_masks,
+    image_sizes,
     matmul,
     resample,
     serial_sigmoid_,
@@ -101,7 +102,7 @@ def semantic_segments_from_windows(
         class_queries_logits: (N, Q, C+1), no-object last.
         masks_queries_logits: (N, Q, h, w).
         windows: N rows (image, first pixel, pixel behind the last) along the axis that exceeds the window, the
-            horizontal one if none does (`image_windows.windows_of`).
+            horizontal one if none does (`image_geometry.windows_of`).
         image_sizes: (height, width) of each scaled image.
         target_sizes: (height, width) of each answer; None answers at the size of the scaled images.
         window_size: (height, width) of a window, or its side.
@@ -120,8 +121,8 @@ def semantic_segments_from_windows(
             f"{len(windows)} windows for {len(class_queries_logits)} predictions: the model's outputs must be those of "
             "all windows, in their order"
         )
-    scaled = [_size(size) for size in image_sizes]
-    targets = scaled if target_sizes is None else [_size(size) for size in target_sizes]
+    scaled = [as_size(size) for size in image_sizes]
+    targets = scaled if target_sizes is None else [as_size(size) for size in target_sizes]
     if len(targets) != len(scaled):
         raise ValueError(f"target_sizes has {len(targets)} rows for {len(scaled)} images; give one to each")
     probabilities = _class_probabilities(class_queries_logits)
@@ -239,39 +240,3 @@ def _contenders(parts: list[_Part]) -> Tensor:
             bounds.append(matmul(window.class_probabilities, logits.sigmoid()[:, None]))
     best_lower = torch.stack(lower).amin(0).max()
     return (torch.stack(upper).amax(0) * (1 + _ROUNDING) >= best_lower).nonzero()[:, 0]
-
-
-def image_sizes(
-    batch_size: int,
-    target_sizes: Sequence[Size] | Tensor | None,
-    input_size: Size,
-    content_sizes: Sequence[Size] | Tensor | None,
-) -> list[tuple[Size, Size]]:
-    """Content and target size of each image; without targets both are the input size.
-
-    Raises:
-        ValueError: there are not as many sizes as images, one is not positive, or a content exceeds the input.
-    """
-    whole = _size(input_size)
-    if target_sizes is None:
-        return [(whole, whole)] * batch_size
-    contents = [whole] * batch_size if content_sizes is None else [_size(size) for size in content_sizes]
-    targets = [_size(size) for size in target_sizes]
-    for name, given in (("target_sizes", targets), ("content_sizes", contents)):
-        if len(given) != batch_size:
-            raise ValueError(f"{name} has {len(given)} rows for {batch_size} images; give one (height, width) to each")
-        for size in given:
-            if min(size) < 1:
-                raise ValueError(f"{name}: {size} is not a size in pixels; give (height, width), each at least 1")
-    for size in contents:
-        if size[0] > whole[0] or size[1] > whole[1]:
-            raise ValueError(
-                f"content_sizes: {size} does not fit into the input {whole}; it is the size of the scaled image "
-                "before padding, in pixels of the model input"
-            )
-    return list(zip(contents, targets, strict=True))
-
-
-def _size(size: Sequence[int] | Tensor) -> Size:
-    height, width = (int(length) for length in size)
-    return height, width

@@ -39,7 +39,7 @@ from ..conversion.backbones import image_normalization
 from ..conversion.key_maps import PATCH_KERNEL, POSITION_TABLE, fit_to_size
 from ..inference.loading import quiet_transformers
 from ..models.class_fusion import NO_MATCH
-from ..models.label_spaces import is_generic, match_label_spaces
+from ..models.label_spaces import are_unnamed, match_names
 from ..models.modeling_plain_vit import PlainViTLayer
 from .optimizers import BACKBONE, freeze, layer_of, parameter_role
 from .tasks import TrainingTask
@@ -217,7 +217,7 @@ def carry_over_classes(
             f"class head: {len(labels) - len(new)} of {len(labels)} classes are carried over from the checkpoint by "
             f"name, {len(new)} are new ({shown})"
         )
-    if _unnamed(labels_before) and not _unnamed(labels):
+    if are_unnamed(labels_before) and not are_unnamed(labels):
         return (
             f"class head: the checkpoint's {len(labels)} classes have no names and are taken in order for those of the "
             "data; if they are others, set id2label in its config.json to their names"
@@ -225,18 +225,12 @@ def carry_over_classes(
     return None
 
 
-def _rows_before(labels: Mapping[int, str], labels_before: Mapping[int, str]) -> tuple[int, ...]:
+def _rows_before(labels: Mapping[int, str], labels_before: Mapping[int, str]) -> list[int]:
     """For each class its row in the checkpoint, or `NO_MATCH`."""
-    if _unnamed(labels_before) and len(labels_before) == len(labels):
-        return tuple(range(len(labels)))
-    try:
-        return match_label_spaces(labels, labels_before, "keep").class_matches
-    except ValueError:  # they share no class, or cannot be told apart
-        return (NO_MATCH,) * len(labels)
-
-
-def _unnamed(labels: Mapping[int, str]) -> bool:
-    return all(is_generic(str(name)) for name in labels.values())
+    if are_unnamed(labels_before) and len(labels_before) == len(labels):
+        return list(range(len(labels)))
+    matches = match_names(labels, labels_before)
+    return [matches.get(row, NO_MATCH) for row in range(len(labels))]
 
 
 DEFAULTS: dict[str, Any] = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": None}
