@@ -9,7 +9,7 @@ from transformers import Mask2FormerImageProcessor
 
 from hf_segvit import EoMTImageProcessor, ViTPImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.inference.output_files import changes_text, draw_answer, draw_comparison, label_changes
+from hf_segvit.inference.output_files import changes_text, label_changes, write_segment_files
 from hf_segvit.inference.segmenter import Segment, SegmentedImage, Segmenter
 
 from .tiny_generators import LABELS, noise_images, tiny_classifier, tiny_generator
@@ -21,7 +21,15 @@ def answer(task, rows, labels, rles=None):
     """An image whose map is drawn with digits; `labels` are (label id, score) by digit, void is a dot."""
     ids = np.array([[-1 if cell == "." else int(cell) for cell in row] for row in rows], dtype=np.int32)
     segments = [
-        Segment(number, label, LABELS[label], score, int((ids == number).sum()), (0, 0, 1, 1), rles and rles[number])
+        Segment(
+            number,
+            label,
+            LABELS[label],
+            score,
+            int((ids == number).sum()),
+            (0, 0, len(rows[0]), len(rows)),
+            rles and rles[number],
+        )
         for number, (label, score) in labels.items()
     ]
     return SegmentedImage(task, ids, segments)
@@ -83,12 +91,14 @@ def test_other_questions_cannot_be_compared():
         label_changes(answer("panoptic", ["0"], {0: (ROAD, 0.5)}), answer("semantic", ["0"], {0: (ROAD, None)}))
 
 
-def test_the_drawing_shows_both_answers():
+def test_the_drawing_shows_both_answers(tmp_path):
     image = Image.new("RGB", (240, 160), "gray")
-    sides = [answer("panoptic", ["0" * 240] * 160, {0: (label, 0.5)}) for label in (ROAD, CAR)]
-    sheet = draw_comparison(image, sides[0], draw_answer(image, sides[1], LABELS), LABELS)
-    assert sheet.width > 3 * 240
-    thirds = [np.asarray(sheet)[-30, round(sheet.width * place)] for place in (1 / 6, 1 / 2, 5 / 6)]
+    before, after = (answer("panoptic", ["0" * 240] * 160, {0: (label, 0.5)}) for label in (ROAD, CAR))
+    about = {"model": "m", "threshold": 0.5, "picture": "one.png"}
+    write_segment_files(tmp_path / "one", image, after, LABELS, about, before)
+    with Image.open(tmp_path / "one.comparison.png") as sheet:
+        assert sheet.width > 3 * 240
+        thirds = [np.asarray(sheet)[-30, round(sheet.width * share)] for share in (1 / 6, 1 / 2, 5 / 6)]
     assert thirds[0].tolist() == [128, 128, 128]
     assert np.ptp(thirds[1]) > 5
     assert abs(thirds[1].astype(int) - thirds[2]).max() > 20

@@ -21,12 +21,12 @@ where `old` is null for a segment that the generator alone would not have shown,
 longer reaches the threshold.
 
 `write_segment_files` writes them. `label_changes` finds what a classifier changed, the segments that two answers of
-`Segmenter.compare` name differently; `changes_text` tells it as a table, `draw_comparison` draws it.
+`Segmenter.compare` name differently, and `changes_text` tells it as a table.
 
 Shapes: H W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from ..drawing.segments import contact_sheet, draw_segments
 from .segmenter import Segment, SegmentedImage
 
 FORMAT, VERSION = "hf-segvit segments", 1
+TITLES = ("image", "generator", "with ViT-P")  # of the comparison
 
 
 def write_segment_files(
@@ -67,9 +68,11 @@ def write_segment_files(
         OSError: the folder cannot be written to.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
-    endings = (*_endings(answer.task), *(() if before is None else ("comparison.png",)))
+    endings = ["overlay.png", "segments.json"]
+    endings += [] if answer.task == "instance" else [f"{answer.task}.png"]
+    endings += [] if before is None else ["comparison.png"]
     paths = {ending: prefix.with_name(f"{prefix.name}.{ending}") for ending in endings}
-    overlay = draw_answer(image, answer, id2label)
+    overlay = draw_segments(image, answer.segment_map, answer.segments_info, id2label, measures=answer.measures)
     with replacing(paths["overlay.png"]) as partial:
         overlay.save(partial)
     if answer.task == "panoptic":
@@ -79,20 +82,15 @@ def write_segment_files(
             label_map = answer.segment_map.astype(np.uint8 if len(id2label) <= 256 else np.uint16)
             Image.fromarray(label_map).save(partial)
     if before is not None:
+        alone = draw_segments(image, before.segment_map, before.segments_info, id2label, measures=before.measures)
         with replacing(paths["comparison.png"]) as partial:
-            draw_comparison(image, before, overlay, id2label).save(partial)
+            contact_sheet([[image, alone, overlay]], TITLES).save(partial)
     # Last, so that whoever finds the list finds what it speaks of.
     write_json(paths["segments.json"], _description(answer, about, before))
     return list(paths.values())
 
 
-def _endings(task: str) -> tuple[str, ...]:
-    if task == "instance":
-        return ("overlay.png", "segments.json")
-    return ("overlay.png", f"{task}.png", "segments.json")
-
-
-def _description(answer: SegmentedImage, about: dict[str, Any], before: SegmentedImage | None = None) -> dict[str, Any]:
+def _description(answer: SegmentedImage, about: dict[str, Any], before: SegmentedImage | None) -> dict[str, Any]:
     height, width = answer.segment_map.shape
     first = 0 if answer.task == "semantic" else 1
     segments = []
@@ -123,9 +121,6 @@ def _description(answer: SegmentedImage, about: dict[str, Any], before: Segmente
     if before is not None:
         description["label_changes"] = [change.as_row(first) for change in label_changes(before, answer)]
     return description
-
-
-TITLES = ("image", "generator", "with ViT-P")
 
 
 @dataclass(frozen=True)
@@ -204,21 +199,6 @@ def changes_text(changes: Sequence[LabelChange], num_pixels: int, max_rows: int 
     if len(changes) > max_rows:
         lines.append(f"  and {len(changes) - max_rows} more")
     return "\n".join(lines)
-
-
-def draw_comparison(
-    image: Image.Image, before: SegmentedImage, overlay: Image.Image, id2label: Mapping[int, str]
-) -> Image.Image:
-    """Image, generator's answer and the drawing of the fused answer side by side, under titles."""
-    return contact_sheet([[image, draw_answer(image, before, id2label), overlay]], TITLES)
-
-
-def draw_answer(image: Image.Image, answer: SegmentedImage, id2label: Mapping[int, str]) -> Image.Image:
-    """The image with the answer's segments drawn over it."""
-    rows = [{"id": s.id, "label_id": s.label_id, "score": s.score} for s in answer.segments]
-    # Instances may hide one another: their areas and boxes are not those of what is seen.
-    measures = None if answer.task == "instance" else [(segment.area, segment.bbox) for segment in answer.segments]
-    return draw_segments(image, answer.segment_map, rows, id2label, measures=measures)
 
 
 def _best_of_masks(segments: Sequence[Segment]) -> dict[str, Segment]:

@@ -68,6 +68,16 @@ class SegmentedImage:
     segment_map: np.ndarray
     segments: list[Segment]
 
+    @property
+    def segments_info(self) -> list[dict[str, Any]]:
+        """The segments as Transformers' post-processing tells them: rows of `id`, `label_id` and `score`."""
+        return [{"id": one.id, "label_id": one.label_id, "score": one.score} for one in self.segments]
+
+    @property
+    def measures(self) -> list[tuple[int, tuple[int, int, int, int]]] | None:
+        """Area and box of each segment in the map; `None` for instances, which may be hidden there in part."""
+        return None if self.task == "instance" else [(one.area, one.bbox) for one in self.segments]
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -189,7 +199,11 @@ class Segmenter:
         """
         refuse_threshold(self.task, threshold)
         threshold = self.default_threshold if threshold is None else threshold
-        return [image for asked in self.ask(images, threshold) for image in self._segmented(asked, threshold)]
+        return [
+            self._image(answer, size)
+            for asked in self.ask(images, threshold)
+            for answer, size in zip(self.post_process(asked, threshold), asked.sizes, strict=True)
+        ]
 
     @torch.inference_mode()
     def compare(
@@ -209,8 +223,9 @@ class Segmenter:
         threshold = self.default_threshold if threshold is None else threshold
         pairs: list[tuple[SegmentedImage, SegmentedImage]] = []
         for asked in self.ask(images, threshold):
-            alone = self._segmented(asked, threshold, self.with_alpha(0))
-            pairs += zip(alone, self._segmented(asked, threshold), strict=True)
+            alone, fused = (self.post_process(asked, threshold, change) for change in (self.with_alpha(0), None))
+            for before, after, size in zip(alone, fused, asked.sizes, strict=True):
+                pairs.append((self._image(before, size), self._image(after, size)))
         return pairs
 
     @torch.inference_mode()
@@ -303,42 +318,28 @@ class Segmenter:
         answers = self.processor.post_process_instance_segmentation(outputs, **form, **settings)
         return answers if self._is_ours else [_encoded(answer) for answer in answers]
 
-    def _segmented(self, asked: Asked, threshold: float | None, change: Change | None = None) -> list[SegmentedImage]:
-        answers = self.post_process(asked, threshold, change)
-        if self.task == "semantic":
-            return [self._semantic(answer.int().numpy()) for answer in answers]
+    def _image(self, answer: Any, size: tuple[int, int]) -> SegmentedImage:
+        """What is shown of an answer to an image of size (H, W)."""
+        rows: Sequence[Mapping[str, Any]] = () if self.task == "semantic" else answer["segments_info"]
+        rles: list[dict[str, Any] | None] = [None] * len(rows)
         if self.task == "instance":
-            return [self._instance(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
-        return [self._panoptic(answer) for answer in answers]
-
-    def _panoptic(self, answer: dict[str, Any]) -> SegmentedImage:
-        segment_map = answer["segmentation"].numpy()
-        measures = _areas_and_boxes(segment_map)
+            rles, segment_map = answer["segmentation"], np.full(size, -1, dtype=np.int32)
+            measures = {}
+            for row, rle in sorted(zip(rows, rles, strict=True), key=lambda pair: pair[0]["score"]):
+                mask = decode_mask(rle)
+                segment_map[mask] = row["id"]  # so the best is on top
+                measures[row["id"]] = _areas_and_boxes(mask.astype(np.int32) - 1)[0]
+        else:
+            segment_map = answer.int().numpy() if self.task == "semantic" else answer["segmentation"].numpy()
+            measures = _areas_and_boxes(segment_map)
+        if self.task == "semantic":
+            rows = [{"id": label, "label_id": label, "score": None} for label in measures]
+            rles = [None] * len(rows)
         segments = [
-            Segment(row["id"], row["label_id"], self.id2label[row["label_id"]], row["score"], *measures[row["id"]])
-            for row in answer["segments_info"]
+            Segment(row["id"], row["label_id"], self.id2label[row["label_id"]], row["score"], *measures[row["id"]], rle)
+            for row, rle in zip(rows, rles, strict=True)
         ]
-        return SegmentedImage("panoptic", segment_map, segments)
-
-    def _semantic(self, label_map: np.ndarray) -> SegmentedImage:
-        segments = [
-            Segment(label, label, self.id2label[label], None, area, box)
-            for label, (area, box) in _areas_and_boxes(label_map).items()
-        ]
-        return SegmentedImage("semantic", label_map, segments)
-
-    def _instance(self, answer: dict[str, Any], size: tuple[int, int]) -> SegmentedImage:
-        segment_map = np.full(size, -1, dtype=np.int32)
-        segments = []
-        for row, rle in sorted(
-            zip(answer["segments_info"], answer["segmentation"], strict=True), key=lambda pair: pair[0]["score"]
-        ):
-            mask = decode_mask(rle)
-            segment_map[mask] = row["id"]
-            area, box = _areas_and_boxes(mask.astype(np.int32) - 1)[0]
-            label = self.id2label[row["label_id"]]
-            segments.append(Segment(row["id"], row["label_id"], label, row["score"], area, box, rle))
-        return SegmentedImage("instance", segment_map, sorted(segments, key=lambda segment: segment.id))
+        return SegmentedImage(self.task, segment_map, segments)
 
 
 def image_batches(processor: Any, images: Sequence[Image.Image]) -> list[list[Image.Image]]:
