@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,17 +47,28 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Mapping[str, Any], durable: bool = False) -> None:
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], durable: bool = False) -> None:
     """Write JSON for people and `diff`: one line for each field, and for each entry of a field that is a dictionary or
     a list of them. Numbers that are not finite become null.
+
+    Args:
+        path: the file, written whole or not at all.
+        content: fields, or a list with one line for each entry.
+        durable: see `replacing`.
 
     Raises:
         ValueError: the file cannot be written.
     """
-    fields = [f" {json.dumps(name)}: {_json_field(value)}" for name, value in _without_nan(content).items()]
+    if isinstance(content, Mapping):
+        lines, ends = (
+            [f" {json.dumps(name)}: {_json_field(value)}" for name, value in _without_nan(content).items()],
+            "{}",
+        )
+    else:
+        lines, ends = [f" {json.dumps(entry)}" for entry in _without_nan(content)], "[]"
     try:
         with replacing(path, durable) as partial:
-            partial.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
+            partial.write_text(ends[0] + "\n" + ",\n".join(lines) + "\n" + ends[1] + "\n", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
 
