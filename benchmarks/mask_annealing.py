@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from hf_segvit import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
-from hf_segvit.demo import panoptic_quality, segment_scenes
+from hf_segvit.demo import panoptic_quality
 from hf_segvit.drawing.segments import plot_curves
+from hf_segvit.evaluation import Predictor, evaluate
 from hf_segvit.training.annealing import MaskAnnealing
 
 MODES = ("masked", "never", "annealed")
@@ -183,7 +184,6 @@ def score(model: EoMTForUniversalSegmentation, processor: EoMTImageProcessor) ->
     """Panoptic quality on the unseen scenes, "unmasked" and, where the model knows masks, "masked"."""
     size = (IMAGE_SIZE, IMAGE_SIZE)
     test_set = GeneratedScenes(NUM_TEST_SCENES, "test", seed=0, size=size, difficulty=DIFFICULTY)
-    scenes = [test_set[index] for index in range(NUM_TEST_SCENES)]
     scores = {}
     trained_with = model.config.masked_attention_probabilities
     for name, probability in (("unmasked", 0.0), ("masked", 1.0)):
@@ -191,8 +191,10 @@ def score(model: EoMTForUniversalSegmentation, processor: EoMTImageProcessor) ->
             continue
         if model.config.masked_attention:
             model.set_masked_attention_probabilities(probability)
-        answers = segment_scenes(model, processor, scenes)
-        scores[name] = panoptic_quality(answers, scenes, model.config.id2label, processor.stuff_classes)
+        predictor = Predictor(model, processor, task="panoptic")
+        stuff_classes = processor.stuff_classes
+        result = evaluate(predictor, test_set, model.config.id2label, stuff_classes=stuff_classes, batch_size=50)
+        scores[name] = panoptic_quality(result)
     if model.config.masked_attention:
         model.set_masked_attention_probabilities(trained_with)
     return scores
