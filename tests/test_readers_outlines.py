@@ -108,6 +108,7 @@ def test_labelme_leaves_out_what_has_no_area(tmp_path: Path) -> None:
     ("shape", "changes", "message"),
     [
         ({"points": TRIANGLE}, {}, r"shapes\[0\]: the shape has no label"),
+        ({"label": " ", "points": TRIANGLE}, {}, r"shapes\[0\]: the shape has no label"),
         ({"label": "a", "points": TRIANGLE[:2]}, {}, "at least 3 points"),
         ({"label": "a", "points": [[1, 2], [3]]}, {}, "list of pairs"),
         ({"label": "a", "points": [[1e9, 2], [3, 3], [4, 9]]}, {}, "far outside"),

@@ -39,7 +39,7 @@ class AugmentedSample:
     Attributes:
         image_id: the image's name in its data set.
         pixels: (3, H, W) uint8; with a `placement` (3, h, w), what was cut out.
-        segment_map: (H, W) int8 or int16, place of each pixel's segment in `labels`; -1 where there is none.
+        segment_map: (H, W) int8 or int16, index of each pixel's segment in `labels`; -1 where there is none.
         labels: (n,) int64 label ids.
         counted: (H, W) bool, False where pixels are void, a crowd or padding; `None`: where `segment_map`
             has no segment.
@@ -239,12 +239,12 @@ class MaskAugmentation:
         for _ in range(self.max_tries):
             # The crop is judged by its labels; the image is scaled once one is chosen.
             crop = self.draw(decoded.segment_map.shape, generator)
-            places = _places(crop)
-            segment_map = _cut(decoded.segment_map, places)
+            indices = _indices(crop)
+            segment_map = _cut(decoded.segment_map, indices)
             if not len(decoded.labels) or segment_map.max() >= 0:
                 break
         pixels = jitter_colors(decoded.pixels, generator) if self.color_jitter else decoded.pixels
-        return self._sample(entry.get("image_id"), pixels, decoded, crop, places, segment_map)
+        return self._sample(entry.get("image_id"), pixels, decoded, crop, indices, segment_map)
 
     def draw(self, size: tuple[int, ...], generator: np.random.Generator) -> Crop:
         """Draw a crop of an image (H, W)."""
@@ -263,7 +263,7 @@ class MaskAugmentation:
         pixels: torch.Tensor,
         decoded: DecodedEntry,
         crop: Crop,
-        places: tuple[np.ndarray, np.ndarray],
+        indices: tuple[np.ndarray, np.ndarray],
         segment_map: np.ndarray,
     ) -> AugmentedSample:
         part = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
@@ -274,7 +274,7 @@ class MaskAugmentation:
             segment_map, present = _renumbered(segment_map, len(decoded.labels))
             masks = None
         else:
-            cut = _cut(decoded.masks, places)
+            cut = _cut(decoded.masks, indices)
             present = np.asarray(cut.any((1, 2)))
             masks = torch.from_numpy(_padded(cut[present], self.size, fill=False))
             segment_map = np.full_like(segment_map, -1)
@@ -298,16 +298,16 @@ def _draw_extent(length: int, scaled: int, target: int, generator: np.random.Gen
     return int(generator.integers(length - inside + 1)), inside, target
 
 
-def _places(crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+def _indices(crop: Crop) -> tuple[np.ndarray, np.ndarray]:
     """Row (new_height,) and column (new_width,) of the original under the centre of each pixel of the result."""
     rows = crop.top + (2 * np.arange(crop.new_height) + 1) * crop.height // (2 * crop.new_height)
     columns = crop.left + (2 * np.arange(crop.new_width) + 1) * crop.width // (2 * crop.new_width)
     return rows, columns[::-1] if crop.flip else columns
 
 
-def _cut(values: np.ndarray, places: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _cut(values: np.ndarray, indices: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Values (..., H, W) at the crossings of rows and columns."""
-    rows, columns = places
+    rows, columns = indices
     # Whole rows are copied quickly, single pixels are not: columns are taken of as few rows as possible.
     low, high = rows.min(), rows.max() + 1
     if high - low < len(rows):

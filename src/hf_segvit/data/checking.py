@@ -1,12 +1,9 @@
 """The data check: reads a data set once, all of it, and tells what would hurt training.
 
-`check_dataset` reads; a `DataReport` holds counts, problems and samples (check_report.py prints it). Beside what the
-readers refuse, it looks for images that occur twice, above all in two splits; classes without a pixel; masks that are
-all void; binary masks saved as 0 and 255; and images of which a viewer shows another orientation than was annotated.
-
-What the data check found, as text: `report_text` of a `DataReport`; problems of one kind are told once.
-
-A contact sheet of samples with their masks drawn, as they are and augmented.
+`check_dataset` makes a `DataReport` of counts, problems and samples; `report_text` prints it, problems of one kind
+once; `sample_sheet` draws the samples with their masks, as they are and augmented. Beside what the readers refuse, the
+check looks for images that occur twice, above all in two splits; classes without a pixel; masks that are all void;
+binary masks saved as 0 and 255; and images of which a viewer shows another orientation than was annotated.
 """
 
 from __future__ import annotations
@@ -190,8 +187,8 @@ def _check_file(
     elif image.get("member", "").startswith("generated:"):
         return
     else:
-        place = image.get("member") or image["path"]
-        content = read_location({"archive": image.get("archive"), "member": place})
+        path = image.get("member") or image["path"]
+        content = read_location({"archive": image.get("archive"), "member": path})
     digest = hashlib.sha256(content).digest()
     where = f"split {split}, {item}"
     if digest in seen:
@@ -397,11 +394,11 @@ def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Imag
 def _drawn_augmented(sample: AugmentedSample, id2label: Mapping[int, str]) -> Image.Image:
     image = Image.fromarray(np.ascontiguousarray(sample.pixels.permute(1, 2, 0).numpy()))
     labels = sample.labels.tolist()
-    rows = [{"id": place, "label_id": label} for place, label in enumerate(labels)]
+    rows = [{"id": index, "label_id": label} for index, label in enumerate(labels)]
     segment_map = sample.segment_map.numpy().astype(np.int64)
     if sample.masks is not None:
         segment_map = np.full(segment_map.shape, VOID, dtype=np.int64)
-        for place, mask in sorted(enumerate(sample.masks.numpy()), key=lambda pair: -int(pair[1].sum())):
-            segment_map[mask] = place
+        for index, mask in sorted(enumerate(sample.masks.numpy()), key=lambda pair: -int(pair[1].sum())):
+            segment_map[mask] = index
     segment_map[segment_map < 0] = VOID
     return draw_segments(image, segment_map, rows, id2label)

@@ -64,12 +64,12 @@ def read_classes(source: Any, *, of_model: bool = False) -> ClassList:
     entries, void = _entries(source, name)
     names, labels, things = list[str](), dict[int, int](), set[int]()
     for value, text, is_thing in sorted(entries, key=lambda entry: entry[0]):
-        text = text.strip()
+        text = text.strip() if of_model else text  # as masks' names are compared with those in annotations
         if value in labels or value in void:
             raise ValueError(f"{name}: the value {value} is listed twice; give each class a value of its own")
-        if not text:
+        if not text.strip():
             raise ValueError(f"{name}: the class of value {value} has no name; give each class one")
-        if not of_model and text.lower() in _VOID_NAMES:
+        if not of_model and text.strip().lower() in _VOID_NAMES:
             labels[value] = VOID
             continue
         if text in names:

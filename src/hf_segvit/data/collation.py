@@ -139,7 +139,7 @@ def normalize_pixels(
 
 
 def binary_masks(segment_map: Tensor, num_segments: int) -> Tensor:
-    """(n, H, W) bool masks of a map (H, W) of places 0 .. n - 1, on the map's device."""
+    """(n, H, W) bool masks of a map (H, W) of indices 0 .. n - 1, on the map's device."""
     return segment_map == torch.arange(num_segments, dtype=segment_map.dtype, device=segment_map.device)[:, None, None]
 
 

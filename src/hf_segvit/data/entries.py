@@ -38,7 +38,7 @@ from .class_lists import VOID
 from .decoding import MaskReader, SampleDecoder, Segments, image_in_frame, orientation
 
 CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
-MANY = 100  # segments whose places no longer go into int8, with room for sums
+MANY = 100  # segments whose indices no longer go into int8, with room for sums
 
 
 @dataclass
@@ -47,7 +47,7 @@ class DecodedEntry:
 
     Attributes:
         pixels: (3, H, W) uint8, a view whose channels lie next to one another in memory.
-        segment_map: (H, W) int8, or int16 from `MANY` segments on, place of each pixel's segment in `labels`; -1 void,
+        segment_map: (H, W) int8, or int16 from `MANY` segments on, index of each pixel's segment in `labels`; -1 void,
             `CROWD` crowds.
         labels: (n,) int64 label ids of all segments but crowds.
         masks: (n, H, W) bool where the segments came as masks that may overlap; otherwise `None`.
@@ -90,7 +90,7 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     id_map = entry["segment_map"] if isinstance(entry["segment_map"], RunMap) else np.asarray(entry["segment_map"])
     if id_map.shape != size:
         raise ValueError(f"{name} is {size[0]} x {size[1]} but its segment map {id_map.shape} (height x width)")
-    values = {row["id"]: place for place, row in enumerate(rows)} | {row["id"]: CROWD for row in crowds}
+    values = {row["id"]: index for index, row in enumerate(rows)} | {row["id"]: CROWD for row in crowds}
     # Half the bytes are cut, renumbered and copied in two thirds of the time.
     dtype = np.int8 if len(rows) < MANY else np.int16
     return DecodedEntry(pixels, replace_ids(id_map, values, name, dtype), labels, None)
@@ -136,13 +136,13 @@ class RunMap:
     Attributes:
         shape: (H, W).
         ids: (n,) int32, those that occur besides void, ascending.
-        places: (r,) int16 place in `ids`, -1 for void.
+        indices: (r,) int16 index into `ids`, -1 for void.
         lengths: (r,) pixels of each run; together H * W.
     """
 
     shape: tuple[int, int]
     ids: np.ndarray
-    places: np.ndarray
+    indices: np.ndarray
     lengths: np.ndarray
 
     @classmethod
@@ -152,13 +152,13 @@ class RunMap:
         starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
         values = flat[starts]
         ids = np.unique(values[values != VOID])
-        places = np.where(values == VOID, -1, np.searchsorted(ids, values))
+        indices = np.where(values == VOID, -1, np.searchsorted(ids, values))
         lengths = np.diff(starts, append=len(flat))
-        return cls((id_map.shape[0], id_map.shape[1]), ids.astype(np.int32), places.astype(np.int16), lengths)
+        return cls((id_map.shape[0], id_map.shape[1]), ids.astype(np.int32), indices.astype(np.int16), lengths)
 
     def unrolled(self, values: np.ndarray) -> np.ndarray:
         """The map (H, W) with another value for each id, in their order (n,), and the last value (n + 1,) for void."""
-        return np.repeat(values[self.places], self.lengths).reshape(self.shape)
+        return np.repeat(values[self.indices], self.lengths).reshape(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The map (H, W) of ids, void -1."""
@@ -169,7 +169,7 @@ class RunMap:
 class MapCache:
     """A mask reader that remembers on disk what another one read.
 
-    A map is known by the place, size and time of its files and by the reader, so that changed files are read anew;
+    A map is known by the path, size and time of its files and by the reader, so that changed files are read anew;
     what annotations say beside (label, crowd) always comes from the data set, never from here. Processes may share
     the folder, and it may be deleted at any time.
 
@@ -237,7 +237,7 @@ def _read(path: Path) -> tuple[RunMap, Segments] | None:
             return None
         raw = zlib.decompress(content[len(_MAGIC) :])
         height, width, num_runs, length = _HEADER.unpack_from(raw)
-        places = np.frombuffer(raw, "<i2", num_runs, _HEADER.size)
+        indices = np.frombuffer(raw, "<i2", num_runs, _HEADER.size)
         lengths = np.frombuffer(raw, "<u4", num_runs, _HEADER.size + 2 * num_runs)
         facts = json.loads(raw[-length:])
         if lengths.sum(dtype=np.int64) != height * width:
@@ -246,7 +246,7 @@ def _read(path: Path) -> tuple[RunMap, Segments] | None:
         rows = [{"id": i, "label_id": label, "is_crowd": crowd} for i, label, crowd in facts["rows"]]
     except (OSError, ValueError, KeyError, TypeError, zlib.error, struct.error):
         return None
-    return RunMap((height, width), ids, places, lengths), rows
+    return RunMap((height, width), ids, indices, lengths), rows
 
 
 def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
@@ -255,8 +255,8 @@ def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
         "rows": [[int(row["id"]), int(row["label_id"]), bool(row["is_crowd"])] for row in rows],
     }
     text = json.dumps(facts).encode()
-    header = _HEADER.pack(*run_map.shape, len(run_map.places), len(text))
-    runs = run_map.places.astype("<i2").tobytes() + run_map.lengths.astype("<u4").tobytes()
+    header = _HEADER.pack(*run_map.shape, len(run_map.indices), len(text))
+    runs = run_map.indices.astype("<i2").tobytes() + run_map.lengths.astype("<u4").tobytes()
     try:
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as partial:

@@ -60,11 +60,11 @@ class DataFolder:
             outer, *inner = archive.split(NESTED)
             if not (self.path / outer).is_file():
                 continue
-            place = str(self.path / outer)
+            path = str(self.path / outer)
             for member in inner:
-                place = f"{place}{NESTED}{member}" if member in open_archive(place) else ""
-            if place:
-                self.archives.append(place)
+                path = f"{path}{NESTED}{member}" if member in open_archive(path) else ""
+            if path:
+                self.archives.append(path)
 
     def files(self, *folders: str, suffixes: Sequence[str] = ()) -> FileList:
         """The files below the first of these folders that exists.
@@ -101,9 +101,9 @@ class DataFolder:
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly in a folder, sorted."""
         names = {name.split("/")[0] for name in self._in_archives(folder) if "/" in name}
-        place = self.path / folder
-        if place.is_dir():
-            names |= {entry.name for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+        path = self.path / folder
+        if path.is_dir():
+            names |= {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
         return sorted(names)
 
     def _on_disk(self, folder: str) -> dict[str, Location]:
@@ -113,15 +113,15 @@ class DataFolder:
         found: dict[str, Location] = {}
         pending, seen = [(str(top), "")], set[tuple[int, int]]()
         while pending:
-            place, prefix = pending.pop()
-            status = os.stat(place)
+            path, prefix = pending.pop()
+            status = os.stat(path)
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
             try:
-                entries = list(os.scandir(place))
+                entries = list(os.scandir(path))
             except OSError as error:
-                raise ValueError(f"{place}: cannot be listed ({error.strerror}); check its permissions") from error
+                raise ValueError(f"{path}: cannot be listed ({error.strerror}); check its permissions") from error
             for entry in entries:
                 if entry.name.startswith("."):
                     continue

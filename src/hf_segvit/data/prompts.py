@@ -1,25 +1,17 @@
-"""ViT-P's training augmentation: crop, rotation, flip; then prompts drawn from what is in the image.
+"""ViT-P's training augmentation, and the prompts that it draws from what is in the image.
 
-`PointAugmentation` follows the official code but for its mistakes: corners that a rotation uncovers are void, not class
-0; boxes are where their objects are, not at the origin; images are interpolated, not taken from the nearest pixel.
-Which prompts are drawn is in prompt_sampling.py. H W pixels, N prompts, n segments.
+- `PointAugmentation`: crop, rotation, flip, then prompts. It follows the official code but for its mistakes: corners
+  that a rotation uncovers are void, not class 0; boxes are where their objects are, not at the origin; images are
+  interpolated, not taken from the nearest pixel.
+- `PromptSampling`: how prompts are drawn, by `draw_points` in segments or `draw_boxes` around them. All classes of an
+  image are equally likely, however large they are: first a class is drawn from those present, then one of its segments
+  or pixels. That is the rule of the ViT-P paper's training points; boxes are as its pre-training describes them.
+- `coarse_segment_map`: coarse labels made of fine ones, to try training with coarse labels on any data. Cityscapes'
+  coarse annotators drew polygons well inside of each segment, so that no labelled pixel is wrong; borders, thin parts
+  and small things stay without a label. Here the pixels stay that are farther than a margin from any other segment.
 
-Prompts for point classification drawn from a labelled image: points in its segments, or boxes around them.
-
-`PromptSampling` says how; calling it draws. All classes of an image are equally likely, however large they are: first
-a class is drawn from those present, then one of its segments or pixels. `draw_points` and `draw_boxes` are the two
-ways; `PROMPT_SOURCES` names where labels may come from.
-
-H W pixels, N prompts, n segments. A prompt is centre x, centre y, width, height in [0, 1]; a point has no width and no
-height. Source of the rule: the ViT-P paper's training points; boxes as its pre-training describes them.
-
-Coarse labels made of fine ones: what an annotator in a hurry would give, sure of every pixel but leaving many out.
-
-Cityscapes' coarse annotators drew polygons well inside of each segment, so that no labelled pixel is wrong; borders,
-thin parts and small things stay without a label. `coarse_segment_map` keeps the pixels that are farther than a margin
-from any other segment. With it, training with coarse labels can be tried on any data with fine ones.
-
-H W pixels.
+A prompt is centre x, centre y, width, height in [0, 1]; a point has no width and no height. H W pixels, N prompts, n
+segments.
 """
 
 from __future__ import annotations
@@ -133,10 +125,10 @@ class PointAugmentation:
         segment_map = np.maximum(decoded.segment_map, -1)  # crowds are void
         if self.sampling.source == "coarse":
             segment_map = coarse_segment_map(segment_map, self.coarse_margin)
-        places = torch.from_numpy(segment_map.astype(np.int32))[None]
-        pixels, transformed = self._transformed(decoded.pixels, places, generator)
+        indices = torch.from_numpy(segment_map.astype(np.int32))[None]
+        pixels, transformed = self._transformed(decoded.pixels, indices, generator)
         if not bool((transformed >= 0).any()):  # the crop shows void alone
-            pixels, transformed = self._squeezed(decoded.pixels), places
+            pixels, transformed = self._squeezed(decoded.pixels), indices
         return pixels, *self.sampling(transformed[0].numpy(), decoded.labels, generator)
 
     def _from_masks(self, decoded: DecodedEntry, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,24 +149,24 @@ class PointAugmentation:
         labels = decoded.labels[present]
         return pixels, *draw_boxes(boxes, labels, sampling.num_prompts, generator, sampling.box_share)
 
-    def _transformed(self, pixels: Tensor, places: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _transformed(self, pixels: Tensor, indices: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         if self.crop:
             box = draw_crop(pixels.shape[1:], generator)
             pixels = functional.resized_crop(pixels, *box, size=list(self.size), antialias=True)
-            places = functional.resized_crop(
-                places, *box, size=list(self.size), interpolation=InterpolationMode.NEAREST_EXACT
+            indices = functional.resized_crop(
+                indices, *box, size=list(self.size), interpolation=InterpolationMode.NEAREST_EXACT
             )
         angle = float(generator.uniform(-self.max_rotation, self.max_rotation))
         if angle:
             pixels = functional.rotate(pixels, angle, interpolation=InterpolationMode.BILINEAR, fill=[0.0])
-            # Rotation computes in floating point, which holds places exactly.
-            places = functional.rotate(places, angle, interpolation=InterpolationMode.NEAREST, fill=[-1.0])
+            # Rotation computes in floating point, which holds indices exactly.
+            indices = functional.rotate(indices, angle, interpolation=InterpolationMode.NEAREST, fill=[-1.0])
         if generator.random() < self.flip_probability:
-            pixels, places = functional.horizontal_flip(pixels), functional.horizontal_flip(places)
-        return self._squeezed(pixels), places
+            pixels, indices = functional.horizontal_flip(pixels), functional.horizontal_flip(indices)
+        return self._squeezed(pixels), indices
 
     def _squeezed(self, pixels: Tensor) -> Tensor:
-        # The segments keep their size: prompts are relative, and a finer map places them better.
+        # The segments keep their size: prompts are relative, and a finer map locates them better.
         return functional.resize(pixels, list(self.size), antialias=True)
 
 
@@ -239,7 +231,7 @@ class PromptSampling:
         """Draw from one image.
 
         Args:
-            segment_map: (H, W) places in `labels`, negative where void.
+            segment_map: (H, W) indices into `labels`, negative where void.
             labels: (n,) label ids of the segments.
             generator: of the random numbers.
 
@@ -266,7 +258,7 @@ def draw_points(
     """Draw points with their classes, all classes of the map being equally likely.
 
     Args:
-        region_map: (H, W) label ids, or places in `region_labels`; negative where void.
+        region_map: (H, W) label ids, or indices into `region_labels`; negative where void.
         num_points: N.
         generator: of the random numbers.
         region_labels: label ids of the regions; all regions of a class are equally likely.
@@ -276,15 +268,15 @@ def draw_points(
         where all is void.
     """
     flat = region_map.reshape(-1)
-    places = np.flatnonzero(flat >= 0)
-    if not len(places):
+    positions = np.flatnonzero(flat >= 0)
+    if not len(positions):
         return torch.full((num_points, 2), 0.5), torch.full((num_points,), IGNORED)
     # Pixels in the order of their regions: a region is a range, one of its pixels a number in that range.
-    places = places[np.argsort(flat[places], kind="stable")]
-    regions, starts, areas = np.unique(flat[places], return_index=True, return_counts=True)
+    positions = positions[np.argsort(flat[positions], kind="stable")]
+    regions, starts, areas = np.unique(flat[positions], return_index=True, return_counts=True)
     labels = regions if region_labels is None else np.asarray(region_labels)[regions]
     drawn = _draw_balanced(labels, num_points, generator)
-    chosen = places[starts[drawn] + (generator.random(num_points) * areas[drawn]).astype(np.int64)]
+    chosen = positions[starts[drawn] + (generator.random(num_points) * areas[drawn]).astype(np.int64)]
     rows, columns = np.divmod(chosen, region_map.shape[1])
     points = np.stack([(columns + 0.5) / region_map.shape[1], (rows + 0.5) / region_map.shape[0]], axis=1)
     return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(labels[drawn].astype(np.int64))
@@ -329,12 +321,12 @@ def segment_boxes(segment_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     height, width = segment_map.shape
     flat = segment_map.reshape(-1)
-    places = np.flatnonzero(flat >= 0)
-    places = places[np.argsort(flat[places], kind="stable")]
-    segments, starts = np.unique(flat[places], return_index=True)
+    positions = np.flatnonzero(flat >= 0)
+    positions = positions[np.argsort(flat[positions], kind="stable")]
+    segments, starts = np.unique(flat[positions], return_index=True)
     if not len(segments):
         return np.zeros((0, 4)), segments
-    rows, columns = np.divmod(places, width)
+    rows, columns = np.divmod(positions, width)
     lowest = [np.minimum.reduceat(values, starts) for values in (columns, rows)]
     highest = [np.maximum.reduceat(values, starts) + 1 for values in (columns, rows)]
     return np.stack([*lowest, *highest], axis=1) / np.array([width, height, width, height]), segments
@@ -353,7 +345,7 @@ def mask_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_balanced(labels: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Places in `labels` (n,): a class first, then one of its places."""
+    """Indices into `labels` (n,): a class first, then one of its members."""
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     classes = generator.integers(len(starts), size=count)

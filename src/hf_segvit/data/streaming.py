@@ -125,8 +125,8 @@ class StreamedDataset(IterableDataset):
         worker = get_worker_info()
         num_workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         shares, share = self.num_processes * num_workers, self.process_index * num_workers + number
-        for place, row in enumerate(self.entries):
-            if place % shares == share:
+        for index, row in enumerate(self.entries):
+            if index % shares == share:
                 yield row
 
 

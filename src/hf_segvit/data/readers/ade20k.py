@@ -92,18 +92,18 @@ class ObjectMaps:
         """See `MaskReader`."""
         colors = read_color_ids(maps[-1])
         numbers, objects = colors % 256, colors // 256 % 256
-        place = location_name(maps[-1])
+        file = location_name(maps[-1])
         labels = relabel(
             numbers.astype(np.uint8),
             dict(enumerate(self.things, start=1)) | {0: VOID},
-            place,
+            file,
             f"red holds the number of a thing, 1 to {len(self.things)}",
         )
         ids = np.where(labels == VOID, np.int32(VOID), _OBJECTS * (labels + 1) + objects)
         if self.stuff is not None:
             stuff = relabel(read_index_map(maps[0]), self.stuff, location_name(maps[0]), _REMEDY)
             if stuff.shape != ids.shape:
-                raise ValueError(f"{place}: {ids.shape} pixels, but the semantic map {stuff.shape}; get both again")
+                raise ValueError(f"{file}: {ids.shape} pixels, but the semantic map {stuff.shape}; get both again")
             ids = np.where(ids == VOID, stuff, ids)
         rows = [
             {"id": value, "label_id": value if value < _OBJECTS else value // _OBJECTS - 1, "is_crowd": False}
@@ -114,5 +114,5 @@ class ObjectMaps:
 
 
 def _files(folder: DataFolder, kind: str, split: str, suffixes: Sequence[str]) -> dict[str, Location]:
-    place = f"{kind}/{_FOLDERS[split]}"
-    return folder.files(place, f"ADEChallengeData2016/{place}", suffixes=suffixes)
+    path = f"{kind}/{_FOLDERS[split]}"
+    return folder.files(path, f"ADEChallengeData2016/{path}", suffixes=suffixes)

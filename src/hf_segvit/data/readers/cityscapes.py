@@ -79,7 +79,7 @@ def read(path: str, split: str, task: str, problems: ProblemList, annotations: s
     things = [label for label in range(len(names)) if label not in table.stuff_classes]
     if task == "panoptic":
         return Reading(RegionMaps(table.source_id_to_label, frozenset(things)), names, table.stuff_classes, rows)
-    numbers = {table.classes[label].source_id: place for place, label in enumerate(things)}
+    numbers = {table.classes[label].source_id: index for index, label in enumerate(things)}
     reader = RegionMaps(numbers, frozenset(numbers.values()))
     return Reading(reader, [names[label] for label in things], [], rows)
 

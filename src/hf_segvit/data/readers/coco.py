@@ -1,24 +1,18 @@
-"""COCO in its official layout: panoptic (133 classes) and instance (80).
+"""COCO in its official layout: panoptic (133 classes) and instance (80). For other classes see coco_folder.py.
 
 `train2017/*.jpg`, `annotations/panoptic_train2017.json`, `annotations/panoptic_train2017/*.png` and
 `annotations/instances_train2017.json`, in folders or in the official archives, which are read in place. Label ids
 follow the published order. A split may be named `train` or `train2017`.
 
-The parts of COCO's JSON that its panoptic and instance forms share: checked images, categories and flags.
-
-Every entry is checked as it is read: an id that is missing, doubled or unknown is a problem with its file and id, and
-the entry is left out.
-
-COCO's instance form: annotations with polygons or run-length masks, which may overlap.
-
-Outlines are checked when the file is read, so that training does not stop at one in its third hour; masks are drawn
-when an image is asked for. Images without annotations are kept: they teach what is no object. An annotation's `area`
-is kept, as COCO's evaluator takes it, not the mask's, to tell small from large.
-
-COCO's panoptic form: a JSON file with `segments_info`, and PNGs of ids in colours.
-
-Segment ids stay those of the files. Regions of a PNG that the JSON does not list are an error when the image is read;
-segments that the JSON lists but the PNG lacks are dropped then, and told by the data check.
+- `read_coco_file` checks what both forms share: images, categories and flags. An id that is missing, doubled or unknown
+  is a problem with its file and id, and the entry is left out.
+- `instance_rows`: polygons or run-length masks, which may overlap. Outlines are checked when the file is read, so that
+  training does not stop at one in its third hour; masks are drawn when an image is asked for. Images without
+  annotations are kept: they teach what is no object. An annotation's `area` is kept, as COCO's evaluator takes it, not
+  the mask's, to tell small from large.
+- `panoptic_rows` and `PanopticMasks`: a JSON file with `segments_info`, and PNGs of ids in colours. Segment ids stay
+  those of the files. Regions of a PNG that the JSON does not list are an error when the image is read; segments that
+  the JSON lists but the PNG lacks are dropped then, and told by the data check.
 """
 
 from __future__ import annotations
@@ -151,8 +145,8 @@ def read_coco_file(location: Location, files: FileList, problems: ProblemList) -
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{name}: there is no list {key!r}; COCO files have images, annotations and categories")
     images, found = dict[Any, dict[str, Any]](), dict[Any, Location]()
-    for place, image in enumerate(content["images"]):
-        item = f"image {image.get('id')!r}" if isinstance(image, dict) else f"images[{place}]"
+    for index, image in enumerate(content["images"]):
+        item = f"image {image.get('id')!r}" if isinstance(image, dict) else f"images[{index}]"
         if not isinstance(image, dict) or not is_id(image.get("id")):
             problems.error(name, item, "the entry has no id; give each image a number or a text of its own")
         elif image["id"] in images:
@@ -222,9 +216,9 @@ def instance_rows(file: CocoFile, labels: Mapping[int, int], problems: ProblemLi
     """
     segments: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in file.images}
     seen: set[Any] = set()
-    for place, entry in enumerate(file.annotations):
+    for index, entry in enumerate(file.annotations):
         annotation_id = entry.get("id") if isinstance(entry, dict) else None
-        item = f"annotation {annotation_id!r}" if annotation_id is not None else f"annotations[{place}]"
+        item = f"annotation {annotation_id!r}" if annotation_id is not None else f"annotations[{index}]"
         if not isinstance(entry, dict) or type(annotation_id) is not int or not is_id(annotation_id):
             problems.error(file.name, item, "the annotation has no whole number as id")
         elif annotation_id in seen:
@@ -334,12 +328,12 @@ def panoptic_rows(
         problems: gets what is wrong with entries.
     """
     annotated: dict[Any, dict[str, Any]] = {}
-    for place, entry in enumerate(file.annotations):
+    for index, entry in enumerate(file.annotations):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
-        item = f"image {image_id!r}" if isinstance(entry, dict) else f"annotations[{place}]"
+        item = f"image {image_id!r}" if isinstance(entry, dict) else f"annotations[{index}]"
         if not is_id(image_id) or image_id not in file.images:
             problems.error(
-                file.name, item, f"annotations[{place}] is for an image that `images` lacks, or left out above"
+                file.name, item, f"annotations[{index}] is for an image that `images` lacks, or left out above"
             )
         elif image_id in annotated:
             problems.error(file.name, item, "the image has two panoptic annotations; keep one")
@@ -372,16 +366,16 @@ def _segments(
         return rows
     for info in infos:
         segment_id = info.get("id") if isinstance(info, dict) else None
-        place = f"{item}, segment {segment_id!r}"
+        where = f"{item}, segment {segment_id!r}"
         if type(segment_id) is not int or not 0 < segment_id <= _LARGEST_ID:
-            problems.error(name, place, f"a segment's id is a whole number from 1 to {_LARGEST_ID}, as 0 is void")
+            problems.error(name, where, f"a segment's id is a whole number from 1 to {_LARGEST_ID}, as 0 is void")
         elif segment_id in seen:
-            problems.error(name, place, "two segments of the image have this id")
+            problems.error(name, where, "two segments of the image have this id")
         elif not known_category(info, labels):
-            problems.error(name, place, f"category {info.get('category_id')!r} is not in the list of categories")
+            problems.error(name, where, f"category {info.get('category_id')!r} is not in the list of categories")
         else:
             label_id = labels[info["category_id"]]
-            rows.append({"id": segment_id, "label_id": label_id, "is_crowd": crowd_flag(info, name, place, problems)})
+            rows.append({"id": segment_id, "label_id": label_id, "is_crowd": crowd_flag(info, name, where, problems)})
         if isinstance(segment_id, int):
             seen.add(segment_id)
     return rows

@@ -58,10 +58,10 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     if task == "instance":
         return Reading(PolygonMasks(), names, [], instance_rows(file, numbers, problems), outlines=True)
     stem = posixpath.splitext(location["member"].replace("\\", "/"))[0]
-    place = posixpath.basename(stem)
-    maps = folder.files(f"annotations/{place}", place, suffixes=(".png",))
+    subfolder = posixpath.basename(stem)
+    maps = folder.files(f"annotations/{subfolder}", subfolder, suffixes=(".png",))
     if not maps:
-        raise ValueError(f"{location_name(location)}: there is no folder {place} with panoptic PNGs beside it")
+        raise ValueError(f"{location_name(location)}: there is no folder {subfolder} with panoptic PNGs beside it")
     unknown = [entry["name"] for entry in file.categories.values() if entry.get("isthing") not in (0, 1)]
     if unknown:
         raise ValueError(f"{file.name}: category {unknown[0]!r} needs `isthing`, 1 for things and 0 for stuff")
@@ -83,7 +83,7 @@ def _json_names(split: str, task: str) -> tuple[str, ...]:
 
 def _images(folder: DataFolder, split: str) -> FileList:
     """Images by name relative to the split's folder of images, and relative to the root."""
-    for place in (split, f"images/{split}", "images"):
-        if found := folder.files(place, suffixes=IMAGE_SUFFIXES):
-            return FileList({**{f"{place}/{name}": location for name, location in found.items()}, **found})
+    for subfolder in (split, f"images/{split}", "images"):
+        if found := folder.files(subfolder, suffixes=IMAGE_SUFFIXES):
+            return FileList({**{f"{subfolder}/{name}": location for name, location in found.items()}, **found})
     raise ValueError(f"{folder.path}: no images of split {split!r}; expected them in {split}, images/{split} or images")

@@ -62,7 +62,7 @@ def read(
     ]
     names, things = list(scenes.id2label.values()), None
     if task == "instance":
-        things = {label: place for place, label in enumerate(sorted(set(scenes.id2label) - set(scenes.stuff_classes)))}
+        things = {label: index for index, label in enumerate(sorted(set(scenes.id2label) - set(scenes.stuff_classes)))}
         names = [names[label] for label in things]
     decoder = SceneDecoder(scenes, task == "semantic", things)
     return Reading(None, names, [] if things else scenes.stuff_classes, rows, decoder=decoder)

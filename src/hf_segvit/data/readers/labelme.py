@@ -107,14 +107,14 @@ def _labels(content: Mapping[str, Any]) -> set[str]:
     labels = [
         shape.get("label") for shape in content["shapes"] if isinstance(shape, dict) and _kind(shape) in _WITH_AREA
     ]
-    return {label for label in labels if isinstance(label, str) and label not in _NO_CLASS}
+    return {label for label in labels if isinstance(label, str) and label.strip() and label not in _NO_CLASS}
 
 
 def _image(text: Any, name: str, images: Mapping[str, Location], where: str) -> Location:
     stem = posixpath.splitext(name)[0]
-    place = str(text or "").replace("\\", "/")
-    wanted = posixpath.normpath(posixpath.join(posixpath.dirname(name), place))
-    if place.startswith("/") or place[1:2] == ":" or wanted.split("/")[0] == "..":
+    path = str(text or "").replace("\\", "/")
+    wanted = posixpath.normpath(posixpath.join(posixpath.dirname(name), path))
+    if path.startswith("/") or path[1:2] == ":" or wanted.split("/")[0] == "..":
         raise ValueError(f"{where}: imagePath {text!r} is absolute or leaves the data set; make it relative")
     for other in (wanted, *(stem + suffix for suffix in IMAGE_SUFFIXES)):
         if other in images:
@@ -128,10 +128,10 @@ def _segments(
     size = (content["imageHeight"], content["imageWidth"])
     rows: list[dict[str, Any]] = []
     groups: dict[tuple[Any, str], dict[str, Any]] = {}
-    for place, shape in enumerate(content["shapes"]):
-        item = f"shapes[{place}]"
+    for index, shape in enumerate(content["shapes"]):
+        item = f"shapes[{index}]"
         label = shape.get("label") if isinstance(shape, dict) else None
-        if not isinstance(label, str):
+        if not isinstance(label, str) or not label.strip():
             problems.error(where, item, "the shape has no label")
             continue
         if label in _NO_CLASS:
@@ -153,7 +153,7 @@ def _segments(
         if group[0] is not None and group in groups and outline["polygons"] and groups[group]["polygons"]:
             groups[group]["polygons"] += outline["polygons"]
             continue
-        row = {"id": place, "label_id": numbers[label], "is_crowd": False, **outline}
+        row = {"id": index, "label_id": numbers[label], "is_crowd": False, **outline}
         groups.setdefault(group, row)
         rows.append(row)
     return rows

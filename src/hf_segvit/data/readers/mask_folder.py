@@ -99,9 +99,9 @@ class NumberedMaps:
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
-        place = location_name(maps[0])
-        labels = relabel(read_index_map(maps[0]), self.classes.labels, place, self.remedy)
+        file = location_name(maps[0])
+        labels = relabel(read_index_map(maps[0]), self.classes.labels, file, self.remedy)
         numbers = read_index_map(maps[1]).astype(np.int32)
         if numbers.shape != labels.shape:
-            raise ValueError(f"{location_name(maps[1])}: {numbers.shape} pixels, but {place} has {labels.shape}")
+            raise ValueError(f"{location_name(maps[1])}: {numbers.shape} pixels, but {file} has {labels.shape}")
         return numbered_segments(labels, numbers, self.classes)

@@ -2,7 +2,7 @@
 
 A line is `class x1 y1 x2 y2 ...` with coordinates as shares of the upright image's width and height. Labels lie in
 the folder `labels` where the images lie in `images`. `train:`, `val:` and `test:` of data.yaml are read relative to
-the data set's folder; its `path:`, which names a place on the author's machine, is not used, and leading `../` are
+the data set's folder; its `path:`, which names a folder on the author's machine, is not used, and leading `../` are
 dropped. An image without a file of labels has no objects.
 """
 
@@ -50,14 +50,14 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     folder = DataFolder(path)
     settings, name = _settings(folder)
     names = _names(settings.get("names"), name)
-    places = settings[split] if isinstance(settings[split], list) else [settings[split]]
+    named = settings[split] if isinstance(settings[split], list) else [settings[split]]
     rows: list[dict[str, Any]] = []
-    for text in places:
-        place = _place(text, name)
-        images = folder.files(place, suffixes=IMAGE_SUFFIXES)
+    for text in named:
+        subfolder = _subfolder(text, name)
+        images = folder.files(subfolder, suffixes=IMAGE_SUFFIXES)
         if not images:
-            raise ValueError(f"{name}: {split} is {text!r}, but there are no images in {folder.path / place}")
-        head, _, tail = f"/{place}/".rpartition("/images/")
+            raise ValueError(f"{name}: {split} is {text!r}, but there are no images in {folder.path / subfolder}")
+        head, _, tail = f"/{subfolder}/".rpartition("/images/")
         labels = folder.files(f"{head}/labels/{tail}".strip("/"), suffixes=(".txt",))
         for file, image in images.items():
             stem = posixpath.splitext(file)[0]
@@ -94,11 +94,11 @@ def _names(names: Any, file: str) -> list[str]:
     return [str(name) for name in names]
 
 
-def _place(text: Any, name: str) -> str:
-    place = str(text).replace("\\", "/")
-    while place.startswith(("../", "./")):
-        place = place.split("/", 1)[1]
-    return safe_name(place, name)
+def _subfolder(text: Any, name: str) -> str:
+    subfolder = str(text).replace("\\", "/")
+    while subfolder.startswith(("../", "./")):
+        subfolder = subfolder.split("/", 1)[1]
+    return safe_name(subfolder, name)
 
 
 def _segments(
@@ -128,7 +128,7 @@ def _segments(
         elif len(shares) == 4:
             problems.error(name, item, "a box, not an outline; these are detection labels, which cannot train masks")
         else:
-            polygon = [share * size[1 - place % 2] for place, share in enumerate(shares)]
+            polygon = [share * size[1 - index % 2] for index, share in enumerate(shares)]
             if fault := polygon_fault(polygon, size):
                 problems.error(name, item, f"{fault}; coordinates are shares of width and height, in [0, 1]")
                 continue
