@@ -17,6 +17,7 @@ from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProc
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
+from hf_segvit.drawing.segments import draw_segments
 from hf_segvit.inference.input_files import find_images, output_names
 from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.models.mask_encoding import decode_mask
@@ -124,6 +125,9 @@ def test_files_hold_what_the_library_answers(task, checkpoints, images, tmp_path
             assert row["bbox"] == coco_masks.toBbox(coco_masks.encode(np.asfortranarray(mask, dtype=np.uint8))).tolist()
         overlay = Image.open(output / f"{file.stem}.overlay.png")
         assert overlay.size == image.size
+        # The measures that the command hands on change nothing.
+        drawn = draw_segments(image, answer.segment_map, answer.segments_info, segmenter.id2label)
+        assert (np.asarray(overlay) == np.asarray(drawn)).all()
         assert (np.asarray(overlay) != np.asarray(image)).any()
     assert num_segments >= 6, "too few segments to test anything"
 
@@ -297,7 +301,7 @@ def test_finding_images(tmp_path):
 
     def found(*patterns):
         images, empty = find_images(str(pattern) for pattern in patterns)
-        return [str(image.place) for image in images], empty
+        return [str(image.relative_path) for image in images], empty
 
     assert found(tmp_path) == (["a.jpg", "b.PNG", "deep/c.webp"], [])
     assert found(tmp_path / "*.[jP]*") == (["a.jpg", "b.PNG"], [])

@@ -67,6 +67,11 @@ def test_drawing_takes_tensors_arrays_and_images_alike():
     other = draw_segments(Image.fromarray(scene.image), torch.from_numpy(scene.segment_map), scene.segments, names)
     assert ImageChops.difference(expected, other).getbbox() is None
     assert expected.size == (96, 96)
+    # Ids from 0 in the order of the rows need no look-up; any others do, and are drawn alike.
+    shifted = [{**row, "id": row["id"] + 7} for row in scene.segments]
+    assert [row["id"] for row in scene.segments] == list(range(len(scene.segments)))
+    moved = np.where(scene.segment_map < 0, -1, scene.segment_map + 7)
+    assert ImageChops.difference(expected, draw_segments(scene.image, moved, shifted, names)).getbbox() is None
     grey = draw_segments(Image.fromarray(scene.image).convert("L"), scene.segment_map, scene.segments, names)
     assert grey.mode == "RGB"
 

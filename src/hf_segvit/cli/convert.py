@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..conversion.kinds import KINDS
 from ..data.label_tables import LABEL_TABLES
+from ..models.published_labels import TASKS
 
 _EPILOG = """kinds:
 {kinds}
@@ -47,7 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--base", metavar="FOLDER_OR_ID", help="backbone that a DINOv3 delta file is added to")
     parser.add_argument("--model", metavar="NAME", help="released model, or timm model, that the file is")
     parser.add_argument("--labels", metavar="NAME_OR_FILE", help=f"{', '.join(LABEL_TABLES)}, or a .json or .txt file")
-    parser.add_argument("--task", choices=("panoptic", "instance", "semantic"), help="what the model is for")
+    parser.add_argument("--task", choices=TASKS, help="what the model is for")
     parser.add_argument("--reset-class-head", action="store_true", help="replace the class head, for other labels")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is at DST")

@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         about["threshold"] = segmenter.default_threshold
     if fused:
         about["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
-    names = output_names([file.place for file in images])
+    names = output_names([file.relative_path for file in images])
     prefixes = {file: args.output / name for file, name in zip(images, names, strict=True)}
     failures = 0
     with tqdm(total=len(images), unit="image", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:

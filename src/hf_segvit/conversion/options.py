@@ -10,7 +10,6 @@ from ..data.label_tables import LABEL_TABLES, label_table
 from ..lookup import suggestion
 from .checkpoint_files import DEFAULT_MAX_BYTES
 
-TASKS = ("panoptic", "instance", "semantic")
 # Settings of a conversion that are no field of the config.
 EXTRA_FIELDS = ("num_labels", "native_image_size", "prompt_columns")
 

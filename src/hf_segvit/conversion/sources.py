@@ -21,6 +21,7 @@ from ..models.image_processing_vit_p import ViTPImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
 from ..models.modeling_plain_vit import PlainViTModel
 from ..models.modeling_vit_p import ViTPForPointClassification
+from ..models.published_labels import TASKS
 from ..models.transformers_eomt import is_transformers_eomt, translate_state_dict
 from ..weight_checks import check_complete, check_weights, common_dtype, mapping_lines
 from .backbones import convert_backbone, family_for, image_normalization, is_timm_model, load_backbone
@@ -28,7 +29,7 @@ from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, 
 from .official_catalogue import Architecture, ReleasedModel, recognise_released_model, released_model
 from .official_eomt import OfficialEoMT, read_official_eomt
 from .official_vit_p import OfficialViTP, read_official_vit_p
-from .options import TASKS, ConversionOptions, Labels, read_labels
+from .options import ConversionOptions, Labels, read_labels
 from .to_transformers import compare_outputs, compare_with_transformers, transformers_class
 
 

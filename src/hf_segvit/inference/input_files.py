@@ -23,11 +23,11 @@ class ImageFile:
 
     Attributes:
         path: where it is.
-        place: its path below the folder that was named, or its file name: what results are named after.
+        relative_path: below the folder that was named, or its file name: what results are named after.
     """
 
     path: Path
-    place: PurePosixPath
+    relative_path: PurePosixPath
 
 
 def find_images(patterns: Iterable[str]) -> tuple[list[ImageFile], list[str]]:
@@ -63,22 +63,22 @@ def find_images(patterns: Iterable[str]) -> tuple[list[ImageFile], list[str]]:
     return list(found.values()), empty
 
 
-def output_names(places: Sequence[PurePosixPath]) -> list[str]:
+def output_names(paths: Sequence[PurePosixPath]) -> list[str]:
     """A name for the results of each image, all different on every file system.
 
     Args:
-        places: paths of images relative to where results go; folders are kept.
+        paths: paths of images relative to where results go; folders are kept.
 
     Returns:
         The path without its ending; with it, where several images share the rest; and with a number, where they
         share even that.
     """
-    stems = Counter(str(place.with_suffix("")).casefold() for place in places)
+    stems = Counter(str(path.with_suffix("")).casefold() for path in paths)
     names: list[str] = []
     taken: set[str] = set()
-    for place in places:
-        stem = str(place.with_suffix(""))
-        wanted = stem if stems[stem.casefold()] == 1 else str(place)
+    for path in paths:
+        stem = str(path.with_suffix(""))
+        wanted = stem if stems[stem.casefold()] == 1 else str(path)
         name, number = wanted, 2
         while name.casefold() in taken:
             name, number = f"{wanted}-{number}", number + 1

@@ -67,19 +67,7 @@ def load_segmentation_model(
 def load_point_classifier(
     source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[ViTPForPointClassification, ViTPImageProcessor]:
-    """Load a ViT-P checkpoint of this package for inference.
-
-    Args:
-        source: a folder, or the id of a Hub repository.
-        revision: branch, tag or commit of the repository.
-        dtype: of the weights.
-
-    Returns:
-        The model, in evaluation mode on the CPU, and its image processor.
-
-    Raises:
-        ValueError: as for `load_segmentation_model`.
-    """
+    """Load a ViT-P checkpoint of this package for inference; see `load_segmentation_model`."""
     types = (ViTPConfig.model_type,)
     model = _load_model(ViTPForPointClassification, types, "classifies points", source, revision, dtype)
     return model, _load_processor(ViTPImageProcessor, source, revision)
@@ -88,19 +76,7 @@ def load_point_classifier(
 def load_fused_checkpoint(
     source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[ViTPFusionForUniversalSegmentation, ViTPFusionImageProcessor]:
-    """Load a checkpoint of a generator and a ViT-P joined, for inference.
-
-    Args:
-        source: a folder, or the id of a Hub repository.
-        revision: branch, tag or commit of the repository.
-        dtype: of the weights.
-
-    Returns:
-        The model, in evaluation mode on the CPU, and its image processor.
-
-    Raises:
-        ValueError: as for `load_segmentation_model`.
-    """
+    """Load a checkpoint of a generator and a ViT-P joined, for inference; see `load_segmentation_model`."""
     types = (ViTPFusionConfig.model_type,)
     model = _load_model(ViTPFusionForUniversalSegmentation, types, "segments", source, revision, dtype)
     return model, _load_processor(ViTPFusionImageProcessor, source, revision)

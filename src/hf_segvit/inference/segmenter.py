@@ -299,7 +299,9 @@ class Segmenter:
         if self.task == "semantic":
             return [label_map.cpu() for label_map in merge_views(self.processor, asked.views, asked.sizes, change)]
         outputs = asked.views[0].outputs if change is None else change(asked.views[0].outputs)
-        settings = {"target_sizes": asked.sizes, **({} if threshold is None else {"threshold": threshold})}
+        settings: dict[str, Any] = {"target_sizes": asked.sizes}
+        if threshold is not None:
+            settings["threshold"] = threshold
         if self.task == "panoptic":
             if stuff_classes is None:
                 stuff_classes = (self._is_ours and self.processor.stuff_classes) or self.stuff_classes
@@ -321,7 +323,7 @@ class Segmenter:
     def _image(self, answer: Any, size: tuple[int, int]) -> SegmentedImage:
         """What is shown of an answer to an image of size (H, W)."""
         rows: Sequence[Mapping[str, Any]] = () if self.task == "semantic" else answer["segments_info"]
-        rles: list[dict[str, Any] | None] = [None] * len(rows)
+        rles: list[Any] = [None] * len(rows)
         if self.task == "instance":
             rles, segment_map = answer["segmentation"], np.full(size, -1, dtype=np.int32)
             measures = {}
