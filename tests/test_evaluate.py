@@ -257,7 +257,8 @@ def test_models_of_transformers_are_evaluated(task, tmp_path, scenes):
     model, processor = tiny_mask2former(scenes.id2label)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    predictor = Segmenter.from_pretrained(str(tmp_path), task=task, stuff_classes=scenes.stuff_classes, threshold=0.05)
+    predictor = Segmenter.from_pretrained(str(tmp_path), task=task, stuff_classes=scenes.stuff_classes)
+    predictor.threshold = 0.05  # of panoptic segments; instances are all counted
     if task == "panoptic":
         (answer,) = predictor.answers([Image.fromarray(scenes[0]["image"])])
         ids = [row["id"] for row in answer["segments_info"]]

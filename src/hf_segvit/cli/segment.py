@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from ..inference.devices import describe_device, pick_device
     from ..inference.loading import is_fused
     from ..inference.output_files import changes_text, label_changes, write_segment_files
-    from ..inference.segmenter import Segmenter, refuse_threshold
+    from ..inference.segmenter import Segmenter
 
     views = views_of(args)
     prepare_output_folder(args.output)
@@ -112,21 +112,19 @@ def run(args: argparse.Namespace) -> int:
             device=device,
             revision=args.revision,
             dtype=getattr(torch, args.dtype),
+            threshold=args.threshold,
             views=views,
             classifier=args.classifier,
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
         )
-    refuse_threshold(segmenter.task, args.threshold)
     fused = is_fused(segmenter.model)
     if args.compare and not fused:
         raise ValueError("--compare shows what a classifier changes; name one with --classifier")
     named = args.model if args.classifier is None else f"{args.model} and {args.classifier}"
     print(f"{segmenter.task} segmentation with {named} on {describe_device(device)}", file=sys.stderr)
 
-    about = {"model": args.model, "classifier": args.classifier, "threshold": args.threshold}
-    if args.threshold is None:
-        about["threshold"] = segmenter.default_threshold
+    about = {"model": args.model, "classifier": args.classifier, "threshold": segmenter.default_threshold}
     if fused:
         about["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
     names = output_names([file.relative_path for file in images])
@@ -134,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     failures = 0
     with tqdm(total=len(images), unit="image", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
         for batch, errors in _batches(images, args.batch_size, pool):
-            answers, refusals = _segment(segmenter, batch, args.threshold, args.compare)
+            answers, refusals = _segment(segmenter, batch, args.compare)
             written = [
                 pool.submit(
                     write_segment_files,
@@ -185,7 +183,7 @@ def _batches(
 
 
 def _segment(
-    segmenter: "Segmenter", batch: Sequence[tuple[ImageFile, "Image"]], threshold: float | None, compare: bool
+    segmenter: "Segmenter", batch: Sequence[tuple[ImageFile, "Image"]], compare: bool
 ) -> tuple[list[tuple[ImageFile, "Image", "SegmentedImage", "SegmentedImage | None"]], list[str]]:
     """Answers for a batch, and what is wrong with images that the model cannot take, such as extremely long ones.
 
@@ -197,13 +195,13 @@ def _segment(
     befores: Sequence[SegmentedImage | None] = [None] * len(batch)
     try:
         if compare:
-            befores, answers = (list(side) for side in zip(*segmenter.compare(images, threshold), strict=True))
+            befores, answers = (list(side) for side in zip(*segmenter.compare(images), strict=True))
         else:
-            answers = segmenter(images, threshold)
+            answers = segmenter(images)
     except ValueError as error:
         if len(batch) == 1:
             return [], [f"{batch[0][0].path}: {error}"]
-        singly = [_segment(segmenter, [pair], threshold, compare) for pair in batch]
+        singly = [_segment(segmenter, [pair], compare) for pair in batch]
         return [row for rows, _ in singly for row in rows], [error for _, errors in singly for error in errors]
     except torch.OutOfMemoryError as error:
         remedy = "a smaller --batch-size" if len(batch) > 1 else "--dtype bfloat16, or --device cpu"

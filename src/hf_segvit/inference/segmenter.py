@@ -106,8 +106,8 @@ class Segmenter:
         views: of each image, for semantic segmentation.
 
     Raises:
-        ValueError: the checkpoint cannot do the task, views are given for another than semantic segmentation, the data
-            set has another number of classes, or there is no such device.
+        ValueError: the checkpoint cannot do the task, the task has no use for views or threshold, the threshold is
+            outside [0, 1], the data set has another number of classes, or there is no such device.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class Segmenter:
     ) -> None:
         self.task = served_task(processor, task)
         refuse_views(self.task, views)
+        refuse_threshold(self.task, threshold)
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         self.model = model.eval().to(self.device)
         self.processor, self.threshold, self.views = processor, threshold, views

@@ -2,20 +2,14 @@
 
 `MaskAveragePrecision` accumulates records of matches (never masks) over batches and processes;
 `average_precision_from_records` turns them into the result. Masks are compared once, when they are added, with
-pycocotools' own IoU; a record takes some 40 bytes, so that a data set of any size fits.
-
-C classes, n predictions of a class, T IoU thresholds, A ranges of areas, R recall levels.
-
-Matching of predicted with true instances in one image, by the rules of pycocotools, COCO's evaluator.
-
-`instance_records` compares the masks of an image and returns one record for every prediction and reference:
-all that average precision needs, without a mask. `MaskAveragePrecision` (sibling module) accumulates the records.
+pycocotools' own IoU; a record takes some 40 bytes, so that a data set of any size fits. `instance_records` makes the
+records of an image, one for every prediction and reference.
 
 A prediction may match a reference of its class whose IoU reaches a threshold. In order of falling score, each takes the
 free reference of highest IoU. References that do not count (crowds, and those outside a range of areas) are taken only
 where no other is left; what matches them does not count either, and crowds may be taken any number of times.
 
-n predictions and m references of one class, T IoU thresholds, A ranges of areas.
+C classes, n predictions and m references of one class, T IoU thresholds, A ranges of areas, R recall levels.
 """
 
 from __future__ import annotations

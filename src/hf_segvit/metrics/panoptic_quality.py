@@ -1,19 +1,13 @@
 """Panoptic quality (PQ) over a data set, equal to panopticapi's, COCO's reference evaluator.
 
-`PanopticQuality` accumulates counts (never images) over batches and processes; `panoptic_quality_from_counts`
-turns counts into the result. `panoptic_counts` (sibling module) scores one image, for callers that keep their own
-books: worst images, oracle labels. Counts are float64 arrays (C, 4): true positives, false positives, false
-negatives, summed IoU of the true positives; the metric holds them as `counts["panoptic"]`. C classes.
-
-Source of the measure: Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4.
-
-Matching of predicted with true segments in one image, by the rules of panopticapi, COCO's evaluator.
-
-`panoptic_counts` checks the two maps and their rows, counts in one pass the pixels that every pair of segments
-shares, and decides which segments match, which are missed, and which are false or forgiven. `PanopticQuality`
-(sibling module) accumulates what it returns and documents the rules.
+`PanopticQuality` accumulates counts (never images) over batches and processes, and documents the rules;
+`panoptic_quality_from_counts` turns counts into the result. `panoptic_counts` scores one image: it checks the two maps
+and their rows, counts in one pass the pixels that every pair of segments shares, and decides which segments match,
+which are missed, and which are false or forgiven. Counts are float64 arrays (C, 4): true positives, false positives,
+false negatives, summed IoU of the true positives; the metric holds them as `counts["panoptic"]`.
 
 C classes, H W pixels, P predicted and R reference segments, N runs of equal (reference, prediction) ids.
+Source of the measure: Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4.
 """
 
 from __future__ import annotations
