@@ -24,6 +24,7 @@ from hf_segvit.data.entries import (
 )
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.data.reading import decoder_of, load_segmentation_dataset
+from hf_segvit.models.image_decoding import to_rgb
 
 from .data_folders import SIZE, coco_folder, halves, mask_folder, panoptic_folder, write_json, write_mask
 
@@ -63,6 +64,16 @@ def test_pixels_are_those_that_pillow_decodes(content, is_plain):
         # Both decode by libjpeg-turbo, perhaps of different versions, whose rounding agreed so far.
         assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
         assert found.permute(1, 2, 0).is_contiguous()
+
+
+def test_an_image_in_the_frame_of_its_mask_stays_there_when_it_is_copied():
+    """As it is on its way from a process that reads; the file's EXIF block would turn the copy."""
+    content = encoded("JPEG", orientation=6)
+    stored = Image.open(io.BytesIO(content))
+    image = image_in_frame(content, "a", (stored.height, stored.width))
+    for copy in (image, image.copy(), pickle.loads(pickle.dumps(image))):
+        assert to_rgb(copy).size == stored.size != stored.size[::-1]
+        assert np.array_equal(np.asarray(to_rgb(copy)), np.asarray(stored))
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 99, encoded("JPEG")[:-300], encoded("JPEG")[:40]])

@@ -107,6 +107,8 @@ def image_in_frame(content: bytes, name: str, size: tuple[int, int] | None = Non
     sideways = orientation(image) in _SIDEWAYS
     if stored == size and sideways and stored[0] != stored[1]:
         image.getexif()[_ORIENTATION_TAG] = 1
+        # Copies, as between processes, read the file's block again; an image of the pixels alone has none.
+        return Image.fromarray(np.asarray(to_rgb(image, name)))
     elif (stored[::-1] if sideways else stored) != size:
         raise ValueError(
             f"{name}: the image has {image.height} x {image.width} pixels but its mask {size[0]} x {size[1]} (height "
