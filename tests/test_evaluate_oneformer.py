@@ -79,9 +79,9 @@ def test_the_model_is_told_its_task(checkpoint):
     logits = {}
     for task in ("panoptic", "semantic"):
         predictor = Segmenter.from_pretrained(checkpoint, task=task)
-        inputs = predictor.inputs(example_images()[:1])
         with torch.no_grad():
-            logits[task] = predictor.model(**inputs).class_queries_logits
+            (asked,) = predictor.ask(example_images()[:1])
+        logits[task] = asked.views[0].outputs.class_queries_logits
         with torch.no_grad():
             told = predictor.processor(example_images()[:1], task_inputs=[task], return_tensors="pt")
             torch.testing.assert_close(predictor.model(**told).class_queries_logits, logits[task])
@@ -132,8 +132,8 @@ def test_instances_are_those_of_the_official_rule(checkpoint):
     predictor = Segmenter.from_pretrained(checkpoint, task="instance")
     image = example_images()[0]
     (answer,) = predictor.answers([image])
-    inputs = predictor.inputs([image])
     with torch.no_grad():
+        inputs = predictor.processor([image], task_inputs=["instance"], return_tensors="pt")
         outputs = predictor.model(**inputs)
     probabilities = outputs.class_queries_logits[0].softmax(-1)[:, :-1]
     masks = torch.nn.functional.interpolate(

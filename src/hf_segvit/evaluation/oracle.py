@@ -130,7 +130,7 @@ def _object_log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_classes(outputs: Any, logits: Tensor) -> Any:
-    changed = ModelOutput()  # not of the same type, which may refuse what the predictor has added
+    changed = ModelOutput()  # of no type of its own, which would ask for a loss or refuse a field
     for name, value in {**outputs, "class_queries_logits": logits}.items():
         changed[name] = value
     return changed

@@ -111,8 +111,8 @@ class MaximumPoints:
             ValueError: the generator cuts images into windows.
         """
         segment_map, labels = labelled_segments(entry)
-        inputs = self.generator.inputs([to_rgb(entry["image"])]).to(self.generator.device)
-        outputs = self.generator.model(**inputs)
+        (asked,) = self.generator.ask([to_rgb(entry["image"])])
+        inputs, outputs = asked.views[0].inputs, asked.views[0].outputs
         class_logits, mask_logits = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
         if len(mask_logits) != 1:
             raise ValueError(

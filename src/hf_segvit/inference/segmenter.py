@@ -265,18 +265,12 @@ class Segmenter:
         for batch in image_batches(self.processor, images):
             views = list(self.views.of(batch, self.processor, patch_size_of(self.model)))
             for view in views:
-                inputs = self.inputs(view.images, **({} if view.size is None else {"size": view.size}))
-                view.outputs = self.model(**inputs.to(self.device), **fusion)
-                if self._is_oneformer:
-                    input_size = torch.tensor(inputs["pixel_values"].shape[-2:])
-                    view.outputs["input_sizes"] = input_size.expand(len(batch), 2)
+                settings: dict[str, Any] = {} if view.size is None else {"size": view.size}
+                if self._is_oneformer:  # it is told in words what to do
+                    settings["task_inputs"] = [self.task] * len(batch)
+                view.inputs = self.processor(images=view.images, return_tensors="pt", **settings).to(self.device)
+                view.outputs = self.model(**view.inputs, **fusion)
             yield Asked(views, [(image.height, image.width) for image in batch])
-
-    def inputs(self, images: Sequence[Image.Image], **settings: Any) -> Any:
-        """The processor's output for images, on the CPU, with further settings for it."""
-        if self._is_oneformer:
-            settings["task_inputs"] = [self.task] * len(images)
-        return self.processor(images=list(images), return_tensors="pt", **settings)
 
     def with_alpha(self, alpha: float) -> Change:
         """Fusion of a fused model's outputs with another weight of ViT-P, for `post_process`; 0 is the generator."""
@@ -314,7 +308,7 @@ class Segmenter:
         if self._is_oneformer:
             # Its processor takes logits for probabilities, and gives masks that do not overlap; the official code's
             # rule, which is ours too, takes the best pairs of query and class as they are.
-            height, width = outputs["input_sizes"][0].tolist()
+            height, width = asked.views[0].inputs["pixel_values"].shape[-2:]
             logits = outputs.class_queries_logits, outputs.masks_queries_logits
             return instance_segments(*logits, input_size=(height, width), return_coco_annotation=True, **settings)
         form = {"return_coco_annotation": True} if self._is_ours else {"return_binary_maps": True}

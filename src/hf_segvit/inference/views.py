@@ -35,12 +35,14 @@ class View:
         images: as the model sees them, before the image processor.
         flipped: whether they are mirrored.
         size: the input size, `None` for the image processor's own.
-        outputs: of the model, once it was asked.
+        inputs: what the image processor made of the images, and
+        outputs: what the model made of that, once it was asked.
     """
 
     images: list[Image.Image]
     flipped: bool = False
     size: dict[str, int] | None = None
+    inputs: Any = None
     outputs: Any = None
 
 
