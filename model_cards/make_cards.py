@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
+from string import Template
 from typing import Any
 
-from hf_segvit.hub.model_card import make_model_card
+from hf_segvit.hub.model_card import POINT_USAGE, TASK_SENTENCES, make_model_card, rows
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.published_labels import published_label_sets
@@ -38,12 +39,6 @@ _WEIGHT_LICENCES = {
     "facebook/dinov3": "DINOv3 weights: DINOv3 License, gated on the Hub; it covers what is trained from them, too.",
     "tue-mps/": "Weights of the EoMT paper's authors: MIT; their backbone is DINOv2, Apache-2.0.",
 }
-_TASKS = {
-    "panoptic": "Panoptic segmentation: every pixel gets a class, and every countable object a segment of its own.",
-    "instance": "Instance segmentation: every countable object gets a mask, a class and a score.",
-    "semantic": "Semantic segmentation: every pixel gets a class.",
-    "points": "Point classification: says what is at a point or in a box, such as on a mask that another model drew.",
-}
 _LIMITS = {
     "eomt": """- It will know the classes of its training data and no others; what else is in an image is left out or
   called by the nearest known name.
@@ -61,18 +56,9 @@ _LOADING = {
 
 import hf_segvit
 
-segment = pipeline("image-segmentation", model="{folder}")
+segment = pipeline("image-segmentation", model="$source")
 segments = segment("photo.jpg")""",
-    "vit_p": """import torch
-from PIL import Image
-
-from hf_segvit import ViTPForPointClassification, ViTPImageProcessor
-
-processor = ViTPImageProcessor.from_pretrained("{folder}")
-model = ViTPForPointClassification.from_pretrained("{folder}").eval()
-inputs = processor(Image.open("photo.jpg"), input_points=[[[320, 240]]], return_tensors="pt")
-with torch.inference_mode():
-    logits = model(pixel_values=inputs["pixel_values"], prompts=inputs["prompts"]).logits""",
+    "vit_p": POINT_USAGE,
 }
 _PAPERS = {
     "eomt": 'Kerssies et al., "Your ViT is Secretly an Image Segmentation Model", CVPR 2025, arXiv 2503.19108.',
@@ -93,17 +79,17 @@ def recipe_card(name: str) -> str:
         ValueError: there is no such recipe, or its head comment lacks a field.
     """
     recipe, head = load_recipe(name), recipe_head(find_recipe(name))
-    facts = "\n".join(f"| {key} | {value} |" for key, value in _facts(recipe, head).items())
+    facts = rows(_facts(recipe, head).items())
     remarks = f"\n{head['Remarks']}\n" if head["Remarks"] else ""
     licences = "\n".join(f"- {line}" for line in _licences(recipe))
-    loading = _LOADING[recipe.model].format(folder=f"runs/{recipe.name}/model")
+    loading = Template(_LOADING[recipe.model]).substitute(source=f"runs/{recipe.name}/model")
     return f"""# {head["Title"]}
 
 {_MARK}
 
 The card of a recipe, `{name}`, not of a model: no weights come with it.
 
-{_TASKS[recipe.task]}
+{TASK_SENTENCES[recipe.task]}
 
 | | |
 |---|---|

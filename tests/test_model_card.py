@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_segvit.hub.model_card import complete_card, make_model_card, make_point_model_card, read_results
+from hf_segvit.hub.model_card import complete_card, make_model_card, read_results
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
@@ -70,13 +70,17 @@ def test_cards_of_the_repository_are_up_to_date():
 def test_a_point_classifiers_card_says_what_goes_in_and_how_to_load_it():
     config = ViTPConfig(patch_size=14, image_size=56, id2label={0: "cat", 1: "grass"}, label2id={"cat": 0, "grass": 1})
     processor = ViTPImageProcessor(size={"height": 28, "width": 56}, patch_size=14)  # wider than the grid of weights
-    card = make_point_model_card(config, processor, num_parameters=1_250_000)
+    card = make_model_card(config, processor, num_parameters=1_250_000)
     assert "| Input | 28 x 56 pixels, squashed |" in card
     assert "| Parameters | 1.2 million |" in card
     published = complete_card(card, "me/points", with_code=True)
     assert '("modeling_vit_p.ViTPForPointClassification", "me/points")' in published
+    assert "post_process" not in card
+    assert "Prompts do not see one another" in card
+    assert "| 1 | grass |" in card
+    assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "image-classification"
     without = complete_card(card, "me/points", with_code=False)
     assert "dynamic_module" not in without
     assert "## How to use" in without
-    direct = make_point_model_card(config, processor, repo_id="me/points", with_code=False)
+    direct = make_model_card(config, processor, repo_id="me/points", with_code=False)
     assert "dynamic_module" not in direct

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from ..atomic_files import check_destination, complete_folder, write_json
 from ..hub.check import check_checkpoint
-from ..hub.model_card import make_model_card, make_point_model_card
+from ..hub.model_card import make_model_card
 from ..lookup import suggestion
 from ..models.modeling_plain_vit import PlainViTModel
-from ..models.modeling_vit_p import ViTPForPointClassification
 from .kinds import KINDS
 from .options import ConversionOptions
 from .sources import (
@@ -92,10 +91,7 @@ def write_folder(converted: Converted, folder: Path) -> None:
         write_json(folder / "results.json", converted.results)
     checkpoint = check_checkpoint(folder)
     about = {"num_parameters": checkpoint.num_parameters, "results": converted.results, **converted.card}
-    if isinstance(converted.model, ViTPForPointClassification):
-        card = make_point_model_card(checkpoint.config, checkpoint.processor, **about)
-    else:
-        card = make_model_card(checkpoint.config, checkpoint.processor, **about)
+    card = make_model_card(checkpoint.config, checkpoint.processor, **about)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -1,11 +1,8 @@
 """Our EoMT as a folder that stock Transformers loads, without this package: its own `eomt` or `eomt_dinov3`.
 
 Learned positions become `eomt`, rotary ones `eomt_dinov3`. What neither can express is refused with the reason; the
-written folder computes the same, which is checked by a forward pass of both.
-
-What configuration Transformers' `eomt` or `eomt_dinov3` has for one of our models, and what neither can express.
-
-Comparing a converted model with the one it came from, by a forward pass of both on one random image.
+written folder computes the same, which is checked by a forward pass of both on one random image; `compare_outputs`
+serves the conversions in the other direction too.
 """
 
 import dataclasses
@@ -31,21 +28,9 @@ from ..atomic_files import check_destination, complete_folder
 from ..models.configuration_eomt import EoMTConfig
 from ..models.image_processing_eomt import EoMTImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
-from ..models.transformers_eomt import SHARED_FIELDS
+from ..models.transformers_eomt import SHARED_FIELDS, SHARED_SETTINGS
 from ..weight_checks import check_complete, check_weights, common_dtype
 from .checkpoint_files import DEFAULT_MAX_BYTES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
-
-_SHARED_SETTINGS = (
-    "do_resize",
-    "resample",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "do_split_image",
-    "do_pad",
-)
 
 
 def export_to_transformers(
@@ -178,7 +163,8 @@ def transformers_image_processor(processor: EoMTImageProcessor, notes: list[str]
     height, width = processor.size["height"], processor.size["width"]
     if height != width:
         raise inexpressible(f"an image processor for {height} x {width} pixels; its inputs are square")
-    settings = {name: getattr(processor, name) for name in _SHARED_SETTINGS}
+    # `do_pad` goes out only: of a checkpoint of theirs it is not read, and stays at our default.
+    settings = {name: getattr(processor, name) for name in (*SHARED_SETTINGS, "do_pad")}
     if processor.stuff_classes:
         notes.append(
             f"pass stuff_classes={processor.stuff_classes} to its post_process_panoptic_segmentation, since its "

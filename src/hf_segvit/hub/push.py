@@ -31,9 +31,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..models.configuration_vit_p import ViTPConfig
 from .check import CONFIG, PROCESSOR, WEIGHTS, WEIGHTS_INDEX, check_checkpoint
-from .model_card import GENERATED_MARK, complete_card, make_model_card, make_point_model_card, read_results
+from .model_card import GENERATED_MARK, complete_card, make_model_card, read_results
 from .remote_code import code_files, with_auto_map
 
 CARD, RESULTS = "README.md", "results.json"
@@ -144,16 +143,6 @@ def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, licen
         files.update({path.name: path for path in code_files(model_type)})
     if (folder / CARD).is_file():
         card = complete_card((folder / CARD).read_text(encoding="utf-8"), repo_id, with_code)
-    elif model_type == ViTPConfig.model_type:
-        card = make_point_model_card(
-            checkpoint.config,
-            checkpoint.processor,
-            repo_id=repo_id,
-            num_parameters=checkpoint.num_parameters,
-            results=results,
-            license=license,
-            with_code=with_code,
-        )
     else:
         card = make_model_card(
             checkpoint.config,

@@ -4,15 +4,10 @@ Config fields and parameter names, so that a folder of either type loads directl
 generations of SwiGLU names: `weights_in` (gate and value in one matrix) and `weights_out` were renamed to `gate_proj`,
 `up_proj` and `down_proj`; both are understood.
 
-Finding and reading the weights of a Transformers `eomt` or `eomt_dinov3` folder or Hub repository.
-
-Only safetensors are read. The names change once, on the way in; nothing stays registered, so what is saved afterwards
-carries this package's own names.
-
-What a folder of Transformers' own EoMT image processor says, in the settings of ours.
-
-Its preprocessor_config.json gives size, normalisation and whether images are cut into windows; the config.json beside
-it the classes, from which follow stuff and, where all of them are things, the task.
+The weights are read from safetensors only. Their names change once, on the way in; nothing stays registered, so what is
+saved afterwards carries this package's own names. The settings of Transformers' image processor are in its
+preprocessor_config.json (size, normalisation, windows) and the config.json beside it (the classes, from which follow
+stuff and, where all of them are things, the task).
 """
 
 import json
@@ -171,10 +166,6 @@ def _single_patch_size(patch_size: Any) -> int:
     raise ValueError(f"patch_size={patch_size}: only square patches are supported")
 
 
-# Arguments of from_pretrained that say where files are, not what the model is.
-_WHERE = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
-
-
 def transformers_eomt_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """Turn the arguments for loading a Transformers checkpoint into those for loading its translation.
 
@@ -193,7 +184,7 @@ def transformers_eomt_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -
     """
     if source is None or kwargs.get("state_dict") is not None:
         return None
-    where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+    where = hub_arguments(kwargs)
     raw_config, _ = PreTrainedConfig.get_config_dict(source, **where)
     if not is_transformers_eomt(raw_config):
         return None
@@ -203,7 +194,7 @@ def transformers_eomt_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -
     given = "masked_attention_probabilities" in kwargs or isinstance(config, PreTrainedConfig)
     if not isinstance(config, PreTrainedConfig):
         config, kwargs = cls.config_class.from_pretrained(config or source, return_unused_kwargs=True, **kwargs)
-    kwargs = {name: value for name, value in kwargs.items() if name not in _WHERE}
+    kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
 
     state_dict, probabilities = translate_state_dict(_read_weights(source, where))
     if probabilities is not None and not given:
@@ -239,7 +230,7 @@ logger = logging.get_logger(__name__)
 
 _PROCESSOR_TYPES = ("EomtImageProcessor", "EomtImageProcessorFast", "EomtImageProcessorPil")
 # Settings that mean the same under the same name.
-_SHARED_SETTINGS = (
+SHARED_SETTINGS = (
     "do_resize",
     "resample",
     "do_rescale",
@@ -249,6 +240,7 @@ _SHARED_SETTINGS = (
     "image_std",
     "do_split_image",
 )
+# Arguments of from_pretrained that say where files are, not what the model is.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 
 
@@ -293,7 +285,7 @@ def translated_settings(settings: Mapping[str, Any], id2label: Mapping[Any, str]
     Raises:
         ValueError: the size cannot be expressed here.
     """
-    ours = {name: settings[name] for name in _SHARED_SETTINGS if settings.get(name) is not None}
+    ours = {name: settings[name] for name in SHARED_SETTINGS if settings.get(name) is not None}
     windowed = bool(settings.get("do_split_image"))
     ours["size"] = _input_size(settings.get("size") or {"shortest_edge": 640, "longest_edge": 640}, windowed)
     ignore_index = settings.get("ignore_index")

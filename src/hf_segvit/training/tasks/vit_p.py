@@ -42,7 +42,7 @@ from ...data.prompts import IGNORED, PROMPT_SOURCES
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
 from ...drawing.segments import draw_segments
 from ...evaluation.points import POINT_KINDS, evaluate_points, point_source
-from ...hub.model_card import make_point_model_card
+from ...hub.model_card import make_model_card
 from ...inference.loading import load_point_classifier
 from ...inference.point_classifier import PointClassifier
 from ...inference.segmenter import Segmenter
@@ -191,7 +191,7 @@ class ViTPTask(TrainingTask):
 
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
         """The card, with the scores and how the model was trained."""
-        return make_point_model_card(
+        return make_model_card(
             model.config,
             processor,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
