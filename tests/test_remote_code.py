@@ -20,13 +20,13 @@ from transformers.dynamic_module_utils import get_imports
 
 from hf_segvit import models
 from hf_segvit.hub.push import push_to_hub
-from hf_segvit.hub.remote_code import AUTO_CLASSES, code_files, save_with_code, with_auto_map
+from hf_segvit.hub.remote_code import AUTO_CLASSES, code_files, with_auto_map
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 
 from .hub_server import HubServer
-from .tiny_models import tiny_eomt
+from .tiny_models import save_with_code, tiny_eomt
 
 ALLOWED_IMPORTS = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"} | sys.stdlib_module_names
 ABSENT = ("hf_segvit", "scipy", "pycocotools", "timm", "datasets", "accelerate", "matplotlib", "peft")

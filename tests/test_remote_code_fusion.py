@@ -8,13 +8,13 @@ import torch
 
 from hf_segvit import ViTPFusionForUniversalSegmentation, ViTPFusionImageProcessor
 from hf_segvit.hub.push import push_to_hub
-from hf_segvit.hub.remote_code import save_with_code
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 
 from .hub_server import HubServer
 from .test_remote_code import ABSENT, environment_without_package
 from .tiny_generators import LABELS, noise_images, tiny_classifier, tiny_generator
+from .tiny_models import save_with_code
 
 LOAD = """
 import json, sys

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from hf_segvit import ViTPImageProcessor
-from hf_segvit.hub.remote_code import code_files, save_with_code
+from hf_segvit.hub.remote_code import code_files
 
 from .test_modeling_vit_p import tiny_vit_p
 from .test_remote_code import environment_without_package
+from .tiny_models import save_with_code
 
 LOAD = """
 import json, pathlib, sys

@@ -1,8 +1,11 @@
 """Tiny models that every test file may build: small enough for milliseconds, random enough to notice a mistake."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
+from hf_segvit.hub.remote_code import code_files, with_auto_map
 from hf_segvit.models.configuration_eomt import EoMTConfig
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 
@@ -44,3 +47,16 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def save_with_code(model, processor, folder: Path, **kwargs) -> list[Path]:
+    """Save a model as a push publishes it, with the code that loads it; gives the files of the code."""
+    model_type = model.config.model_type
+    files = code_files(model_type)
+    model.save_pretrained(folder, **kwargs)
+    processor.save_pretrained(folder)
+    for name in ("config.json", "preprocessor_config.json"):
+        (folder / name).write_text(with_auto_map((folder / name).read_text(), model_type))
+    for source in files:
+        (folder / source.name).write_bytes(source.read_bytes())
+    return [folder / source.name for source in files]

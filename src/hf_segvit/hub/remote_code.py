@@ -1,9 +1,9 @@
 """Checkpoints that carry their code, so that they load where this package is not installed.
 
-`save_with_code` saves a model and its image processor together with the files of `models/` that they need, and names
-the classes in `auto_map`; Transformers then loads the folder with `trust_remote_code=True`. `code_files` and
-`with_auto_map` are the two halves, which a push uses on a folder that was saved without code. A plain
-`save_pretrained` never writes code. Where the package is installed and imported, its classes win over the copies.
+`code_files` are the files of `models/` that a model and its image processor need, and `with_auto_map` names the classes
+in `auto_map`: a push uses both on a folder that was saved without code, as every `save_pretrained` does. Transformers
+then loads the repository with `trust_remote_code=True`; where the package is installed and imported, its classes win
+over the copies.
 """
 
 import json
@@ -39,34 +39,6 @@ AUTO_CLASSES: dict[str, dict[str, str]] = {
 }
 # Complete models that no Auto class is made for: Transformers has none for point classification.
 _WHOLE_MODELS = {"segvit_vit_p": "modeling_vit_p.ViTPForPointClassification"}
-
-
-def save_with_code(model: Any, processor: Any, folder: str | Path, **kwargs: Any) -> list[Path]:
-    """Save a model and its image processor with the code that loads them.
-
-    Args:
-        model: a model of this package.
-        processor: its image processor.
-        folder: where to; made if it does not exist.
-        kwargs: for the model's `save_pretrained`, such as `max_shard_size`.
-
-    Returns:
-        The code files written.
-
-    Raises:
-        ValueError: the model is of a type that this package does not know.
-    """
-    folder = Path(folder)
-    model_type = model.config.model_type
-    files = code_files(model_type)
-    model.save_pretrained(folder, **kwargs)
-    processor.save_pretrained(folder)
-    for name in ("config.json", "preprocessor_config.json"):
-        path = folder / name
-        path.write_text(with_auto_map(path.read_text(encoding="utf-8"), model_type), encoding="utf-8")
-    for source in files:
-        (folder / source.name).write_bytes(source.read_bytes())
-    return [folder / source.name for source in files]
 
 
 def code_files(model_type: str) -> list[Path]:
