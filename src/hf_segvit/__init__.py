@@ -132,7 +132,8 @@ class _Loader:
         self.registration.register_when_ready()
 
 
-if sys.modules.get("transformers") is None:
-    sys.meta_path.insert(0, _Registration())
-else:
+if sys.modules.get("transformers") is not None:
     import_module(".auto", __name__).register()
+elif "_registration" not in globals():  # `importlib.reload` finds the one that still waits
+    _registration = _Registration()
+    sys.meta_path.insert(0, _registration)

@@ -11,13 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from .. import __version__
-from ..lookup import suggestion
-from . import check_data, classify_points, convert, demo, evaluate, push, segment, train
 
 _NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers in a row, such as -5,240
-COMMANDS = (segment, classify_points, check_data, train, evaluate, demo, convert, push)
+COMMANDS = ("segment", "classify-points", "check-data", "train", "evaluate", "demo", "convert", "push")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,9 +52,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     words = sys.argv[1:] if argv is None else argv
     # No option before the command takes a value, so the first word that is none is the command.
     command = next((word for word in words if not word.startswith("-")), None)
-    names = [module.__name__.rpartition(".")[2].replace("_", "-") for module in COMMANDS]
-    if command is not None and command not in names:
-        parser.error(f"there is no command {command!r}; {suggestion(command, names)}")
+    if command is not None and command not in COMMANDS:
+        from ..lookup import suggestion
+
+        parser.error(f"there is no command {command!r}; {suggestion(command, COMMANDS)}")
     # A word that begins with a blank is never taken for an option, and numbers may have blanks around them.
     args, rest = parser.parse_known_args([f" {word}" if _NEGATIVE.fullmatch(word) else word for word in words])
     if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
@@ -74,5 +74,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        command.add_parser(subparsers)
+        # Not at the top of this file, as `main` then tells of Ctrl-C in one line while they are imported, too.
+        import_module(f".{command.replace('-', '_')}", __name__).add_parser(subparsers)
     return parser
