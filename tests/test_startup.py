@@ -160,7 +160,10 @@ class Loader:
     __slots__ = ("loader",)  # takes no further attributes
     def __init__(self, loader): self.loader = loader
     def create_module(self, spec): return self.loader.create_module(spec)
-    def exec_module(self, module): self.loader.exec_module(module)
+    def exec_module(self, module):
+        assert module.__spec__.loader is module.__loader__ is self
+        self.loader.exec_module(module)
+        done.append(module.__name__)
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
@@ -168,9 +171,10 @@ class Finder:
         if spec is not None: spec.loader = Loader(spec.loader)
         return spec
 
+done = []
 sys.meta_path[1:1] = [Finder()]
 import transformers
-assert type(transformers.__spec__.loader) is Loader
+assert done == ["transformers"]
 import hf_segvit.models.modeling_eomt as module
 assert type(module.__spec__.loader) is type(module.__loader__) is type(hf_segvit.__loader__)
 """)
