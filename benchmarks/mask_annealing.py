@@ -25,7 +25,8 @@ from hf_segvit import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcess
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
 from hf_segvit.demo import panoptic_quality
 from hf_segvit.drawing.segments import plot_curves
-from hf_segvit.evaluation import Predictor, evaluate
+from hf_segvit.evaluation import evaluate
+from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.training.annealing import MaskAnnealing
 
 MODES = ("masked", "never", "annealed")
@@ -191,9 +192,9 @@ def score(model: EoMTForUniversalSegmentation, processor: EoMTImageProcessor) ->
             continue
         if model.config.masked_attention:
             model.set_masked_attention_probabilities(probability)
-        predictor = Predictor(model, processor, task="panoptic")
+        segmenter = Segmenter(model, processor, task="panoptic", device="cpu")
         stuff_classes = processor.stuff_classes
-        result = evaluate(predictor, test_set, model.config.id2label, stuff_classes=stuff_classes, batch_size=50)
+        result = evaluate(segmenter, test_set, model.config.id2label, stuff_classes=stuff_classes, batch_size=50)
         scores[name] = panoptic_quality(result)
     if model.config.masked_attention:
         model.set_masked_attention_probabilities(trained_with)

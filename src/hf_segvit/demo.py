@@ -8,7 +8,6 @@ are shifted and mirrored, since a few thousand are soon known by heart.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -21,10 +20,11 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
-from .atomic_files import replacing
+from .atomic_files import replacing, write_json
 from .drawing.segments import contact_sheet, draw_segments
-from .evaluation import EvaluationResult, Predictor, evaluate
+from .evaluation import EvaluationResult, evaluate
 from .inference.loading import quiet_transformers
+from .inference.segmenter import Segmenter
 from .training.loop import train
 from .training.recipe import Recipe
 from .training.tasks.eomt import EoMTTask
@@ -105,8 +105,8 @@ class DemoTask(EoMTTask):
     def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
         """Panoptic quality on the test scenes."""
         dataset, data = self.validation_data(limit)
-        predictor = Predictor(model, processor, task="panoptic", device=device)
-        self.result = evaluate(predictor, dataset, data.id2label, stuff_classes=data.stuff_classes, batch_size=50)
+        segmenter = Segmenter(model, processor, task="panoptic", device=device)
+        self.result = evaluate(segmenter, dataset, data.id2label, stuff_classes=data.stuff_classes, batch_size=50)
         return panoptic_quality(self.result)
 
 
@@ -185,7 +185,9 @@ def run_demo(
         check_reloaded(folder / "model", outcome.model, outcome.processor, test_scenes[:4]["image"])
     report("saved, loaded back through the Auto classes and the pipeline: same answers")
 
-    answers = Predictor(outcome.model, outcome.processor, task="panoptic")(test_scenes[:]["image"])
+    answers = Segmenter(outcome.model, outcome.processor, task="panoptic", device="cpu").answers(
+        test_scenes[:]["image"]
+    )
     draw_answers(folder / "demo.png", list(test_scenes), answers, data.id2label)
     classes = sorted(task.result.classes, key=lambda row: row["label_id"])
     results = {
@@ -200,8 +202,7 @@ def run_demo(
         "train_seconds": outcome.results["train_seconds"],
         "total_seconds": round(time.perf_counter() - start, 1),
     }
-    with replacing(folder / "results.json") as partial:
-        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results)
     return results
 
 
@@ -211,10 +212,10 @@ def check_reloaded(folder: Path, model: Any, processor: Any, images: Sequence[Im
     Raises:
         RuntimeError: an answer differs.
     """
-    segment = Predictor(model, processor, task="panoptic")
+    segmenter = Segmenter(model, processor, task="panoptic", device="cpu")
     loaded_model = AutoModelForUniversalSegmentation.from_pretrained(folder)
-    again = Predictor(loaded_model, AutoImageProcessor.from_pretrained(folder), task="panoptic")
-    for one, other in zip(segment(images), again(images), strict=True):
+    again = Segmenter(loaded_model, AutoImageProcessor.from_pretrained(folder), task="panoptic", device="cpu")
+    for one, other in zip(segmenter.answers(images), again.answers(images), strict=True):
         if (
             not torch.equal(one["segmentation"], other["segmentation"])
             or one["segments_info"] != other["segments_info"]

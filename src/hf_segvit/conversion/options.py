@@ -1,11 +1,11 @@
 """What a conversion may be told besides source and destination, and how the command line's words for it are read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.class_lists import read_classes
 from ..data.label_tables import LABEL_TABLES, label_table
 from ..lookup import suggestion
 from .checkpoint_files import DEFAULT_MAX_BYTES
@@ -62,8 +62,7 @@ def read_labels(source: str) -> Labels:
     """Read the classes of a model.
 
     Args:
-        source: name of a published label table; or a file: `.json` with a list of names, a table of number to name or
-            an `id2label` as in a config.json (with `stuff_classes` if wanted); otherwise text with one name a line.
+        source: name of a published label table; or a file that `read_classes` reads.
 
     Raises:
         ValueError: there is no such table and no such file, or the file is not of these forms; numbers are not 0 to
@@ -75,44 +74,9 @@ def read_labels(source: str) -> Labels:
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"labels {source!r} are no file and no published table; tables are {', '.join(LABEL_TABLES)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as labels ({error})") from error
-    stuff_classes = content.get("stuff_classes") if isinstance(content, dict) else None
-    if isinstance(content, dict):
-        content = content.get("id2label", content)
-    if isinstance(content, list):
-        content = dict(enumerate(content))
-    return Labels(_checked_names(path, content), _checked_stuff(path, stuff_classes, len(content)), path.name)
-
-
-def _checked_names(path: Path, content: Any) -> dict[int, str]:
-    try:
-        names = {int(index): name for index, name in content.items()}
-    except (AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: labels are a list of names, or a table of number to name") from error
-    if not names or sorted(names) != list(range(len(names))):
-        raise ValueError(f"{path}: labels are numbered {sorted(names)[:5]}..., not 0 to {len(names) - 1} without a gap")
-    for index, name in names.items():
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{path}: label {index} is {name!r}, not a name")
-    names = {index: names[index].strip() for index in sorted(names)}
-    if len(set(names.values())) < len(names):
-        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
-        raise ValueError(f"{path}: the label {twice!r} is there twice; every class needs a name of its own")
-    return names
-
-
-def _checked_stuff(path: Path, stuff_classes: Any, num_labels: int) -> list[int] | None:
-    if stuff_classes is None:
-        return None
-    if not isinstance(stuff_classes, list) or not all(
-        type(index) is int and 0 <= index < num_labels for index in stuff_classes
-    ):
-        raise ValueError(f"{path}: stuff_classes={stuff_classes} are not numbers of the {num_labels} labels")
-    return sorted(set(stuff_classes))
+    classes = read_classes(path, of_model=True)
+    stuff_classes = classes.stuff_classes if classes.states_things else None
+    return Labels(dict(enumerate(classes.names)), stuff_classes, path.name)
 
 
 def parse_fields(settings: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
