@@ -70,13 +70,45 @@ def test_explain_trains_nothing(recipe_file, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_explain_may_stand_anywhere_and_full_has_every_parameter(recipe_file, capsys):
+    recipe, words = str(recipe_file), []
+    for arguments in (
+        [recipe, "steps=5", "--explain"],
+        [recipe, "--explain", "steps=5"],
+        ["--explain", recipe, "steps=5"],
+        [recipe, "steps=5", "--explain", "full"],
+        ["--explain=full", recipe, "steps=5"],
+    ):
+        assert main(["train", *arguments]) == 0
+        words.append(capsys.readouterr().out)
+    brief, full = words[0], words[-1]
+    assert words == [brief, brief, brief, full, full]
+    assert "5 steps" in brief
+    assert "4 blocks, the last 2 with queries, width 32, 2 heads" in brief
+    assert "class_predictor.weight:" in full
+    assert "class_predictor.weight:" not in brief
+    assert main(["train", recipe, "--explain", "fulll"]) == 2
+    assert "--explain fulll is unknown" in capsys.readouterr().err
+
+
+def test_fields_are_printed_with_and_without_a_recipe(recipe_file, capsys):
+    assert main(["train", "--fields"]) == 0
+    assert "\nbatch_size               16  " in capsys.readouterr().out
+    assert main(["train", str(recipe_file), "--fields", "model_config.num_queries=9"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nbatch_size               4 (16)  " in printed
+    assert '"num_queries": 9' in printed
+
+
 def test_a_packaged_recipe_is_explained_before_its_data_and_weights_are_there(tmp_path, capsys):
     small = ["data=coco:" + str(tmp_path / "coco"), "backbone=timm/vit_tiny_patch16_224.augreg_in21k", "image_size=64"]
     assert main(["train", "coco_panoptic_small_640", "--explain", *small]) == 0
     printed = capsys.readouterr()
     assert "118,287" in printed.err
     assert "12 epochs of 7,393 steps" in printed.out
-    assert "class_predictor.weight: 134x192" in printed.out, "133 published classes and no object"
+    assert "12 blocks, the last 3 with queries, width 192, 3 heads" in printed.out
+    assert main(["train", "coco_panoptic_small_640", "--explain", "full", *small]) == 0
+    assert "class_predictor.weight: 134x192" in capsys.readouterr().out, "133 published classes and no object"
 
     assert main(["train", "vit_p_coco_base", "--explain", *small]) == 0
     assert "118,287 images" in capsys.readouterr().out

@@ -1,17 +1,50 @@
 """What `--explain` prints: every decision and every parameter; and what to change when memory runs out."""
 
 import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import torch
 
-from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
+from hf_segvit import (
+    EoMTConfig,
+    EoMTForUniversalSegmentation,
+    EoMTImageProcessor,
+    ViTPConfig,
+    ViTPForPointClassification,
+)
+from hf_segvit.training.declarations import PointOptions
 from hf_segvit.training.derivation import derive
-from hf_segvit.training.explanation import explain, memory_advice
+from hf_segvit.training.explanation import explain, field_table, memory_advice
+from hf_segvit.training.fields import option
 from hf_segvit.training.optimizers import freeze, parameter_groups
-from hf_segvit.training.recipe import Recipe, load_recipe, packaged_recipes
+from hf_segvit.training.recipe import FIELDS, Recipe, load_recipe, packaged_recipes
 from hf_segvit.training.results import Selection
+from hf_segvit.training.tasks import TrainingTask
 
 from .tiny_models import tiny_eomt
+
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "giant": (1536, 40, 24)}
+
+
+@dataclass(frozen=True)
+class DepthOptions:
+    """Of depth."""
+
+    max_depth: float = option(10.0, "metres", limits="> 0", resume="told")
+
+
+class DepthTask(TrainingTask):
+    """As much of a task as a recipe needs."""
+
+    tasks = ("depth",)
+    options = DepthOptions
+
+
+DepthTask.__abstractmethods__ = frozenset()
 
 
 def plan_for(model, **fields):
@@ -21,7 +54,10 @@ def plan_for(model, **fields):
 def test_decisions_are_told():
     model = tiny_eomt()
     text = explain(
-        plan_for(model, data="coco:there", device_batch_size=4, warmup_steps=[20, 40]), model, EoMTImageProcessor()
+        plan_for(model, data="coco:there", device_batch_size=4, warmup_steps=[20, 40]),
+        model,
+        EoMTImageProcessor(),
+        full=True,
     )
     for words in (
         "recipe: eomt, panoptic",
@@ -46,10 +82,14 @@ def test_patience_that_cannot_end_the_training_is_told():
         (10, 1, "WARNING: 10 cannot stop this training early, as 2 of the 6 evaluations count, those after annealing"),
         (10, 1, "; give a lower evaluate_every"),
     ):
-        assert words in explain(plan_for(model, patience=patience, evaluate_every=every), model, EoMTImageProcessor())
+        assert words in explain(
+            plan_for(model, patience=patience, evaluate_every=every), model, EoMTImageProcessor(), full=True
+        )
     assert "patience" not in explain(plan_for(model), model, EoMTImageProcessor())
     without_masks = plan_for(model, patience=4, annealing=False, evaluate_every=1)
-    assert "without a better score; 6 of the 6 evaluations count" in explain(without_masks, model, EoMTImageProcessor())
+    assert "without a better score; 6 of the 6 evaluations count" in explain(
+        without_masks, model, EoMTImageProcessor(), full=True
+    )
 
 
 @pytest.mark.parametrize("name", packaged_recipes())
@@ -74,7 +114,7 @@ def test_the_patience_of_every_recipe_can_end_it(name):
 def test_every_parameter_stands_in_the_table_with_its_shape():
     model = tiny_eomt()
     plan = plan_for(model)
-    text = explain(plan, model, EoMTImageProcessor())
+    text = explain(plan, model, EoMTImageProcessor(), full=True)
     table = text[text.index("role") :]
     for name, parameter in model.named_parameters():
         shape = "x".join(map(str, parameter.shape))
@@ -96,7 +136,7 @@ def test_frozen_parameters_are_counted():
     plan = plan_for(model, freeze="backbone")
     freeze(model, "backbone")
     frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
-    text = explain(plan, model, EoMTImageProcessor())
+    text = explain(plan, model, EoMTImageProcessor(), full=True)
     assert f"in 1 groups are trained, {frozen:,} are frozen" in text
     assert "freeze=" not in text
 
@@ -131,3 +171,99 @@ def test_vit_p_is_explained_too():
     advice = memory_advice(recipe, derive(recipe, 10))
     assert any(line.startswith("image_size=[384,768]") for line in advice)
     assert not any("own_lora" in line for line in advice)
+
+
+def published_model(recipe):
+    """The model of a packaged recipe in its size, without memory for its weights."""
+    name = next((size for size in SIZES if size in f"{recipe.name} {recipe.init} {recipe.backbone}"), "base")
+    width, depth, heads = SIZES[name]
+    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": width}
+    config_class, model_class = (
+        (EoMTConfig, EoMTForUniversalSegmentation)
+        if recipe.model == "eomt"
+        else (ViTPConfig, ViTPForPointClassification)
+    )
+    with torch.device("meta"):
+        return model_class(config_class(**{**sizes, "image_size": recipe.image_size, **recipe.model_config}))
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_a_packaged_recipe_is_explained_on_one_screen(name):
+    recipe = load_recipe(name)
+    model = published_model(recipe)
+    lines = explain(derive(recipe, 20_000, config=model.config), model, EoMTImageProcessor()).splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 120
+    rows = dict(re.match(r"(.{16})(.*)", line).groups() for line in lines[:12] if len(line) > 16)
+    depth, count = model.config.num_hidden_layers, sum(parameter.numel() for parameter in model.parameters())
+    assert rows[f"{'model':<16}"].startswith(f"{depth} blocks, ")
+    assert f"width {model.config.hidden_size}, " in rows[f"{'model':<16}"]
+    assert rows[f"{'model':<16}"].endswith(f"{count:,} parameters")
+    assert f"blocks 0 to {depth - 1}" in "\n".join(lines)
+
+
+def test_groups_of_one_role_and_decay_are_one_row():
+    model = tiny_eomt()
+    plan = plan_for(model, weight_decay_mode="matrices", layer_decay=0.5)
+    groups = parameter_groups(model, plan)
+    table = explain(plan, model, EoMTImageProcessor()).partition("role ")[2]
+    for role, decay in {(group["role"], group["weight_decay"]) for group in groups}:
+        same = [group for group in groups if (group["role"], group["weight_decay"]) == (role, decay)]
+        rates = sorted({f"{group['lr']:.4g}" for group in same}, key=float)
+        count = sum(parameter.numel() for group in same for parameter in group["params"])
+        rate = rates[0] if len(rates) == 1 else f"{rates[0]} to {rates[-1]}"
+        assert re.search(rf"^{role} +{re.escape(rate)} +{decay:.3g} +{count:,} ", table, re.MULTILINE)
+    assert "embeddings, blocks 0 to " in table
+    assert "query, mask_head" in table
+
+
+def test_what_becomes_of_the_masks_is_said():
+    model = tiny_eomt()
+    assert "the masks of the 2 query layers fade one after the other, from step 100 to 500" in explain(
+        plan_for(model), model, EoMTImageProcessor()
+    )
+    assert "false: masks stay for ever, at inference too" in explain(
+        plan_for(model, annealing=False), model, EoMTImageProcessor()
+    )
+    model.set_masked_attention_probabilities(0.0)  # as in a checkpoint whose training annealed them
+    assert "nothing is masked, in training and at inference" in explain(
+        plan_for(model, annealing=False), model, EoMTImageProcessor()
+    )
+
+
+class TestFieldTable:
+    def test_every_field_has_a_row_with_its_declaration(self):
+        recipe = load_recipe("own_points", ["points.source=box", "seed=7"])
+        table = field_table(recipe)
+        assert max(map(len, table.splitlines())) <= 120
+        for name in [*FIELDS, *(f"points.{name}" for name in PointOptions.__dataclass_fields__)]:
+            assert re.search(rf"^{re.escape(name)}  ", table, re.MULTILINE), name
+        for row in (
+            r"seed +7 \(0\) +whole number >= 0 +no +of all randomness",
+            r"learning_rate +null +number > 0 +told +the highest",
+            r"optimizer +sgd \(adamw\) +adamw, sgd +no ",
+            r"keep_last +2 +whole number > 0 +yes ",
+            r"criterion +null +module:Class +no ",
+            r"points\.source +box \(mask\) +mask, coarse, box +no ",
+            r"points\.num_points +200 ",
+        ):
+            assert re.search(rf"^{row}", table, re.MULTILINE), row
+        assert "\neomt: not for model=vit_p\n" in table
+        assert "\nvit_p: What only ViT-P has.\n" in table
+
+    def test_options_of_a_task_of_ones_own_are_listed(self):
+        table = field_table(Recipe(model=f"{__name__}:DepthTask", options={"max_depth": 80}))
+        assert re.search(r"^options\.max_depth +80\.0 \(10\.0\) +number > 0 +told +metres", table, re.MULTILINE)
+        assert "\neomt: not for model=" in table
+
+    def test_it_needs_no_pytorch(self):
+        """Under a stand-in for the package itself, which imports the models where it is not lazy."""
+        package = Path(sys.modules["hf_segvit"].__file__).parent
+        script = (
+            "import sys, types; package = types.ModuleType('hf_segvit'); "
+            f"package.__path__ = [{str(package)!r}]; sys.modules['hf_segvit'] = package\n"
+            "from hf_segvit.training.explanation import field_table\n"
+            "from hf_segvit.training.recipe import load_recipe, packaged_recipes\n"
+            "assert field_table(load_recipe(packaged_recipes()[0])) and 'torch' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,11 +1,12 @@
 """Names that a user gives: near ones, import paths, entry points of other packages."""
 
 import importlib.metadata
+import re
 import sys
 
 import pytest
 
-from hf_segvit.lookup import entry_points, import_object, is_import_path, suggestion
+from hf_segvit.lookup import entry_points, import_object, is_import_path, parse_key_values, suggestion
 
 
 def test_the_nearest_name_is_suggested():
@@ -71,3 +72,45 @@ def test_two_packages_with_one_name_are_refused(monkeypatch):
     points.append(importlib.metadata.EntryPoint("dicom", "three.reader", "group"))
     with pytest.raises(ValueError, match=r"'dicom' in group: one\.reader and three\.reader; uninstall one"):
         entry_points("group")
+
+
+def test_settings_are_yaml_or_text():
+    words = [
+        "a=4",
+        "b=1e-5",
+        "c=64,96",
+        "d=[1, x]",
+        "e=none",
+        "f=True",
+        "g=",
+        "h='x,y'",
+        "i.j={k: 1.5}",
+        "l= two words ",
+    ]
+    assert parse_key_values(words) == {
+        **{"a": 4, "b": 1e-5, "c": [64, 96], "d": [1, "x"], "e": "none", "f": True, "g": None, "h": "x,y"},
+        **{"i.j": {"k": 1.5}, "l": "two words"},
+    }
+    assert parse_key_values(["a=2024", "b=x, [y]: #1=z", "c=null", "d=2024"], ("a", "b", "c")) == {
+        **{"a": "2024", "b": "x, [y]: #1=z", "c": None, "d": 2024}
+    }
+
+
+def test_the_last_of_a_key_counts_and_stands_last():
+    assert list(parse_key_values(["a.b=1", "a={}", "a.b=2"]).items()) == [("a", {}), ("a.b", 2)]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("size", "'size' is no setting; give key=value"),
+        ("=3", "give key=value"),
+        ("a..b=3", "give key=value"),
+        ("a=[", "the value of a: no valid YAML"),
+        ("a={b: 1, b: 2}", "the key b stands there twice"),
+        ("a=!!python/object/apply:os.getcwd []", "no valid YAML"),
+    ],
+)
+def test_words_that_are_no_settings_are_refused(word, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        parse_key_values([word])

@@ -1,14 +1,25 @@
 """Recipes: reading, overriding, refusing, and what is derived from them."""
 
 import dataclasses
+import inspect
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import yaml
 
+from hf_segvit.data.augmentation import AUGMENTATIONS
+from hf_segvit.data.prompts import PROMPT_SOURCES, PointAugmentation
+from hf_segvit.evaluation.points import POINT_KINDS
 from hf_segvit.training.annealing import MaskAnnealing
+from hf_segvit.training.checkpoints import identity, refuse_other_run
+from hf_segvit.training.declarations import DECLARATIONS, EoMTOptions, PointOptions, PromptOptions
 from hf_segvit.training.derivation import augmentation_name, derive, image_size, model_fields, steps_of_epoch
-from hf_segvit.training.recipe import Recipe, find_recipe, load_recipe, packaged_recipes
+from hf_segvit.training.fields import option
+from hf_segvit.training.recipe import FIELDS, RENAMED, Recipe, find_recipe, load_recipe, packaged_recipes, resume_rules
+from hf_segvit.training.tasks import TrainingTask, task_for
+from hf_segvit.training.tasks.eomt import EoMTTask
+from hf_segvit.training.tasks.vit_p import ViTPTask
 
 
 @pytest.fixture
@@ -33,6 +44,7 @@ def test_file_is_read_into_the_types_of_the_fields(recipe_file):
     assert recipe.base_learning_rate == 2e-4  # YAML 1.1 alone reads text
     assert recipe.model_config == {"layer_norm_eps": 1e-5}
     assert recipe.image_size == [64, 96]
+    assert Recipe(model="vit_p").task == "points"
     assert recipe.name == "mine"
     assert recipe.batch_size == 16
 
@@ -80,7 +92,7 @@ def test_same_recipe_after_to_dict(recipe_file):
     ("override", "told"),
     [
         ("lerning_rate=1", "did you mean learning_rate"),
-        ("zzz=1", "the keys are model, task"),
+        ("zzz=1", "choose one of model, task"),
         ("batch_size", "give key=value"),
         ("batch_size.x=1", "holds no keys of its own"),
         ("batch_size=many", "batch_size='many' does not fit; expected a whole number"),
@@ -103,33 +115,197 @@ def test_bad_overrides_are_told(recipe_file, override, told):
     ("fields", "told"),
     [
         ({"task": "panoptik"}, "did you mean panoptic?"),
-        ({"model": "vit_p"}, "do not go together"),
-        ({"task": "points"}, "do not go together"),
+        ({"model": "vit_p", "task": "semantic"}, "task='semantic' is none of model=vit_p; choose one of points"),
+        ({"task": "points"}, "task='points' is none of model=eomt; choose one of panoptic, instance, semantic"),
         ({"init": "a", "backbone": "b"}, "start from one of them"),
         ({"epochs": 1, "steps": 2}, "set one of them to null"),
-        ({"batch_size": 0}, "batch_size=0 must be greater than 0"),
+        ({"batch_size": 0}, "batch_size=0 must be > 0"),
         ({"batch_size": 16, "device_batch_size": 5}, "does not divide batch_size=16"),
-        ({"weight_decay": -1}, "must not be negative"),
-        ({"layer_decay": 1.5}, "at most 1"),
-        ({"betas": [0.9]}, "two numbers"),
-        ({"ema_decay": 1.0}, "between 0 and 1"),
-        ({"warmup_steps": [1, 2, 3]}, "one or two whole numbers"),
+        ({"weight_decay": -1}, "weight_decay=-1 must be >= 0"),
+        ({"layer_decay": 1.5}, "layer_decay=1.5 must be > 0 and <= 1"),
+        ({"betas": [0.9]}, "betas=[0.9] must have 2 numbers"),
+        ({"betas": [0.9, 1]}, "betas=[0.9, 1] must be >= 0 and < 1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 must be > 0 and < 1"),
+        ({"warmup_steps": [1, 2, 3]}, "warmup_steps=[1, 2, 3] must have 1 or 2 numbers: [all] or [new parameters"),
         ({"annealing": True}, "says nothing"),
         ({"annealing": [[0, 2]]}, "not a fraction of training"),
         ({"annealing": [["a/b", 1]]}, "give fractions"),
         ({"annealing": [["1/0", 1]]}, "give fractions"),
         ({"annealing": [[0.5, 0.25]]}, "ends before it starts"),
         ({"annealing": [3]}, "[start, end] for each"),
-        ({"model": "vit_p", "task": "points", "annealing": [[0, 1]]}, "for EoMT's masked attention"),
+        ({"model": "vit_p", "task": "points", "annealing": [[0, 1]]}, "annealing=[[0, 1]] is for model=eomt"),
         ({"freeze": "everything"}, "give backbone, until_layer:N"),
         ({"freeze": "backbone", "lora": {"rank": 2}}, "adapters freeze what they adapt"),
         ({"image_size": [1, 2, 3]}, "[height, width]"),
-        ({"momentum": 1.0}, "below 1"),
-        ({"learning_rate": float("nan")}, "must be greater than 0"),
+        ({"momentum": 1.0}, "momentum=1.0 must be >= 0 and < 1"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be > 0"),
     ],
 )
 def test_contradictions_are_refused_before_anything_is_loaded(fields, told):
     assert told in refusal(fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthOptions:
+    """Fields of a task of one's own."""
+
+    max_depth: float = option(10.0, "metres", limits="> 0", resume="yes")
+    loss: str = option("l1", "of the depth", choices=("l1", "log"))
+    weight_decay: float = 0.05  # a field of every recipe stays one
+
+
+class DepthTask(TrainingTask):
+    tasks = ("depth", "normals")
+    default_image_size: ClassVar = {"depth": 384, "normals": 256}
+    default_augmentation = "vit_p_coco"
+    options = DepthOptions
+
+
+class UnfinishedTask(DepthTask):
+    """Whose methods are missing."""
+
+
+DepthTask.__abstractmethods__ = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxOptions(EoMTOptions):
+    box_weight: int = option(1, "of the loss of boxes", limits=">= 0")
+
+
+class BoxTask(EoMTTask):
+    options = BoxOptions
+
+
+class TestTasksOfOnesOwn:
+    DEPTH, BOXES = f"{__name__}:DepthTask", f"{__name__}:BoxTask"
+
+    def test_defaults_are_the_tasks(self):
+        recipe = Recipe(model=self.DEPTH)
+        assert recipe.task == "depth"
+        assert (image_size(recipe), augmentation_name(recipe)) == ((384, 384), "vit_p_coco")
+        assert image_size(recipe.changed(task="normals")) == (256, 256)
+        assert model_fields(recipe, 12) == {}
+        assert derive(recipe.changed(steps=9, backbone="b"), 16).annealing is None
+        assert isinstance(task_for(recipe), DepthTask)
+
+    def test_its_fields_are_options(self, tmp_path):
+        path = tmp_path / "depth.yaml"
+        path.write_text(f"model: {self.DEPTH}\nweight_decay: 0.1\noptions: {{loss: log}}\n")
+        recipe = load_recipe(path, ["options.max_depth=80"])
+        assert recipe.options == {"loss": "log", "max_depth": 80.0}
+        assert recipe.task_options() == DepthOptions(80.0, "log", weight_decay=0.1)
+        assert Recipe(model=self.DEPTH).task_options() == DepthOptions()
+        assert {resume_rules(self.DEPTH)[f"options.{name}"] for name in ("max_depth", "loss")} == {"yes", "no"}
+        kept = identity(recipe, 4, 1)
+        assert kept["options.loss"] == "log"
+        assert "options.max_depth" not in kept
+        assert refuse_other_run(kept, identity(recipe.changed(options={"loss": "log"}), 4, 1), path) is None
+        with pytest.raises(ValueError, match=r"options\.loss was 'log' and is 'l1'"):
+            refuse_other_run(kept, identity(recipe.changed(options={}), 4, 1), path)
+
+    def test_a_task_derived_from_eomts_keeps_its_fields(self):
+        recipe = Recipe(model=self.BOXES, annealing=False, options={"box_weight": 2})
+        assert (recipe.task, recipe.declaration) == ("panoptic", BoxTask)
+        assert recipe.task_options() == BoxOptions(annealing=False, box_weight=2)
+        assert model_fields(recipe, 24) == {"num_queries": 200, "num_query_layers": 4}
+
+    @pytest.mark.parametrize(
+        ("fields", "told"),
+        [
+            ({"options": {"max_dept": 3}}, "options has no key 'max_dept'; did you mean max_depth?"),
+            ({"options": {"max_depth": 0}}, "options.max_depth=0 must be > 0"),
+            ({"options": {"loss": "l2"}}, "options.loss='l2' is unknown; did you mean l1?"),
+            ({"options": {"weight_decay": 0}}, "options has no key 'weight_decay'"),
+            ({"task": "deep"}, "task='deep' is none of model=tests.test_recipe:DepthTask; did you mean depth?"),
+            ({"annealing": False}, "annealing=False is for model=eomt, not for tests.test_recipe:DepthTask"),
+            ({"model": f"{__name__}:UnfinishedTask"}, "lacks build_model, collator, "),
+            ({"model": f"{__name__}:BoxOptions"}, "is no training task; derive it from"),
+            ({"model": f"{__name__}:Task"}, "has no Task; did you mean"),
+            ({"model": "no_such_package:Task"}, "model=no_such_package:Task: the module no_such_package cannot be"),
+            ({"model": "eompt"}, "did you mean eomt?; or give package.module:Class"),
+        ],
+    )
+    def test_mistakes_are_told(self, fields, told):
+        assert told in refusal({"model": self.DEPTH, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"criterion": "my_loss"}, "criterion='my_loss' is no import path"),
+        ({"criterion": "no_such_package.loss:Loss"}, "the module no_such_package.loss cannot be imported"),
+        ({"criterion": "fractions:Fraction"}, "has no method forward, from_config, count_normalizers"),
+        ({"metrics": ["fractions:Fraction"]}, "metrics=fractions:Fraction has no method reset, add_batch, compute"),
+        ({"callbacks": ["json:dumps"]}, "callbacks=json:dumps is function and no class"),
+        ({"augmentation": "json:Dumps"}, "augmentation=json:Dumps: json has no Dumps"),
+        ({"augmentation": "eomt_semantik"}, "did you mean eomt_semantic?; or give package.module:Class"),
+        ({"options": {"a": 1}}, "options={'a': 1}: model=eomt declares none"),
+    ],
+)
+def test_import_paths_are_checked_before_anything_is_loaded(fields, told):
+    assert told in refusal(fields)
+
+
+class Loss:
+    forward = from_config = count_normalizers = curve_name = print
+
+
+def test_import_paths_that_fit_are_kept():
+    paths = {
+        "criterion": f"{__name__}:Loss",
+        "metrics": ["hf_segvit.metrics.mean_iou:MeanIoU"],
+        "callbacks": ["hf_segvit.training.annealing:MaskAnnealing"],
+        "augmentation": "hf_segvit.data.augmentation:MaskAugmentation",
+    }
+    recipe = Recipe(**paths)
+    assert {name: getattr(recipe, name) for name in paths} == paths
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value"),
+    [
+        *(("eomt", "prompt_learning_rate", 0.1), ("eomt", "points", {"num_points": 3})),
+        *(("vit_p", "annealing", False), ("vit_p", "decay_query_layers", False), ("vit_p", "loss_mask", True)),
+    ],
+)
+def test_a_field_of_another_model_is_refused(model, name, value):
+    other = {"eomt": "vit_p", "vit_p": "eomt"}[model]
+    assert (
+        refusal({"model": model, name: value})
+        == f"{name}={value!r} is for model={other}, not for {model}; leave it out"
+    )
+    assert getattr(Recipe(model=other, **{name: value}), name) == value
+
+
+def test_a_renamed_field_is_translated_and_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(RENAMED, "images_per_step", "batch_size")
+    path = tmp_path / "old.yaml"
+    path.write_text("images_per_step: 8\n")
+    with pytest.warns(FutureWarning, match="the recipe's images_per_step is called batch_size now; please rename it"):
+        assert load_recipe(path).batch_size == 8
+    with pytest.warns(FutureWarning, match="images_per_step"):
+        assert load_recipe(path, ["images_per_step=4"]).batch_size == 4
+    path.write_text("images_per_step: 8\nbatch_size: 8\n")
+    with pytest.raises(ValueError, match="images_per_step is called batch_size now, and both are there"):
+        load_recipe(path)
+
+
+def test_declarations_are_those_of_the_code_that_they_are_for():
+    """Which they cannot ask, as it needs PyTorch."""
+    declared = {name: field.metadata for name, field in FIELDS.items()}
+    assert sorted(declared["augmentation"]["choices"]) == sorted(AUGMENTATIONS)
+    assert declared["model"]["choices"] == tuple(DECLARATIONS)
+    points = {field.name: field for field in dataclasses.fields(PointOptions)}
+    assert points["source"].metadata["choices"] == tuple(PROMPT_SOURCES)
+    assert points["evaluate"].metadata["choices"] == POINT_KINDS
+    signature = inspect.signature(PointAugmentation).parameters
+    for field in dataclasses.fields(PromptOptions):
+        assert signature[field.name].default == field.default, field.name
+    for model, task in (("eomt", EoMTTask), ("vit_p", ViTPTask)):
+        assert (task.tasks, task.options) == (DECLARATIONS[model].tasks, DECLARATIONS[model].options)
+    assert all(field.metadata["meaning"] for field in FIELDS.values())
+    assert {field.metadata["resume"] for field in FIELDS.values()} == {"yes", "no", "told"}
 
 
 def test_files_that_are_no_recipes(tmp_path):

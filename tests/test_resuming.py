@@ -16,7 +16,7 @@ from hf_segvit.training.optimizers import (
     learning_rate_schedule,
     restore_schedule,
 )
-from hf_segvit.training.recipe import Recipe, load_recipe
+from hf_segvit.training.recipe import RENAMED, Recipe, load_recipe, resume_rules
 from hf_segvit.training.tasks import task_for
 from hf_segvit.training.tracking import read_history
 from hf_segvit.training.training_state import put_optimizer
@@ -171,3 +171,30 @@ def test_moments_go_to_the_same_parameters_in_other_groups():
         schedule.step()
     rates = zip(*(sorted({group["lr"] for group in optimizer.param_groups}) for optimizer in (one, other)), strict=True)
     assert all(later == pytest.approx(2 * earlier) for earlier, later in rates)
+
+
+def test_what_may_change_is_what_the_fields_declare():
+    rules = resume_rules("eomt")
+    assert {name for name, rule in rules.items() if rule == "told"} == {
+        *("learning_rate", "base_learning_rate", "prompt_learning_rate", "weight_decay", "warmup_steps"),
+        *("max_grad_norm", "precision"),
+    }
+    kept = identity(Recipe(steps=1), 4, 1).keys() - {"pictures", "total_steps"}
+    assert kept == {name for name, rule in rules.items() if rule != "yes"}
+    assert kept.isdisjoint({"output", "evaluate_every", "device_batch_size", "compile", "cache", "name"})
+    assert {"batch_size", "seed", "model_config", "criterion", "lora", "annealing"} <= kept
+
+
+def test_fields_that_an_older_version_did_not_have_were_at_their_default(tmp_path, monkeypatch):
+    recipe = Recipe(steps=1, batch_size=8)
+    found = identity(recipe, 4, 1)
+    for name in ("criterion", "loss_mask"):
+        del found[name]
+    assert refuse_other_run(found, identity(recipe, 4, 1), tmp_path) is None
+    with pytest.raises(ValueError, match="loss_mask was False and is True"):
+        refuse_other_run(found, identity(recipe.changed(loss_mask=True), 4, 1), tmp_path)
+
+    monkeypatch.setitem(RENAMED, "images_per_step", "batch_size")
+    found["images_per_step"] = found.pop("batch_size")
+    with pytest.warns(FutureWarning, match="images_per_step is called batch_size now"):
+        assert refuse_other_run(found, identity(recipe, 4, 1), tmp_path) is None

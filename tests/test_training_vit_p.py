@@ -193,9 +193,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(tmp_path):
 def test_settings_that_cannot_be_meant_are_refused(tmp_path):
     for values, message in (
         ({"num_point": 5}, "no key 'num_point'; did you mean num_points"),
-        ({"source": "boxes"}, "points.source is 'boxes'"),
-        ({"share": 0}, "points.share is 0"),
-        ({"evaluate": ["centre"]}, "points.evaluate is"),
+        ({"source": "boxes"}, "points.source='boxes' is unknown; did you mean box"),
+        ({"share": 0}, "points.share=0 must be > 0"),
+        ({"evaluate": ["centre"]}, "points.evaluate='centre' is unknown; choose one of random"),
         ({"evaluate": "maximum"}, "needs masks"),
         ({"mixture": [{"share": 2}]}, "each with `data`"),
         ({"mixture": [{"data": "x", "sauce": "box"}]}, "no key 'sauce'; did you mean source"),

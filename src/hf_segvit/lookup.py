@@ -1,9 +1,10 @@
-"""Look up what a user names: the nearest known name, an object by import path, objects that other packages offer.
+"""What users write: names with the nearest known one, import paths, entry points, YAML and key=value settings.
 
 - `suggestion` ends the error about a name that is not known;
 - `import_object` gives the class or function of "package.module:Name", which recipes and commands accept wherever
   code of one's own can stand;
-- `entry_points` lists what installed packages offer in a group such as `hf_segvit.readers`.
+- `entry_points` lists what installed packages offer in a group such as `hf_segvit.readers`;
+- `parse_yaml` reads YAML, and `parse_key_values` the `key=value` words of a command line, whose values are YAML.
 
 It imports nothing heavy, so that the command line can use it before PyTorch is there.
 """
@@ -13,9 +14,11 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+import yaml
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -97,3 +100,68 @@ def entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
 def _is_absent(error: BaseException, module_name: str) -> bool:
     """Whether the module itself or a package that holds it is not there, rather than something it imports."""
     return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; and a key that is written twice is an error, not silently the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            keys = [key.value for key, _ in node.value]
+            twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {', '.join(twice)} stands there twice", node.start_mark
+            )
+        return mapping
+
+
+# As in YAML 1.2: YAML 1.1, which PyYAML reads, takes 1e-4 for text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), [*"-+.0123456789"]
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The data in a YAML text; nothing in it is executed.
+
+    Args:
+        text: YAML.
+        source: where it comes from, for the error.
+
+    Raises:
+        ValueError: it is no YAML, or has a key twice; the message has the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: no valid YAML ({' '.join(str(error).split())})") from error
+
+
+def parse_key_values(texts: Iterable[str], text_keys: Container[str] = ()) -> dict[str, Any]:
+    """The settings in "key=value" words, in order; of a key that is given twice the last counts.
+
+    Args:
+        texts: the value is YAML, such as `4`, `1e-5`, `true`, `null`, `text` or `[64, 96]`; without a bracket or quote
+            in front, commas make a list too, as in `64,96`.
+        text_keys: keys whose value is text as it is: a folder may be called 2024, and a path have what means something
+            in YAML. Only an empty value, `null` and `~` are `None` there, too.
+
+    Returns:
+        Key, dots included, to value.
+
+    Raises:
+        ValueError: a word has no key or no `=`, or its value is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not all(key.split(".")):
+            raise ValueError(f"{text!r} is no setting; give key=value, such as batch_size=8")
+        values.pop(key, None)  # its new position counts: `a={}` between two `a.b=` takes back only the first
+        if key in text_keys:
+            values[key] = None if value in ("null", "~", "") else value
+        else:
+            is_row = "," in value and value[0] not in "[{\"'"
+            values[key] = parse_yaml(f"[{value}]" if is_row else value, f"the value of {key}")
+    return values

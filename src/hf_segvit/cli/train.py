@@ -36,7 +36,16 @@ def add_parser(subparsers: Any) -> None:
         help="go on from the newest valid checkpoint in the output folder (default), or insist on a new run",
     )
     parser.add_argument("--push-to-hub", metavar="REPO", help="publish the result as owner/name")
-    parser.add_argument("--explain", action="store_true", help="print what follows from the recipe, and train nothing")
+    parser.add_argument(
+        "--explain",
+        nargs="?",
+        const="brief",
+        metavar="full",
+        help="print what follows from the recipe, and train nothing; `full` has every parameter",
+    )
+    parser.add_argument(
+        "--fields", action="store_true", help="print all fields of the recipe, or of any, with values and meaning"
+    )
     parser.add_argument("--list", action="store_true", help="print the packaged recipes")
     parser.add_argument("--replay", type=Path, metavar="DIR", help="repeat a step that was not finite, see failures/")
     parser.add_argument("--cpu", action="store_true", help="compute on the CPU even where there is a GPU")
@@ -63,18 +72,24 @@ def run(args: argparse.Namespace) -> int:
 
         print(replay(args.replay))
         return 0
-    if args.recipe is None:
+    if args.recipe is None and not args.fields and args.explain in (None, "brief", "full"):
         raise ValueError("name a recipe: a YAML file, or one of `hf-segvit train --list`")
 
-    from ..training.recipe import load_recipe
+    from ..training.recipe import Recipe, load_recipe
 
+    _give_back(args)
     overrides = list(args.overrides)
     for key, value in (("output", args.output), ("resume", args.resume), ("push_to_hub", args.push_to_hub)):
         if value is not None:
             overrides.append(f"{key}={str(value).lower() if isinstance(value, bool) else value}")
-    recipe = load_recipe(args.recipe, overrides)
+    recipe = Recipe() if args.recipe is None else load_recipe(args.recipe, overrides)
+    if args.fields:
+        from ..training.explanation import field_table
+
+        print(field_table(recipe))
+        return 0
     if args.explain:
-        print(_explanation(recipe))
+        print(_explanation(recipe, args.explain == "full"))
         return 0
 
     from ..training.loop import train
@@ -90,7 +105,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _explanation(recipe: Any) -> str:
+def _give_back(args: argparse.Namespace) -> None:
+    """Put a word back that is no "full": argparse takes whatever comes after `--explain` for its value."""
+    word = args.explain
+    if word in (None, "brief", "full"):
+        return
+    args.explain = "brief"
+    if "=" in word:
+        args.overrides = [word, *args.overrides]
+    elif args.recipe is None or "=" in args.recipe:
+        args.overrides = [*([args.recipe] if args.recipe else []), *args.overrides]
+        args.recipe = word
+    else:
+        raise ValueError(f"--explain {word} is unknown; give --explain or --explain full")
+
+
+def _explanation(recipe: Any, full: bool) -> str:
     from ..inference.loading import quiet_transformers
     from ..training.derivation import derive
     from ..training.explanation import explain
@@ -106,4 +136,4 @@ def _explanation(recipe: Any) -> str:
     for remark in task.remarks:
         print(remark, file=sys.stderr)
     num_images = len(task.train_samples()) if published is None else published
-    return explain(derive(recipe, num_images, config=model.config), model, processor)
+    return explain(derive(recipe, num_images, config=model.config), model, processor, full)

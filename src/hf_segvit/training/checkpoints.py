@@ -9,8 +9,8 @@ saves, finds the newest valid one, and deletes what is neither among the last no
 
 Whether a run may go on from a checkpoint: it must train the same model on the same data in the same way.
 
-`identity` says what a run is, for its checkpoints; `refuse_other_run` compares. What does not change the result may
-change: where output goes, how often it is scored, how the batch is split over processes and micro-batches. What may
+`identity` says what a run is, for its checkpoints; `refuse_other_run` compares. Each field of a recipe declares whether
+it may change: what the result does not depend on may, such as where output goes or how the batch is split; what may
 have to change so that a training survives, such as its learning rate, may too, and that is said.
 """
 
@@ -32,6 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.reading import describe, metadata
+from .fields import default_of
+from .recipe import all_fields, flat, renamed, resume_rules
 
 MANIFEST = "manifest.json"
 MODEL, ADAPTED, EMA, OPTIMIZER, RANDOM, STATE = (
@@ -237,16 +239,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-_MAY_CHANGE = {
-    "name", "output", "resume", "push_to_hub", "trackers", "log_every", "draw", "num_workers", "cache",
-    "evaluate_every", "evaluate_limit", "keep_best", "patience", "save_every", "save_every_steps", "keep_last",
-    "val_data", "val_split", "device_batch_size", "gradient_checkpointing", "compile",
-}  # fmt: skip
-# They change the rest of the training, which is what one wants where it diverged or where memory ran out.
-_MAY_CHANGE_IF_SAID = {
-    "learning_rate", "base_learning_rate", "prompt_learning_rate", "weight_decay", "warmup_steps", "max_grad_norm",
-    "precision",
-}  # fmt: skip
 _SHOWN = 3  # classes in a message
 
 
@@ -259,7 +251,8 @@ def identity(recipe: Any, num_samples: int, total_steps: int, datasets: Sequence
         total_steps: of the whole training.
         datasets: the training data, as `load_segmentation_dataset` reads them; nothing is decoded.
     """
-    fields = {name: value for name, value in recipe.to_dict().items() if name not in _MAY_CHANGE}
+    rules = resume_rules(recipe.model)
+    fields = {name: value for name, value in flat(recipe).items() if rules[name] != "yes"}
     facts: dict[str, Any] = {"pictures": num_samples, "total_steps": total_steps}
     if datasets:
         facts["classes"] = list(describe(datasets[0]).id2label.values())
@@ -281,9 +274,13 @@ def refuse_other_run(found: Mapping[str, Any], wanted: Mapping[str, Any], path: 
     Raises:
         ValueError: they differ; the message names the fields and the remedy.
     """
-    different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    rules = resume_rules(wanted["model"])
+    # An older version did not know every field, or knew it by another name; what it did was what the default is now.
+    found = {name: default_of(field) for name, field in all_fields(wanted["model"]).items()} | renamed(found)
+    names = [name for name in found.keys() | wanted.keys() if rules.get(name) != "yes"]
+    different = sorted(name for name in names if found.get(name) != wanted.get(name))
     different = [name for name in different if name in found or name not in ("classes", "image_ids")]
-    refused = [name for name in different if name not in _MAY_CHANGE_IF_SAID]
+    refused = [name for name in different if rules.get(name) != "told"]
     if refused:
         changes = "; ".join(_difference(name, found.get(name), wanted.get(name)) for name in refused)
         reason = ""
@@ -311,6 +308,8 @@ def _difference(name: str, before: Any, now: Any) -> str:
     """What changed in a field, in words."""
     if name == "image_ids":
         return "the training images are others, or in another order (their ids differ)"
+    if name == "pictures":  # the key of the file format
+        name = "images"
     if name != "classes":
         return f"{name} was {before!r} and is {now!r}"
     if len(before) != len(now):

@@ -18,10 +18,12 @@ Whatever the recipe states is taken as it is. `model_fields`, `augmentation_name
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .annealing import MaskAnnealing
+from .declarations import EoMTDeclaration
 from .recipe import Recipe
 
 # optimizer: learning rate, the batch size it is for, and the exponent with which it follows the batch size
@@ -29,13 +31,6 @@ BASE_LEARNING_RATES = {"adamw": (1e-4, 16, 0.5), "sgd": (1e-2, 80, 1.0)}
 WARMUP_STEPS, WARMUP_SHARES = (500, 1000), (1 / 36, 1 / 18)
 MOST_EVALUATIONS = 50
 FEWEST_RECORDS = 20  # of losses and the like, in a training of at least as many steps
-IMAGE_SIZES = {"panoptic": 640, "instance": 640, "semantic": 512, "points": 518}
-AUGMENTATION_NAMES = {
-    "panoptic": "eomt_coco_panoptic",
-    "instance": "eomt_coco_instance",
-    "semantic": "eomt_semantic",
-    "points": "vit_p",
-}
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,7 @@ def derived_warmup(recipe: Recipe, total_steps: int) -> tuple[int, ...]:
         min(steps, int(share * total_steps)) for steps, share in zip(WARMUP_STEPS, WARMUP_SHARES, strict=True)
     )
     starts_trained = recipe.init is not None or recipe.backbone is not None
-    return stages if starts_trained and recipe.model == "eomt" else (sum(stages),)
+    return stages if starts_trained and is_eomt(recipe) else (sum(stages),)
 
 
 def derived_annealing(recipe: Recipe, total_steps: int, config: Any = None) -> MaskAnnealing | None:
@@ -178,7 +173,7 @@ def derived_annealing(recipe: Recipe, total_steps: int, config: Any = None) -> M
         ValueError: the recipe's phases are not one for each query layer.
     """
     masked = getattr(config, "masked_attention", recipe.model_config.get("masked_attention", True))
-    if recipe.model != "eomt" or recipe.annealing is False or not masked:
+    if not is_eomt(recipe) or recipe.annealing is False or not masked:
         return None
     num_query_layers = getattr(config, "num_query_layers", None) or model_fields(recipe).get("num_query_layers", 4)
     if not isinstance(recipe.annealing, list):
@@ -199,7 +194,7 @@ def model_fields(recipe: Recipe, num_hidden_layers: int | None = None) -> dict[s
         num_hidden_layers: blocks of the backbone, where they are known; the query layers follow from them.
     """
     fields = dict(recipe.model_config)
-    if recipe.model != "eomt" or recipe.init is not None:
+    if not is_eomt(recipe) or recipe.init is not None:
         return fields
     fields.setdefault("num_queries", 100 if recipe.task == "semantic" else 200)
     depth = fields.get("num_hidden_layers", num_hidden_layers)
@@ -210,14 +205,24 @@ def model_fields(recipe: Recipe, num_hidden_layers: int | None = None) -> dict[s
 
 def augmentation_name(recipe: Recipe) -> str:
     """The augmentation of the recipe, or that of its task."""
-    return recipe.augmentation or AUGMENTATION_NAMES[recipe.task]
+    return recipe.augmentation or _of_task(recipe.declaration.default_augmentation, recipe)
 
 
 def image_size(recipe: Recipe, config: Any = None) -> tuple[int, int]:
     """Height and width of training images: the recipe's, that of the model it starts from, or the task's."""
-    size = recipe.image_size or getattr(config, "image_size", None) or IMAGE_SIZES[recipe.task]
+    size = recipe.image_size or getattr(config, "image_size", None)
+    size = size or _of_task(recipe.declaration.default_image_size, recipe)
     height, width = (size, size) if isinstance(size, int) else (size * 2)[:2]
     return height, width
+
+
+def _of_task(defaults: Any, recipe: Recipe) -> Any:
+    return defaults[recipe.task] if isinstance(defaults, Mapping) else defaults
+
+
+def is_eomt(recipe: Recipe) -> bool:
+    """Also a task of one's own that is derived from EoMT's, whose model has queries and masked attention, too."""
+    return issubclass(recipe.declaration, EoMTDeclaration)
 
 
 def _split_batch(recipe: Recipe, world_size: int) -> tuple[int, int]:

@@ -1,45 +1,110 @@
-"""A training plan in words: what follows from a recipe, which parameters learn at which rate, and how to save memory.
+"""A recipe and its training plan in words: the fields, what follows from them, and how to save memory.
 
-`explain` is what `hf-segvit train RECIPE --explain` prints; `memory_advice` lists, for a recipe whose batch does not
-fit on the device, what to change, what costs nothing first.
+`field_table` is what `hf-segvit train RECIPE --fields` prints, which needs no PyTorch; `explain` is what `--explain`
+prints: one screen, or with `full` every parameter. `memory_advice` lists, for a recipe whose batch does not fit on the
+device, what to change, what costs nothing first.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-from collections.abc import Iterable
-from typing import Any
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from .declarations import DECLARATIONS
+from .derivation import TrainingPlan, augmentation_name, image_size, is_eomt
+from .fields import WORDS, default_of, types_of
+from .recipe import SECTIONS, Recipe, own_fields
 
-from ..models.image_processing_plain_vit import unit_normalization
-from .derivation import TrainingPlan, augmentation_name, image_size
-from .optimizers import parameter_groups
-from .recipe import Recipe
+if TYPE_CHECKING:
+    from torch import nn
+
+# field, value, choices or limits, whether it may change when a training goes on, meaning; two blanks in between
+_WIDTHS = (23, 24, 21, 6, 38)
 
 
-def explain(plan: TrainingPlan, model: nn.Module, processor: Any) -> str:
-    """Everything that was decided, and a table of the parameter groups.
+def field_table(recipe: Recipe) -> str:
+    """All fields of a recipe by section: value, default, choices or limits, resume rule and meaning; 120 columns."""
+    rows: list[str] = [_row(("field", "value (default)", "choices or limits", "resume", "meaning"))]
+    options = recipe.declaration.options
+    for section, record in SECTIONS.items():
+        is_other = section in DECLARATIONS and not {f.name for f in dataclasses.fields(record)} <= {
+            f.name for f in dataclasses.fields(options)
+        }
+        about = f"not for model={recipe.model}" if is_other else record.__doc__
+        rows += ["", f"{section}: {about}", *_field_rows(record, recipe.to_dict())]
+    if own_fields(recipe.model):
+        own = _field_rows(options, recipe.options, "options.", own_fields(recipe.model))
+        rows += ["", f"options: {options.__doc__}", *own]
+    return "\n".join([*rows, "", *_RESUME])
+
+
+_RESUME = textwrap.wrap(
+    "resume: whether a training that goes on from a checkpoint may have another value: yes, the result does not depend "
+    "on it; told, it does, and that is said; no, that would be another training.",
+    120,
+)
+
+
+def _field_rows(
+    record: type, values: Mapping[str, Any], prefix: str = "", only: Iterable[str] | None = None
+) -> Iterator[str]:
+    hints = typing.get_type_hints(record)
+    for field in dataclasses.fields(record):
+        if only is None or field.name in only:
+            default = default_of(field)
+            value = values.get(field.name, default)
+            shown = _in_yaml(value) + ("" if value == default else f" ({_in_yaml(default)})")
+            about, keys = field.metadata, field.metadata.get("keys")
+            cells = (shown, _allowed(hints[field.name], about), about.get("resume", "no"), about.get("meaning", ""))
+            yield _row((prefix + field.name, *cells))
+            if keys is not None and dict in types_of(hints[field.name]):
+                yield from _field_rows(keys, value or {}, f"{prefix}{field.name}.")
+
+
+def _row(cells: Sequence[str]) -> str:
+    columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, _WIDTHS, strict=True)]
+    lines = zip_longest(*columns, fillvalue="")
+    return "\n".join("  ".join(map(str.ljust, line, _WIDTHS)).rstrip() for line in lines)
+
+
+def _in_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _allowed(hint: Any, declared: Mapping[str, Any]) -> str:
+    """Choices, limits or types of a field."""
+    named = [*declared.get("choices", ()), *([] if declared.get("imported") is None else ["module:Class"])]
+    kinds = [WORDS.get(kind, str(kind)).removeprefix("a ") for kind in types_of(hint) if kind is not types.NoneType]
+    return ", ".join(named) or f"{' or '.join(kinds)} {declared.get('limits', '')}".strip()
+
+
+def explain(plan: TrainingPlan, model: nn.Module, processor: Any, full: bool = False) -> str:
+    """What was decided, and a table of the parameters by learning rate.
 
     Args:
         plan: to train by.
         model: that is trained, with its frozen parts and adapters.
         processor: its image processor.
+        full: a row for every module with the shapes of its parameters, instead of one for each role.
 
     Returns:
-        Lines of text; in the table, parameters of one module and shape stand together.
+        Lines of text.
     """
+    from .optimizers import parameter_groups
+
     recipe = plan.recipe
     groups = parameter_groups(model, plan)
-    lines = [f"{name:<16}{text}" for name, text in _decisions(plan, model, processor).items()]
-    lines += ["", f"{'role':<10}{'learning rate':>14}{'decay':>8}{'parameters':>13}  names"]
-    for group in groups:
-        count = sum(parameter.numel() for parameter in group["params"])
-        start = f"{group['role']:<10}{group['lr']:>14.4g}{group['weight_decay']:>8.3g}{count:>13,}"
-        shapes = [tuple(parameter.shape) for parameter in group["params"]]
-        for row in _rows(group["names"], shapes):
-            lines.append(f"{start}  {row}")
-            start = " " * len(start)
+    lines = [f"{name:<16}{text}" for name, text in _decisions(plan, model, processor, full).items()]
+    if not full:
+        lines = [row for line in lines for row in textwrap.wrap(line, 120, subsequent_indent=" " * 16)]
+    lines += ["", *(_full_table(groups) if full else _brief_table(groups, str(model.base_model_prefix)))]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     count = sum(parameter.numel() for parameter in frozen)
@@ -48,6 +113,43 @@ def explain(plan: TrainingPlan, model: nn.Module, processor: Any) -> str:
     if advice:
         lines += ["", "If memory runs out:", *(f"  {line}" for line in advice)]
     return "\n".join(lines)
+
+
+def _full_table(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [f"{'role':<10}{'learning rate':>14}{'decay':>8}{'parameters':>13}  names"]
+    for group in groups:
+        count = sum(parameter.numel() for parameter in group["params"])
+        start = f"{group['role']:<10}{group['lr']:>14.4g}{group['weight_decay']:>8.3g}{count:>13,}"
+        shapes = [tuple(parameter.shape) for parameter in group["params"]]
+        for row in _rows(group["names"], shapes):
+            lines.append(f"{start}  {row}")
+            start = " " * len(start)
+    return lines
+
+
+def _brief_table(groups: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
+    """One row per role and weight decay: the blocks of the backbone differ in their learning rate alone."""
+    lines = [f"{'role':<10}{'learning rate':<24}{'decay':>6}{'parameters':>15}  names"]
+    for role, decay in dict.fromkeys((group["role"], group["weight_decay"]) for group in groups):
+        same = [group for group in groups if (group["role"], group["weight_decay"]) == (role, decay)]
+        low, high = (f"{extreme(group['lr'] for group in same):.4g}" for extreme in (min, max))
+        count = sum(parameter.numel() for group in same for parameter in group["params"])
+        parts = _parts([name for group in same for name in group["names"]], prefix)
+        start = f"{role:<10}{low if low == high else f'{low} to {high}':<24}{decay:>6.3g}{count:>15,}  "
+        lines += textwrap.wrap(parts, 120, initial_indent=start, subsequent_indent=" " * len(start))
+    return lines
+
+
+def _parts(names: Sequence[str], prefix: str) -> str:
+    """Modules in words, all blocks as one: "embeddings, blocks 0 to 11, layernorm"."""
+    blocks = [int(block[1]) for name in names if (block := re.search(r"\blayers\.(\d+)\.", name))]
+    parts: dict[str, None] = {}
+    for name in names:
+        if re.search(r"\blayers\.\d+\.", name):
+            parts[f"blocks {min(blocks)} to {max(blocks)}"] = None
+        else:
+            parts[re.sub(rf"^(base_model\.model\.)?({prefix}\.)?", "", name).partition(".")[0]] = None
+    return ", ".join(parts)
 
 
 def memory_advice(recipe: Recipe, plan: TrainingPlan) -> list[str]:
@@ -80,12 +182,14 @@ def memory_advice(recipe: Recipe, plan: TrainingPlan) -> list[str]:
         started = recipe.init is not None or recipe.backbone is not None
         if started:
             advice.append("freeze=until_layer:N: no gradient and no optimiser state for the first N blocks")
-        if recipe.model == "eomt" and recipe.init is not None:
+        if is_eomt(recipe) and recipe.init is not None:
             advice.append("the recipe own_lora: adapters in place of the backbone's weights")
     return advice
 
 
-def _decisions(plan: TrainingPlan, model: Any, processor: Any) -> dict[str, str]:
+def _decisions(plan: TrainingPlan, model: Any, processor: Any, full: bool) -> dict[str, str]:
+    from ..models.image_processing_plain_vit import unit_normalization
+
     recipe, annealing = plan.recipe, plan.annealing
     height, width = image_size(recipe, model.config)
     parts = f"{plan.world_size} x {plan.accumulation_steps} x {plan.device_batch_size}"
@@ -97,6 +201,7 @@ def _decisions(plan: TrainingPlan, model: Any, processor: Any) -> dict[str, str]
         "recipe": f"{recipe.name}: {recipe.model}, {recipe.task}",
         "data": f"{recipe.data}, {plan.num_images:,} images",
         "start": recipe.init or recipe.backbone or "from scratch",
+        "model": "" if full else _size(model),
         "images": f"{height} x {width}, augmentation {augmentation_name(recipe)}",
         "normalisation": f"mean {mean}, standard deviation {std}, of pixels in [0, 1]",
         "length": f"{plan.total_steps:,} steps = {plan.epochs:.4g} epochs of {plan.steps_per_epoch:,} steps",
@@ -107,10 +212,40 @@ def _decisions(plan: TrainingPlan, model: Any, processor: Any) -> dict[str, str]
     }
     if recipe.patience is not None:
         decisions["patience"] = _patience(recipe.patience, plan)
-    if annealing is not None:
+    if not full:
+        decisions["annealing"] = _masks(plan, model.config)
+    elif annealing is not None:
         phases = zip(annealing.starts, annealing.ends, strict=True)
         decisions["annealing"] = ", ".join(f"{start:,} to {end:,}" for start, end in phases) + " (a query layer each)"
-    return decisions
+    return {name: text for name, text in decisions.items() if text}
+
+
+def _size(model: Any) -> str:
+    """Depth, width, heads and parameters; a model of another kind may not have all of these."""
+    words = {
+        "num_hidden_layers": "{} blocks",
+        "num_query_layers": "the last {} with queries",
+        "hidden_size": "width {}",
+        "num_attention_heads": "{} heads",
+    }
+    facts = [text.format(getattr(model.config, name)) for name, text in words.items() if hasattr(model.config, name)]
+    return ", ".join([*facts, f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"])
+
+
+def _masks(plan: TrainingPlan, config: Any) -> str:
+    """What becomes of masked attention."""
+    annealing = plan.annealing
+    if annealing is not None:
+        return (
+            f"the masks of the {len(annealing.starts)} query layers fade one after the other, from step "
+            f"{min(annealing.starts):,} to {max(annealing.ends):,}; "
+            "then nothing is masked any more, at inference neither"
+        )
+    if not is_eomt(plan.recipe):
+        return ""
+    if config.masked_attention and any(config.masked_attention_probabilities):
+        return "false: masks stay for ever, at inference too, where every query layer has to predict them"
+    return "none: nothing is masked, in training and at inference"
 
 
 def _patience(patience: int, plan: TrainingPlan) -> str:

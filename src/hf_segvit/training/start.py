@@ -29,6 +29,7 @@ Source: Hu et al., arXiv 2106.09685. Needs PEFT: `pip install "hf-segvit[lora]"`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from ..models.class_fusion import NO_MATCH
 from ..models.label_spaces import are_unnamed, match_names
 from ..models.modeling_plain_vit import PlainViTLayer
 from .optimizers import BACKBONE, freeze, layer_of, parameter_role
+from .recipe import LoraOptions
 from .tasks import TrainingTask
 from .training_state import is_sharded, whole
 
@@ -233,7 +235,6 @@ def _rows_before(labels: Mapping[int, str], labels_before: Mapping[int, str]) ->
     return [matches.get(row, NO_MATCH) for row in range(len(labels))]
 
 
-DEFAULTS: dict[str, Any] = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": None}
 # Linear layers of a block, of both kinds of MLP.
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "gate_proj", "up_proj", "down_proj")
 
@@ -253,7 +254,7 @@ def add_adapters(model: nn.Module, settings: Mapping[str, Any]) -> Any:
         ValueError: PEFT is not installed, or the blocks have no layer of one of these names.
     """
     LoraConfig, get_peft_model, _ = _peft()
-    values = {**DEFAULTS, **settings}
+    values = asdict(LoraOptions(**settings))
     layers = [
         name
         for name, module in model.named_modules()

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...data import reading
 from ...drawing.segments import contact_sheet
 from ...inference.loading import quiet_transformers
+from ..declarations import TaskDeclaration
 from ..published_data import published_data
 
 _TASKS = {"eomt": ("eomt", "EoMTTask"), "vit_p": ("vit_p", "ViTPTask")}
@@ -42,7 +43,7 @@ class TrainingSamples(Protocol):
         """The image in words, for errors."""
 
 
-class TrainingTask(ABC):
+class TrainingTask(TaskDeclaration, ABC):
     """One kind of model, as the training loop sees it.
 
     Args:
@@ -187,7 +188,7 @@ def task_for(recipe: Any) -> TrainingTask:
         ValueError: there is no such model.
     """
     if recipe.model not in _TASKS:
-        raise ValueError(f"model is {recipe.model!r}; choose one of {', '.join(_TASKS)}")
+        return recipe.declaration(recipe)
     module, name = _TASKS[recipe.model]
     return getattr(importlib.import_module(f".{module}", __package__), name)(recipe)
 

@@ -31,6 +31,7 @@ from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.mask_criterion import MaskCriterion
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
+from ..declarations import EoMTDeclaration
 from ..derivation import augmentation_name, image_size, model_fields
 from ..recipe import Recipe, cache_folder
 from ..start import backbone_pixel_settings, carry_over_classes, load_changed, pixel_settings
@@ -46,7 +47,7 @@ _POST_PROCESSING_SETTINGS = (
 )
 
 
-class EoMTTask(TrainingTask):
+class EoMTTask(EoMTDeclaration, TrainingTask):
     """Training of `EoMTForUniversalSegmentation`; see `TrainingTask` for the methods."""
 
     def __init__(self, recipe: Recipe) -> None:

@@ -1,33 +1,18 @@
 """ViT-P under the training loop: a point classifier from scratch, from a backbone or from a checkpoint.
 
-Prompts are drawn as the recipe's `points` say (point_recipes.py), also from a mixture of data sets. Training in two
+Prompts are drawn as the recipe's `points` say, also from a mixture of data sets. Training in two
 stages, such as boxes first and points then, are two recipes: the second starts with `init` from the model of the first,
 whose head is kept where the classes are the same and made anew where they are not or `reset_head` asks for it. The loss
 is the mean cross-entropy of the labelled prompts of all processes and micro-batches.
 
-The `points` part of a ViT-P recipe: how prompts are drawn, from which data, and where the model is scored.
-
-`point_settings` reads it; unknown keys and values that cannot be meant are refused before anything is loaded.
-
-    points:
-      num_points: 200          # prompts of an image
-      source: mask             # mask, coarse or box
-      instance_aware: false
-      box_share: 0.5           # of prompts from boxes that are boxes; the others are points in them
-      coarse_margin: 0.03
-      share: 1                 # of the samples, beside those of the mixture
-      mixture:                 # further data, each with the keys above
-        - {data: "cityscapes_coarse:/data/cityscapes", split: train_extra, source: mask, share: 3}
-      reset_head: false        # with init: learn the classes anew
-      evaluate: [random]       # and interior, maximum
-      generator: null          # segmentation model whose masks "maximum" asks about
+`PointSettings`, at the end, is the recipe's `points` as `point_settings` reads them. Their keys are declared in
+../recipe.py; `hf-segvit train --fields` lists them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -38,10 +23,10 @@ from torch import Tensor, nn
 from ...data.augmentation import AugmentedDataset, augmentation
 from ...data.collation import PointCollator, normalize_pixels
 from ...data.mixture import MixedDataset, MixturePart
-from ...data.prompts import IGNORED, PROMPT_SOURCES
+from ...data.prompts import IGNORED
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
 from ...drawing.segments import draw_segments
-from ...evaluation.points import POINT_KINDS, evaluate_points, point_source
+from ...evaluation.points import evaluate_points, point_source
 from ...hub.model_card import make_model_card
 from ...inference.loading import load_point_classifier
 from ...inference.point_classifier import PointClassifier
@@ -52,7 +37,9 @@ from ...models.image_decoding import to_rgb
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor
 from ...models.modeling_vit_p import ViTPForPointClassification
+from ..declarations import PointOptions, PromptOptions, ViTPDeclaration
 from ..derivation import augmentation_name, image_size, model_fields
+from ..fields import checked
 from ..recipe import Recipe, cache_folder
 from ..start import backbone_pixel_settings, load_changed, pixel_settings
 from . import TrainingSamples, TrainingTask, side_by_side, validation_split
@@ -60,7 +47,7 @@ from . import TrainingSamples, TrainingTask, side_by_side, validation_split
 _EVALUATION_BATCH = 8  # images
 
 
-class ViTPTask(TrainingTask):
+class ViTPTask(ViTPDeclaration, TrainingTask):
     """Training of `ViTPForPointClassification`; see `TrainingTask` for the methods."""
 
     headline = "top_1"
@@ -309,11 +296,6 @@ def _draw_points(
     return draw_segments(image, discs, info, id2label, alpha=0.9)
 
 
-SAMPLING_KEYS = ("num_points", "source", "instance_aware", "box_share", "coarse_margin")
-_PART_KEYS = (*SAMPLING_KEYS, "data", "split", "share")
-_KEYS = (*SAMPLING_KEYS, "share", "mixture", "reset_head", "evaluate", "generator")
-
-
 @dataclass(frozen=True)
 class PointPart:
     """Further data of a mixture.
@@ -363,37 +345,28 @@ def point_settings(values: Mapping[str, Any]) -> PointSettings:
     Raises:
         ValueError: a key is unknown or a value cannot be meant; the message names it and the remedy.
     """
-    _refuse_unknown(values, _KEYS, "points")
-    parts = values.get("mixture") or ()
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) and "data" in part for part in parts):
-        raise ValueError(
-            "points.mixture must be a list of data sets, each with `data` and perhaps `share` and `source`"
-        )
-    for part in parts:
-        _refuse_unknown(part, _PART_KEYS, "points.mixture")
-    own = _sampling(values, "points")
-    kinds = values.get("evaluate", ("random",))
+    values = checked(PointOptions, values, "points.")
+    own, kinds = _sampling(values), values.get("evaluate", ["random"])
     kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    unknown = [kind for kind in kinds if kind not in POINT_KINDS]
-    if unknown or not kinds:
-        raise ValueError(f"points.evaluate is {list(kinds)}; name some of {', '.join(POINT_KINDS)}")
+    if not kinds:
+        raise ValueError("points.evaluate names no points to score at; give random, interior or maximum")
     if "maximum" in kinds and not values.get("generator"):
         raise ValueError(
             "points.evaluate has maximum, which needs masks: name a segmentation model as points.generator"
         )
+    parts = values.get("mixture", [])
+    if not all("data" in part for part in parts):
+        raise ValueError(
+            "points.mixture must be a list of data sets, each with `data` and perhaps `share` and `source`"
+        )
     return PointSettings(
         sampling=own,
-        share=_share(values, "points"),
+        share=values.get("share", 1),
         mixture=tuple(
-            PointPart(
-                str(part["data"]),
-                part.get("split"),
-                _share(part, "points.mixture"),
-                {**own, **_sampling(part, "points.mixture")},
-            )
+            PointPart(part["data"], part.get("split"), part.get("share", 1), {**own, **_sampling(part)})
             for part in parts
         ),
-        reset_head=bool(values.get("reset_head", False)),
+        reset_head=values.get("reset_head", False),
         evaluate=kinds,
         generator=values.get("generator"),
     )
@@ -404,23 +377,6 @@ def needs_segments(sampling: Mapping[str, Any]) -> bool:
     return bool(sampling.get("instance_aware")) or sampling.get("source") == "box"
 
 
-def _sampling(values: Mapping[str, Any], place: str) -> dict[str, Any]:
-    source = values.get("source", "mask")
-    if source not in PROMPT_SOURCES:
-        raise ValueError(f"{place}.source is {source!r}; choose one of {', '.join(PROMPT_SOURCES)}")
-    return {key: values[key] for key in SAMPLING_KEYS if key in values}
-
-
-def _share(values: Mapping[str, Any], place: str) -> float:
-    share = values.get("share", 1.0)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not share > 0:
-        raise ValueError(f"{place}.share is {share!r}; give a number above 0, relative to the other shares")
-    return float(share)
-
-
-def _refuse_unknown(values: Mapping[str, Any], known: tuple[str, ...], place: str) -> None:
-    for key in values:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
-            raise ValueError(f"{place} has no key {key!r}; {hint}")
+def _sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is stated for `PointAugmentation`, which has the defaults."""
+    return {field.name: values[field.name] for field in fields(PromptOptions) if field.name in values}
