@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from hf_segvit import atomic_files
 from hf_segvit.training import checkpoints as module
 from hf_segvit.training.checkpoints import Checkpoints, DamagedCheckpoint, TrainingState, check, read
 
@@ -86,9 +87,11 @@ def test_without_its_manifest_a_checkpoint_does_not_count(saved, content):
     assert saved.newest_valid() == saved.path(2)
 
 
-@pytest.mark.parametrize("function", ["save_file", "_write_manifest", "_sync"])
-def test_a_full_disk_leaves_the_old_checkpoint_valid(saved, monkeypatch, function):
-    original, calls = getattr(module, function), []
+@pytest.mark.parametrize(
+    ("place", "function"), [(module, "save_file"), (module, "_write_manifest"), (atomic_files, "_sync")]
+)
+def test_a_full_disk_leaves_the_old_checkpoint_valid(saved, monkeypatch, place, function):
+    original, calls = getattr(place, function), []
 
     def full(*arguments, **options):
         calls.append(arguments)
@@ -96,7 +99,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_valid(saved, monkeypatch, functio
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(*arguments, **options)
 
-    monkeypatch.setattr(module, function, full)
+    monkeypatch.setattr(place, function, full)
     with pytest.raises(OSError, match=r"cannot save .*step-00000006: No space left.*step 4 is unharmed.*Make room"):
         saved.save(state(6), settings)
     assert saved.newest_valid() == saved.path(4)
@@ -109,7 +112,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_valid(saved, monkeypatch, functio
 def test_a_crash_between_any_two_files_leaves_the_old_checkpoint(saved, monkeypatch):
     """What is left when the process dies is passed over, and swept away by the next save."""
     for number in range(1, 9):
-        original, calls = module._sync, []
+        original, calls = atomic_files._sync, []
 
         def dies(path, number=number, original=original, calls=calls):
             calls.append(path)
@@ -117,7 +120,7 @@ def test_a_crash_between_any_two_files_leaves_the_old_checkpoint(saved, monkeypa
                 raise KeyboardInterrupt  # nothing handles it, as nothing handles SIGKILL
             return original(path)
 
-        monkeypatch.setattr(module, "_sync", dies)
+        monkeypatch.setattr(atomic_files, "_sync", dies)
         with pytest.raises(KeyboardInterrupt):
             saved.save(state(6), settings)
         monkeypatch.undo()

@@ -222,7 +222,7 @@ class TestTasksOfOnesOwn:
             ({"model": f"{__name__}:UnfinishedTask"}, "lacks build_model, collator, "),
             ({"model": f"{__name__}:BoxOptions"}, "is no training task; derive it from"),
             ({"model": f"{__name__}:Task"}, "has no Task; did you mean"),
-            ({"model": "no_such_package:Task"}, "model=no_such_package:Task: the module no_such_package cannot be"),
+            ({"model": "no_such_package:Task"}, "model=no_such_package:Task: no_such_package cannot be"),
             ({"model": "eompt"}, "did you mean eomt?; or give package.module:Class"),
         ],
     )
@@ -234,7 +234,7 @@ class TestTasksOfOnesOwn:
     ("fields", "told"),
     [
         ({"criterion": "my_loss"}, "criterion='my_loss' is no import path"),
-        ({"criterion": "no_such_package.loss:Loss"}, "the module no_such_package.loss cannot be imported"),
+        ({"criterion": "no_such_package.loss:Loss"}, "no_such_package.loss cannot be imported"),
         ({"criterion": "fractions:Fraction"}, "has no method forward, from_config, count_normalizers"),
         ({"metrics": ["fractions:Fraction"]}, "metrics=fractions:Fraction has no method reset, add_batch, compute"),
         ({"callbacks": ["json:dumps"]}, "callbacks=json:dumps is function and no class"),

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..atomic_files import replacing_folder
 from ..data.reading import describe, metadata
 from .fields import default_of
 from .recipe import all_fields, flat, renamed, resume_rules
@@ -45,7 +45,6 @@ MODEL, ADAPTED, EMA, OPTIMIZER, RANDOM, STATE = (
     "state.json",
 )
 _NAME = re.compile(r"step-(\d{8,})")
-_PARTIAL = ".partial-"
 
 
 class DamagedCheckpoint(ValueError):
@@ -109,20 +108,13 @@ class Checkpoints:
             OSError: it cannot be written, as where the disk is full; the message says which checkpoint remains.
         """
         target = self.path(state.step)
-        partial = self.folder / f"{_PARTIAL}{target.name}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            save_settings(partial)
-            _write(partial, state)
-            _write_manifest(partial, state.step)
-            if target.exists():  # of an earlier run that was at the same step, or damaged
-                shutil.rmtree(target)
-            os.replace(partial, target)
-            _sync(self.folder)
+            # What may be there already is of an earlier run that was at the same step, or damaged.
+            with replacing_folder(target) as partial:
+                save_settings(partial)
+                _write(partial, state)
+                _write_manifest(partial, state.step)
         except (OSError, SafetensorError, RuntimeError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise OSError(
                 f"cannot save {target}: {reason}; {self._what_remains()}. Make room or choose another output, and "
@@ -149,7 +141,7 @@ class Checkpoints:
         for step in steps[: -self.keep_last or None]:
             if step != keep:
                 shutil.rmtree(self.path(step), ignore_errors=True)
-        for path in self.folder.glob(f"{_PARTIAL}*"):
+        for path in (*self.folder.glob(".step-*"), *self.folder.glob(".partial-*")):  # the latter of older versions
             shutil.rmtree(path, ignore_errors=True)
 
     def _what_remains(self) -> str:
@@ -207,15 +199,11 @@ def _write(folder: Path, state: TrainingState) -> None:
 
 
 def _write_manifest(folder: Path, step: int) -> None:
-    """Sizes and hashes of all files, each of which is on the disk before the manifest is."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        _sync(path)
-        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    """Sizes and hashes of all files; they and it are on the disk before the folder gets its name."""
+    paths = sorted(folder.iterdir())
+    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
     text = json.dumps({"step": step, "files": files}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    _sync(folder / MANIFEST)
-    _sync(folder)
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -225,18 +213,6 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk, so that a crash of the machine cannot reorder what was written."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # folders on Windows
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _SHOWN = 3  # classes in a message
