@@ -157,9 +157,9 @@ def test_the_exit_code_says_that_it_can_go_on(recipe_file, monkeypatch):
 
 
 def test_a_stop_during_the_evaluation_does_not_wait_for_it(recipe_file, tmp_path, monkeypatch):
-    from hf_segvit.training.tasks import eomt
+    from hf_segvit.training.tasks import segmentation
 
-    original, calls = eomt.evaluate, []
+    original, calls = segmentation.evaluate, []
 
     def slow(*arguments, **options):
         calls.append(1)
@@ -168,7 +168,7 @@ def test_a_stop_during_the_evaluation_does_not_wait_for_it(recipe_file, tmp_path
             raise AssertionError("the signal should have ended the evaluation")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(eomt, "evaluate", slow)
+    monkeypatch.setattr(segmentation, "evaluate", slow)
     assert main(["train", str(recipe_file), "--cpu"]) == 75
     assert main(["train", str(recipe_file), "--cpu"]) == 0
     evaluations = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"]

@@ -24,12 +24,11 @@ def _logits(batch_size: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor
 
 
 def _criterion(same_points: bool = False, **kwargs) -> MaskCriterion:
-    criterion = MaskCriterion(NUM_LABELS, **{"num_points": 200, **kwargs})
     if same_points:  # for every image and mask, so that batches can be cut up
-        criterion._random_points = lambda num_sets, num_points, device: torch.rand(
+        kwargs["point_sampler"] = lambda num_sets, num_points, device: torch.rand(
             1, num_points, 2, generator=torch.Generator().manual_seed(num_points)
         ).expand(num_sets, -1, -1)
-    return criterion
+    return MaskCriterion(NUM_LABELS, **{"num_points": 200, **kwargs})
 
 
 def _loss_and_gradients(criterion, classes, masks, mask_labels, class_labels, **kwargs):
@@ -217,8 +216,11 @@ def test_loss_over_counted_points_is_the_loss_of_the_crop() -> None:
     left = points[:, points[0, :, 0] < 0.5]
 
     def terms(points: Tensor, masks: Tensor, mask_labels: list[Tensor], loss_mask: Tensor | None) -> dict[str, Tensor]:
-        criterion = _criterion(num_points=points.shape[1], importance_sample_ratio=0.0)
-        criterion._random_points = lambda num_sets, num_points, device: points.expand(num_sets, -1, -1)
+        criterion = _criterion(
+            num_points=points.shape[1],
+            importance_sample_ratio=0.0,
+            point_sampler=lambda num_sets, num_points, device: points.expand(num_sets, -1, -1),
+        )
         return criterion([MaskPrediction(classes, masks)], mask_labels, class_labels, loss_mask)[1]
 
     whole = terms(points, masks, mask_labels, _left_half()[:1])
@@ -231,10 +233,12 @@ def test_points_beside_the_counted_pixels_are_no_part_of_the_dice_loss() -> None
     """There a mask's interpolated edge is above zero, but the prediction is not asked."""
     classes, masks = _logits(1)
     mask_labels, class_labels = [_left_half()[:1]], [torch.tensor([1])]
-    criterion = _criterion(importance_sample_ratio=0.0)
     x = torch.linspace(0.49, 0.51, 200)
     points = torch.stack([x, torch.full_like(x, 0.5)], dim=-1)[None]
-    criterion._random_points = lambda num_sets, num_points, device: points.repeat(num_sets, 3, 1)[:, :num_points]
+    criterion = _criterion(
+        importance_sample_ratio=0.0,
+        point_sampler=lambda num_sets, num_points, device: points.repeat(num_sets, 3, 1)[:, :num_points],
+    )
     prediction = MaskPrediction(classes, torch.full_like(masks, 20.0))
     _, terms = criterion([prediction], mask_labels, class_labels, loss_mask=_left_half()[:1])
     assert terms["loss_dice_layer_0"] < 1e-6
@@ -269,18 +273,19 @@ def test_total_is_the_weighted_sum_of_the_terms() -> None:
 
 def test_normalizers_count_what_targets_say() -> None:
     labels = [torch.zeros(n, dtype=torch.int64) for n in (2, 0, 9)]
-    counts = MaskCriterion.count_normalizers(labels, NUM_QUERIES, no_object_weight=0.1)
+    counts = _criterion(no_object_weight=0.1).count_normalizers(labels, NUM_QUERIES)
     assert counts.tolist() == pytest.approx([8, 8 + 0.1 * 10])
     empty = [torch.zeros(0, dtype=torch.int64)]
-    assert MaskCriterion.count_normalizers(empty, NUM_QUERIES, 0.5).tolist() == [0, 3]
-    assert MaskCriterion.count_normalizers(empty, NUM_QUERIES, 0.5, "per_rank").tolist() == [1, 3]
+    assert _criterion(no_object_weight=0.5).count_normalizers(empty, NUM_QUERIES).tolist() == [0, 3]
+    per_rank = _criterion(no_object_weight=0.5, loss_normalization="per_rank")
+    assert per_rank.count_normalizers(empty, NUM_QUERIES).tolist() == [1, 3]
 
 
 def test_accumulated_micro_batches_equal_the_joint_batch() -> None:
     classes, masks = _logits(4)
     mask_labels, class_labels = _targets(5, 0, 1, 8)
     expected = _loss_and_gradients(_criterion(same_points=True), classes, masks, mask_labels, class_labels)
-    normalizers = MaskCriterion.count_normalizers(class_labels, NUM_QUERIES)
+    normalizers = _criterion().count_normalizers(class_labels, NUM_QUERIES)
     total = [torch.zeros_like(x) for x in expected]
     for part in (slice(0, 2), slice(2, 3), slice(3, 4)):
         torch.manual_seed(5)
@@ -391,9 +396,8 @@ def test_cuda_equals_cpu() -> None:
     classes, masks = _logits(3)
     mask_labels, class_labels = _targets(4, 0, 8)
     loss_mask = torch.rand(3, *SIZE) > 0.2
-    criterion = _criterion()
     points = {size: torch.rand(16, size, 2) for size in (200, 600, 50)}
-    criterion._random_points = lambda num_sets, num_points, device: points[num_points][:num_sets].to(device)
+    criterion = _criterion(point_sampler=lambda num_sets, num_points, device: points[num_points][:num_sets].to(device))
     expected = _loss_and_gradients(criterion, classes, masks, mask_labels, class_labels, loss_mask=loss_mask)
     moved = [x.detach().cuda().requires_grad_() for x in (classes, masks)]
     targets = [[x.cuda() for x in xs] for xs in (mask_labels, class_labels)]

@@ -183,8 +183,8 @@ def test_only_matched_masks_are_in_the_graph_of_the_loss() -> None:
     for shortcut in (True, False):
         model = tiny_eomt().train()
         outputs = model.eomt(pixels)
-        class_logits = [model.class_predictor(q) for q in outputs.query_hidden_states]
-        predictions = model._predictions(outputs, class_logits, labels["class_labels"])
+        predicted = [model.predict_queries(q) for q in outputs.query_hidden_states]
+        predictions = model._predictions(outputs, predicted, labels["class_labels"])
         if not shortcut:
             for prediction, queries, features in zip(
                 predictions, outputs.mask_queries, outputs.mask_features, strict=True

@@ -17,7 +17,6 @@ from hf_segvit.data.collation import MaskCollator
 from hf_segvit.data.reading import describe, load_segmentation_dataset
 from hf_segvit.demo import one_thread
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
-from hf_segvit.models.mask_criterion import MaskCriterion
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 from hf_segvit.training.annealing import MaskAnnealing
 from hf_segvit.training.derivation import derive
@@ -164,12 +163,12 @@ class TestAnnealing:
 
 
 @pytest.mark.parametrize("normalization", ["global", "per_rank"])
-def test_accumulated_batches_equal_the_joint_one(tmp_path, monkeypatch, normalization):
-    monkeypatch.setattr(MaskCriterion, "_random_points", same_points)
+def test_accumulated_batches_equal_the_joint_one(tmp_path, normalization):
 
     def trained(trainer_class, batch_size: int, accumulation: int):
         torch.manual_seed(0)
         model = tiny_eomt(loss_normalization=normalization)
+        model.criterion.point_sampler = same_points
         trainer = trainer_class(
             model,
             arguments(
@@ -199,7 +198,7 @@ def test_accumulated_batches_equal_the_joint_one(tmp_path, monkeypatch, normaliz
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path, monkeypatch):
+def test_two_processes_equal_one(tmp_path):
     command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.trainer_processes"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[1]
@@ -213,7 +212,6 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     weights, scores = load_file(tmp_path / "weights.safetensors"), json.loads((tmp_path / "scores.json").read_text())
-    monkeypatch.setattr(MaskCriterion, "_random_points", same_points)
     expected_weights, expected_scores = one_step_and_scores(tmp_path / "alone", 4)
     for name, expected in expected_weights.items():
         # The step moves the largest weights by about 0.1; sums over processes come in another order.

@@ -119,6 +119,12 @@ def test_a_signal_to_everyone_is_agreed_on(tmp_path):
     assert whole["step"] == 4
 
 
+def test_a_callback_of_one_process_ends_training_for_all(tmp_path):
+    report, _, _ = run(2, recipe(tmp_path), end=1)
+    assert (report["step"], report["stopped"]) == (2, None)
+    assert json.loads((tmp_path / "results.json").read_text())["step"] == 2
+
+
 def test_sharded_weights_train_as_whole_ones(tmp_path):
     changes = {"ema_decay": 0.9, "evaluate_every": 1.0}
     one, _, _ = run(1, recipe(tmp_path / "one", **changes), repeatable=True)

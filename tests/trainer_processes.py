@@ -15,7 +15,6 @@ from transformers import TrainingArguments
 from hf_segvit.data.augmentation import AugmentedSample
 from hf_segvit.data.collation import MaskCollator
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
-from hf_segvit.models.mask_criterion import MaskCriterion
 from hf_segvit.training.transformers_trainer import EoMTTrainer, SegmentationScores
 
 from .tiny_models import tiny_eomt
@@ -39,7 +38,7 @@ class Objects(Dataset):
         return AugmentedSample(index, pixels, segment_map, torch.arange(number))
 
 
-def same_points(self, num_sets: int, num_points: int, device: torch.device) -> torch.Tensor:
+def same_points(num_sets: int, num_points: int, device: torch.device) -> torch.Tensor:
     """In place of the criterion's random points: always the same, so that runs can be compared."""
     return torch.linspace(0.01, 0.99, 2 * num_points).reshape(1, num_points, 2).expand(num_sets, -1, -1)
 
@@ -47,6 +46,7 @@ def same_points(self, num_sets: int, num_points: int, device: torch.device) -> t
 def one_step_and_scores(folder: Path, batch_size: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Weights after a step of SGD on four images, and scores of five, of which two processes see three each."""
     model = tiny_eomt()
+    model.criterion.point_sampler = same_points
     processor = EoMTImageProcessor(
         task="panoptic", size={"height": 64, "width": 64}, stuff_classes=[0], num_labels=5, threshold=0.0
     )
@@ -80,7 +80,6 @@ def one_step_and_scores(folder: Path, batch_size: int) -> tuple[dict[str, torch.
 
 def main() -> None:
     torch.set_num_threads(1)
-    MaskCriterion._random_points = same_points
     folder = Path(sys.argv[1])
     weights, scores = one_step_and_scores(folder, 2)
     if torch.distributed.get_rank() == 0:

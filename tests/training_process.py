@@ -1,9 +1,9 @@
 """One process of a run of several, for test_training_processes.py: `python -m tests.training_process SETTINGS`.
 
 SETTINGS is JSON: `recipe` (fields), `counts` (objects of each image), `fail` (process that raises in step 2), `stop`
-(process that is sent SIGTERM in step 3), `stop_all` (every process and its workers are, in step 2), `sharded` (weights
-are, by FSDP2), `timeout` (seconds). A ViT-P is trained on the recipe's data, and `counts` are labelled prompts. Rank,
-world size and address come from the environment.
+(process that is sent SIGTERM in step 3), `end` (process whose callback ends training after step 2), `stop_all` (every
+process and its workers are, in step 2), `sharded` (weights are, by FSDP2), `timeout` (seconds). A ViT-P is trained on
+the recipe's data, and `counts` are labelled prompts. Rank, world size and address come from the environment.
 """
 
 import json
@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 import torch
+from transformers import TrainerCallback
 
 from hf_segvit.training import loop
 from hf_segvit.training.optimizers import build_optimizer, learning_rate_schedule
@@ -68,7 +69,7 @@ class RepeatableTask(CountedTask):
 
     def loss(self, model, batch, normalizers):
         criterion = (model.module if hasattr(model, "module") else model).criterion
-        criterion._random_points = lambda sets, points, device: fixed_points(points).expand(sets, -1, -1)
+        criterion.point_sampler = lambda sets, points, device: fixed_points(points).expand(sets, -1, -1)
         return super().loss(model, batch, normalizers)
 
 
@@ -131,7 +132,12 @@ def main(settings):
         if step == 2 and rank == settings.get("stop"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    outcome = loop.train(recipe, task=task, cpu=True, on_step=on_step, process_timeout=settings.get("timeout", 60))
+    class End(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2 and rank == settings.get("end")
+
+    options = {"callbacks": [End()], "process_timeout": settings.get("timeout", 60)}
+    outcome = loop.train(recipe, task=task, cpu=True, on_step=on_step, **options)
     if rank == 0:
         print(json.dumps({"losses": losses, "step": outcome.step, "stopped": outcome.stopped}))
 

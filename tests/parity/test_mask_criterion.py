@@ -65,9 +65,8 @@ def _upstream_loss(masks, classes, mask_labels, class_labels, monkeypatch) -> Te
 
 
 def _criterion(batch_size: int, **kwargs) -> MaskCriterion:
-    criterion = MaskCriterion(NUM_LABELS, num_points=NUM_POINTS, **kwargs)
-    criterion._random_points = PointTable(batch_size).ours
-    return criterion
+    sampler = PointTable(batch_size).ours
+    return MaskCriterion(NUM_LABELS, num_points=NUM_POINTS, point_sampler=sampler, **kwargs)
 
 
 @pytest.mark.parametrize("counts", [[3, 5], [0, 4, 1], [8], [0, 0], [11, 2]])
@@ -78,7 +77,7 @@ def test_loss_and_gradients_equal_upstream(counts, monkeypatch) -> None:
 
     predictions = [MaskPrediction(c, m) for c, m in zip(classes, masks, strict=True)]
     # Upstream divides by all segments, the official code by the matched ones; they differ beyond Q segments only.
-    normalizers = MaskCriterion.count_normalizers(class_labels, NUM_QUERIES)
+    normalizers = MaskCriterion(NUM_LABELS).count_normalizers(class_labels, NUM_QUERIES)
     normalizers[0] = max(1, sum(counts))
     loss, terms = _criterion(len(counts))(predictions, mask_labels, class_labels, normalizers=normalizers)
     gradients = torch.autograd.grad(loss, [*masks, *classes])

@@ -83,6 +83,12 @@ class EoMTConfig(PlainViTConfig):
         """Cells of the mask logits per patch along each axis, s."""
         return 2 ** (self.num_upscale_blocks or 0)
 
+    def criterion_arguments(self) -> dict[str, Any]:
+        """What a `MaskCriterion` for this configuration is made with."""
+        names = ["num_labels", "class_weight", "mask_weight", "dice_weight", "no_object_weight"]
+        names += ["oversample_ratio", "importance_sample_ratio", "loss_normalization"]
+        return {"num_points": self.train_num_points, **{name: getattr(self, name) for name in names}}
+
     def check(self) -> None:
         """Refuse values that contradict each other.
 

@@ -1,24 +1,22 @@
-"""The loss of a set of predicted masks: matching, then class, mask and dice losses over every layer that predicts.
+"""The loss of a set of predicted masks: which query answers for which segment, then losses of each layer that predicts.
 
-In here, in this order: what a layer predicts, the criterion, where it samples. The formulas are those of EoMT
-(arXiv 2503.19108), which takes them from Mask2Former (arXiv 2112.01527): each layer is matched on its own, masks are
-compared at points of which most lie where the prediction is unsure, and all layers count alike.
+In here, in this order: what a layer predicts, the criterion and what its losses are computed from, and the matching.
+The formulas are those of EoMT (arXiv 2503.19108), which takes them from Mask2Former (arXiv 2112.01527). Each layer is
+matched on its own, one-to-one at the least cost; the cost of a pair is the weighted sum of binary cross-entropy, dice
+and minus the class probability, the first two at points that all queries and segments of an image share. Costs are
+computed on the device, copied to the host at once, and solved there. Matched masks are then compared at points of
+which most lie where the prediction is unsure, and all layers count alike.
 
-Shapes: B batch, Q queries, C classes without no-object, H W pixels, h w cells of the mask logits, n segments of one
-image, M matched pairs of one layer, P points.
+Another loss is a subclass with its own `layer_losses`; docs/extending.md shows one.
 
-Which query answers for which segment: a one-to-one assignment of least cost, for all layers and images of a step.
-
-In here: `match_masks`, then the costs. The cost of a pair is the weighted sum of binary cross-entropy, dice and minus
-the class probability, the first two at points that all queries and segments of an image share (EoMT, arXiv 2503.19108;
-Mask2Former, arXiv 2112.01527). Costs are computed on the device, copied to the host at once, and solved there.
-
-Shapes: L layers with a prediction, B batch, Q queries, C classes without no-object, h w cells of the mask logits,
-N segments of all images, n the most of one image, M matched pairs of one layer, P points.
+Shapes: L layers with a prediction, B batch, Q queries, C classes without no-object, H W pixels, h w cells of the mask
+logits, N segments of all images, n of one image, M matched pairs of one layer, P points.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .mask_targets import MaskTargets, bilinear_position, validate_targets
+
+try:
+    from scipy.optimize import linear_sum_assignment
+except ImportError:  # a model that only predicts needs no SciPy
+    linear_sum_assignment = None
 
 # Keeps 0 / 0 at 0 where nothing was matched; a real count is never below 1 / number of processes.
 SMALLEST_NORMALIZER = 1e-12
@@ -42,18 +45,66 @@ class MaskPrediction:
         matched_mask_logits: from image_index (M,) and query_index (M,), int64 on the device and ordered by image, then
             query, to the mask logits (M, h, w) of these queries with gradient: so no graph is kept through the others.
             By default these are read from `mask_logits`.
+        others: what else is predicted of the queries, such as boxes: by name (B, Q, ...).
     """
 
     class_logits: Tensor
     mask_logits: Tensor
     matched_mask_logits: Callable[[Tensor, Tensor], Tensor] | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class MatchedLayer:
+    """What the losses of one layer are computed from: its prediction, and its pairs ordered by image, then by query.
+
+    Args:
+        prediction: of the layer.
+        image_index: (M,) int64.
+        query_index: (M,) int64, within the image.
+        target_index: (M,) int64, within `targets`.
+        targets: the segments of the batch.
+        logits: (M, P) float32 mask logits of the matched queries at the sampled points, with gradient.
+        truth: (M, P) float32, the masks of their segments there, in [0, 1].
+        counted: (M, P) float32, 1 where a point counts and 0 where `loss_mask` leaves it out.
+        num_pairs: scalar by which a sum over pairs is divided: pairs of the whole step.
+        class_weights: scalar by which a sum over all queries is divided: their class weights in the whole step.
+    """
+
+    prediction: MaskPrediction
+    image_index: Tensor
+    query_index: Tensor
+    target_index: Tensor
+    targets: MaskTargets
+    logits: Tensor
+    truth: Tensor
+    counted: Tensor
+    num_pairs: Tensor
+    class_weights: Tensor
+
+    def of_queries(self, values: Tensor) -> Tensor:
+        """Rows (M, ...) of the matched queries, from values (B, Q, ...) such as `prediction.others["boxes"]`."""
+        return values[self.image_index, self.query_index]
+
+    def of_segments(self, name: str) -> Tensor:
+        """Rows (M, ...) of the matched segments, from the targets that the model was given as `name`."""
+        return self.targets.others[name][self.target_index]
+
+
+PointSampler = Callable[[int, int, torch.device], Tensor]
+
+
+def uniform_points(num_sets: int, num_points: int, device: torch.device) -> Tensor:
+    """Uniform points (num_sets, num_points, 2) in [0, 1), from PyTorch's global generator of the device."""
+    return torch.rand(num_sets, num_points, 2, device=device)
 
 
 class MaskCriterion(nn.Module):
     """Matches predictions with targets and compares them.
 
     The total is the sum over layers of `mask_weight` * binary cross-entropy + `dice_weight` * dice + `class_weight` *
-    cross-entropy. Logits may be of any floating type; everything here is computed in float32.
+    cross-entropy. Logits may be of any floating type; everything here is computed in float32. A subclass adds or
+    replaces losses in `layer_losses`: one named `focal` counts with the attribute `focal_weight`.
 
     Args:
         num_labels: number C of classes without no-object.
@@ -66,6 +117,8 @@ class MaskCriterion(nn.Module):
         importance_sample_ratio: share of the points taken from the candidates with the least certain prediction; the
             rest is drawn at random.
         loss_normalization: `"global"` or `"per_rank"`, see `count_normalizers`.
+        point_sampler: gives (num_sets, num_points, 2) points in [0, 1) for (num_sets, num_points, device): all of the
+            criterion's randomness.
 
     Raises:
         ValueError: the ratios ask for more uncertain points than there are points or candidates.
@@ -82,6 +135,7 @@ class MaskCriterion(nn.Module):
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
         loss_normalization: str = "global",
+        point_sampler: PointSampler = uniform_points,
     ):
         super().__init__()
         if not 0 <= importance_sample_ratio <= min(1, oversample_ratio):
@@ -98,13 +152,17 @@ class MaskCriterion(nn.Module):
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
         self.loss_normalization = loss_normalization
+        self.point_sampler = point_sampler
 
-    @staticmethod
+    @classmethod
+    def from_config(cls, config: Any) -> "MaskCriterion":
+        """The criterion of a model's configuration; a subclass reads here what else it needs."""
+        return cls(**config.criterion_arguments())
+
     def count_normalizers(
+        self,
         class_labels: list[Tensor],
         num_queries: int,
-        no_object_weight: float = 0.1,
-        loss_normalization: str = "global",
         device: torch.device | None = None,
         all_processes: bool = True,
     ) -> Tensor:
@@ -113,14 +171,13 @@ class MaskCriterion(nn.Module):
         For accumulation, pass the labels of all micro-batches of a step at once, give the result to each of them, and
         add up their gradients: that is the gradient of the joint batch.
 
+        With `loss_normalization="global"` both counts are summed over processes and divided by the number of processes,
+        so that the mean gradient over processes is the gradient of one process with all the images. `"per_rank"` is the
+        official code: the same for pairs but at least 1, while class weights are those of this process alone.
+
         Args:
             class_labels: per image (n,).
             num_queries: number Q; an image has at most so many matched pairs.
-            no_object_weight: class weight of the other queries.
-            loss_normalization: `"global"` sums both counts over processes and divides them by the number of processes,
-                so that the mean gradient over processes is the gradient of one process with all the images.
-                `"per_rank"` is the official code: the same for pairs but at least 1, while class weights are those of
-                this process alone.
             device: of the result, and of the exchange between processes; by default that of the labels.
             all_processes: whether to exchange counts where `torch.distributed` runs. Every process has to call then.
 
@@ -128,7 +185,7 @@ class MaskCriterion(nn.Module):
             (2,) float32: number of matched pairs, sum of class weights.
         """
         num_pairs = sum(min(len(labels), num_queries) for labels in class_labels)
-        class_weights = num_pairs + no_object_weight * (len(class_labels) * num_queries - num_pairs)
+        class_weights = num_pairs + self.no_object_weight * (len(class_labels) * num_queries - num_pairs)
         device = class_labels[0].device if device is None else device
         counts = torch.tensor([num_pairs, class_weights], dtype=torch.float32).to(device, non_blocking=True)
         num_processes = 1
@@ -136,9 +193,15 @@ class MaskCriterion(nn.Module):
         if all_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
             num_processes = torch.distributed.get_world_size()
             torch.distributed.all_reduce(summed)
-        if loss_normalization == "per_rank":
+        if self.loss_normalization == "per_rank":
             return torch.stack([(summed[0] / num_processes).clamp(min=1), counts[1]])
         return summed / num_processes
+
+    @staticmethod
+    def curve_name(term: str) -> str:
+        """The curve "PANEL/CURVE" of a term of the loss: losses of one name share a panel, with a curve per layer."""
+        layer = re.fullmatch(r"loss_(.+)_layer_(\d+)", term)
+        return term if layer is None else f"{layer[1]} loss/prediction {int(layer[2]) + 1}"
 
     # SciPy solves the matching on the host, and every step brings another number of pairs: nothing to compile.
     @torch.compiler.disable
@@ -149,11 +212,11 @@ class MaskCriterion(nn.Module):
         class_labels: list[Tensor],
         loss_mask: Tensor | None = None,
         normalizers: Tensor | None = None,
+        **others: list[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss, and its terms.
 
-        Random points come from PyTorch's global generators. In evaluation counts are not exchanged between processes,
-        since these may then see different numbers of batches.
+        In evaluation counts are not exchanged between processes, since these may then see different numbers of batches.
 
         Args:
             predictions: of each layer, the final one last.
@@ -161,6 +224,7 @@ class MaskCriterion(nn.Module):
             class_labels: per image (n,) integers in [0, C).
             loss_mask: boolean (B, H, W), True where pixels count; others influence neither matching nor mask losses.
             normalizers: (2,) as `count_normalizers` returns; `None` counts this batch.
+            others: what else is known of the segments: by name, per image (n, ...), for `MatchedLayer.of_segments`.
 
         Returns:
             The total, a float32 scalar, always connected to every prediction; and detached, unweighted scalars
@@ -173,21 +237,14 @@ class MaskCriterion(nn.Module):
         batch_size, num_queries = predictions[0].class_logits.shape[:2]
         device = predictions[0].class_logits.device
         if normalizers is None:
-            normalizers = self.count_normalizers(
-                class_labels,
-                num_queries,
-                self.no_object_weight,
-                self.loss_normalization,
-                device,
-                all_processes=self.training,
-            )
+            normalizers = self.count_normalizers(class_labels, num_queries, device, all_processes=self.training)
         num_pairs, class_weights = normalizers.to(device, torch.float32).clamp(min=SMALLEST_NORMALIZER)
 
-        targets = MaskTargets.pack(mask_labels, class_labels, self.num_labels, loss_mask, device)
+        targets = MaskTargets.pack(mask_labels, class_labels, self.num_labels, loss_mask, device, others)
         matches = match_masks(
             [prediction.class_logits for prediction in predictions],
             [prediction.mask_logits for prediction in predictions],
-            (self._random_points(batch_size, self.num_points, device) for _ in predictions),
+            (self.point_sampler(batch_size, self.num_points, device) for _ in predictions),
             targets,
             self.class_weight,
             self.mask_weight,
@@ -208,47 +265,47 @@ class MaskCriterion(nn.Module):
                 mask_logits = prediction.mask_logits[image_index, query_index]
             else:
                 mask_logits = prediction.matched_mask_logits(image_index, query_index)
-            mask_loss, dice_loss = self._mask_losses(mask_logits, image_index, target_index, targets)
-            labels = targets.labels[target_index]
-            class_loss = self._class_loss(prediction.class_logits, image_index, query_index, labels)
-            for name, loss, weight in (
-                ("mask", mask_loss / num_pairs, self.mask_weight),
-                ("dice", dice_loss / num_pairs, self.dice_weight),
-                ("class", class_loss / class_weights, self.class_weight),
-            ):
-                total = total + weight * loss
+            mask_logits = mask_logits.float()
+            with torch.no_grad():
+                points = self._points_of_loss(mask_logits, image_index, targets)
+                counted = targets.weights(image_index, points)
+                truth = targets.sample(target_index, points)
+            logits = _sample_masks(mask_logits, points)
+            pairs = (image_index, query_index, target_index, targets, logits, truth, counted)
+            for name, loss in self.layer_losses(MatchedLayer(prediction, *pairs, num_pairs, class_weights)).items():
+                total = total + getattr(self, f"{name}_weight") * loss
                 terms[f"loss_{name}_layer_{layer}"] = loss.detach()
         return total, terms
 
-    def _class_loss(self, class_logits: Tensor, image_index: Tensor, query_index: Tensor, labels: Tensor) -> Tensor:
-        """Weighted cross-entropy summed over all queries; those without a segment are no-object."""
-        truth = torch.full(class_logits.shape[:2], self.num_labels, device=class_logits.device)
-        truth[image_index, query_index] = labels
-        losses = F.cross_entropy(class_logits.float().flatten(0, 1), truth.flatten(), reduction="none")
-        return torch.where(truth.flatten() == self.num_labels, self.no_object_weight * losses, losses).sum()
+    def layer_losses(self, layer: MatchedLayer) -> dict[str, Tensor]:
+        """The losses of one layer, unweighted scalars by name, in the order in which they are added up.
 
-    def _mask_losses(
-        self, mask_logits: Tensor, image_index: Tensor, target_index: Tensor, targets: MaskTargets
-    ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy and dice loss of matched masks (M, h, w), each summed over them."""
-        mask_logits = mask_logits.float()
-        with torch.no_grad():
-            points = self._points_of_loss(mask_logits, image_index, targets)
-            weights = targets.weights(image_index, points)
-            truth = targets.sample(target_index, points)
-        logits = _sample_masks(mask_logits, points)
-        losses = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="none")
-        mask_loss = (losses.sum(1) / weights.sum(1).clamp(min=1)).sum()
-        probabilities, truth = logits.sigmoid() * weights, truth * weights
+        They have to be there in every step, also where nothing was matched.
+        """
+        error = F.binary_cross_entropy_with_logits(layer.logits, layer.truth, layer.counted, reduction="none")
+        mask_loss = (error.sum(1) / layer.counted.sum(1).clamp(min=1)).sum()
+        probabilities, truth = layer.logits.sigmoid() * layer.counted, layer.truth * layer.counted
         overlap = 2 * (probabilities * truth).sum(1)
         dice_loss = (1 - (overlap + 1) / (probabilities.sum(1) + truth.sum(1) + 1)).sum()
-        return mask_loss, dice_loss
+        return {
+            "mask": mask_loss / layer.num_pairs,
+            "dice": dice_loss / layer.num_pairs,
+            "class": self._class_loss(layer) / layer.class_weights,
+        }
+
+    def _class_loss(self, layer: MatchedLayer) -> Tensor:
+        """Weighted cross-entropy summed over all queries; those without a segment are no-object."""
+        class_logits = layer.prediction.class_logits
+        truth = torch.full(class_logits.shape[:2], self.num_labels, device=class_logits.device)
+        truth[layer.image_index, layer.query_index] = layer.targets.labels[layer.target_index]
+        losses = F.cross_entropy(class_logits.float().flatten(0, 1), truth.flatten(), reduction="none")
+        return torch.where(truth.flatten() == self.num_labels, self.no_object_weight * losses, losses).sum()
 
     def _points_of_loss(self, mask_logits: Tensor, image_index: Tensor, targets: MaskTargets) -> Tensor:
         """Points (M, P, 2) for each of the masks (M, h, w): most where it is near its own border, some anywhere."""
         num_masks, device = len(mask_logits), mask_logits.device
         num_uncertain = int(self.importance_sample_ratio * self.num_points)
-        candidates = self._random_points(num_masks, int(self.num_points * self.oversample_ratio), device)
+        candidates = self.point_sampler(num_masks, int(self.num_points * self.oversample_ratio), device)
         certainty = _sample_masks(mask_logits, candidates).abs_()
         if targets.counted is not None:
             certainty = certainty.masked_fill_(targets.weights(image_index, candidates) == 0, float("inf"))
@@ -256,11 +313,7 @@ class MaskCriterion(nn.Module):
         points = candidates.gather(1, uncertain[..., None].expand(-1, -1, 2))
         if num_uncertain == self.num_points:
             return points
-        return torch.cat([points, self._random_points(num_masks, self.num_points - num_uncertain, device)], dim=1)
-
-    def _random_points(self, num_sets: int, num_points: int, device: torch.device) -> Tensor:
-        """Uniform points (num_sets, num_points, 2) in [0, 1): all of the criterion's randomness."""
-        return torch.rand(num_sets, num_points, 2, device=device)
+        return torch.cat([points, self.point_sampler(num_masks, self.num_points - num_uncertain, device)], dim=1)
 
 
 def _sample_masks(masks: Tensor, points: Tensor) -> Tensor:
@@ -268,11 +321,6 @@ def _sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     grid = 2 * points[:, :, None] - 1
     return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0, :, 0]
 
-
-try:
-    from scipy.optimize import linear_sum_assignment
-except ImportError:
-    linear_sum_assignment = None
 
 # Beyond this, costs say no more than "not this pair"; the official matcher has the same bound.
 LARGEST_COST = 1e10

@@ -8,7 +8,8 @@ Shapes: B batch, C classes without no-object, H W pixels, N segments of all imag
 P points, m masks that are read. Points are (x, y) in [0, 1], relative to the whole image.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
@@ -22,6 +23,7 @@ def validate_targets(
     batch_size: int,
     loss_mask: Tensor | None = None,
     read_values: bool | None = None,
+    others: Mapping[str, list[Tensor]] | None = None,
 ) -> None:
     """Refuse targets that cannot be matched with predictions.
 
@@ -33,6 +35,7 @@ def validate_targets(
         loss_mask: boolean (B, H, W), True where pixels count; `None` counts all.
         read_values: whether to look at the numbers too, not only at shapes and types. `None` looks at tensors on the
             CPU; elsewhere a look would wait for the device, so the criterion looks when it waits anyway.
+        others: what a criterion of one's own reads of the segments: by name, per image (n, ...).
 
     Raises:
         ValueError: naming the image, the value and the remedy.
@@ -62,6 +65,13 @@ def validate_targets(
             )
         if read_values or (read_values is None and masks.device.type == "cpu" == classes.device.type):
             _validate_values(image, masks, classes, num_labels)
+    for name, rows in (others or {}).items():
+        for image, classes in enumerate(class_labels):
+            if len(rows) != batch_size or len(rows[image]) != len(classes):
+                raise ValueError(
+                    f"{name} does not fit class_labels: give a tensor per image, with a row for each of its segments "
+                    f"({len(classes)} in image {image})"
+                )
     if loss_mask is None:
         return
     if loss_mask.dim() != 3 or loss_mask.dtype != torch.bool or len(loss_mask) != batch_size:
@@ -114,6 +124,7 @@ class MaskTargets:
         counts: number of segments of each image, on the host.
         counted: boolean (B, H + 2, W + 2), True where pixels count and in the border; `None` where all count.
         valid: boolean scalar on the device, whether every value was in range.
+        others: what else is known of the segments, by name (N, ...).
     """
 
     masks: Tensor
@@ -123,6 +134,7 @@ class MaskTargets:
     counts: list[int]
     counted: Tensor | None
     valid: Tensor
+    others: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def pack(
@@ -132,6 +144,7 @@ class MaskTargets:
         num_labels: int,
         loss_mask: Tensor | None,
         device: torch.device,
+        others: Mapping[str, list[Tensor]] | None = None,
     ) -> "MaskTargets":
         """Put the targets of a batch side by side on the device, without waiting for it.
 
@@ -141,6 +154,7 @@ class MaskTargets:
             num_labels: number C of classes.
             loss_mask: boolean (B, H, W), or `None`.
             device: where the predictions are.
+            others: by name, per image (n, ...).
         """
         counts = [len(classes) for classes in class_labels]
         height, width = next((masks.shape[1:] for masks in mask_labels if len(masks) > 0), (0, 0))
@@ -168,7 +182,9 @@ class MaskTargets:
             torch.tensor(places, dtype=torch.int64).view(-1, 2).t().contiguous().to(device, non_blocking=True)
         )
         # An impossible label must not stop the device inside a kernel before `valid` is read on the host.
-        return cls(packed, labels.clamp(0, num_labels - 1), image_index, slot, counts, counted, valid)
+        labels = labels.clamp(0, num_labels - 1)
+        rows = {name: torch.cat([row.to(device) for row in images]) for name, images in (others or {}).items()}
+        return cls(packed, labels, image_index, slot, counts, counted, valid, rows)
 
     def sample(self, target_index: Tensor, points: Tensor) -> Tensor:
         """Value of masks at points.

@@ -63,6 +63,7 @@ class EoMTForUniversalSegmentationOutput(ModelOutput):
         loss_dict: its unweighted terms by layer, without gradient.
         class_queries_logits: (B, Q, C + 1), no-object last.
         masks_queries_logits: (B, Q, s * h, s * w), before the sigmoid.
+        query_predictions: what a head of one's own predicts besides, by name (B, Q, ...); see `predict_queries`.
         last_hidden_state: (B, Q + prefix + h * w, D) after the final norm.
         hidden_states: on request, as in `EoMTModelOutput`.
         attentions: on request, as in `EoMTModelOutput`.
@@ -74,6 +75,7 @@ class EoMTForUniversalSegmentationOutput(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
     class_queries_logits: Tensor | None = None
     masks_queries_logits: Tensor | None = None
+    query_predictions: dict[str, Tensor] | None = None
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -145,8 +147,11 @@ def _default_init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
 class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
     """EoMT with class head and loss: semantic, instance and panoptic segmentation.
 
-    `from_pretrained` also reads checkpoints of Transformers' own `eomt` and `eomt_dinov3` directly.
+    `from_pretrained` also reads checkpoints of Transformers' own `eomt` and `eomt_dinov3` directly. A subclass adds a
+    head by `predict_queries` and its loss by `criterion_class`; another loss alone is set as `model.criterion`.
     """
+
+    criterion_class = MaskCriterion
 
     def __init__(self, config: EoMTConfig):
         super().__init__(config)
@@ -154,18 +159,15 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         self.num_labels = config.num_labels
         self.eomt = EoMTModel(config)
         self.class_predictor = nn.Linear(config.hidden_size, self.num_labels + 1)
-        self.criterion = MaskCriterion(
-            num_labels=self.num_labels,
-            class_weight=config.class_weight,
-            mask_weight=config.mask_weight,
-            dice_weight=config.dice_weight,
-            no_object_weight=config.no_object_weight,
-            num_points=config.train_num_points,
-            oversample_ratio=config.oversample_ratio,
-            importance_sample_ratio=config.importance_sample_ratio,
-            loss_normalization=config.loss_normalization,
-        )
+        self.criterion = self.criterion_class.from_config(config)
         self.post_init()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "criterion" and type(value) is not MaskCriterion:
+            # So that every checkpoint tells what it was trained with. Nothing ever imports it from there: loading a
+            # checkpoint must not run code that the checkpoint names.
+            self.config.criterion = f"{type(value).__module__}:{type(value).__qualname__}"
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
@@ -181,6 +183,18 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """The module that turns pixels into tokens."""
         return self.eomt.get_input_embeddings()
+
+    def predict_queries(self, queries: Tensor) -> dict[str, Tensor]:
+        """What is predicted of each query by itself, for every layer that predicts.
+
+        Args:
+            queries: (B, Q, D) after the norm.
+
+        Returns:
+            `class_logits` (B, Q, C + 1), no-object last. What a subclass adds, by names of its own, each (B, Q, ...),
+            goes to the criterion as `MaskPrediction.others`, and that of the last layer into the output.
+        """
+        return {"class_logits": self.class_predictor(queries)}
 
     @can_return_tuple
     def forward(
@@ -201,11 +215,12 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             mask_labels: per image, (n, H, W) masks of its segments; n may be 0 or exceed Q.
             class_labels: per image, (n,) int64 classes in [0, C).
             loss_mask: (B, H, W) bool, True where pixels count in matching and loss; `None` counts all.
-            loss_normalizers: (2,) counts that the losses are divided by, as `MaskCriterion.count_normalizers` returns;
+            loss_normalizers: (2,) counts that the losses are divided by, as `criterion.count_normalizers` returns;
                 for accumulation over several batches. `None` counts this batch.
             content_sizes: (B, 2), returned as given.
             patch_offsets: (B, 3), returned as given.
-            kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
+            kwargs: `output_hidden_states`, `output_attentions` and `return_dict`; and, for a criterion that reads more
+                of the segments, lists like `class_labels` whose names end with `_labels`, such as `box_labels`.
 
         Returns:
             Class and mask logits; the loss sums over every prediction made: one for each query layer and the final one
@@ -217,25 +232,29 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         if (mask_labels is None) != (class_labels is None):
             given, missing = ("mask", "class") if class_labels is None else ("class", "mask")
             raise ValueError(f"{given}_labels came without {missing}_labels; the loss needs both")
+        others = {name: kwargs.pop(name) for name in list(kwargs) if name.endswith("_labels")}
         if mask_labels is not None and class_labels is not None:
-            validate_targets(mask_labels, class_labels, self.num_labels, pixel_values.shape[0], loss_mask)
+            batch_size = pixel_values.shape[0]
+            validate_targets(mask_labels, class_labels, self.num_labels, batch_size, loss_mask, others=others)
 
         outputs = self.eomt(pixel_values, **kwargs)
-        class_logits = [self.class_predictor(queries) for queries in outputs.query_hidden_states]
+        predicted = [self.predict_queries(queries) for queries in outputs.query_hidden_states]
         loss = loss_dict = None
         if mask_labels is not None and class_labels is not None:
             loss, loss_dict = self.criterion(
-                self._predictions(outputs, class_logits, class_labels),
+                self._predictions(outputs, predicted, class_labels),
                 mask_labels,
                 class_labels,
                 loss_mask=loss_mask,
                 normalizers=loss_normalizers,
+                **others,
             )
         return EoMTForUniversalSegmentationOutput(
             loss=loss,
             loss_dict=loss_dict,
-            class_queries_logits=class_logits[-1],
+            class_queries_logits=predicted[-1]["class_logits"],
             masks_queries_logits=outputs.masks_queries_logits,
+            query_predictions=_others(predicted[-1]) or None,
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -244,22 +263,29 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         )
 
     def _predictions(
-        self, outputs: EoMTModelOutput, class_logits: list[Tensor], class_labels: list[Tensor]
+        self, outputs: EoMTModelOutput, predicted: list[dict[str, Tensor]], class_labels: list[Tensor]
     ) -> list[MaskPrediction]:
         counts = [min(len(labels), self.config.num_queries) for labels in class_labels]
         final_mask_logits = outputs.masks_queries_logits
         assert final_mask_logits is not None  # always made; optional only as a field of an output
         layers = zip(
-            class_logits,
+            predicted,
             (*(outputs.auxiliary_masks_queries_logits or ()), final_mask_logits),
             outputs.mask_queries or (),
             outputs.mask_features or (),
             strict=True,
         )
         return [
-            MaskPrediction(classes, masks.detach(), _MatchedMaskLogits(queries, features, counts))
-            for classes, masks, queries, features in layers
+            MaskPrediction(
+                layer["class_logits"], masks.detach(), _MatchedMaskLogits(queries, features, counts), _others(layer)
+            )
+            for layer, masks, queries, features in layers
         ]
+
+
+def _others(predicted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `predict_queries` gave besides the classes."""
+    return {name: values for name, values in predicted.items() if name != "class_logits"}
 
 
 @dataclass

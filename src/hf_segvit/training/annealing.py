@@ -2,7 +2,7 @@
 
 `MaskAnnealing` is the schedule: per query layer, the probability of masked attention is 1 until a step, falls as
 (1 - t) ** power to another step, and is 0 from there on. `MaskAnnealing.by_rule` places the phases as the official
-configurations do. `MaskAnnealingCallback`, in annealing_callback.py, applies it under Transformers' `Trainer`.
+configurations do. `MaskAnnealingCallback`, in transformers_trainer.py, applies it under Transformers' `Trainer`.
 
 Source: EoMT (arXiv 2503.19108), section 3.3. L query layers, T steps of training.
 """

@@ -172,7 +172,8 @@ def derived_annealing(recipe: Recipe, total_steps: int, config: Any = None) -> M
     Raises:
         ValueError: the recipe's phases are not one for each query layer.
     """
-    masked = getattr(config, "masked_attention", recipe.model_config.get("masked_attention", True))
+    stated = recipe.model_config.get("masked_attention", True) if config is None else False
+    masked = getattr(config, "masked_attention", stated)
     if not is_eomt(recipe) or recipe.annealing is False or not masked:
         return None
     num_query_layers = getattr(config, "num_query_layers", None) or model_fields(recipe).get("num_query_layers", 4)

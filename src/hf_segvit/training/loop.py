@@ -1,17 +1,15 @@
 """The training loop: one for every model, on one process or many, through Accelerate.
 
 `train` runs a recipe to its end, or from its newest checkpoint, and returns a `TrainingOutcome`. What a step is, is in
-optimizer_step.py; what a model needs, in tasks/; how a run is saved and gone on with, in saving.py. The folder `output`
-receives:
+step.py; what a model needs, in tasks/; how a run is saved and resumed, in saving.py; code of one's own that is told of
+all that, in callbacks.py. The folder `output` receives:
 
 - `model/`: the best weights with configuration, image processor, scores and model card; `results.json`; `curves.png`;
 - `checkpoints/`: the last and the best, to go on from; `history.jsonl` and the trackers' logs;
 - `predictions/`: images of what the model saw at each evaluation; `failures/`: steps that were not finite.
 
-What a run needs that a recipe alone does not tell, refused before the first step and not after the last.
-
-`check_trackers`: they are installed. `check_publishing`: the result can be pushed. `check_keep_best`: the score that
-decides which checkpoint is the best is one that the task has.
+`check_trackers`, `check_publishing` and `check_keep_best` refuse, before the first step, what would fail after the
+last: trackers that are not installed, a repository that cannot be pushed to, a score that the task has not.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from ..atomic_files import prepare_output_folder
 from ..hub.push import check_destination, push_to_hub
 from ..inference.devices import describe_device
+from ..lookup import suggestion
+from .callbacks import Callbacks, load_callbacks
 from .checkpoints import Checkpoints, identity
 from .data_order import StepOrder, TrainingLoader, worker_count
 from .derivation import TrainingPlan, derive
@@ -57,6 +56,7 @@ def train(
     task: TrainingTask | None = None,
     cpu: bool = False,
     on_step: Callable[[int, float], None] | None = None,
+    callbacks: Sequence[Any] = (),
     progress: bool = True,
     process_timeout: float = PROCESS_TIMEOUT,
 ) -> TrainingOutcome:
@@ -67,6 +67,7 @@ def train(
         task: supplies model, data and loss; by default the one of the recipe's model.
         cpu: compute on the CPU even where there is a GPU.
         on_step: called after every step with its number, from 1, and its loss.
+        callbacks: called besides those of the recipe, such as Transformers' `TrainerCallback`s; see callbacks.py.
         progress: tell on stderr how it goes.
         process_timeout: seconds after which a process gives up waiting for another.
 
@@ -76,6 +77,7 @@ def train(
     """
     output = output_folder(recipe)
     check_trackers(recipe.trackers)
+    callbacks = [*callbacks, *load_callbacks(recipe.callbacks)]
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != recipe.precision:
         AcceleratorState._reset_state()  # of an earlier training in this program
     accelerator = Accelerator(
@@ -88,7 +90,7 @@ def train(
     if accelerator.is_main_process:
         check_publishing(recipe.push_to_hub)
     with StopSignals() as signals:
-        run = _Run(recipe, task or task_for(recipe), accelerator, output, signals, progress)
+        run = _Run(recipe, task or task_for(recipe), accelerator, output, signals, callbacks, progress)
         try:
             stopped = run.steps(on_step)
             results = {} if stopped else run.finish()
@@ -114,6 +116,7 @@ class _Run:
         accelerator: Accelerator,
         output: Path,
         signals: StopSignals,
+        callbacks: Sequence[Any],
         progress: bool,
     ) -> None:
         self.recipe, self.task, self.accelerator, self.output, self.signals = recipe, task, accelerator, output, signals
@@ -139,6 +142,17 @@ class _Run:
         )
 
         self.selection = Selection(recipe.keep_best or task.headline, recipe.patience)
+        self.callbacks = Callbacks(
+            callbacks,
+            accelerator,
+            self.plan,
+            output,
+            self.selection,
+            model=self.core,
+            processing_class=self.processor,
+            optimizer=self.optimizer,
+            lr_scheduler=schedule,
+        )
         self.guard = NonFiniteGuard()
         messages: list[str] = list(task.remarks)
         self.saver = RunSaver(
@@ -146,7 +160,16 @@ class _Run:
             recipe,
             Checkpoints(output / "checkpoints", recipe.keep_last, messages.append),
             identity(recipe, len(samples), self.plan.total_steps, task.training_datasets()),
-            RunParts(self.model, self.processor, self.optimizer, schedule, self.ema, self.selection, self.guard),
+            RunParts(
+                self.model,
+                self.processor,
+                self.optimizer,
+                schedule,
+                self.ema,
+                self.selection,
+                self.guard,
+                self.callbacks,
+            ),
         )
         seed_everything(recipe.seed, 0, accelerator.process_index)
         self.step, self.seconds = self.saver.resume(messages.append)
@@ -165,36 +188,44 @@ class _Run:
             num_workers=worker_count(recipe.num_workers, accelerator.num_processes, accelerator.device),
             pin_memory=accelerator.device.type == "cuda",
         )
+        self.callbacks.objects["train_dataloader"] = self.loader
 
     def steps(self, on_step: Callable[[int, float], None] | None) -> str | None:
         """All steps from where the run is; the signal that ended it early, or `None`."""
         total, save_due = self.plan.total_steps, False
+        callbacks = self.callbacks
         settings = self.task.before_step(self.core, self.step, self.plan)
-        if self._due(self.plan.evaluate_every_steps) and self.selection.last_step != self.step and self._evaluate():
+        callbacks.call("on_train_begin", self.step)
+        evaluation_due = self._due(self.plan.evaluate_every_steps) or (self.step > 0 and callbacks.wants_evaluation)
+        if evaluation_due and self.selection.last_step != self.step and self._evaluate():
             return self._stop()
         self.model.train()
         alone = self.accelerator.num_processes == 1  # many have to agree, and do so in each step
         with contextlib.closing(iter(self.loader)) as batches:  # whose workers end with the block
-            while self.step < total and not self.selection.out_of_patience:
+            while self.step < total and not self.selection.out_of_patience and not callbacks.should_stop:
+                callbacks.before_step(self.step)
                 start = time.perf_counter()
                 settings.update(highest_rates(self.optimizer))
                 micro_batches = next(batches)
                 waited = time.perf_counter() - start
-                outcome = self._one_step(micro_batches)
+                states = random_states()
+                with explained_out_of_memory(self.advice):
+                    outcome = self.take_step(micro_batches, self.signals.requested is not None)
+                self._settle(outcome, micro_batches, states)
                 self.step += 1
                 seconds = time.perf_counter() - start
                 self.seconds += seconds
-                self.tracking.step(self.step, outcome, seconds, waited, settings)
+                callbacks.after_step(self.step, self.tracking.step(self.step, outcome, seconds, waited, settings))
                 if on_step is not None:
                     on_step(self.step, outcome.loss)
                 settings = self.task.before_step(self.core, self.step, self.plan)
                 if outcome.stop or (alone and self.signals.requested):
                     return self._stop()
-                if self._due(self.plan.evaluate_every_steps) and self._evaluate():
+                if (self._due(self.plan.evaluate_every_steps) or callbacks.wants_evaluation) and self._evaluate():
                     return self._stop()
-                save_due |= self._due(self.plan.save_every_steps)
+                save_due |= self._due(self.plan.save_every_steps) or callbacks.wants_save
                 if save_due and not self.guard.consecutive:  # what may end in a failure is better not gone on from
-                    self.saver.save(self.step, self.seconds)
+                    self._save()
                     save_due = False
         return None
 
@@ -209,6 +240,7 @@ class _Run:
             self.core.load_state_dict(chosen)
         elif self.ema is not None:
             self.core.load_state_dict(self.ema.tensors(), strict=False)
+        self.callbacks.call("on_train_end", self.step)
         results: dict[str, Any] = {}
         if accelerator.is_main_process:
             facts = {
@@ -225,31 +257,28 @@ class _Run:
         accelerator.wait_for_everyone()
         return results
 
-    def _one_step(self, micro_batches: list[dict[str, Any]]) -> StepOutcome:
-        before = random_states()
-        with explained_out_of_memory(self.advice):
-            outcome = self.take_step(micro_batches, self.signals.requested is not None)
+    def _settle(self, outcome: StepOutcome, micro_batches: list[dict[str, Any]], states: dict[str, Any]) -> None:
+        """What follows from a step: the average moves on; or it failed, and is kept with the random states before."""
         if outcome.finite and outcome.overflow_scale is None:
             self.guard.passed()
             if self.ema is not None and outcome.updated:
                 self.ema.update(self.core)
-            return outcome
+            return
         if outcome.overflow_scale is not None and not self.guard.overflowed(outcome.overflow_scale):
-            return outcome
+            return
         step, place = self.step + 1, None
         if self.guard.skipped == 0 or self.guard.hopeless:
             place = self.output / "failures" / f"step-{step:08d}"
             try:
-                save_failed_step(place, step, self.accelerator, self.task, self.model, micro_batches, before)
+                save_failed_step(place, step, self.accelerator, self.task, self.model, micro_batches, states)
             except OSError as error:
                 self.tracking.say(f"the batch of step {step} could not be saved for replay: {error}")
         newest = self.saver.newest_step
         self.tracking.say(self.guard.failed(step, outcome.loss, outcome.gradient_norm, place, newest))
-        return outcome
 
     def _evaluate(self) -> bool:
         """Score the model, or its moving average; whether it was asked to stop in the middle."""
-        self.saver.save(self.step, self.seconds)  # whatever happens here, nothing is lost
+        self._save()  # whatever happens here, nothing is lost
         average = contextlib.nullcontext() if self.ema is None else self.ema.applied_to(self.core)
         alone = self.accelerator.num_processes == 1
         images: list[Any] = []
@@ -270,6 +299,8 @@ class _Run:
             return True
         finally:
             self.model.train()
+        # Before the score counts: as in `Trainer`, callbacks compare it with the best of those before.
+        self.callbacks.call("on_evaluate", self.step, metrics={f"eval_{key}": value for key, value in metrics.items()})
         is_best = self.selection.add(self.step, metrics, self.task.not_comparable_yet(self.core))
         self.saver.note_evaluation()
         self.tracking.scores(self.step, metrics, images)
@@ -280,10 +311,14 @@ class _Run:
 
     def _stop(self) -> str:
         """Save where the run is; the name of the signal."""
-        self.saver.save(self.step, self.seconds)
+        self._save()
         name = self.signals.requested or "a signal to another process"
         self.tracking.say(f"{name}: saved at step {self.step}; the same command goes on from there")
         return name
+
+    def _save(self) -> None:
+        if self.saver.save(self.step, self.seconds):
+            self.callbacks.call("on_save", self.step)
 
     def _due(self, every: int) -> bool:
         return self.step > 0 and (self.step % every == 0 or self.step == self.plan.total_steps)
@@ -304,7 +339,7 @@ def check_trackers(names: Sequence[str]) -> None:
         if name in available or name == "all":
             continue
         if name not in known:
-            raise ValueError(f"trackers has {name!r}; {_suggestion(name, [*known, 'all'])}")
+            raise ValueError(f"trackers has {name!r}; {suggestion(name.lower(), [*known, 'all'])}")
         raise ValueError(f"trackers has {name}, which is not installed: pip install {name}, or trackers=[tensorboard]")
 
 
@@ -336,9 +371,4 @@ def check_keep_best(name: str | None, scores: Sequence[str]) -> None:
         ValueError: it is none of them.
     """
     if name is not None and scores and name not in scores:
-        raise ValueError(f"keep_best={name!r} is no score of this task; {_suggestion(name, scores)}")
-
-
-def _suggestion(name: str, choices: Sequence[str]) -> str:
-    near = get_close_matches(name.lower(), choices, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
+        raise ValueError(f"keep_best={name!r} is no score of this task; {suggestion(name.lower(), scores)}")

@@ -1,12 +1,9 @@
-"""What a finished run leaves: `model/` to use and to publish, `results.json`, `curves.png`.
+"""What a finished run leaves (`model/`, `results.json`, `curves.png`), and which of its checkpoints is the best.
 
-`write_results` writes them; `model/` has a model card and the scores in the form that a push publishes.
-`TrainingOutcome` is what the program that trained gets.
-
-Which checkpoint is the best, and when training may stop early.
-
-`Selection` keeps all evaluations of a run. Scores are compared only where the task says that they can be: EoMT's while
-masked attention is annealed are of a model that is not yet the one that is wanted.
+`write_results` writes the files; `model/` has a model card and the scores in the form that a push publishes.
+`TrainingOutcome` is what the program that trained gets. `Selection` keeps all evaluations of a run and decides which is
+the best and when patience ends. Scores are compared only where the task says that they can be: EoMT's, while masked
+attention is annealed, are of a model that is not yet the one that is wanted.
 """
 
 from __future__ import annotations
@@ -58,19 +55,9 @@ def write_results(
     selection: Selection,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write everything that a run is for.
+    """Write everything that a run is for, and return what results.json holds.
 
-    Args:
-        output: folder of the run.
-        task: of the run.
-        model: with the weights that are to be published, on any device.
-        processor: that belongs to it.
-        plan: that was trained by.
-        selection: the evaluations.
-        facts: more for results.json, such as times.
-
-    Returns:
-        What results.json holds.
+    The model has the weights that are to be published, on any device; `facts` are extra keys of results.json.
 
     Raises:
         OSError: a file cannot be written.

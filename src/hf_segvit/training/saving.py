@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..atomic_files import replacing
 from ..models.image_processing_plain_vit import unit_normalization
+from .callbacks import Callbacks
 from .checkpoints import Checkpoints, DamagedCheckpoint, TrainingState, check, read, refuse_other_run
 from .ema import MovingAverage
 from .guards import NonFiniteGuard
@@ -41,17 +42,7 @@ EVALUATION = "evaluation.json"
 
 @dataclass(frozen=True)
 class RunParts:
-    """All that changes while a run trains.
-
-    Attributes:
-        model: prepared by the accelerator.
-        processor: of the model.
-        optimizer: prepared by the accelerator.
-        schedule: of its learning rates.
-        ema: moving average of the weights, or `None`.
-        selection: the evaluations.
-        guard: steps that were skipped.
-    """
+    """All that changes while a run trains; model and optimiser as the accelerator prepared them."""
 
     model: Any
     processor: Any
@@ -60,17 +51,14 @@ class RunParts:
     ema: MovingAverage | None
     selection: Selection
     guard: NonFiniteGuard
+    callbacks: Callbacks
 
 
 class RunSaver:
     """The checkpoints of a run.
 
     Args:
-        accelerator: of the run.
-        recipe: of the run.
-        checkpoints: where they are.
-        identity: what is trained on what, see resuming.py.
-        parts: of the run.
+        identity: what is trained on what, see checkpoints.py.
 
     Attributes:
         newest_step: step of the checkpoint that was saved or read last, or `None`.
@@ -88,8 +76,8 @@ class RunSaver:
         self.identity, self.parts = identity, parts
         self.newest_step: int | None = None
 
-    def save(self, step: int, seconds: float) -> None:
-        """Write a checkpoint, unless there is one of this step.
+    def save(self, step: int, seconds: float) -> bool:
+        """Write a checkpoint, unless there is one of this step; whether there was none.
 
         Args:
             step: steps taken.
@@ -99,7 +87,7 @@ class RunSaver:
             OSError: it cannot be written; those that were there are unharmed.
         """
         if self.newest_step == step:
-            return
+            return False
         accelerator, parts = self.accelerator, self.parts
         states = gather_object([random_states()])
         weights = collect_weights(accelerator, parts.model)
@@ -118,6 +106,7 @@ class RunSaver:
                 "consecutive_skips": parts.guard.consecutive,
                 "seconds": seconds,
                 "ema_steps": 0 if parts.ema is None else parts.ema.steps,
+                "callbacks": parts.callbacks.states(),
             }
             adapted = self.recipe.lora is not None
             merged = merged_weights(accelerator.unwrap_model(parts.model), weights) if adapted else None
@@ -126,6 +115,7 @@ class RunSaver:
             self.checkpoints.save(state, self._save_settings, None if best is None else best["step"])
         self.newest_step = step
         accelerator.wait_for_everyone()
+        return True
 
     def note_evaluation(self) -> None:
         """Add the last evaluation to the checkpoint of its step, and delete what is not the best any more.
@@ -136,6 +126,8 @@ class RunSaver:
         row, best = self.parts.selection.evaluations[-1], self.parts.selection.best
         if self.accelerator.is_main_process:
             with replacing(self.checkpoints.path(row["step"]) / EVALUATION) as partial:
+                states = self.parts.callbacks.states()  # the evaluation was an event to them
+                row = {**row, **({"callbacks": states} if states else {})}
                 partial.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
             self.checkpoints.prune(None if best is None else best["step"])
 
@@ -195,6 +187,7 @@ class RunSaver:
         if parts.ema is not None and state.ema is not None:
             parts.ema.restore(state.ema, state.progress["ema_steps"])
         parts.selection.restore(state.progress["selection"])
+        parts.callbacks.restore(state.progress.get("callbacks", {}))  # older checkpoints lack it
         self._restore_evaluation(path)
         parts.guard.skipped = state.progress["skipped_steps"]
         parts.guard.consecutive = state.progress.get("consecutive_skips", 0)  # older checkpoints lack it
@@ -229,6 +222,7 @@ class RunSaver:
         selection = self.parts.selection
         if selection.last_step != step and selection.metric in metrics:  # which may be another one now
             selection.add(step, metrics, not_comparable)
+            self.parts.callbacks.restore(row.get("callbacks", {}))
 
     def _restore_pixel_settings(self, path: Path, say: Callable[[str], None]) -> None:
         """Go on with the pixels that the weights were trained on, also where the source of the run says others now."""

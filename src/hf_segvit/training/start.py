@@ -1,29 +1,19 @@
-"""A checkpoint as the start of a training with other settings: what has another size is resampled, or said to be new.
+"""The model as training starts with it: built by its task, from another checkpoint perhaps, with adapters perhaps.
 
-Pixels stay as the starting weights know them: `pixel_settings` and `backbone_pixel_settings` are what the new image
-processor takes over. The class head, whose rows have names, is the matter of class_head.py. h w patches along the sides
-of an image.
+- `load_changed` reads a checkpoint with other settings: what has another size is resampled, or said to be new; and
+  `carry_over_classes` fills its class head for other classes, by their names as in models/label_spaces.py. Order
+  decides only for a checkpoint whose classes nobody named (`LABEL_0`, ...) and that has as many.
+- `pixel_settings` and `backbone_pixel_settings` are what the new image processor takes over: pixels stay as the
+  starting weights know them.
+- `build_trained_model` has the model built by its task and adds frozen parts and adapters; `compile_blocks` and
+  `checkpoint_blocks` change how its blocks run; `WholeModel` is the same model for one process where the trained one is
+  sharded over several.
+- `add_adapters` trains low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) in the attention and MLP projections of
+  the ViT by PEFT; what is not the backbone is trained in full. `merge_adapters` computes them into the weights, so that
+  what is saved or pushed is an ordinary model; `merged_weights` does so to a copy, for checkpoints in the middle of
+  training.
 
-The model as it is trained, and as a single process can run it.
-
-`build_trained_model` has it built by its task and adds frozen parts and adapters; `compile_blocks` and
-`checkpoint_blocks` change how its blocks run; `WholeModel` is the same model where the trained one is sharded over
-processes.
-
-The class head of a model that goes on from a checkpoint of other classes: what both know is carried over by name.
-
-`carry_over_classes` fills the head's rows. Names are compared as in models/label_spaces.py; order decides only for a
-checkpoint whose classes nobody named (`LABEL_0`, ...) and that has as many. C classes, D hidden.
-
-LoRA: training low-rank adapters in the backbone in place of its weights, by PEFT.
-
-`add_adapters` puts them onto the attention and MLP projections of the ViT; whatever is not the backbone (queries, mask
-head, upscaling, class head) is trained in full. `merge_adapters` computes them into the weights afterwards: what is
-saved or pushed then is an ordinary model, which loads without PEFT and runs as fast as before. `merged_weights` does
-the same to a copy of the weights, for checkpoints in the middle of training. PEFT's own
-`save_pretrained` writes the adapters alone, which `load_adapters` puts back onto their base model.
-
-Source: Hu et al., arXiv 2106.09685. Needs PEFT: `pip install "hf-segvit[lora]"`.
+h w patches along the sides of an image, C classes, D hidden size.
 """
 
 from __future__ import annotations

@@ -48,16 +48,9 @@ class StepOutcome:
 
 
 class OptimizerStep:
-    """Steps of one training run.
+    """Steps of one training run, with model and optimiser as the accelerator prepared them.
 
-    Args:
-        accelerator: of the run.
-        task: supplies loss and normalisers.
-        model: prepared by the accelerator.
-        processor: of the model.
-        optimizer: prepared by the accelerator.
-        schedule: of its learning rates; stepped here.
-        max_grad_norm: gradients are scaled down to this norm; `None` leaves them.
+    Gradients are scaled down to the norm `max_grad_norm`; `None` leaves them.
     """
 
     def __init__(
@@ -77,12 +70,7 @@ class OptimizerStep:
         self._parameters = [parameter for parameter in self.core.parameters() if parameter.requires_grad]
 
     def __call__(self, batches: Sequence[Mapping[str, Any]], stop: bool = False) -> StepOutcome:
-        """Take a step.
-
-        Args:
-            batches: the micro-batches of this process.
-            stop: this process was asked to stop; all get to know.
-        """
+        """Take a step with the micro-batches of this process; that it was asked to `stop`, all get to know."""
         accelerator = self.accelerator
         normalizers = self.task.normalizers(self.core, batches, accelerator.device)
         total: Any = None
@@ -95,7 +83,8 @@ class OptimizerStep:
                     loss, terms = self.task.loss(self.model, prepared, normalizers)
                 accelerator.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
-            parts = {name: parts[name] + term for name, term in terms.items()} if parts else dict(terms)
+            for name, term in terms.items():
+                parts[name] = parts[name] + term if name in parts else term
 
         norm = accelerator.clip_grad_norm_(self._parameters, self.max_grad_norm)
         if isinstance(norm, DTensor):

@@ -36,14 +36,9 @@ _NO_CURVES = ("step", "seconds per step", "share of time waiting for data")
 
 
 class Tracking:
-    """The log of one run.
+    """The log of one run, which goes on from `start_step`.
 
-    Args:
-        accelerator: of the run.
-        plan: that is trained by.
-        folder: for the history.
-        start_step: step that the run goes on from.
-        progress: show a progress bar, or where there is no terminal a line for each record.
+    With `progress` there is a progress bar on stderr, or where that is no terminal a line for each record.
     """
 
     def __init__(
@@ -63,7 +58,6 @@ class Tracking:
         self._lines = self.progress and not terminal
         self._start = time.perf_counter()
         self._start_step = start_step
-        self._parts: Tensor | None = None
         self._begin_window()
 
     def step(
@@ -73,8 +67,8 @@ class Tracking:
         seconds: float,
         waited: float,
         settings: Mapping[str, float],
-    ) -> None:
-        """Take in a step; every process calls it.
+    ) -> dict[str, float] | None:
+        """Take in a step; every process calls it. What was recorded, if it was a step to do so.
 
         Args:
             step: its number, from 1.
@@ -90,12 +84,12 @@ class Tracking:
             self._count += 1
             self._loss += outcome.loss
             self._norm += outcome.gradient_norm
-            if outcome.parts:
-                values = torch.stack(list(outcome.parts.values()))
-                self._parts = values if self._parts is None else self._parts + values
+            for name, part in outcome.parts.items():
+                self._parts[name] = self._parts[name] + part if name in self._parts else part
         self._bar.update()
         if self._count and (step % self.plan.log_every == 0 or step == self.plan.total_steps):
-            self._record(step, list(outcome.parts), settings)
+            return self._record(step, settings)
+        return None
 
     def scores(self, step: int, metrics: Mapping[str, float], images: Sequence[Image.Image] = ()) -> None:
         """Record an evaluation, with images of predictions, which also go to the folder `predictions`."""
@@ -131,14 +125,15 @@ class Tracking:
     def _begin_window(self) -> None:
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
         self._count, self._loss, self._norm = 0, 0.0, 0.0
-        self._parts = None
+        self._parts: dict[str, Tensor] = {}
 
-    def _record(self, step: int, names: Sequence[str], settings: Mapping[str, float]) -> None:
+    def _record(self, step: int, settings: Mapping[str, float]) -> dict[str, float]:
         seconds = self._seconds / self._steps
         values = {"loss": self._loss / self._count, "gradient norm": self._norm / self._count}
-        if self._parts is not None:
-            means = self.accelerator.reduce(self._parts / self._count, "mean")
-            values.update(zip(names, means.tolist(), strict=True))
+        if self._parts:
+            # One exchange and one wait for the device, however many there are.
+            means = self.accelerator.reduce(torch.stack(list(self._parts.values())) / self._count, "mean")
+            values.update(zip(self._parts, means.tolist(), strict=True))
         values.update(settings)
         values["images per second"] = self.plan.recipe.batch_size / seconds
         values["seconds per step"] = seconds
@@ -153,6 +148,7 @@ class Tracking:
                 f"{values['images per second']:.1f} images/s, {_duration(left)} left"
             )
         self._begin_window()
+        return values
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:

@@ -1,11 +1,13 @@
-"""What Transformers' `Trainer` needs in order to train EoMT as it should be: `EoMTTrainer`.
+"""What Transformers' `Trainer` needs in order to train EoMT as it should be trained: `EoMTTrainer`.
 
-`Trainer` itself gets four things wrong here. It knows nothing of mask annealing. With accumulation it averages the
-losses of batches that hold different numbers of segments, which is not the loss of the joint batch. What it gathers for
-metrics across processes must be tensors of one shape, while masks come as lists. And with several processes or after a
-resume, the data set is not told the epoch, so that its augmentation repeats. Everything else is `Trainer`'s.
-
-Layer-wise learning rates and the two-stage warm-up go in by its argument `optimizers`:
+`Trainer` itself gets four things wrong here. It knows nothing of mask annealing: a model would keep its masked
+attention for ever, slow and tied to its masks at inference; `MaskAnnealingCallback` sets the probabilities after every
+step. With accumulation it averages the losses of batches that hold different numbers of segments, which is not the loss
+of the joint batch. What it gathers for metrics across processes must be tensors of one shape, while masks come as
+lists; `SegmentationScores` computes panoptic quality or mean IoU of what `EoMTTrainer` gives it, at the resolution of
+the batches, which is quick and good for watching (`hf-segvit evaluate` follows the protocol of the papers). And with
+several processes or after a resume, the data set is not told the epoch, so that its augmentation repeats. Everything
+else is `Trainer`'s. Layer-wise learning rates and the two-stage warm-up go in by its argument `optimizers`:
 
     recipe = Recipe(steps=args.max_steps, backbone="...", batch_size=16)
     plan = derive(recipe, len(dataset), config=model.config)
@@ -14,16 +16,6 @@ Layer-wise learning rates and the two-stage warm-up go in by its argument `optim
         model, args, train_dataset=dataset, data_collator=MaskCollator(),
         optimizers=(optimizer, learning_rate_schedule(optimizer, plan)),
     )
-
-Scores for `EoMTTrainer`: `SegmentationScores` computes panoptic quality or mean IoU while `Trainer` evaluates.
-
-Scores are at the resolution of the batches, crops and padding included, which is quick and good for watching;
-`hf-segvit evaluate` follows the protocol of the papers.
-
-Mask annealing under Transformers' `Trainer`: `MaskAnnealingCallback` sets the probabilities after every step.
-
-Without it, a model that `Trainer` trains keeps its masked attention for ever, and is slow and tied to its masks at
-inference. `EoMTTrainer`, in trainer_support.py, has it built in.
 """
 
 from __future__ import annotations
@@ -40,7 +32,6 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerContro
 from ..metrics.accumulation import ImageMetric
 from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
-from ..models.mask_criterion import MaskCriterion
 from .annealing import POWER, MaskAnnealing
 
 NO_LABEL = -100  # what Trainer pads with
@@ -51,12 +42,8 @@ class EoMTTrainer(Trainer):
 
     A `MaskAnnealingCallback` among `callbacks` replaces the one by the official rule. `compute_metrics` gets
     `predictions`, the class and mask logits, and `label_ids`: segment maps (B, H, W) of places in the labels, -1 void,
-    and the labels (B, n), padded with -100. Where masks overlap, the last one has the pixel. `SegmentationScores`
-    (trainer_metrics.py) is such a function; it needs `batch_eval_metrics=True`.
-
-    Args:
-        args: of `Trainer`, all of them.
-        kwargs: of `Trainer`, all of them.
+    and the labels (B, n), padded with -100. Where masks overlap, the last one has the pixel. `SegmentationScores` is
+    such a function; it needs `batch_eval_metrics=True`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -81,10 +68,8 @@ class EoMTTrainer(Trainer):
         labels = [label for batch in batches for label in batch["class_labels"]]
         if not labels:
             return batches, num_items
-        config = self.accelerator.unwrap_model(self.model).config
-        normalizers = MaskCriterion.count_normalizers(
-            labels, config.num_queries, config.no_object_weight, config.loss_normalization
-        )
+        model = self.accelerator.unwrap_model(self.model)
+        normalizers = model.criterion.count_normalizers(labels, model.config.num_queries)
         # Trainer divides each loss by the number of batches; the joint loss is their sum.
         return [{**batch, "loss_normalizers": normalizers / len(batches)} for batch in batches], num_items
 

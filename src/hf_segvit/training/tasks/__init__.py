@@ -1,7 +1,9 @@
 """What the training loop needs to know of a model: `TrainingTask` is the interface, `task_for` chooses by recipe.
 
 The loop (loop.py) does steps, schedules, checkpoints and logs; a task supplies model, data, loss, evaluation and
-images. `TrainingSamples` is what a task gives the loop to train on. EoMT's task is in eomt.py.
+images. `TrainingSamples` is what a task gives the loop to train on. `SegmentationTask` (segmentation.py) has all but
+model and loss of a task on images with segments; EoMT's is in eomt.py. A task of one's own is named in a recipe by
+`model: package.module:Task`, see docs/extending.md.
 
 What tasks share in scoring and drawing: `validation_split` finds the data, `side_by_side` lays answers out.
 """
@@ -50,6 +52,7 @@ class TrainingTask(TaskDeclaration, ABC):
         recipe: what to train, see `Recipe`. Data sets are opened when they are first asked for.
 
     Attributes:
+        tasks: what the recipe's `task` may be.
         headline: name of the metric by which checkpoints are compared; higher is better.
         device: where the model computes; the loop sets it before it asks for samples.
         published: description and size of training data that is not there, see `without_data`.
@@ -57,6 +60,7 @@ class TrainingTask(TaskDeclaration, ABC):
     """
 
     headline: str
+    tasks: Sequence[str] = ()
 
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
@@ -85,9 +89,9 @@ class TrainingTask(TaskDeclaration, ABC):
         return load_backbone(self.recipe.backbone, with_weights=False)[0]
 
     @property
-    @abstractmethod
     def data_tasks(self) -> Sequence[str]:
         """The tasks that data sets are read for, the one to prefer first."""
+        return (self.recipe.task,)
 
     @property
     def base_model(self) -> str | None:
@@ -122,17 +126,20 @@ class TrainingTask(TaskDeclaration, ABC):
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
         """What makes a batch of samples, for a model that computes on `device`; it runs in the workers."""
 
-    @abstractmethod
     def normalizers(self, model: Any, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
-        """What the losses of this step are divided by; `None` where it needs nothing from the other batches.
+        """What `loss` has to divide by in this step: by default the number of micro-batches, which suits a mean.
 
         Called once a step by every process, with all the micro-batches of the process. The quotients must be such that
         the sum over micro-batches, averaged over processes, is the loss of the joint batch.
         """
+        return len(batches)
 
     @abstractmethod
     def loss(self, model: Any, batch: Mapping[str, Any], normalizers: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch on the model's device, and its parts without gradient, for the log."""
+        """The loss of a micro-batch on the model's device, and its parts without gradient, for the log.
+
+        Parts are named "PANEL/CURVE", or by a single word, and have the same names in every step.
+        """
 
     def prepare_batch(self, batch: Mapping[str, Any], processor: Any) -> dict[str, Any]:
         """Finish a batch that has just been copied to the device."""
@@ -153,13 +160,14 @@ class TrainingTask(TaskDeclaration, ABC):
     def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
         """Metrics on the validation data, at most `limit` images; every process calls it and gets the same."""
 
-    @abstractmethod
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
-        """Images of the first `count` validation samples with truth and answer side by side."""
+        """Images of the first `count` validation samples with truth and answer side by side; by default none."""
+        return []
 
-    @abstractmethod
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
         """The text of README.md for the trained model; `about` says how it was trained."""
+        scores = [f"- {name}: {value:.4f}" for result in results for name, value in result["metrics"].items()]
+        return "\n".join([f"# {type(model).__name__}", "", about, "", *scores]) + "\n"
 
     @property
     def score_names(self) -> Sequence[str]:
@@ -182,10 +190,10 @@ class TrainingTask(TaskDeclaration, ABC):
 
 
 def task_for(recipe: Any) -> TrainingTask:
-    """The task of a recipe.
+    """The task of a recipe: one of ours by name, or a `TrainingTask` by import path.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, or the class is no complete task.
     """
     if recipe.model not in _TASKS:
         return recipe.declaration(recipe)

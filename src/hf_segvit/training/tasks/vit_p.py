@@ -54,6 +54,9 @@ class ViTPTask(ViTPDeclaration, TrainingTask):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
+        for name in ("criterion", "metrics"):
+            if getattr(recipe, name):
+                raise ValueError(f"{name} is for segmentation; subclass ViTPTask to change what ViT-P learns by")
         self.points = point_settings(recipe.points)
         self._train: Any = None
         self._mixed: list[Any] | None = None

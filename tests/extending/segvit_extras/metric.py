@@ -1,0 +1,24 @@
+"""A metric: the share of pixels, of all images together, whose class is right."""
+
+import numpy as np
+
+from hf_segvit.metrics.accumulation import ImageMetric
+
+
+class PixelShare(ImageMetric):
+    """Fed with the label maps (H, W) of semantic segmentation, -1 where there is none."""
+
+    def __init__(self, id2label, stuff_classes):
+        super().__init__()
+
+    def _no_counts(self):
+        return {"pixels": np.zeros(2, dtype=np.int64)}
+
+    def _count(self, prediction, reference, name, image_id):
+        prediction, reference = np.asarray(prediction), np.asarray(reference)
+        counted = reference >= 0
+        return {"pixels": np.array([(prediction == reference)[counted].sum(), counted.sum()])}
+
+    def compute(self):
+        right, counted = self.counts["pixels"]
+        return {"right_pixels": float(right / counted) if counted else float("nan")}
