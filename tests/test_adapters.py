@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForUniversalSegmentation
 
 from hf_segvit.inference.loading import load_segmentation_model
@@ -13,7 +14,7 @@ from hf_segvit.training.derivation import derive
 from hf_segvit.training.loop import train
 from hf_segvit.training.optimizers import build_optimizer, parameter_groups
 from hf_segvit.training.recipe import Recipe, load_recipe
-from hf_segvit.training.start import add_adapters, load_adapters, merge_adapters, merged_weights
+from hf_segvit.training.start import add_adapters, merge_adapters, merged_weights
 from hf_segvit.training.tasks.eomt import EoMTTask
 
 from .test_freezing import batch
@@ -166,7 +167,7 @@ def test_adapters_alone_go_back_onto_their_model(tmp_path):
     assert (tmp_path / "adapter_model.safetensors").is_file()
     fresh = tiny_eomt()
     fresh.set_masked_attention_probabilities(0.0)
-    assert_same(load_adapters(fresh, tmp_path).eval(), adapted)
+    assert_same(PeftModel.from_pretrained(fresh, tmp_path).eval(), adapted)
 
 
 def test_the_recipe_trains_few_parameters_at_one_rate():

@@ -14,7 +14,6 @@ from PIL import Image
 from torchvision.models.vision_transformer import VisionTransformer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-import hf_segvit.evaluation
 from hf_segvit import EoMTForUniversalSegmentation, PlainViTModel
 from hf_segvit.conversion.to_transformers import export_to_transformers
 from hf_segvit.data import augmentation as augmentations
@@ -369,7 +368,7 @@ HERE = f"{__name__}"
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"criterion": "segvit_extras.focus:Loss"}, r"criterion=segvit_extras.focus:Loss: the module .* cannot be imp"),
+        ({"criterion": "segvit_extras.focus:Loss"}, r"criterion=segvit_extras.focus:Loss: .* cannot be imp"),
         ({"criterion": "segvit_extras.focal:Focal"}, "criterion=.*has no Focal; did you mean FocalCriterion"),
         ({"criterion": "segvit_extras.box_head:boxes_of"}, "criterion=.* no class"),
         ({"criterion": "segvit_extras.box_head:BoxTask"}, "criterion=.*has no method .*from_config"),
@@ -392,8 +391,6 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(tmp_path, fie
 
 
 def test_a_metric_of_ones_own_is_scored_and_decides(tmp_path):
-    if not hasattr(hf_segvit.evaluation, "EvaluationSettings"):
-        pytest.skip("evaluate takes no metrics yet")
     recipe = tiny_recipe(
         tmp_path, metrics=["segvit_extras.metric:PixelShare"], keep_best="right_pixels", annealing=False, **SEMANTIC
     )
@@ -424,8 +421,6 @@ def numpy_folder(tmp_path):
 
 @pytest.mark.parametrize("format_name", ["segvit_extras.reader", "numpy_maps"])
 def test_a_reader_by_import_path_and_by_entry_point(numpy_folder, format_name):
-    if not hasattr(reading, "_foreign_reader"):
-        pytest.skip("no readers from elsewhere yet")
     assert entry_points("hf_segvit.readers")["numpy_maps"].value == "segvit_extras.reader"
     dataset = reading.load_segmentation_dataset(f"{format_name}:{numpy_folder}")
     assert reading.describe(dataset).id2label == {0: "sky", 1: "ground"}
@@ -439,8 +434,6 @@ def test_a_reader_by_import_path_and_by_entry_point(numpy_folder, format_name):
 
 
 def test_an_augmentation_in_a_recipe(tmp_path):
-    if "is_import_path" not in vars(augmentations):
-        pytest.skip("no augmentations from elsewhere yet")
     from segvit_extras.augmentation import QuarterTurns
 
     recipe = tiny_recipe(tmp_path, augmentation="segvit_extras.augmentation:QuarterTurns", steps=1, warmup_steps=[0])
@@ -463,10 +456,7 @@ def test_an_augmentation_in_a_recipe(tmp_path):
 
 
 def test_a_backbone_family_by_entry_point():
-    from hf_segvit.conversion import families
 
-    if not hasattr(families, "offered_families"):
-        pytest.skip("no families from elsewhere yet")
     torch.manual_seed(0)
     theirs = VisionTransformer(32, 16, 2, 2, 32, 48).eval()
     torch.nn.init.normal_(theirs.class_token)

@@ -20,7 +20,7 @@ import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,35 +29,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from ..lookup import import_object, is_import_path, suggestion
-from .entries import DecodedEntry, decode_entry, decode_for_training
-
-
-@dataclass
-class AugmentedSample:
-    """One training image.
-
-    Attributes:
-        image_id: the image's name in its data set.
-        pixels: (3, H, W) uint8; with a `placement` (3, h, w), what was cut out.
-        segment_map: (H, W) int8 or int16, index of each pixel's segment in `labels`; -1 where there is none.
-        labels: (n,) int64 label ids.
-        counted: (H, W) bool, False where pixels are void, a crowd or padding; `None`: where `segment_map`
-            has no segment.
-        masks: (n, H, W) bool where masks may overlap and the map cannot hold them; otherwise `None`.
-        placement: how `pixels` are still to be scaled; `None`: they are finished.
-        prompts: (N, 4) float32 centre x, centre y, width, height in [0, 1], for point classification.
-        prompt_labels: (N,) int64, -100 where a prompt has none.
-    """
-
-    image_id: Any
-    pixels: Tensor
-    segment_map: Tensor
-    labels: Tensor
-    counted: Tensor | None = None
-    masks: Tensor | None = None
-    placement: Placement | None = None
-    prompts: Tensor | None = None
-    prompt_labels: Tensor | None = None
+from .entries import AugmentedSample, DecodedEntry, Placement, decode_entry, decode_for_training
+from .prompts import PointAugmentation
 
 
 class Augmentation(Protocol):
@@ -143,8 +116,6 @@ def augmentation(name: str, size: int | tuple[int, int], **overrides: Any) -> Au
     Raises:
         ValueError: there is no such recipe, class or setting; the message lists those there are.
     """
-    from .prompts import PointAugmentation
-
     height, width = (size, size) if isinstance(size, int) else size
     if is_import_path(name):
         own = import_object(name, "augmentation")
@@ -336,14 +307,6 @@ def _padded(values: np.ndarray, size: tuple[int, int], fill: int | bool) -> np.n
     padded = np.full((*values.shape[:-2], *size), fill, dtype=values.dtype)
     padded[..., : values.shape[-2], : values.shape[-1]] = values
     return padded
-
-
-class Placement(NamedTuple):
-    """What becomes of a crop: its height and width in the training image, at the top left, and whether to flip it."""
-
-    height: int
-    width: int
-    flip: bool
 
 
 def place(crop: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:

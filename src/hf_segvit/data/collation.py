@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..models.image_geometry import normalized_batch
-from .augmentation import AugmentedSample, Placement, place
+from .augmentation import place
+from .entries import AugmentedSample, Placement
 from .prompts import IGNORED
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

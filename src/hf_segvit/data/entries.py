@@ -1,6 +1,6 @@
 """From an entry of a reader to tensors for training: the image, and its segments as one channel of small integers.
 
-`decode_entry` gives a `DecodedEntry`: the ids of a reader, which have gaps up to 2**24, become indices into a list of
+`AugmentedSample` is what training makes of an entry. `decode_entry` gives a `DecodedEntry`: the ids of a reader, which have gaps up to 2**24, become indices into a list of
 labels, so that everything behind works with int8 (int16 where an image has many segments) and needs no search.
 `decode_for_training` makes a data set decode faster, to the same pixels and segments. JPEG files without peculiarities
 are decoded by torchvision, in four fifths of Pillow's time (both are libjpeg-turbo with its defaults). With a cache
@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -57,6 +57,42 @@ class DecodedEntry:
     segment_map: np.ndarray
     labels: np.ndarray
     masks: np.ndarray | None
+
+
+class Placement(NamedTuple):
+    """What becomes of a crop: its height and width in the training image, at the top left, and whether to flip it."""
+
+    height: int
+    width: int
+    flip: bool
+
+
+@dataclass
+class AugmentedSample:
+    """One training image.
+
+    Attributes:
+        image_id: the image's name in its data set.
+        pixels: (3, H, W) uint8; with a `placement` (3, h, w), what was cut out.
+        segment_map: (H, W) int8 or int16, index of each pixel's segment in `labels`; -1 where there is none.
+        labels: (n,) int64 label ids.
+        counted: (H, W) bool, False where pixels are void, a crowd or padding; `None`: where `segment_map`
+            has no segment.
+        masks: (n, H, W) bool where masks may overlap and the map cannot hold them; otherwise `None`.
+        placement: how `pixels` are still to be scaled; `None`: they are finished.
+        prompts: (N, 4) float32 centre x, centre y, width, height in [0, 1], for point classification.
+        prompt_labels: (N,) int64, -100 where a prompt has none.
+    """
+
+    image_id: Any
+    pixels: Tensor
+    segment_map: Tensor
+    labels: Tensor
+    counted: Tensor | None = None
+    masks: Tensor | None = None
+    placement: Placement | None = None
+    prompts: Tensor | None = None
+    prompt_labels: Tensor | None = None
 
 
 def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:

@@ -27,8 +27,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from .augmentation import AugmentedSample
-from .entries import DecodedEntry, decode_entry
+from .entries import AugmentedSample, DecodedEntry, decode_entry
 
 COARSE_MARGIN = 0.03  # of the image's short side
 

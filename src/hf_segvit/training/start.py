@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -291,20 +290,6 @@ def merged_weights(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tenso
         if ".lora_" not in name and ".original_module." not in name:
             merged[_own_name(name)] = tensor
     return merged
-
-
-def load_adapters(model: nn.Module, folder: str | Path) -> Any:
-    """Adapters that PEFT saved, on their base model.
-
-    Args:
-        model: as `add_adapters` got it.
-        folder: what `save_pretrained` of its result wrote.
-
-    Raises:
-        ValueError: PEFT is not installed.
-    """
-    _, _, PeftModel = _peft()
-    return PeftModel.from_pretrained(model, str(folder))
 
 
 def _trained_in_full(model: nn.Module) -> list[str]:

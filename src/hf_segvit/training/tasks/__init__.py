@@ -52,7 +52,6 @@ class TrainingTask(TaskDeclaration, ABC):
         recipe: what to train, see `Recipe`. Data sets are opened when they are first asked for.
 
     Attributes:
-        tasks: what the recipe's `task` may be.
         headline: name of the metric by which checkpoints are compared; higher is better.
         device: where the model computes; the loop sets it before it asks for samples.
         published: description and size of training data that is not there, see `without_data`.
@@ -60,7 +59,6 @@ class TrainingTask(TaskDeclaration, ABC):
     """
 
     headline: str
-    tasks: Sequence[str] = ()
 
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
