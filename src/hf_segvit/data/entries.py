@@ -1,11 +1,11 @@
 """From an entry of a reader to tensors for training: the image, and its segments as one channel of small integers.
 
-`AugmentedSample` is what training makes of an entry. `decode_entry` gives a `DecodedEntry`: the ids of a reader, which have gaps up to 2**24, become indices into a list of
-labels, so that everything behind works with int8 (int16 where an image has many segments) and needs no search.
-`decode_for_training` makes a data set decode faster, to the same pixels and segments. JPEG files without peculiarities
-are decoded by torchvision, in four fifths of Pillow's time (both are libjpeg-turbo with its defaults). With a cache
-folder, `MapCache` keeps each id map as the runs of equal ids along its rows, a `RunMap`: a PNG of ids takes as long to
-decode as its photograph, its runs a twentieth of that.
+`decode_entry` gives a `DecodedEntry`: the ids of a reader, which have gaps up to 2**24, become indices into a list of
+labels, so that everything behind works with int8 (int16 where an image has many segments) and needs no search. What
+augmentation makes of it is an `AugmentedSample`. `decode_for_training` makes a data set decode faster, to the same
+pixels and segments. JPEG files without peculiarities are decoded by torchvision, in four fifths of Pillow's time (both
+are libjpeg-turbo with its defaults). With a cache folder, `MapCache` keeps each id map as the runs of equal ids along
+its rows, a `RunMap`: a PNG of ids takes as long to decode as its photograph, its runs a twentieth of that.
 
 H W pixels, n segments or ids, r runs.
 """
