@@ -342,7 +342,7 @@ def test_labels_are_read(tmp_path):
         labels = read_labels(str(path))
         assert (labels.id2label, labels.stuff_classes) == ({0: "a", 1: "b"}, stuff)
     for content, message in (
-        ("{", "not readable"),
+        ("{", "no valid JSON at line 1"),
         ("[]", "numbered"),
         ("3", "a list of names"),
         ('{"1": "a", "2": "b"}', "not 0 to 1 without a gap"),

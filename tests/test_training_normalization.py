@@ -216,12 +216,12 @@ def test_training_pixels_are_those_of_the_checkpoints_processor(
     for name, value in settings.items():
         assert getattr(processor, name) == value
     task.device = torch.device(device)
-    samples = [task.train_samples().sample(0, index) for index in range(3)]
+    samples = [task.train_samples()[0, index] for index in range(3)]
     # On the CPU the same crops are scaled before they are collated; ViT-P's always are.
     batch = task.prepare_batch(task.collator(processor, task.device)(samples), processor)
     plain = task_for(recipe_from(model, tmp_path / "run", init))
     plain.build_model()
-    images = [plain.train_samples().sample(0, index).pixels for index in range(3)]
+    images = [plain.train_samples()[0, index].pixels for index in range(3)]
     expected = processor(images, do_resize=False)["pixel_values"]
     assert expected.shape == (3, 3, *_size(built))
     torch.testing.assert_close(batch["pixel_values"], expected, rtol=1e-5, atol=1e-4)

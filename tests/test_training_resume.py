@@ -102,7 +102,7 @@ def test_number_of_workers_and_micro_batches_do_not_change_the_batches(tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "generated:easy?num_scenes=8&size=64"}, "pictures was 7 and is 8.*must be the same"),
+        ({"data": "generated:easy?num_scenes=8&size=64"}, "images was 7 and is 8.*must be the same"),
         ({"layer_decay": 0.5}, "layer_decay was 0.8 and is 0.5"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"resume": False}, "holds checkpoints of an earlier run"),
