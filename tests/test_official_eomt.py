@@ -343,14 +343,14 @@ def test_labels_are_read(tmp_path):
         assert (labels.id2label, labels.stuff_classes) == ({0: "a", 1: "b"}, stuff)
     for content, message in (
         ("{", "no valid JSON at line 1"),
-        ("[]", "numbered"),
+        ("[]", "lists no class"),
         ("3", "a list of names"),
         ('{"1": "a", "2": "b"}', "not 0 to 1 without a gap"),
         ('{"x": "a"}', "a list of names"),
-        ('["a", ""]', "label 1 is ''"),
-        ('["a", 3]', "label 1 is 3"),
-        ('["a", "a"]', "'a' is there twice"),
-        ('{"id2label": ["a"], "stuff_classes": [1]}', "are not numbers of the 1 labels"),
+        ('["a", ""]', "the class of value 1 has no name"),
+        ('["a", 3]', "a list of names"),
+        ('["a", "a"]', "two classes are called 'a'"),
+        ('{"id2label": {"0": "a"}, "stuff_classes": [1]}', "stuff_classes"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
