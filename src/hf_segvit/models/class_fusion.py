@@ -1,32 +1,15 @@
-"""Fusion of two opinions about a query's class: the generator's and that of ViT-P (CVPR 2026).
+"""Fusion of a query's class probabilities from the generator and from ViT-P.
 
-Of m, the generator's logits, p = softmax of the classes without no-object and v = the probability of no-object; with
-q = softmax of ViT-P's logits and g = p^(1 - alpha) q^alpha, the fused probability of a class and of no-object is, in
-the two forms that the official code has,
+Let p = softmax of the generator's logits without no-object, v = its probability of no-object, q = softmax of ViT-P's
+logits and g = p^(1 - alpha) q^alpha. The fused probabilities of class c and of no-object are, in the two forms of the
+official code (ViT-P, CVPR 2026),
 
     "oneformer":    (1 - v) g_c / sum(g)   and   v
     "internimage":  (1 - v) g_c / Z        and   v / Z,   with Z = (1 - v) sum(g) + v
 
-All of it is computed as logarithms in float32, without the 1e-8 that the official code adds to probabilities.
+Below that, `queries_that_matter` finds the queries for which no answer of ViT-P could change the result.
 
-Shapes: ... any leading dimensions, such as B batch and Q queries; C classes of the generator without no-object, K
-classes of ViT-P.
-
-Which queries a point classifier need not be asked about, because the answer would change nothing.
-
-Fusion never takes probability away from no-object: of a query whose probability of no-object was v, the fused one is v
-or more ("internimage"), and each class gets 1 - v at most. (With Z = (1 - v) sum(g) + v and sum(g) <= 1, the
-probability of a fused class grows with its g_c and is 1 - v at g_c = 1; with shared classes of mass S, one of the
-generator's own grows from s_c to (1 - S - v) / (1 - S) <= 1 - v.) A query left with the generator's own logits obeys
-the same bounds. So, whatever the classifier would have said,
-
-- panoptic: v > 1/2 makes no-object the best class, and 1 - v <= threshold leaves no class above the threshold; both
-  drop the query before masks compete for pixels;
-- instance: a score is a class probability times a mean mask probability, so 1 - v < threshold leaves no object to
-  keep. Nor does such a query displace one among the most probable objects, as those that are kept are more probable;
-- semantic: all queries add to all pixels, so none can be left out.
-
-This holds for answers that do not depend on which others are asked, that is isolated prompts.
+Shapes: C classes of the generator without no-object, K classes of ViT-P, Q queries; leading dimensions are free.
 """
 
 from collections.abc import Sequence
@@ -46,27 +29,19 @@ def fuse_class_logits(
     normalization: str = "oneformer",
     class_matches: Sequence[int] | None = None,
 ) -> Tensor:
-    """Class logits whose softmax is the fused class probability.
+    """Class logits (..., C + 1), no-object last, whose softmax is the fused class probability.
 
-    Where only some classes are shared, p and q are renormalised on those and fused there; together they keep the mass
-    that the generator gave them, and the generator's own classes keep theirs.
+    They are float32 (float64 for such inputs), and log probabilities except for alpha 0. Classes that either model
+    excludes (-inf) stay excluded; if none is left, the generator's answer stands.
 
     Args:
         class_queries_logits: (..., C + 1) of the generator, no-object last.
         prompt_logits: (..., K) of ViT-P for a point in each query's mask.
         alpha: weight of ViT-P in [0, 1]. 0 returns the generator's logits; 1 is ViT-P's answer among the classes.
-        normalization: `"oneformer"` keeps the generator's probability of no-object; with `"internimage"` it grows where
+        normalization: `"oneformer"` keeps the generator's probability of no-object; `"internimage"` raises it where
             the two disagree.
-        class_matches: for each of the C classes the number that ViT-P gives it, or -1 if ViT-P does not know it; `None`
-            where both have the same classes in the same order.
-
-    Returns:
-        (..., C + 1) float32 (float64 for such inputs), no-object last: logarithms of probabilities, but for alpha 0.
-        Classes that the generator or ViT-P exclude (-inf) stay excluded; where nothing is left that both allow, the
-        generator's answer stands.
-
-    Raises:
-        ValueError: alpha is outside [0, 1], the normalisation unknown, or shapes or classes do not fit.
+        class_matches: for each of the C classes its label id in ViT-P, or -1 if ViT-P does not know it. `None` if both
+            have the same classes in the same order.
     """
     check_alpha(alpha)
     if normalization not in NORMALIZATIONS:
@@ -82,13 +57,16 @@ def fuse_class_logits(
     if alpha == 0:
         return class_queries_logits.to(dtype)
 
+    # Logarithms in float32 need none of the 1e-8 that the official code adds to probabilities.
     log_all = class_queries_logits.to(dtype).log_softmax(-1)
+    # If only some classes are shared, p and q are renormalised on those and fused there. Together they keep the mass
+    # that the generator gave them, and its other classes keep theirs.
     log_shared = log_all[..., :-1] if shared is None else log_all[..., shared]
     log_mass = log_shared.logsumexp(-1, keepdim=True)
-    # A query that is no-object for certain has nothing to share out: its p may be anything, as long as it is a number.
+    # A query that is certainly no-object has no mass to distribute: its p may be anything but NaN.
     log_p = log_shared - log_mass.masked_fill(log_mass == -torch.inf, 0)
     log_q = (prompt_logits if matched is None else prompt_logits[..., matched]).to(dtype).log_softmax(-1)
-    # Apart from rounding, 0 * -inf is why alpha = 1 is not left to the formula.
+    # alpha = 1 is a case of its own because 0 * -inf is NaN.
     log_g = log_q if alpha == 1 else (1 - alpha) * log_p + alpha * log_q
     log_sum = log_g.logsumexp(-1, keepdim=True)
     if normalization == "oneformer":
@@ -108,11 +86,7 @@ def fuse_class_logits(
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuse a weight that is no number in [0, 1].
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse a weight that is not a number in [0, 1] with a ValueError."""
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
         raise ValueError(
             f"alpha={alpha!r} is no number in [0, 1]: 0 is the generator's answer, 1 is ViT-P's; published is 0.4"
@@ -122,7 +96,7 @@ def check_alpha(alpha: float) -> None:
 def _shared_classes(
     num_classes: int, num_prompt_classes: int, class_matches: Sequence[int] | None
 ) -> tuple[list[int] | None, list[int] | None]:
-    """The generator's classes that are fused, and ViT-P's numbers of the same; `None` for all, in order."""
+    """Label ids of the fused classes in the generator, and the same in ViT-P; `None` for all, in order."""
     if class_matches is None:
         if num_classes != num_prompt_classes:
             raise ValueError(
@@ -147,30 +121,35 @@ def _shared_classes(
     return (None if everything else shared), (None if in_order else matched)
 
 
-# Bounds are met up to rounding in float32; a query this close to them is asked.
+# float32 probabilities meet the bounds only up to rounding; a query this close to one is kept.
 _ROUNDING = 1e-5
 
 
 def queries_that_matter(class_queries_logits: Tensor, task: str, threshold: float) -> Tensor:
-    """The queries whose class can make a difference.
+    """Queries (..., Q), as booleans, whose class can affect the result of post-processing.
+
+    Valid if an answer does not depend on which other prompts are asked, that is for isolated prompts.
 
     Args:
         class_queries_logits: (..., Q, C + 1) of the generator, no-object last.
-        task: which post-processing will follow, `"panoptic"`, `"instance"` or `"semantic"`.
-        threshold: the least that post-processing will ask of a score.
-
-    Returns:
-        (..., Q) bool.
-
-    Raises:
-        ValueError: the threshold is outside [0, 1].
+        task: of the post-processing that follows, `"panoptic"`, `"instance"` or `"semantic"`.
+        threshold: the lowest score threshold of that post-processing.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} is outside [0, 1]")
+    # Fusion never takes probability from no-object: if the generator gave it v, the fused one is at least v and every
+    # class gets at most 1 - v. For "internimage", with Z = (1 - v) sum(g) + v and sum(g) <= 1, the probability of a
+    # fused class grows with its g_c and is 1 - v at g_c = 1. With shared classes of mass S, one of the generator's own
+    # grows from s_c to (1 - S - v) / (1 - S) <= 1 - v. A query that keeps the generator's logits obeys the same bounds.
     no_object = class_queries_logits.float().softmax(-1)[..., -1]
     if task == "semantic":
+        # All queries add to all pixels.
         return torch.ones_like(no_object, dtype=torch.bool)
     possible = 1 - no_object
     if task == "instance":
+        # A score is a class probability times a mean mask probability, so 1 - v < threshold leaves no object to keep.
+        # Nor can such a query displace one of the most probable objects: those that are kept are more probable.
         return possible >= threshold - _ROUNDING
+    # v > 1/2 makes no-object the best class, and 1 - v <= threshold leaves no class above the threshold. Both drop the
+    # query before masks compete for pixels.
     return (possible > threshold - _ROUNDING) & (no_object <= 0.5 + _ROUNDING)

@@ -1,7 +1,7 @@
-"""Configuration of EoMT, the encoder-only mask transformer (Kerssies et al., CVPR 2025, arXiv 2503.19108).
+"""Configuration of EoMT, the encoder-only mask transformer (CVPR 2025).
 
-The fields of the plain ViT, plus queries, heads and loss. A folder that Transformers wrote for its own `eomt` or
-`eomt_dinov3` is read too: `transformers_eomt.py` translates its fields, so that nothing else needs to know of it.
+The fields of the plain ViT, plus queries, heads and loss (Kerssies et al., arXiv 2503.19108). A folder of Transformers'
+own `eomt` or `eomt_dinov3` loads too: `transformers_eomt.py` translates its fields here, so nothing else has to.
 """
 
 from typing import Any
@@ -16,26 +16,26 @@ LOSS_NORMALIZATIONS = ("global", "per_rank")
 
 @strict
 class EoMTConfig(PlainViTConfig):
-    """Configuration of `EoMTModel` and `EoMTForUniversalSegmentation`; all fields of `PlainViTConfig`, and these.
+    """Configuration of `EoMTModel` and `EoMTForUniversalSegmentation`: the fields of `PlainViTConfig`, and these.
 
     Args:
-        num_queries: number Q of queries, the most segments that an image can have.
-        num_query_layers: blocks at the end that see the queries (the paper's L2).
-        num_upscale_blocks: steps of twofold upscaling before the mask product; `None` takes
-            max(1, floor(log2(patch_size)) - 2), which puts the mask logits on a quarter of the image's resolution.
-        masked_attention: `False` means never: no attention masks and no predictions between the query layers, in
-            training either (the paper's "w/o masking").
-        masked_attention_probabilities: per query layer, the probability that a query is confined to its own mask.
-            1 is masked attention, 0 mask-free; `None` is 1 everywhere. Training draws by it; inference masks a layer
-            where it is at least 0.5. Use `set_masked_attention_probabilities` of the model to change it.
+        num_queries: number Q of queries, the most segments an image can have.
+        num_query_layers: last blocks, in which the queries take part (the paper's L2).
+        num_upscale_blocks: twofold upscalings before the mask product. `None` is max(1, floor(log2(patch_size)) - 2),
+            which puts mask logits on a quarter of the input's resolution.
+        masked_attention: `False` disables attention masks and intermediate predictions, also in training (the paper's
+            "w/o masking").
+        masked_attention_probabilities: per query layer, the probability that a query is confined to its own mask: 1 is
+            masked attention, 0 mask-free, `None` 1 everywhere. Training draws by it; inference masks a layer from 0.5
+            on. Change it with the model's `set_masked_attention_probabilities`.
         no_object_weight: weight of the no-object class in the class loss.
         class_weight: weight of the class loss in the total.
         mask_weight: weight of the binary cross-entropy in the total.
         dice_weight: weight of the dice loss in the total.
-        train_num_points: points that matching and loss sample from a mask.
-        oversample_ratio: candidates drawn per point that the loss samples.
+        train_num_points: points sampled per mask, in matching and in the loss.
+        oversample_ratio: candidates drawn per point of the loss.
         importance_sample_ratio: share of the points taken where the prediction is least certain.
-        loss_normalization: `"global"` divides by counts over all processes, so that N processes train as one does;
+        loss_normalization: `"global"` divides by counts over all processes, so that N processes train like one;
             `"per_rank"` reproduces the official code.
     """
 
@@ -65,14 +65,15 @@ class EoMTConfig(PlainViTConfig):
 
     def __post_init__(self, **kwargs: Any):
         if self.num_upscale_blocks is None:
+            # bit_length() - 1 is floor(log2).
             self.num_upscale_blocks = max(1, self.patch_size.bit_length() - 3)
         if self.masked_attention_probabilities is None:
-            self.masked_attention_probabilities = [1.0] * max(self.num_query_layers, 0)
+            self.masked_attention_probabilities = [1.0] * self.num_query_layers
         super().__post_init__(**kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """The fields of a saved configuration; those of a Transformers `eomt` folder arrive translated."""
+        """The fields of a saved configuration, translated if Transformers' own `eomt` wrote them."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if is_transformers_eomt(config_dict):
             config_dict = translate_config(config_dict)
@@ -84,17 +85,13 @@ class EoMTConfig(PlainViTConfig):
         return 2 ** (self.num_upscale_blocks or 0)
 
     def criterion_arguments(self) -> dict[str, Any]:
-        """What a `MaskCriterion` for this configuration is made with."""
+        """Arguments of the `MaskCriterion` for this configuration."""
         names = ["num_labels", "class_weight", "mask_weight", "dice_weight", "no_object_weight"]
         names += ["oversample_ratio", "importance_sample_ratio", "loss_normalization"]
         return {"num_points": self.train_num_points, **{name: getattr(self, name) for name in names}}
 
     def check(self) -> None:
-        """Refuse values that contradict each other.
-
-        Raises:
-            ValueError: naming the field, its value and the remedy.
-        """
+        """Refuse contradictory fields with a ValueError that names the field, its value and the remedy."""
         super().check()
         if not 1 <= self.num_query_layers <= self.num_hidden_layers:
             raise ValueError(
@@ -112,11 +109,7 @@ class EoMTConfig(PlainViTConfig):
 
 
 def check_probabilities(probabilities: Any, num_query_layers: int) -> None:
-    """Refuse masked-attention probabilities that are not one number in [0, 1] per query layer.
-
-    Raises:
-        ValueError: naming the values and the number of query layers.
-    """
+    """Refuse, with a ValueError, probabilities that are not one number in [0, 1] per query layer."""
     if (
         probabilities is None
         or len(probabilities) != num_query_layers

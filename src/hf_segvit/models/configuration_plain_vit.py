@@ -1,7 +1,7 @@
-"""Configuration of the plain Vision Transformer that EoMT and ViT-P stand on.
+"""Configuration of the plain Vision Transformer behind EoMT and ViT-P.
 
 One flat set of fields describes every supported family: a family is a choice of values, never a subclass.
-`PlainViTConfig.check` is the single place where impossible combinations are refused.
+`PlainViTConfig.check` refuses impossible combinations, for all models in one place.
 """
 
 from collections.abc import Mapping
@@ -16,44 +16,39 @@ MLP_TYPES = ("mlp", "swiglu")
 
 @strict
 class PlainViTConfig(PreTrainedConfig):
-    """Configuration of a `PlainViTModel`.
-
-    The defaults are those of DINOv2 ViT-L with registers at patch 16 and 640 pixels.
+    """Configuration of a `PlainViTModel`; the defaults are DINOv2 ViT-L with registers, patch 16, 640 pixels.
 
     Args:
         hidden_size: width D of a token.
         num_hidden_layers: number of blocks.
-        num_attention_heads: heads of every block; must divide `hidden_size`.
-        intermediate_size: width inside the MLP (of each half, for `mlp_type="swiglu"`).
+        num_attention_heads: heads per block; must divide `hidden_size`.
+        intermediate_size: hidden width of the MLP (of each half with `mlp_type="swiglu"`).
         patch_size: side of a patch in pixels.
-        image_size: height and width in pixels, an int or `[height, width]`, of the image the model was made for.
-            It fixes the table of learned position embeddings; other inputs are served by resampling that table.
+        image_size: pixels, an int or `[height, width]`. Sets the size of the table of learned position embeddings,
+            which is resampled for other inputs.
         num_channels: channels of `pixel_values`.
         use_cls_token: whether a CLS token comes first (SigLIP has none).
         num_register_tokens: register tokens between the CLS token and the patches.
-        position_embedding_type: `"learned"` (a table added to the patches, DINOv2), `"rope"` (rotary, on the
-            patches of every block, DINOv3) or `"learned_rope"` (both, EVA-02).
+        position_embedding_type: `"learned"` (a table added to the patches, DINOv2), `"rope"` (rotary, on the patches
+            in every block, DINOv3) or `"learned_rope"` (both, EVA-02).
         rope_theta: base of the rotary frequencies.
-        rope_reference_grid: unit of the rotary coordinates. `None` maps patch centres to [-1, 1] (DINOv3); a number
-            counts patches of a square grid of that many rows, onto which every image is stretched (EVA-02).
-        rope_offset: rotary coordinate of the first patch, in patches; only with `rope_reference_grid` (1 in Perception
-            Encoder; it matters for what other tokens see of the patches).
-        embedding_norm: whether the tokens are normalised before the first block (Perception Encoder).
+        rope_reference_grid: `None` maps patch centres to [-1, 1] (DINOv3). A number counts patches on a square grid
+            with that many rows, onto which every image is stretched (EVA-02).
+        rope_offset: rotary coordinate of the first patch, in patches; needs `rope_reference_grid` (1 in Perception
+            Encoder).
+        embedding_norm: whether tokens are normalised before the first block (Perception Encoder).
         attention_norm: whether the heads' output is normalised before its projection (EVA-02-CLIP).
         hidden_act: activation of the MLP and of EoMT's heads.
         mlp_type: `"mlp"` (two linear layers) or `"swiglu"` (gated, DINOv2 giant).
         gate_act: activation of the gate with `mlp_type="swiglu"`.
-        mlp_norm: whether the gated product is normalised before its projection, with `mlp_type="swiglu"` (EVA-02 B, L).
-        key_bias: whether the key projection has a bias (DINOv3 has none; under RoPE it would change the function).
-        final_norm: whether the tokens are normalised after the last block (not in Perception Encoder spatial).
+        mlp_norm: whether the gated product is normalised; needs `mlp_type="swiglu"` (EVA-02 B, L).
+        key_bias: whether the key projection has a bias (not in DINOv3).
+        final_norm: whether tokens are normalised after the last block (not in Perception Encoder spatial).
         layer_norm_eps: epsilon of every LayerNorm of the ViT.
         layer_scale_init_value: initial LayerScale, or `None` for blocks without LayerScale.
-        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first one.
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
         attention_dropout: dropout of the attention weights.
         initializer_range: standard deviation of the initial weights of the blocks.
-
-    Raises:
-        ValueError: the values contradict each other; the message names them and the remedy.
     """
 
     model_type = "segvit_plain_vit"
@@ -88,7 +83,9 @@ class PlainViTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         if isinstance(self.image_size, tuple):
+            # JSON has no tuples, and a config must equal its saved and reloaded self.
             self.image_size = list(self.image_size)
+        # Transformers only warns, then silently ignores num_labels.
         num_labels = kwargs.get("num_labels")
         if self.id2label is not None and num_labels is not None and len(self.id2label) != num_labels:
             raise ValueError(
@@ -100,14 +97,14 @@ class PlainViTConfig(PreTrainedConfig):
 
     @property
     def image_height_width(self) -> tuple[int, int]:
-        """Height and width in pixels that `image_size` stands for."""
+        """`image_size` as (height, width) in pixels."""
         if isinstance(self.image_size, int):
             return self.image_size, self.image_size
         return self.image_size[0], self.image_size[1]
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Patches (rows, columns) of an image of `image_size`."""
+        """Patch (rows, columns) of an image of `image_size`."""
         height, width = self.image_height_width
         return height // self.patch_size, width // self.patch_size
 
@@ -123,29 +120,20 @@ class PlainViTConfig(PreTrainedConfig):
 
     @property
     def has_rotary_positions(self) -> bool:
-        """Whether queries and keys are rotated by the place of their patch."""
+        """Whether queries and keys are rotated by the position of their patch."""
         return self.position_embedding_type in ("rope", "learned_rope")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as saved; without the names of remote code where that is not saved along."""
+        """The fields as saved."""
         fields = super().to_dict()
+        # A folder saved without the code must not name it, or loading would look for the missing files.
         if self._auto_class is None:
             fields.pop("auto_map", None)
         return fields
 
     def check(self) -> None:
-        """Refuse values that contradict each other.
-
-        Raises:
-            ValueError: naming the field, its value and the remedy.
-        """
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "patch_size",
-        ):
+        """Refuse contradictory fields with a ValueError that names the field, its value and the remedy."""
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.num_register_tokens < 0:
@@ -167,6 +155,7 @@ class PlainViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"position_embedding_type={self.position_embedding_type!r} is not one of {POSITION_EMBEDDING_TYPES}"
             )
+        # Rotation pairs channels, and rows and columns take half of the pairs each.
         if self.has_rotary_positions and (self.hidden_size // self.num_attention_heads) % 4:
             raise ValueError(
                 f"rotary embeddings need heads of a multiple of 4 channels, not "
@@ -183,11 +172,7 @@ class PlainViTConfig(PreTrainedConfig):
 
 
 def check_label_ids(id2label: Mapping[Any, str] | None) -> None:
-    """Refuse labels that are not numbered from 0 without gaps.
-
-    Raises:
-        ValueError: naming the ids.
-    """
+    """Refuse labels that are not numbered from 0 without gaps with a ValueError that names the ids."""
     if id2label is not None and sorted(id2label) != list(range(len(id2label))):
         raise ValueError(
             f"id2label has the ids {sorted(id2label)}, not 0 to {len(id2label) - 1}: the class head has "

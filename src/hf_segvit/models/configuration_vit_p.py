@@ -1,10 +1,8 @@
 """Configuration of ViT-P, the point classifier (CVPR 2026).
 
-The fields of the plain ViT, plus how prompts attend, what the head is, and two conventions of the official code that
-its weights depend on: how position embeddings are resampled, and which part of a pixel a point means.
+The fields of the plain ViT, plus how prompts attend, the kind of head, and two conventions of the official code on
+which its weights depend: how position embeddings are resampled, and which part of a pixel a point means.
 """
-
-from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
@@ -18,20 +16,19 @@ POINT_ORIGINS = ("center", "corner")
 
 @strict
 class ViTPConfig(PlainViTConfig):
-    """Configuration of `ViTPModel` and `ViTPForPointClassification`; all fields of `PlainViTConfig`, and these.
+    """Configuration of `ViTPModel` and `ViTPForPointClassification`: the fields of `PlainViTConfig`, and these.
 
-    The defaults are those of DINOv2 ViT-B at 518 pixels, without registers. There is no CLS token: prompts stand in its
-    place.
+    The defaults are DINOv2 ViT-B at 518 pixels, without registers. Prompts replace the CLS token.
 
     Args:
-        prompt_attention: `"isolated"`, where a prompt sees itself and the image and the image does not see it, so
-            that answers are independent and may be asked later; or `"joint"`, where prompts and patches all see each
-            other, so that an answer depends on which other prompts are asked (the official model).
+        prompt_attention: `"isolated"`: a prompt sees itself and the image, which does not see it, so answers are
+            independent and an image can be encoded before its prompts are known. `"joint"`: prompts and patches all see
+            each other, so an answer depends on the other prompts (the official model).
         head_type: `"linear"` (the official code) or `"mlp"`, with one hidden layer (the paper).
         position_interpolation: how learned position embeddings become those of another grid: `"clean"`, or
-            `"official"`, bicubic by a factor that is 0.1 patches too large, at the table's own grid too.
-        point_origin: what the points that the model was trained on mean: `"center"`, the middle of a pixel, or
-            `"corner"`, its upper left corner (the official code).
+            `"official"`, bicubic by a factor that is 0.1 patches too large, also at the table's own grid.
+        point_origin: what a point meant in training: `"center"`, the middle of a pixel, or `"corner"`, its upper left
+            corner (the official code).
     """
 
     model_type = "segvit_vit_p"
@@ -50,15 +47,8 @@ class ViTPConfig(PlainViTConfig):
     position_interpolation: str = "clean"
     point_origin: str = "center"
 
-    def __post_init__(self, **kwargs: Any):
-        super().__post_init__(**kwargs)
-
     def check(self) -> None:
-        """Refuse values that contradict each other.
-
-        Raises:
-            ValueError: naming the field, its value and the remedy.
-        """
+        """Refuse contradictory fields with a ValueError that names the field, its value and the remedy."""
         super().check()
         check_label_ids(self.id2label)
         for name, choices in (
@@ -70,7 +60,7 @@ class ViTPConfig(PlainViTConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {choices}")
         if self.use_cls_token:
-            raise ValueError("use_cls_token=True: ViT-P has no CLS token, prompts stand in its place; leave it False")
+            raise ValueError("use_cls_token=True: ViT-P has no CLS token, prompts replace it; leave it False")
         if self.position_interpolation == "official" and not self.has_learned_positions:
             raise ValueError(
                 f"position_interpolation='official' means nothing for position_embedding_type="

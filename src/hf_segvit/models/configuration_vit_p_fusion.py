@@ -1,8 +1,7 @@
-"""Configuration of ViT-P fusion: a generator of masks, a classifier of points, and how their opinions are joined.
+"""Configuration of ViT-P fusion: generator, classifier, and how they are joined.
 
 Both parts keep their own configuration, `generator_config` and `classifier_config`. The generator may be EoMT of this
-package or any universal segmentation model of Transformers with Mask2Former's outputs. Its classes are those of the
-fused model.
+package or any universal segmentation model of Transformers with Mask2Former's outputs. The fused model has its classes.
 """
 
 from typing import Any
@@ -26,17 +25,17 @@ class ViTPFusionConfig(PreTrainedConfig):
     """Configuration of `ViTPFusionForUniversalSegmentation`.
 
     Args:
-        generator_config: of the model that draws masks, or its fields with `model_type`.
+        generator_config: of the generator, or its fields with `model_type`.
         classifier_config: of the ViT-P, or its fields.
-        task: `"panoptic"`, `"instance"` or `"semantic"`: what a call is for that does not say, such as the pipeline's
-            for any subtask. It chooses alpha, and the prompt of a OneFormer.
+        task: `"panoptic"`, `"instance"` or `"semantic"`: the default for calls without one, such as the pipeline's. It
+            selects alpha, and the prompt of a OneFormer.
         alpha: weight of ViT-P in [0, 1], or one for each task.
         normalization: `"oneformer"` or `"internimage"`; see `fuse_class_logits`.
-        label_mismatch: `"error"` if both parts must know the same classes; `"keep"` fuses those that they share.
-        stuff_classes: ids of the stuff classes; `None`: those of the published label set that the classes are.
+        label_mismatch: `"error"` demands the same classes in both parts; `"keep"` fuses those that they share.
+        stuff_classes: ids of the stuff classes; `None`: those of the published label set with these classes, if any.
         task_inputs: token ids of OneFormer's prompt for each task; other generators need none.
-        official_geometry: `None`, or `"oneformer"` or `"internimage"` to place points as the official code does, its
-            offsets included; for comparisons.
+        official_geometry: `"oneformer"` or `"internimage"` positions points like the official code, including its
+            offsets; for comparisons.
         id2label: names of the fused classes; `None`: the generator's.
     """
 
@@ -78,6 +77,7 @@ class ViTPFusionConfig(PreTrainedConfig):
         if self.id2label is None and kwargs.get("num_labels") is None:
             self.id2label = dict(self.generator_config.id2label or {})
         super().__post_init__(**kwargs)
+        # After `super`, which turns the keys of id2label from JSON's strings into numbers.
         if self.stuff_classes is None:
             published = find_published_labels(self.id2label or {})
             self.stuff_classes = list(published.stuff_classes) if published else []
@@ -85,24 +85,21 @@ class ViTPFusionConfig(PreTrainedConfig):
         self.check()
 
     def alpha_of(self, task: str) -> float:
-        """The weight of ViT-P in a task."""
+        """Weight of ViT-P for a task."""
         return float(self.alpha[task] if isinstance(self.alpha, dict) else self.alpha)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as saved; without where the parts came from, and names of remote code that is not saved along."""
+        """The fields as saved."""
         fields = super().to_dict()
         for part in ("generator_config", "classifier_config"):
             fields[part] = _without_origin(fields[part])
+        # A folder saved without the code must not name it, or loading would look for the missing files.
         if self._auto_class is None:
             fields.pop("auto_map", None)
         return fields
 
     def check(self) -> None:
-        """Refuse values that contradict each other.
-
-        Raises:
-            ValueError: naming the field, its value and the remedy.
-        """
+        """Refuse contradictory fields with a ValueError that names the field, its value and the remedy."""
         for name, choices in (
             ("task", TASKS),
             ("normalization", NORMALIZATIONS),
@@ -121,14 +118,14 @@ class ViTPFusionConfig(PreTrainedConfig):
         else:
             check_alpha(self.alpha)
         assert isinstance(self.generator_config, PreTrainedConfig)  # made above
-        own = len(self.id2label or {})
-        if own != len(self.generator_config.id2label or {}):
+        num_classes, num_generator_classes = len(self.id2label or {}), len(self.generator_config.id2label or {})
+        if num_classes != num_generator_classes:
             raise ValueError(
-                f"id2label names {own} classes, but the generator has {len(self.generator_config.id2label or {})}; "
+                f"id2label names {num_classes} classes, but the generator has {num_generator_classes}; "
                 "the fused model has the generator's classes, so leave id2label out or rename all of them"
             )
-        if any(not 0 <= label < own for label in self.stuff_classes or ()):
-            raise ValueError(f"stuff_classes={self.stuff_classes} are not all among the classes 0 to {own - 1}")
+        if any(not 0 <= label < num_classes for label in self.stuff_classes or ()):
+            raise ValueError(f"stuff_classes={self.stuff_classes} are not all among the classes 0 to {num_classes - 1}")
         if self.task_inputs is not None and set(self.task_inputs) != set(TASKS):
             raise ValueError(
                 f"task_inputs has prompts for {sorted(self.task_inputs)}; it needs one for each of {', '.join(TASKS)}"
@@ -136,7 +133,7 @@ class ViTPFusionConfig(PreTrainedConfig):
 
 
 def _without_origin(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a part without folders of this machine and names of its own remote code, at any depth."""
+    """Fields of a part without local folders and the names of its own remote code, at any depth."""
     return {
         name: _without_origin(value) if isinstance(value, dict) else value
         for name, value in fields.items()
@@ -145,13 +142,14 @@ def _without_origin(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sub_config(fields: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
-    """A part's configuration; of our types by class, since the Auto classes need not know them."""
+    """Configuration of a part."""
     if isinstance(fields, PreTrainedConfig):
         return fields
     fields = dict(fields)
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise ValueError("generator_config and classifier_config must say their model_type, as config.json does")
+    # By class, because ours need not be registered with the Auto classes, such as in a checkpoint's own code.
     for config_class in (EoMTConfig, ViTPConfig):
         if model_type == config_class.model_type:
             return config_class(**fields)

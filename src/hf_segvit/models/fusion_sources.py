@@ -1,7 +1,7 @@
-"""The parts of a fused model, from ids, folders or objects: generator, classifier, and the prompts of a OneFormer.
+"""Load the parts of a fused model from ids, folders or objects.
 
-A checkpoint of Transformers' own EoMT becomes EoMT of this package, which is the same function and faster; one that is
-given as an object stays what it is.
+In order: the generator, the classifier, and the prompts of a OneFormer. A checkpoint of Transformers' own EoMT becomes
+EoMT of this package, which computes the same, faster; a model given as an object stays what it is.
 """
 
 import os
@@ -21,23 +21,20 @@ Source = str | os.PathLike[str] | nn.Module
 
 
 def generator_of(source: Source, **kwargs: Any) -> Any:
-    """The generator: an object as it is, or loaded from a folder or the Hub.
+    """A model with the outputs of Mask2Former as it is, or loaded from a folder or the Hub.
 
-    Args:
-        source: a model with the outputs of Mask2Former, or where one is saved.
-        kwargs: for `from_pretrained`, such as `revision`.
-
-    Raises:
-        ValueError: what is saved there is no universal segmentation model.
+    `kwargs`, such as `revision`, go to `from_pretrained`; a ValueError refuses a checkpoint of another kind.
     """
     if isinstance(source, nn.Module):
         return source
+    # Transformers' own EoMT loads as ours: the same function, faster.
     model_type = _model_type(source, kwargs)
     if model_type in (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES):
         return EoMTForUniversalSegmentation.from_pretrained(source, **kwargs)
     try:
         return AutoModelForUniversalSegmentation.from_pretrained(source, **kwargs)
     except ValueError as error:
+        # A broken configuration is a ValueError too, and its message is the better one.
         if "Unrecognized configuration class" not in str(error):
             raise
         raise ValueError(
@@ -47,18 +44,10 @@ def generator_of(source: Source, **kwargs: Any) -> Any:
 
 
 def classifier_of(source: Source, **kwargs: Any) -> ViTPForPointClassification:
-    """The classifier: an object as it is, or loaded from a folder or the Hub.
-
-    Args:
-        source: a ViT-P, or where one is saved.
-        kwargs: for `from_pretrained`, such as `revision`.
-
-    Raises:
-        ValueError: it is no ViT-P.
-    """
+    """A ViT-P as it is, or loaded from a folder or the Hub with `from_pretrained(source, **kwargs)`."""
     name = ViTPForPointClassification.__name__
     if isinstance(source, nn.Module):
-        # By name: code that came with a checkpoint has one copy of a class for each file that needs it.
+        # By name: remote code from a checkpoint has one copy of a class for each file that imports it.
         if any(base.__name__ == name for base in type(source).__mro__):
             return source  # type: ignore[return-value]
         model_type: str | None = type(source).__name__
@@ -73,18 +62,12 @@ def classifier_of(source: Source, **kwargs: Any) -> ViTPForPointClassification:
 
 
 def oneformer_task_inputs(source: Any, sequence_length: int, **kwargs: Any) -> dict[str, list[int]]:
-    """The token ids of OneFormer's prompt "the task is ..." for each task, so that no tokenizer is needed later.
+    """Token ids of OneFormer's prompt "the task is ..." by task, so that no tokenizer is needed later.
 
     Args:
-        source: a OneFormerProcessor or a tokenizer, or where one is saved.
-        sequence_length: of the prompts, the model's `task_seq_len`.
+        source: a OneFormerProcessor, a tokenizer, or the folder or Hub id of one.
+        sequence_length: tokens per prompt, the model's `task_seq_len`; padded with 0.
         kwargs: for `from_pretrained`, such as `revision`.
-
-    Returns:
-        `sequence_length` ids for each task, 0 where there is no token.
-
-    Raises:
-        ValueError: there is no tokenizer, or none that knows these words.
     """
     where = source if isinstance(source, str | os.PathLike) else type(source).__name__
     if isinstance(source, str | os.PathLike):
@@ -108,7 +91,7 @@ def oneformer_task_inputs(source: Any, sequence_length: int, **kwargs: Any) -> d
         for task, ids, mask in zip(TASKS, tokens["input_ids"], tokens["attention_mask"], strict=True)
     }
     if len({tuple(ids) for ids in inputs.values()}) < len(TASKS):
-        # Transformers makes a tokenizer that knows no word where a folder has none.
+        # Without vocabulary files Transformers makes a tokenizer that knows no words, and raises nothing.
         raise ValueError(
             f"the tokenizer of {where} cannot tell the tasks {', '.join(TASKS)} apart: its vocabulary is missing or "
             f"{sequence_length} tokens are too few; pass generator_processor=OneFormerProcessor.from_pretrained(...) "
@@ -123,6 +106,6 @@ def _model_type(source: Any, kwargs: dict[str, Any]) -> str | None:
 
 
 def _where(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Of the arguments of `from_pretrained`, those that say where a checkpoint is."""
+    """Those arguments of `from_pretrained` that locate a checkpoint."""
     names = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
     return {name: kwargs[name] for name in names if name in kwargs}

@@ -1,13 +1,9 @@
-"""The loss of a set of predicted masks: which query answers for which segment, then losses of each layer that predicts.
+"""Loss of a set of predicted masks: match queries to segments, then compare.
 
-In here, in this order: what a layer predicts, the criterion and what its losses are computed from, and the matching.
-The formulas are those of EoMT (arXiv 2503.19108), which takes them from Mask2Former (arXiv 2112.01527). Each layer is
-matched on its own, one-to-one at the least cost; the cost of a pair is the weighted sum of binary cross-entropy, dice
-and minus the class probability, the first two at points that all queries and segments of an image share. Costs are
-computed on the device, copied to the host at once, and solved there. Matched masks are then compared at points of
-which most lie where the prediction is unsure, and all layers count alike.
-
-Another loss is a subclass with its own `layer_losses`; docs/extending.md shows one.
+In order: the records of a layer, the criterion, the matching. Formulas are EoMT's (arXiv 2503.19108), which takes them
+from Mask2Former (arXiv 2112.01527). Each layer is matched on its own, one-to-one at the least cost: the weighted sum of
+binary cross-entropy, dice and minus the class probability. Matched masks are compared at points most of which lie where
+the prediction is uncertain, and all layers count alike. docs/extending.md shows a subclass with another loss.
 
 Shapes: L layers with a prediction, B batch, Q queries, C classes without no-object, H W pixels, h w cells of the mask
 logits, N segments of all images, n of one image, M matched pairs of one layer, P points.
@@ -36,58 +32,37 @@ SMALLEST_NORMALIZER = 1e-12
 
 @dataclass
 class MaskPrediction:
-    """What one layer predicts.
+    """Predictions of one layer."""
 
-    Args:
-        class_logits: (B, Q, C + 1), no-object last.
-        mask_logits: (B, Q, h, w), read without gradient where `matched_mask_logits` is given. Matching is quickest
-            where memory holds them channels-last.
-        matched_mask_logits: from image_index (M,) and query_index (M,), int64 on the device and ordered by image, then
-            query, to the mask logits (M, h, w) of these queries with gradient: so no graph is kept through the others.
-            By default these are read from `mask_logits`.
-        others: what else is predicted of the queries, such as boxes: by name (B, Q, ...).
-    """
-
-    class_logits: Tensor
-    mask_logits: Tensor
+    class_logits: Tensor  # (B, Q, C + 1), no-object last
+    mask_logits: Tensor  # (B, Q, h, w); matching reads them fastest if memory holds them channels-last
+    # Maps image_index (M,) and query_index (M,), ordered by image, then query, to mask logits (M, h, w) with gradient,
+    # so that no graph is kept for the other queries. By default they are read from `mask_logits`.
     matched_mask_logits: Callable[[Tensor, Tensor], Tensor] | None = None
-    others: Mapping[str, Tensor] = field(default_factory=dict)
+    others: Mapping[str, Tensor] = field(default_factory=dict)  # such as boxes, by name (B, Q, ...)
 
 
 @dataclass
 class MatchedLayer:
-    """What the losses of one layer are computed from: its prediction, and its pairs ordered by image, then by query.
-
-    Args:
-        prediction: of the layer.
-        image_index: (M,) int64.
-        query_index: (M,) int64, within the image.
-        target_index: (M,) int64, within `targets`.
-        targets: the segments of the batch.
-        logits: (M, P) float32 mask logits of the matched queries at the sampled points, with gradient.
-        truth: (M, P) float32, the masks of their segments there, in [0, 1].
-        counted: (M, P) float32, 1 where a point counts and 0 where `loss_mask` leaves it out.
-        num_pairs: scalar by which a sum over pairs is divided: pairs of the whole step.
-        class_weights: scalar by which a sum over all queries is divided: their class weights in the whole step.
-    """
+    """Prediction of one layer with its pairs, ordered by image, then by query: the input of its losses."""
 
     prediction: MaskPrediction
-    image_index: Tensor
-    query_index: Tensor
-    target_index: Tensor
-    targets: MaskTargets
-    logits: Tensor
-    truth: Tensor
-    counted: Tensor
-    num_pairs: Tensor
-    class_weights: Tensor
+    image_index: Tensor  # (M,) int64
+    query_index: Tensor  # (M,) int64, within the image
+    target_index: Tensor  # (M,) int64, within `targets`
+    targets: MaskTargets  # the segments of the batch
+    logits: Tensor  # (M, P) float32 mask logits of the matched queries at the sampled points, with gradient
+    truth: Tensor  # (M, P) float32, the masks of their segments there, in [0, 1]
+    counted: Tensor  # (M, P) float32, 0 for points that `loss_mask` leaves out, else 1
+    num_pairs: Tensor  # scalar divisor of sums over pairs: the pairs of the whole step
+    class_weights: Tensor  # scalar divisor of sums over all queries: their class weights in the whole step
 
     def of_queries(self, values: Tensor) -> Tensor:
-        """Rows (M, ...) of the matched queries, from values (B, Q, ...) such as `prediction.others["boxes"]`."""
+        """Rows (M, ...) of the matched queries from values (B, Q, ...), such as `prediction.others["boxes"]`."""
         return values[self.image_index, self.query_index]
 
     def of_segments(self, name: str) -> Tensor:
-        """Rows (M, ...) of the matched segments, from the targets that the model was given as `name`."""
+        """Rows (M, ...) of the matched segments from the targets passed to the model as `name`."""
         return self.targets.others[name][self.target_index]
 
 
@@ -100,28 +75,17 @@ def uniform_points(num_sets: int, num_points: int, device: torch.device) -> Tens
 
 
 class MaskCriterion(nn.Module):
-    """Matches predictions with targets and compares them.
+    """Match predictions to targets and sum their losses.
 
     The total is the sum over layers of `mask_weight` * binary cross-entropy + `dice_weight` * dice + `class_weight` *
-    cross-entropy. Logits may be of any floating type; everything here is computed in float32. A subclass adds or
-    replaces losses in `layer_losses`: one named `focal` counts with the attribute `focal_weight`.
+    cross-entropy, in float32. A subclass adds or replaces losses in `layer_losses`; the weight of one named `focal` is
+    the attribute `focal_weight`. Arguments not listed are fields of `EoMTConfig`.
 
     Args:
         num_labels: number C of classes without no-object.
-        class_weight: weight of the class loss, and of the class probability in matching.
-        mask_weight: weight of the binary cross-entropy, in matching too.
-        dice_weight: weight of the dice loss, in matching too.
-        no_object_weight: weight of queries without a segment in the class loss; the others have 1.
-        num_points: points that are sampled from a mask, in matching and again in the loss.
-        oversample_ratio: candidates drawn for each point of the loss.
-        importance_sample_ratio: share of the points taken from the candidates with the least certain prediction; the
-            rest is drawn at random.
-        loss_normalization: `"global"` or `"per_rank"`, see `count_normalizers`.
-        point_sampler: gives (num_sets, num_points, 2) points in [0, 1) for (num_sets, num_points, device): all of the
-            criterion's randomness.
-
-    Raises:
-        ValueError: the ratios ask for more uncertain points than there are points or candidates.
+        num_points: points sampled from a mask, in matching and again in the loss.
+        point_sampler: maps (num_sets, num_points, device) to points (num_sets, num_points, 2) in [0, 1); the only
+            source of randomness.
     """
 
     def __init__(
@@ -156,7 +120,7 @@ class MaskCriterion(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any) -> "MaskCriterion":
-        """The criterion of a model's configuration; a subclass reads here what else it needs."""
+        """The criterion for a model's configuration; a subclass reads its own fields here."""
         return cls(**config.criterion_arguments())
 
     def count_normalizers(
@@ -166,24 +130,20 @@ class MaskCriterion(nn.Module):
         device: torch.device | None = None,
         all_processes: bool = True,
     ) -> Tensor:
-        """What the losses are divided by. It follows from the targets alone, so one count a step serves all layers.
+        """Divisors of the losses (2,), float32: number of matched pairs, sum of class weights.
 
-        For accumulation, pass the labels of all micro-batches of a step at once, give the result to each of them, and
-        add up their gradients: that is the gradient of the joint batch.
-
-        With `loss_normalization="global"` both counts are summed over processes and divided by the number of processes,
-        so that the mean gradient over processes is the gradient of one process with all the images. `"per_rank"` is the
-        official code: the same for pairs but at least 1, while class weights are those of this process alone.
+        They follow from the targets alone. For gradient accumulation pass the labels of all micro-batches of a step at
+        once and give the result to each of them; the summed gradients are then those of the joint batch.
 
         Args:
             class_labels: per image (n,).
-            num_queries: number Q; an image has at most so many matched pairs.
+            num_queries: number Q, the most pairs an image can have.
             device: of the result, and of the exchange between processes; by default that of the labels.
-            all_processes: whether to exchange counts where `torch.distributed` runs. Every process has to call then.
-
-        Returns:
-            (2,) float32: number of matched pairs, sum of class weights.
+            all_processes: whether to exchange counts if `torch.distributed` runs. Then every process has to call.
         """
+        # "global": counts are summed over processes and divided by their number, so that the mean gradient over
+        # processes is that of one process with all images. "per_rank" is the official code: the same for pairs, but at
+        # least 1, and class weights of this process alone.
         num_pairs = sum(min(len(labels), num_queries) for labels in class_labels)
         class_weights = num_pairs + self.no_object_weight * (len(class_labels) * num_queries - num_pairs)
         device = class_labels[0].device if device is None else device
@@ -199,7 +159,7 @@ class MaskCriterion(nn.Module):
 
     @staticmethod
     def curve_name(term: str) -> str:
-        """The curve "PANEL/CURVE" of a term of the loss: losses of one name share a panel, with a curve per layer."""
+        """Name "PANEL/CURVE" of a loss term's curve: a panel per loss, with a curve per layer."""
         layer = re.fullmatch(r"loss_(.+)_layer_(\d+)", term)
         return term if layer is None else f"{layer[1]} loss/prediction {int(layer[2]) + 1}"
 
@@ -214,29 +174,24 @@ class MaskCriterion(nn.Module):
         normalizers: Tensor | None = None,
         **others: list[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total loss, and its terms.
-
-        In evaluation counts are not exchanged between processes, since these may then see different numbers of batches.
+        """Total loss and its terms.
 
         Args:
-            predictions: of each layer, the final one last.
+            predictions: per layer, the final one last.
             mask_labels: per image (n, H, W) masks; n may be 0 or exceed Q. They have passed `validate_targets`.
             class_labels: per image (n,) integers in [0, C).
-            loss_mask: boolean (B, H, W), True where pixels count; others influence neither matching nor mask losses.
-            normalizers: (2,) as `count_normalizers` returns; `None` counts this batch.
-            others: what else is known of the segments: by name, per image (n, ...), for `MatchedLayer.of_segments`.
+            loss_mask: boolean (B, H, W), True for pixels that count; others affect neither matching nor mask losses.
+            normalizers: (2,) of `count_normalizers`; `None` counts this batch.
+            others: other targets, by name, per image (n, ...), for `MatchedLayer.of_segments`.
 
         Returns:
-            The total, a float32 scalar, always connected to every prediction; and detached, unweighted scalars
+            The total, a float32 scalar connected to every prediction; and detached, unweighted scalars
             `loss_mask_layer_i`, `loss_dice_layer_i`, `loss_class_layer_i` for layer i of `predictions`.
-
-        Raises:
-            ValueError: a label or mask holds a value out of range.
-            ImportError: SciPy is missing.
         """
         batch_size, num_queries = predictions[0].class_logits.shape[:2]
         device = predictions[0].class_logits.device
         if normalizers is None:
+            # In evaluation processes may see different numbers of batches, so an exchange could wait forever.
             normalizers = self.count_normalizers(class_labels, num_queries, device, all_processes=self.training)
         num_pairs, class_weights = normalizers.to(device, torch.float32).clamp(min=SMALLEST_NORMALIZER)
 
@@ -251,6 +206,7 @@ class MaskCriterion(nn.Module):
             self.dice_weight,
         )
         if matches is None:
+            # Values on the device were not read up front; now that something is wrong, find out what.
             validate_targets(mask_labels, class_labels, self.num_labels, batch_size, loss_mask, read_values=True)
             raise ValueError(
                 "mask_labels or class_labels changed while the loss was computed; leave them until it returns"
@@ -272,19 +228,18 @@ class MaskCriterion(nn.Module):
                 truth = targets.sample(target_index, points)
             logits = _sample_masks(mask_logits, points)
             pairs = (image_index, query_index, target_index, targets, logits, truth, counted)
+            # A layer without pairs still gives losses of 0, so that all parameters have gradients in every process.
             for name, loss in self.layer_losses(MatchedLayer(prediction, *pairs, num_pairs, class_weights)).items():
                 total = total + getattr(self, f"{name}_weight") * loss
                 terms[f"loss_{name}_layer_{layer}"] = loss.detach()
         return total, terms
 
     def layer_losses(self, layer: MatchedLayer) -> dict[str, Tensor]:
-        """The losses of one layer, unweighted scalars by name, in the order in which they are added up.
-
-        They have to be there in every step, also where nothing was matched.
-        """
+        """Unweighted scalar losses of one layer by name, in every step the same names, also without pairs."""
         error = F.binary_cross_entropy_with_logits(layer.logits, layer.truth, layer.counted, reduction="none")
         mask_loss = (error.sum(1) / layer.counted.sum(1).clamp(min=1)).sum()
         probabilities, truth = layer.logits.sigmoid() * layer.counted, layer.truth * layer.counted
+        # The 1 in both terms of dice is Mask2Former's smoothing, which also keeps an empty mask from giving 0 / 0.
         overlap = 2 * (probabilities * truth).sum(1)
         dice_loss = (1 - (overlap + 1) / (probabilities.sum(1) + truth.sum(1) + 1)).sum()
         return {
@@ -302,10 +257,11 @@ class MaskCriterion(nn.Module):
         return torch.where(truth.flatten() == self.num_labels, self.no_object_weight * losses, losses).sum()
 
     def _points_of_loss(self, mask_logits: Tensor, image_index: Tensor, targets: MaskTargets) -> Tensor:
-        """Points (M, P, 2) for each of the masks (M, h, w): most where it is near its own border, some anywhere."""
+        """Points (M, P, 2) for masks (M, h, w): most near each predicted border, some anywhere."""
         num_masks, device = len(mask_logits), mask_logits.device
         num_uncertain = int(self.importance_sample_ratio * self.num_points)
         candidates = self.point_sampler(num_masks, int(self.num_points * self.oversample_ratio), device)
+        # Point sampling of PointRend (arXiv 1912.08193): a logit near 0 is the least certain.
         certainty = _sample_masks(mask_logits, candidates).abs_()
         if targets.counted is not None:
             certainty = certainty.masked_fill_(targets.weights(image_index, candidates) == 0, float("inf"))
@@ -322,28 +278,22 @@ def _sample_masks(masks: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0, :, 0]
 
 
-# Beyond this, costs say no more than "not this pair"; the official matcher has the same bound.
+# A larger cost says no more than "not this pair", and SciPy may refuse infinite ones. The official matcher's bound.
 LARGEST_COST = 1e10
 
-# Numbers held at a time. One image after the other keeps a CPU's memory small and its caches warm; a GPU would rather
-# launch few kernels (256 MiB).
+# Numbers held at a time. Image by image keeps a CPU's memory small and its caches warm; a GPU prefers few kernels
+# (256 MiB).
 CHUNK_ON_CPU = 2**22
 CHUNK_ELSEWHERE = 2**26
 
 
 @dataclass
 class Matches:
-    """The pairs of every layer, ordered by image, then by query.
+    """Pairs of all layers, ordered by image, then by query."""
 
-    Args:
-        image_index: (M,) int64; an image has the same number of pairs in every layer, the lesser of segments and Q.
-        query_index: (L, M) int64, within the image.
-        target_index: (L, M) int64, within `MaskTargets`.
-    """
-
-    image_index: Tensor
-    query_index: Tensor
-    target_index: Tensor
+    image_index: Tensor  # (M,) int64; the same in every layer, as an image always has min(n, Q) pairs
+    query_index: Tensor  # (L, M) int64, within the image
+    target_index: Tensor  # (L, M) int64, within `MaskTargets`
 
 
 @torch.no_grad()
@@ -356,45 +306,35 @@ def match_masks(
     mask_weight: float,
     dice_weight: float,
 ) -> Matches | None:
-    """Assign queries to segments, separately for each layer and image.
+    """Assign queries to segments, separately for each layer and image; `None` if a target is out of range.
 
     Args:
         class_logits: per layer (B, Q, C + 1), no-object last.
-        mask_logits: per layer (B, Q, h, w), any floating type; quickest where memory holds them channels-last.
-        points: per layer (B, P, 2), (x, y) in [0, 1].
+        mask_logits: per layer (B, Q, h, w), any floating type; fastest if memory holds them channels-last.
+        points: per layer (B, P, 2), (x, y) in [0, 1], shared by all queries and segments of an image.
         targets: the segments.
         class_weight: weight of the class probability in the cost.
         mask_weight: weight of the binary cross-entropy.
         dice_weight: weight of the dice loss.
-
-    Returns:
-        The pairs on the device of the logits; `None` where a target was found to be out of range.
-
-    Raises:
-        ImportError: SciPy is missing.
     """
     if linear_sum_assignment is None:
         raise ImportError("matching predictions with targets needs SciPy: pip install scipy")
     batch_size, num_queries = mask_logits[0].shape[:2]
-    costs = mask_logits[0].new_zeros(
-        (len(mask_logits), batch_size, num_queries, max(targets.counts)), dtype=torch.float32
-    )
+    weights = (class_weight, mask_weight, dice_weight)
+    shape = (len(mask_logits), batch_size, num_queries, max(targets.counts))
+    costs = mask_logits[0].new_zeros(shape, dtype=torch.float32)
     # Autocast would take the matrix products below in half precision.
     with torch.autocast(mask_logits[0].device.type, enabled=False):
         for layer_costs, classes, masks, layer_points in zip(costs, class_logits, mask_logits, points, strict=True):
-            chunk = CHUNK_ON_CPU if masks.device.type == "cpu" else CHUNK_ELSEWHERE
-            step = max(1, chunk // (num_queries * max(layer_points.shape[1], masks.shape[2] * masks.shape[3])))
+            budget = CHUNK_ON_CPU if masks.device.type == "cpu" else CHUNK_ELSEWHERE
+            step = max(1, budget // (num_queries * max(layer_points.shape[1], masks.shape[2] * masks.shape[3])))
             for start in range(0, batch_size, step):
                 images = range(start, min(start + step, batch_size))
                 most = max(targets.counts[i] for i in images)
                 if most > 0:
-                    layer_costs[start : images.stop, :, :most] = _costs(
-                        classes[start : images.stop],
-                        masks[start : images.stop],
-                        layer_points[start : images.stop],
-                        targets,
-                        images,
-                        (class_weight, mask_weight, dice_weight),
+                    chunk = slice(images.start, images.stop)
+                    layer_costs[chunk, :, :most] = _costs(
+                        classes[chunk], masks[chunk], layer_points[chunk], targets, images, weights
                     )
     costs = costs.clamp(-LARGEST_COST, LARGEST_COST).nan_to_num(nan=0.0)
     on_host = torch.cat([costs.flatten(), targets.valid.float().view(1)]).cpu().numpy()  # the one wait for the device
@@ -404,7 +344,7 @@ def match_masks(
 
 
 def _assign(costs: np.ndarray, counts: list[int], device: torch.device) -> Matches:
-    """Solve the costs (L, B, Q, n) on the host, and send all pairs to the device at once."""
+    """Solve the costs (L, B, Q, n) on the host."""
     offsets = np.cumsum([0, *counts])
     pairs = [
         [linear_sum_assignment(image_costs[:, :count]) for image_costs, count in zip(layer_costs, counts, strict=True)]
@@ -416,6 +356,7 @@ def _assign(costs: np.ndarray, counts: list[int], device: torch.device) -> Match
         np.concatenate([targets + offset for (_, targets), offset in zip(layer, offsets[:-1], strict=True)])
         for layer in pairs
     ]
+    # One copy to the device for all pairs of all layers.
     packed = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device, non_blocking=True)
     return Matches(packed[0], packed[1 : 1 + len(pairs)], packed[1 + len(pairs) :])
 
@@ -428,7 +369,7 @@ def _costs(
     images: range,
     weights: tuple[float, float, float],
 ) -> Tensor:
-    """Costs (b, Q, n) of the pairs within each of some consecutive images, b of them; 0 where an image has fewer."""
+    """Costs (b, Q, n) of the pairs in each of b consecutive images; 0 in the columns of images with fewer segments."""
     class_weight, mask_weight, dice_weight = weights
     num_images, num_points = points.shape[:2]
     first = sum(targets.counts[: images.start])
@@ -439,8 +380,8 @@ def _costs(
     image_index = torch.arange(images.start, images.stop, device=points.device)
     counted = targets.weights(image_index, points)
 
-    # One row per segment and a last one of ones, all of them 0 at points that do not count: every sum over points that
-    # the costs need is then a product with these rows.
+    # One row per segment and a last row of ones, all 0 at points that do not count: every sum over points that the
+    # costs need is then a product with these rows.
     rows = points.new_zeros((num_images, max(counts) + 1, num_points))
     rows[image, slot] = targets.sample(target_index, points[image]) * counted[image]
     rows[:, -1] = counted
@@ -451,7 +392,7 @@ def _costs(
     sums = rows @ probabilities
     dice = 1 - (2 * sums[:, :-1] + 1) / (sums[:, -1:] + rows[:, :-1].sum(-1, keepdim=True) + 1)
     # BCE with target t is softplus(x) - t x, and softplus(x) = max(x, 0) - log(max(p, 1 - p)) for p = sigmoid(x): half
-    # the time of log1p(exp(x)) at the same accuracy, in place because these are the largest tensors here.
+    # the time of log1p(exp(x)) at the same accuracy. In place, because these are the largest tensors here.
     agreement = rows[:, :-1] @ logits
     softplus = logits.relu_().sub_(probabilities.sub_(0.5).abs_().add_(0.5).log_())
     cross_entropy = (rows[:, -1:] @ softplus - agreement) / num_counted
@@ -464,10 +405,8 @@ def _costs(
 
 
 def _sample_queries(mask_logits: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values (b, P, Q), float32, of the logits (b, Q, h, w) of all queries at the points (b, P, 2) they share.
-
-    `grid_sample` reads each query on its own; here a point's four cells are found once and read as rows of Q numbers.
-    """
+    """Bilinear float32 values (b, P, Q) of logits (b, Q, h, w) at points (b, P, 2) that all queries share."""
+    # `grid_sample` reads each query on its own; here a point's four cells are found once and read as rows of Q numbers.
     num_images, num_queries, height, width = mask_logits.shape
     # Rows must be contiguous, or embedding_bag takes five times as long.
     table = mask_logits.permute(0, 2, 3, 1).reshape(-1, num_queries).float().contiguous()

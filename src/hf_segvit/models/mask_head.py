@@ -1,7 +1,7 @@
-"""EoMT's mask head: what turns query and patch tokens into mask logits.
+"""EoMT's mask head: query and patch tokens to mask logits.
 
-In here: the MLP on the queries, the upscaling of the patches, and the product of the two. Everything stays
-channels-last from the tokens on, so that no step transposes the largest tensors of the model.
+In order: the MLP on the queries, the upscaling of the patches, the product of both, and attention masks from it.
+Everything stays channels-last from the tokens on, so that no step transposes the largest tensors of the model.
 
 Shapes: B batch, Q queries, D hidden size, h w patch grid, s = 2 ** number of upscaling steps.
 """
@@ -28,21 +28,19 @@ class EoMTMaskHead(nn.Module):
 
 
 class TransposedConv2x2(nn.ConvTranspose2d):
-    """A transposed convolution whose stride is its kernel, on channels-last features.
-
-    Its windows do not overlap, so it is one linear layer from a cell to its 2 x 2 children and a shuffle of pixels,
-    with the same weights: matrix products in both directions instead of a strided scatter. Only a CPU that needs no
-    gradient does better with the convolution, which writes the children in place (0.75 of the time; its backward
-    pass takes almost twice as long).
-    """
+    """Transposed convolution with stride equal to its kernel, on channels-last features."""
 
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size, hidden_size, kernel_size=2, stride=2)
 
     def forward(self, features: Tensor) -> Tensor:  # type: ignore[override]
         """Upscale (B, h, w, D) to (B, 2h, 2w, D)."""
+        # Without gradient a CPU is faster with the convolution, which writes children in place (0.75 of the time). Its
+        # backward pass takes almost twice as long.
         if features.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return super().forward(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # Windows do not overlap, so this is one linear layer from a cell to its 2 x 2 children and a shuffle of pixels:
+        # matrix products in both directions instead of a strided scatter.
         batch_size, height, width, channels = features.shape
         weight = self.weight.permute(2, 3, 1, 0).reshape(4 * channels, channels)
         bias = None if self.bias is None else self.bias.repeat(4)
@@ -68,7 +66,7 @@ class EoMTScaleLayer(nn.Module):
 
 
 class EoMTScaleBlock(nn.Module):
-    """As many twofold upscalings as the config asks for."""
+    """A chain of `num_upscale_blocks` twofold upscalings."""
 
     def __init__(self, hidden_size: int, hidden_act: str, num_upscale_blocks: int):
         super().__init__()
@@ -82,15 +80,7 @@ class EoMTScaleBlock(nn.Module):
 
 
 def mask_logits(mask_queries: Tensor, mask_features: Tensor) -> Tensor:
-    """Agreement of every query with every cell.
-
-    Args:
-        mask_queries: (B, Q, D) mask embeddings.
-        mask_features: (B, height, width, D) upscaled patches.
-
-    Returns:
-        (B, Q, height, width) logits, no sigmoid.
-    """
+    """Logits (B, Q, height, width) of embeddings (B, Q, D) with upscaled patches (B, height, width, D)."""
     batch_size, height, width, _ = mask_features.shape
     logits = mask_queries @ mask_features.flatten(1, 2).transpose(1, 2)
     return logits.view(batch_size, -1, height, width)
@@ -99,19 +89,18 @@ def mask_logits(mask_queries: Tensor, mask_features: Tensor) -> Tensor:
 def attention_mask_from(
     logits: Tensor, grid_size: tuple[int, int], num_prefix_tokens: int, keep: Tensor | None
 ) -> Tensor:
-    """Where each query may look: other queries, the tokens before the patches, and patches inside its own mask.
+    """Keys that each query may see, boolean (B, 1, Q, Q + num_prefix_tokens + h * w): all but patches outside its mask.
 
     Args:
         logits: (B, Q, s * h, s * w) mask logits of the layer.
         grid_size: (h, w).
         num_prefix_tokens: CLS and register tokens, between queries and patches.
         keep: boolean (B, Q), True for queries that are confined to their mask; `None` confines all.
-
-    Returns:
-        Boolean (B, 1, Q, Q + num_prefix_tokens + h * w), True where attention is allowed; broadcast over heads.
     """
+    # A logit above 0 is a mask probability above 1/2.
     inside = F.interpolate(logits, size=grid_size, mode="bilinear").flatten(2) > 0
     if keep is not None:
         inside = inside | ~keep[..., None]
+    # Other queries and prefix tokens are always visible, so that no row is empty.
     always = inside.new_ones(()).expand(*inside.shape[:2], inside.shape[1] + num_prefix_tokens)
     return torch.cat((always, inside), dim=-1)[:, None]

@@ -1,8 +1,8 @@
-"""The truth that masks are trained on: checked, packed for the device, and read at points.
+"""Ground truth of masks for training: checked, packed, and sampled at points.
 
-In here: `validate_targets` refuses targets that do not fit; `MaskTargets` holds those of a whole batch side by side and
-samples them bilinearly, as `grid_sample` with `align_corners=False` and zero padding does, straight from booleans:
-float copies of all masks would be the largest tensors of the loss.
+`validate_targets` refuses targets that do not fit. `MaskTargets` holds those of a whole batch side by side and samples
+them bilinearly, straight from booleans, like `grid_sample` with `align_corners=False` and zero padding: float copies of
+all masks would be the largest tensors of the loss.
 
 Shapes: B batch, C classes without no-object, H W pixels, N segments of all images together, n of one image,
 P points, m masks that are read. Points are (x, y) in [0, 1], relative to the whole image.
@@ -25,20 +25,16 @@ def validate_targets(
     read_values: bool | None = None,
     others: Mapping[str, list[Tensor]] | None = None,
 ) -> None:
-    """Refuse targets that cannot be matched with predictions.
+    """Refuse targets that cannot be matched with predictions; a ValueError names image, value and remedy.
 
     Args:
         mask_labels: per image (n, H, W), boolean or numbers in [0, 1]; one size for the whole batch.
         class_labels: per image (n,) integers in [0, `num_labels`).
         num_labels: number C of classes.
         batch_size: number B of images.
-        loss_mask: boolean (B, H, W), True where pixels count; `None` counts all.
-        read_values: whether to look at the numbers too, not only at shapes and types. `None` looks at tensors on the
-            CPU; elsewhere a look would wait for the device, so the criterion looks when it waits anyway.
-        others: what a criterion of one's own reads of the segments: by name, per image (n, ...).
-
-    Raises:
-        ValueError: naming the image, the value and the remedy.
+        loss_mask: boolean (B, H, W), True for pixels that count; `None` counts all.
+        read_values: whether to check values besides shapes and types. `None` checks them on the CPU only.
+        others: targets of a custom criterion, by name, per image (n, ...).
     """
     for name, labels in (("mask_labels", mask_labels), ("class_labels", class_labels)):
         if len(labels) != batch_size:
@@ -63,6 +59,7 @@ def validate_targets(
                 f"mask_labels[{image}] is {_by(masks.shape[1:])} pixels but mask_labels[{first}] is {_by(size)}; "
                 "pad or resize them with their images to one size"
             )
+        # On another device a look would wait for it; there the criterion looks when it has to wait anyway.
         if read_values or (read_values is None and masks.device.type == "cpu" == classes.device.type):
             _validate_values(image, masks, classes, num_labels)
     for name, rows in (others or {}).items():
@@ -94,7 +91,7 @@ def _validate_values(image: int, masks: Tensor, classes: Tensor, num_labels: int
             )
     if masks.dtype != torch.bool and masks.numel() > 0:
         low, high = (float(extreme) for extreme in masks.aminmax())
-        if not (low >= 0 and high <= 1):
+        if not (low >= 0 and high <= 1):  # also true of NaN
             raise ValueError(
                 f"mask_labels[{image}] holds values from {low:g} to {high:g}; give boolean masks, one per segment "
                 "(an id map becomes masks by comparing it with each id)"
@@ -113,28 +110,16 @@ def _by(size: torch.Size | None) -> str:
 
 @dataclass
 class MaskTargets:
-    """The targets of a batch, image after image.
+    """Targets of a batch, image after image."""
 
-    Args:
-        masks: (N, H + 2, W + 2), any type; a border of zeros spares every reader the test for the edge. 0 where
-            pixels do not count.
-        labels: (N,) int64, clamped to the valid range: see `valid`.
-        image_index: (N,) int64, the image that a segment belongs to.
-        slot: (N,) int64, its place among the segments of its image.
-        counts: number of segments of each image, on the host.
-        counted: boolean (B, H + 2, W + 2), True where pixels count and in the border; `None` where all count.
-        valid: boolean scalar on the device, whether every value was in range.
-        others: what else is known of the segments, by name (N, ...).
-    """
-
-    masks: Tensor
-    labels: Tensor
-    image_index: Tensor
-    slot: Tensor
-    counts: list[int]
-    counted: Tensor | None
-    valid: Tensor
-    others: dict[str, Tensor] = field(default_factory=dict)
+    masks: Tensor  # (N, H + 2, W + 2), any type; with a border of zeros, and 0 at pixels that do not count
+    labels: Tensor  # (N,) int64, clamped to the valid range: see `valid`
+    image_index: Tensor  # (N,) int64, the image of each segment
+    slot: Tensor  # (N,) int64, its index among the segments of its image
+    counts: list[int]  # number of segments of each image, on the host
+    counted: Tensor | None  # boolean (B, H + 2, W + 2), True where pixels count and in the border; None if all do
+    valid: Tensor  # boolean scalar on the device, whether every value is in range
+    others: dict[str, Tensor] = field(default_factory=dict)  # other targets of the segments, by name (N, ...)
 
     @classmethod
     def pack(
@@ -146,19 +131,14 @@ class MaskTargets:
         device: torch.device,
         others: Mapping[str, list[Tensor]] | None = None,
     ) -> "MaskTargets":
-        """Put the targets of a batch side by side on the device, without waiting for it.
+        """Put the targets of a batch side by side on the device of the predictions, without waiting for it.
 
-        Args:
-            mask_labels: per image (n, H, W); fit by `validate_targets`, as all the others.
-            class_labels: per image (n,).
-            num_labels: number C of classes.
-            loss_mask: boolean (B, H, W), or `None`.
-            device: where the predictions are.
-            others: by name, per image (n, ...).
+        All must have passed `validate_targets`, which has the same arguments.
         """
         counts = [len(classes) for classes in class_labels]
         height, width = next((masks.shape[1:] for masks in mask_labels if len(masks) > 0), (0, 0))
         dtype = reduce(torch.promote_types, (masks.dtype for masks in mask_labels))
+        # The border of zeros spares `_bilinear` any test for the edge.
         packed = torch.zeros((sum(counts), height + 2, width + 2), dtype=dtype, device=device)
         counted = None
         if loss_mask is not None:
@@ -177,41 +157,25 @@ class MaskTargets:
                 inside[image].mul_(loss_mask[image])
         labels = torch.cat([classes.to(device, torch.int64, non_blocking=True) for classes in class_labels])
         valid &= ((labels >= 0) & (labels < num_labels)).all()
-        places = [(image, slot) for image, count in enumerate(counts) for slot in range(count)]
-        image_index, slot = (
-            torch.tensor(places, dtype=torch.int64).view(-1, 2).t().contiguous().to(device, non_blocking=True)
-        )
-        # An impossible label must not stop the device inside a kernel before `valid` is read on the host.
+        # Built on the host: repeat_interleave of counts on the device would wait to learn the size of its result.
+        slots = [(image, slot) for image, count in enumerate(counts) for slot in range(count)]
+        image_index, slot = torch.tensor(slots, dtype=torch.int64).view(-1, 2).to(device, non_blocking=True).unbind(1)
+        # An impossible label must not crash a kernel before `valid` is read on the host.
         labels = labels.clamp(0, num_labels - 1)
         rows = {name: torch.cat([row.to(device) for row in images]) for name, images in (others or {}).items()}
         return cls(packed, labels, image_index, slot, counts, counted, valid, rows)
 
     def sample(self, target_index: Tensor, points: Tensor) -> Tensor:
-        """Value of masks at points.
-
-        Args:
-            target_index: (m,) int64, which masks.
-            points: (m, P, 2).
-
-        Returns:
-            (m, P) float32: bilinear between pixels. Where some pixels do not count, it is the mean over those that do.
-        """
+        """Bilinear values (m, P), float32, of masks `target_index` (m,) at points (m, P, 2)."""
         values = _bilinear(self.masks, target_index, points)
         if self.counted is None:
             return values
+        # `masks` is 0 at pixels that do not count, so dividing by the share of the others gives the mean over those.
         share = _bilinear(self.counted, self.image_index[target_index], points)
         return torch.where(share > 0, values / share, values)
 
     def weights(self, image_index: Tensor, points: Tensor) -> Tensor:
-        """Whether points count: those in a pixel that does.
-
-        Args:
-            image_index: (m,) int64, which images.
-            points: (m, P, 2).
-
-        Returns:
-            (m, P) float32, 1 or 0.
-        """
+        """1 or 0, float32 (m, P): whether points (m, P, 2) of images `image_index` (m,) lie in a pixel that counts."""
         if self.counted is None:
             return points.new_ones(()).expand(points.shape[:2])
         height, width = self.counted.shape[1] - 2, self.counted.shape[2] - 2
@@ -222,12 +186,12 @@ class MaskTargets:
 
 
 def _bilinear(planes: Tensor, plane_index: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values (m, P) of planes (K, H + 2, W + 2), which carry a border, at points (m, P, 2) of their inside."""
+    """Bilinear values (m, P) of planes (K, H + 2, W + 2) with a border at points (m, P, 2) of their inside."""
     num_rows, num_columns = planes.shape[1:]
     column, x = bilinear_position(points[..., 0], num_columns - 2)
     row, y = bilinear_position(points[..., 1], num_rows - 2)
     start = ((plane_index[:, None] * num_rows + row + 1) * num_columns + column + 1).flatten()
-    # Four reads of the flat planes at one index, each from another start: index_select on bytes is the quickest gather.
+    # Four reads of the flat planes at one index, each from another start: index_select on bytes is the fastest gather.
     flat = planes.reshape(-1)
     corners = [
         flat[offset:].index_select(0, start).view(x.shape).float() for offset in (0, 1, num_columns, num_columns + 1)
@@ -236,14 +200,10 @@ def _bilinear(planes: Tensor, plane_index: Tensor, points: Tensor) -> Tensor:
 
 
 def bilinear_position(coordinate: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Where points fall between pixel centres along one axis, as `grid_sample` with `align_corners=False` has it.
+    """Position of points between pixel centres along one axis, as in `grid_sample` with `align_corners=False`.
 
-    Args:
-        coordinate: x or y in [0, 1], any shape.
-        length: pixels along the axis.
-
-    Returns:
-        Index of the pixel before each point, int64 from -1 to length - 1, and the fraction of the way to the next one.
+    Returns the index of the pixel before each `coordinate` in [0, 1], int64 from -1 to length - 1, and the fraction of
+    the way to the next one.
     """
     position = coordinate * length - 0.5
     before = position.floor()

@@ -1,9 +1,7 @@
-"""EoMT, the encoder-only mask transformer (Kerssies et al., CVPR 2025, arXiv 2503.19108).
+"""EoMT, the encoder-only mask transformer (CVPR 2025).
 
-In here, in this order: the model with class head and loss, the model up to mask logits, their outputs. Queries join
-the tokens of a plain ViT in its last `num_query_layers` blocks; there is no decoder. While it learns, a query may be
-confined to the mask it predicts (masked attention); the probabilities of that are annealed to 0 in training, after
-which inference is a plain ViT without predictions between the blocks, data-dependent control flow or device syncs.
+In order: outputs, the model with class head and loss, the model up to mask logits. Queries join the tokens of a plain
+ViT in its last `num_query_layers` blocks; there is no decoder (Kerssies et al., arXiv 2503.19108).
 
 Shapes: B batch, Q queries, C classes without no-object, D hidden size, H W pixels, h w patch grid,
 s = 2 ** num_upscale_blocks. Tokens are ordered queries, CLS, registers, patches.
@@ -30,61 +28,39 @@ from .transformers_eomt import transformers_eomt_arguments
 
 @dataclass
 class EoMTModelOutput(ModelOutput):
-    """What `EoMTModel` returns.
+    """Output of `EoMTModel`."""
 
-    Args:
-        last_hidden_state: (B, Q + prefix + h * w, D) after the final norm.
-        masks_queries_logits: (B, Q, s * h, s * w) of the last layer.
-        hidden_states: on request, the input and the output of every block; queries are there from their first block on.
-        attentions: on request, the attention weights of every block.
-        query_hidden_states: normed queries (B, Q, D) of every prediction made, the last one final. In training there
-            is one before each query layer; else only before layers that are masked.
-        mask_queries: mask embeddings (B, Q, D) of the same predictions.
-        mask_features: upscaled patches (B, s * h, s * w, D) of the same predictions.
-        auxiliary_masks_queries_logits: mask logits of all predictions but the last, without gradient.
-    """
-
-    last_hidden_state: Tensor | None = None
-    masks_queries_logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    query_hidden_states: tuple[Tensor, ...] | None = None
-    mask_queries: tuple[Tensor, ...] | None = None
-    mask_features: tuple[Tensor, ...] | None = None
-    auxiliary_masks_queries_logits: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None  # (B, Q + prefix + h * w, D), after the final norm
+    masks_queries_logits: Tensor | None = None  # (B, Q, s * h, s * w), of the last layer
+    hidden_states: tuple[Tensor, ...] | None = None  # input and output of every block; queries join on the way
+    attentions: tuple[Tensor, ...] | None = None  # attention weights of every block
+    # One entry per prediction, the final one last. Training predicts before every query layer, inference only before
+    # masked ones.
+    query_hidden_states: tuple[Tensor, ...] | None = None  # (B, Q, D), normed
+    mask_queries: tuple[Tensor, ...] | None = None  # (B, Q, D) mask embeddings
+    mask_features: tuple[Tensor, ...] | None = None  # (B, s * h, s * w, D) upscaled patches
+    auxiliary_masks_queries_logits: tuple[Tensor, ...] | None = None  # all but the final one, without gradient
 
 
 @dataclass
 class EoMTForUniversalSegmentationOutput(ModelOutput):
-    """What `EoMTForUniversalSegmentation` returns; any Mask2Former-style post-processor understands it.
+    """Output of `EoMTForUniversalSegmentation`, as every Mask2Former-style post-processor takes it."""
 
-    Args:
-        loss: total loss, where labels were given.
-        loss_dict: its unweighted terms by layer, without gradient.
-        class_queries_logits: (B, Q, C + 1), no-object last.
-        masks_queries_logits: (B, Q, s * h, s * w), before the sigmoid.
-        query_predictions: what a head of one's own predicts besides, by name (B, Q, ...); see `predict_queries`.
-        last_hidden_state: (B, Q + prefix + h * w, D) after the final norm.
-        hidden_states: on request, as in `EoMTModelOutput`.
-        attentions: on request, as in `EoMTModelOutput`.
-        content_sizes: passed through from the image processor for its post-processing.
-        patch_offsets: passed through from the image processor for its post-processing.
-    """
-
-    loss: Tensor | None = None
-    loss_dict: dict[str, Tensor] | None = None
-    class_queries_logits: Tensor | None = None
-    masks_queries_logits: Tensor | None = None
-    query_predictions: dict[str, Tensor] | None = None
-    last_hidden_state: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    loss: Tensor | None = None  # total, summed over all predictions
+    loss_dict: dict[str, Tensor] | None = None  # its unweighted terms by layer, without gradient
+    class_queries_logits: Tensor | None = None  # (B, Q, C + 1), no-object last
+    masks_queries_logits: Tensor | None = None  # (B, Q, s * h, s * w), before the sigmoid
+    query_predictions: dict[str, Tensor] | None = None  # what a subclass predicts besides, by name (B, Q, ...)
+    last_hidden_state: Tensor | None = None  # (B, Q + prefix + h * w, D), after the final norm
+    hidden_states: tuple[Tensor, ...] | None = None  # on request, as in EoMTModelOutput
+    attentions: tuple[Tensor, ...] | None = None  # on request, as in EoMTModelOutput
+    # Passed through from the image processor to its post-processing.
     content_sizes: Tensor | None = None
     patch_offsets: Tensor | None = None
 
 
 class EoMTPreTrainedModel(PlainViTPreTrainedModel):
-    """What both EoMT models share: initial weights of the heads, and the masked-attention probabilities."""
+    """Base of both EoMT models: loading, and the masked-attention probabilities."""
 
     config: EoMTConfig
     base_model_prefix = "eomt"
@@ -94,15 +70,7 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint of this package, or of Transformers' own `eomt` or `eomt_dinov3`.
 
-        Args:
-            pretrained_model_name_or_path: a folder or a Hub id.
-            args: as for every Transformers model.
-            kwargs: as for every Transformers model. With a new label set (`id2label=...,
-                ignore_mismatched_sizes=True`) only the class head is reset.
-
-        Raises:
-            ValueError: a weight has another size and `ignore_mismatched_sizes` was not given, or a field of the
-                checkpoint cannot be expressed.
+        For a new label set pass `id2label=...` with `ignore_mismatched_sizes=True`, which resets only the class head.
         """
         translated = transformers_eomt_arguments(cls, pretrained_model_name_or_path, kwargs)
         try:
@@ -119,25 +87,18 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
             ) from error
 
     def set_masked_attention_probabilities(self, probabilities: float | Sequence[float]) -> None:
-        """Set the probability that a query is confined to its own mask, in the config and so in every checkpoint.
-
-        Args:
-            probabilities: one number in [0, 1] for all query layers, or one for each. 0 everywhere makes inference
-                a plain ViT.
-
-        Raises:
-            ValueError: a number outside [0, 1], or not one per query layer.
-        """
+        """Set the probability that a query is confined to its own mask, one for all query layers or one for each."""
         num_query_layers = self.config.num_query_layers
         if isinstance(probabilities, int | float):
             probabilities = [probabilities] * num_query_layers
         values = [float(p) for p in probabilities]
         check_probabilities(values, num_query_layers)
+        # Kept in the config, so that every checkpoint has them.
         self.config.masked_attention_probabilities = values
 
 
 def _default_init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
-    """PyTorch's own initial weights, which the heads keep (as in the official code): uniform in +-1/sqrt(fan in)."""
+    """PyTorch's default initial weights, which the official heads keep: uniform in +-1/sqrt(fan in)."""
     bound = layer.weight[0].numel() ** -0.5
     init.uniform_(layer.weight, -bound, bound)
     if layer.bias is not None:
@@ -145,10 +106,9 @@ def _default_init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
 
 
 class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
-    """EoMT with class head and loss: semantic, instance and panoptic segmentation.
+    """EoMT with class head and loss. Another head is a subclass with its own `predict_queries`.
 
-    `from_pretrained` also reads checkpoints of Transformers' own `eomt` and `eomt_dinov3` directly. A subclass adds a
-    head by `predict_queries` and its loss by `criterion_class`; another loss alone is set as `model.criterion`.
+    Another loss is a subclass's `criterion_class`, or set as `model.criterion`.
     """
 
     criterion_class = MaskCriterion
@@ -165,14 +125,15 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "criterion" and type(value) is not MaskCriterion:
-            # So that every checkpoint tells what it was trained with. Nothing ever imports it from there: loading a
-            # checkpoint must not run code that the checkpoint names.
+            # A record of the loss in every checkpoint. Nothing ever imports it: loading a checkpoint must not run code
+            # that the checkpoint names.
             self.config.criterion = f"{type(value).__module__}:{type(value).__qualname__}"
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Called by Transformers when this class comes from a checkpoint's own code: let the pipeline know its name."""
+        """Called by Transformers for classes from a checkpoint's own code."""
         super().register_for_auto_class(auto_class)
+        # The image segmentation pipeline accepts only models that this table names.
         MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault(EoMTConfig.model_type, cls.__name__)
 
     @torch.no_grad()
@@ -185,14 +146,10 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         return self.eomt.get_input_embeddings()
 
     def predict_queries(self, queries: Tensor) -> dict[str, Tensor]:
-        """What is predicted of each query by itself, for every layer that predicts.
+        """`class_logits` (B, Q, C + 1), no-object last, of queries (B, Q, D) after the norm.
 
-        Args:
-            queries: (B, Q, D) after the norm.
-
-        Returns:
-            `class_logits` (B, Q, C + 1), no-object last. What a subclass adds, by names of its own, each (B, Q, ...),
-            goes to the criterion as `MaskPrediction.others`, and that of the last layer into the output.
+        A subclass may add others by name, each (B, Q, ...): the criterion gets them as `MaskPrediction.others`, and
+        those of the last layer become the output's `query_predictions`.
         """
         return {"class_logits": self.class_predictor(queries)}
 
@@ -208,26 +165,18 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         patch_offsets: Tensor | None = None,
         **kwargs: Any,
     ) -> EoMTForUniversalSegmentationOutput:
-        """Segment images, and compare with the truth where labels are given.
+        """Segment images, and compute the loss if labels are given.
 
         Args:
             pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
             mask_labels: per image, (n, H, W) masks of its segments; n may be 0 or exceed Q.
             class_labels: per image, (n,) int64 classes in [0, C).
-            loss_mask: (B, H, W) bool, True where pixels count in matching and loss; `None` counts all.
-            loss_normalizers: (2,) counts that the losses are divided by, as `criterion.count_normalizers` returns;
-                for accumulation over several batches. `None` counts this batch.
+            loss_mask: (B, H, W) bool, True for pixels that count in matching and loss; `None` counts all.
+            loss_normalizers: of `criterion.count_normalizers`, for gradient accumulation; `None` counts this batch.
             content_sizes: (B, 2), returned as given.
             patch_offsets: (B, 3), returned as given.
-            kwargs: `output_hidden_states`, `output_attentions` and `return_dict`; and, for a criterion that reads more
-                of the segments, lists like `class_labels` whose names end with `_labels`, such as `box_labels`.
-
-        Returns:
-            Class and mask logits; the loss sums over every prediction made: one for each query layer and the final one
-            in training, those of masked layers and the final one in evaluation.
-
-        Raises:
-            ValueError: an image's shape or a label does not fit; the message names it.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and targets for a custom criterion:
+                lists like `class_labels` whose names end with `_labels`, such as `box_labels`.
         """
         if (mask_labels is None) != (class_labels is None):
             given, missing = ("mask", "class") if class_labels is None else ("class", "mask")
@@ -235,6 +184,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         others = {name: kwargs.pop(name) for name in list(kwargs) if name.endswith("_labels")}
         if mask_labels is not None and class_labels is not None:
             batch_size = pixel_values.shape[0]
+            # Before the forward pass: bad labels should not cost one.
             validate_targets(mask_labels, class_labels, self.num_labels, batch_size, loss_mask, others=others)
 
         outputs = self.eomt(pixel_values, **kwargs)
@@ -284,7 +234,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
 
 
 def _others(predicted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `predict_queries` gave besides the classes."""
+    """Predictions of a subclass, all but the classes."""
     return {name: values for name, values in predicted.items() if name != "class_logits"}
 
 
@@ -294,21 +244,17 @@ class _MatchedMaskLogits:
 
     mask_queries: Tensor  # (B, Q, D)
     mask_features: Tensor  # (B, height, width, D)
-    counts: list[int]  # matches of each image
+    counts: list[int]  # matches per image
 
     def __call__(self, image_index: Tensor, query_index: Tensor) -> Tensor:
-        """Logits (n, height, width) of the pairs (n,), (n,), which come ordered by image."""
-        chosen = self.mask_queries[image_index, query_index].split(self.counts)
-        return torch.cat(
-            [
-                mask_logits(queries[None], features[None])[0]
-                for queries, features in zip(chosen, self.mask_features, strict=True)
-            ]
-        )
+        """Logits (M, height, width) of the pairs (M,), (M,), which are ordered by image."""
+        matched = self.mask_queries[image_index, query_index].split(self.counts)
+        images = zip(matched, self.mask_features, strict=True)
+        return torch.cat([mask_logits(queries[None], features[None])[0] for queries, features in images])
 
 
 class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
-    """The plain ViT with queries, up to mask logits; without class head and loss."""
+    """The plain ViT with queries, up to mask logits."""
 
     _keys_to_ignore_on_load_unexpected = [r"^class_predictor\."]  # noqa: RUF012
 
@@ -333,15 +279,12 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> EoMTModelOutput:
-        """Encode images and predict masks.
+        """Encode images (B, channels, H, W), normalised, with sides that are multiples of the patch size.
 
-        Args:
-            pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
-            kwargs: `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
-
-        Raises:
-            ValueError: the image's shape does not fit; see `PatchEmbeddings.forward`.
+        `kwargs` are `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
         """
+        # Probabilities are annealed to 0 in training. Inference is then a plain ViT without intermediate predictions,
+        # data-dependent control flow or device syncs.
         config = self.config
         first_query_layer = config.num_hidden_layers - config.num_query_layers
         probabilities = config.masked_attention_probabilities or []
@@ -354,12 +297,13 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
             if index == first_query_layer:
                 queries = self.query.weight.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
                 hidden_states = torch.cat((queries, hidden_states), dim=1)
-                position_embeddings = self.position_embeddings_for(
-                    pixel_values, config.num_queries + config.num_prefix_tokens
-                )
+                num_prefix_tokens = config.num_queries + config.num_prefix_tokens
+                position_embeddings = self.position_embeddings_for(pixel_values, num_prefix_tokens)
             if index >= first_query_layer and config.masked_attention:
                 probability = probabilities[index - first_query_layer]
+                # Inference must not be random: a layer is masked if it was so more often than not.
                 masked = probability > 0 if self.training else probability >= 0.5
+                # Training predicts before mask-free layers too, for the loss of every layer.
                 if self.training or masked:
                     predictions.append(self._predict(self.layernorm(hidden_states), grid_size, final=False))
                 if masked:
@@ -395,12 +339,12 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
         else:
             if self.training and torch.is_grad_enabled():
                 # Recomputed in the backward pass: the inner activations of upscaling are the largest of the model.
-                # The final prediction keeps its own, since it comes first there and the peak is the same either way.
+                # The final prediction keeps its own: it comes first in the backward pass, so the peak is the same.
                 mask_features = checkpoint(self.upscale_block, patches, use_reentrant=False)
             else:
                 mask_features = self.upscale_block(patches)
-            # Matching and attention masks carry no gradient; the loss asks for its few masks again. Matching reads all
-            # queries of a cell at once, so memory holds them side by side.
+            # Matching and attention masks need no gradient; the loss recomputes its few masks. Matching reads all
+            # queries of a cell at once, hence the channels-last layout.
             with torch.no_grad():
                 logits = (mask_features @ mask_queries.transpose(1, 2)[:, None]).permute(0, 3, 1, 2)
         return _Prediction(queries, mask_queries, mask_features, logits)

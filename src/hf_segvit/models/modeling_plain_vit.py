@@ -1,10 +1,8 @@
-"""The plain Vision Transformer that EoMT and ViT-P stand on.
+"""The plain Vision Transformer behind EoMT and ViT-P.
 
-In here, in this order: the embeddings, one block, the base class and the model. Every family is the same code under
-another `PlainViTConfig`: DINOv2 (Oquab et al., arXiv 2304.07193; registers, SwiGLU for giant), DINOv3 (Simeoni et al.,
-arXiv 2508.10104; rotary embeddings), EVA-02 (Fang et al., arXiv 2303.11331; both kinds of positions, norms inside the
-branches), DeiT-III, MAE, SigLIP and others. Any input whose sides are multiples of the patch size is served, square or
-not.
+In order: embeddings, block, base class, model. Every family is the same code under another `PlainViTConfig`: DINOv2
+(Oquab et al., arXiv 2304.07193), DINOv3 (Simeoni et al., arXiv 2508.10104), EVA-02 (Fang et al., arXiv 2303.11331),
+DeiT-III, MAE, SigLIP and others. Inputs need not be square; their sides are multiples of the patch size.
 
 Shapes: B batch, T tokens, D hidden size, H W pixels, h w patch grid.
 """
@@ -36,27 +34,29 @@ class LayerScale(nn.Module):
         self.lambda1 = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, hidden_states: Tensor, branch: Tensor) -> Tensor:
-        """Add the scaled branch (..., D) to the residual stream, in one pass over memory."""
+        """Add the scaled branch (..., D) to the residual stream."""
+        # One pass over memory; a product and a sum would take two.
         return torch.addcmul(hidden_states, branch, self.lambda1)
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, the branch of a sample is left out with probability `rate` (arXiv 1603.09382)."""
+    """Stochastic depth: training drops a sample's branch with probability `rate` (Huang et al., arXiv 1603.09382)."""
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Keep or drop whole samples of (B, T, D); the kept ones are scaled so that the mean stays."""
+        """Zero or keep whole samples of (B, T, D)."""
         if not self.training or self.rate == 0.0:
             return hidden_states
         keep = torch.rand(hidden_states.shape[0], 1, 1, device=hidden_states.device) >= self.rate
+        # Scaled so that the expected value is the same as in evaluation.
         return hidden_states * keep.to(hidden_states.dtype) / (1.0 - self.rate)
 
 
 class PatchEmbeddings(nn.Module):
-    """Non-overlapping patches to tokens."""
+    """Non-overlapping patches as tokens."""
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()
@@ -67,17 +67,7 @@ class PatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Embed an image.
-
-        Args:
-            pixel_values: (B, channels, H, W), H and W multiples of the patch size.
-
-        Returns:
-            (B, h * w, D), row by row.
-
-        Raises:
-            ValueError: wrong number of dimensions or channels, or a side that is no multiple of the patch size.
-        """
+        """Tokens (B, h * w, D), row by row, of `pixel_values` (B, channels, H, W)."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"pixel_values of shape {tuple(pixel_values.shape)} must be (batch, {self.num_channels}, height, width)"
@@ -92,13 +82,13 @@ class PatchEmbeddings(nn.Module):
 
 
 class PlainViTEmbeddings(nn.Module):
-    """Patches with their position embedding, behind the CLS and register tokens."""
+    """CLS and register tokens, followed by patches with their position embeddings."""
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()
         self.patch_size = config.patch_size
         self.grid_size = config.grid_size
-        # What has no elements takes no gradient: FSDP2 cannot exchange an empty one.
+        # Parameters without elements take no gradient, because FSDP2 cannot exchange an empty one.
         cls_token = torch.empty(1, int(config.use_cls_token), config.hidden_size)
         self.cls_token = nn.Parameter(cls_token, requires_grad=cls_token.numel() > 0)
         register_tokens = torch.empty(1, config.num_register_tokens, config.hidden_size)
@@ -121,23 +111,15 @@ class PlainViTEmbeddings(nn.Module):
         return self.layernorm(torch.cat((*prefix, patches), dim=1))
 
     def resample(self, table: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """The learned position embeddings (h * w, D) of a patch grid."""
+        """Learned position embeddings (h * w, D) for a patch grid."""
         return resample_position_embeddings(table, self.grid_size, grid_size)
 
 
 def resample_position_embeddings(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Resample learned position embeddings to another patch grid: bicubic with antialiasing, in fp32, as timm does.
-
-    Args:
-        table: (rows * columns of `old_grid`, D).
-        old_grid: rows and columns of the table.
-        new_grid: rows and columns wanted.
-
-    Returns:
-        (rows * columns of `new_grid`, D); the table itself where the grids are the same.
-    """
+    """Resample learned position embeddings (rows * columns, D) to another patch grid."""
     if old_grid == new_grid:
         return table
+    # Bicubic with antialiasing and in fp32, as timm does.
     grid = table.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new_grid, mode="bicubic", antialias=True)
     return grid.flatten(2)[0].transpose(0, 1).to(table.dtype)
@@ -165,7 +147,7 @@ class PlainViTLayer(GradientCheckpointingLayer):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         leading_mask: Tensor | None = None,
     ) -> Tensor:
-        """Transform (B, T, D); the other arguments are those of `PlainViTAttention`."""
+        """Transform (B, T, D); see `PlainViTAttention.forward` for the other arguments."""
         attended, _ = self.attention(self.norm1(hidden_states), position_embeddings, leading_mask)
         hidden_states = self._add(hidden_states, attended, self.layer_scale1)
         return self._add(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
@@ -176,7 +158,7 @@ class PlainViTLayer(GradientCheckpointingLayer):
 
 
 class PlainViTPreTrainedModel(PreTrainedModel):
-    """What every model on the plain ViT shares: initial weights, and what Transformers may do with it."""
+    """Base of all models on the plain ViT: initial weights, and the features that Transformers may use."""
 
     config: PlainViTConfig
     base_model_prefix = "plain_vit"
@@ -192,35 +174,27 @@ class PlainViTPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": PlainViTLayer, "attentions": PlainViTAttention}  # noqa: RUF012
 
     def __init__(self, config: PlainViTConfig, *args: Any, **kwargs: Any):
-        # Fields set after the config was made (from_pretrained's keyword arguments) were not checked yet.
+        # `from_pretrained` sets fields given as keyword arguments after the config was made and checked.
         config.check()
         super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_backbone(
-        cls,
-        source: Any,
-        image_size: int | Sequence[int] | None = None,
-        patch_size: int | None = None,
-        **kwargs: Any,
+        cls, source: Any, image_size: int | Sequence[int] | None = None, patch_size: int | None = None, **kwargs: Any
     ) -> Any:
-        """Start from the weights of a backbone of another library; whatever the backbone lacks is newly initialised.
+        """Start from the weights of another library's backbone; layers that it lacks are newly initialised.
+
+        The model is in evaluation mode, and in fp32 unless `dtype` says otherwise.
 
         Args:
             source: `"timm/<name>"`, a Hub id or folder of a Transformers or `PlainViTModel` checkpoint, or such a model
-                in memory. Families: `hf_segvit.conversion.backbones`.
-            image_size: pixels, an int or `[height, width]`; the position embeddings are resampled to its grid. `None`
-                keeps the grid of the source.
-            patch_size: the patch kernel is resampled to it; `None` keeps it.
+                in memory. Supported families: `hf_segvit.conversion.backbones`.
+            image_size: pixels, an int or `[height, width]`, to whose grid position embeddings are resampled.
+            patch_size: size to which the patch kernel is resampled.
             kwargs: fields of the configuration, arguments of `from_pretrained` such as `dtype` or `device_map`, and
-                `family`, a `hf_segvit.conversion.families.source.BackboneFamily` for a backbone of no family known.
-
-        Returns:
-            The model, in evaluation mode and fp32 unless asked otherwise.
-
-        Raises:
-            ValueError: the source is unknown, cannot be expressed, or its weights do not fill the ViT one to one.
+                `family`, a `hf_segvit.conversion.families.source.BackboneFamily` for a backbone of an unknown family.
         """
+        # Inside `try`, as a checkpoint that carries this file as remote code has to load without the package.
         try:
             from hf_segvit.conversion.backbones import model_from_backbone
         except ImportError as error:
@@ -263,7 +237,8 @@ class PlainViTModel(PlainViTPreTrainedModel):
         )
         normed = config.final_norm
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
-        if type(self) is PlainViTModel:  # a model that adds modules finishes when it has them all
+        # Subclasses add modules and call this themselves once all of them exist.
+        if type(self) is PlainViTModel:
             self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -271,15 +246,13 @@ class PlainViTModel(PlainViTPreTrainedModel):
         return self.embeddings.patch_embeddings
 
     def position_embeddings_for(self, pixel_values: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Tensor] | None:
-        """Rotary embeddings for a batch of images (B, channels, H, W), or `None` where positions are only learned."""
+        """Rotary embeddings for images (B, channels, H, W), or `None` if positions are only learned."""
         config = self.config
         if not config.has_rotary_positions:
             return None
-        grid_size = (pixel_values.shape[-2] // config.patch_size, pixel_values.shape[-1] // config.patch_size)
-        head_size = config.hidden_size // config.num_attention_heads
         return rotary_embeddings(
-            grid_size,
-            head_size,
+            (pixel_values.shape[-2] // config.patch_size, pixel_values.shape[-1] // config.patch_size),
+            config.hidden_size // config.num_attention_heads,
             config.rope_theta,
             num_prefix_tokens,
             pixel_values.device,
@@ -290,17 +263,9 @@ class PlainViTModel(PlainViTPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """Encode images.
+        """Encode normalised images (B, channels, H, W) as (B, prefix + h * w, D) after the final norm.
 
-        Args:
-            pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
-            kwargs: `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
-
-        Returns:
-            `last_hidden_state` (B, prefix + h * w, D) after the final norm, and what was asked for.
-
-        Raises:
-            ValueError: the image's shape does not fit; see `PatchEmbeddings.forward`.
+        `kwargs` are `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
         """
         hidden_states = self.embeddings(pixel_values)
         position_embeddings = self.position_embeddings_for(pixel_values, self.config.num_prefix_tokens)

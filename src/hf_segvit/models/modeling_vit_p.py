@@ -1,8 +1,8 @@
-"""ViT-P, a point classifier on the plain ViT (CVPR 2026): says what is at a point or in a box of an image.
+"""ViT-P, a classifier of points and boxes on the plain ViT (CVPR 2026).
 
-In here, in this order: the model with head and loss, the model up to the prompts' states, their outputs. A prompt
-is a token beside the patches; its answer is read off its own last state. With isolated prompts an image can be encoded
-once (`encode_image`) and asked later (`classify_prompts`), with the answers of `forward`.
+In order: outputs, the model with head and loss, the model up to the prompts' states, the heads. A prompt is a token
+beside the patches; the class is read off its last state. With isolated prompts an image can be encoded once
+(`encode_image`) and asked later (`classify_prompts`), with the answers of `forward`.
 
 Shapes: B batch, N prompts, C classes, D hidden size, S image tokens (registers and patches), H W pixels, h w patch
 grid. Tokens are ordered prompts, registers, patches. A prompt is centre x, centre y, width, height in [0, 1] of the
@@ -29,55 +29,35 @@ IGNORED_LABEL = -100
 
 @dataclass
 class ViTPModelOutput(ModelOutput):
-    """What `ViTPModel` returns.
+    """Output of `ViTPModel`."""
 
-    Args:
-        last_hidden_state: (B, N + S, D) after the final norm; the first N are the prompts'.
-        hidden_states: on request, the input and the output of every block.
-        attentions: on request, the attention weights of every block; isolated prompts have weight 0 for all others.
-    """
-
-    last_hidden_state: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None  # (B, N + S, D) after the final norm, prompts first
+    hidden_states: tuple[Tensor, ...] | None = None  # on request, input and output of every block
+    attentions: tuple[Tensor, ...] | None = None  # on request; isolated prompts have weight 0 for all others
 
 
 @dataclass
 class ViTPForPointClassificationOutput(ModelOutput):
-    """What `ViTPForPointClassification` returns.
+    """Output of `ViTPForPointClassification`."""
 
-    Args:
-        loss: mean cross-entropy of the labelled prompts, where labels were given.
-        logits: (B, N, C); rows of padding mean nothing.
-        prompt_mask: passed through from the image processor for its post-processing.
-        last_hidden_state: (B, N + S, D) after the final norm; of `classify_prompts`, (B, N, D) of the prompts alone.
-        hidden_states: on request, as in `ViTPModelOutput`.
-        attentions: on request, as in `ViTPModelOutput`.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    prompt_mask: Tensor | None = None
-    last_hidden_state: Tensor | None = None
+    loss: Tensor | None = None  # mean cross-entropy of the labelled prompts
+    logits: Tensor | None = None  # (B, N, C); rows of padding are meaningless
+    prompt_mask: Tensor | None = None  # passed through from the image processor to its post-processing
+    last_hidden_state: Tensor | None = None  # as in ViTPModelOutput; from `classify_prompts` only prompts, (B, N, D)
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class EncodedImage:
-    """Images as a model with isolated prompts keeps them for later prompts.
+    """Images encoded by a model with isolated prompts, for later prompts."""
 
-    Args:
-        keys_values: for each block, keys and values (B, heads, S, E) of the image's tokens.
-        last_hidden_state: (B, S, D) of the image's tokens after the final norm.
-    """
-
-    keys_values: tuple[KeysValues, ...]
-    last_hidden_state: Tensor
+    keys_values: tuple[KeysValues, ...]  # per block, (B, heads, S, E) each
+    last_hidden_state: Tensor  # (B, S, D) after the final norm
 
 
 class ViTPPreTrainedModel(PlainViTPreTrainedModel):
-    """What both ViT-P models share."""
+    """Base of both ViT-P models."""
 
     config: ViTPConfig
     base_model_prefix = "vit_p"
@@ -111,20 +91,16 @@ class ViTPForPointClassification(ViTPPreTrainedModel):
         original_sizes: Tensor | None = None,
         **kwargs: Any,
     ) -> ViTPForPointClassificationOutput:
-        """Say what is at every prompt, and compare with the truth where labels are given.
+        """Classify prompts, and compute the loss if labels are given.
 
         Args:
             pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
             prompts: (B, N, 4), centre x, centre y, width, height in [0, 1]; points have width and height 0.
-            prompt_mask: (B, N) bool, True for real prompts; padding changes no real prompt's answer. `None`: all real.
+            prompt_mask: (B, N) bool, True for real prompts; padding changes no answer. `None`: all are real.
             labels: (B, N) int64 classes in [0, C); -100 and padding are ignored.
-            loss_normalizer: number that the summed cross-entropy is divided by, such as the labelled prompts of all
-                processes and accumulated batches over the number of processes. `None` counts this batch.
-            original_sizes: what the image processor returns may be passed on whole; unused.
-            kwargs: `output_hidden_states`, `output_attentions` and `return_dict`.
-
-        Raises:
-            ValueError: a shape or a label does not fit; the message names it.
+            loss_normalizer: divisor of the summed cross-entropy, such as the labelled prompts of all processes and
+                accumulated batches over the number of processes. `None` counts this batch.
+            original_sizes: unused; accepted so that the image processor's output can be passed whole.
         """
         del original_sizes
         num_prompts = _check_prompts(prompts, prompt_mask, labels, pixel_values.shape[0], self.num_labels)
@@ -141,7 +117,7 @@ class ViTPForPointClassification(ViTPPreTrainedModel):
         )
 
     def encode_image(self, pixel_values: Tensor) -> EncodedImage:
-        """Encode images once, for prompts that are asked later; see `ViTPModel.encode_image`."""
+        """Encode images once, for later prompts; see `ViTPModel.encode_image`."""
         return self.vit_p.encode_image(pixel_values)
 
     def classify_prompts(
@@ -153,29 +129,17 @@ class ViTPForPointClassification(ViTPPreTrainedModel):
         loss_normalizer: Tensor | float | None = None,
         prompts_per_chunk: int = 1024,
     ) -> ViTPForPointClassificationOutput:
-        """Say what is at every prompt of images that `encode_image` encoded; the answers are those of `forward`.
-
-        Args:
-            encoded: the images.
-            prompts: as in `forward`, for the same B images.
-            prompt_mask: as in `forward`.
-            labels: as in `forward`.
-            loss_normalizer: as in `forward`.
-            prompts_per_chunk: prompts of an image worked on at a time, which bounds the memory.
-
-        Raises:
-            ValueError: a shape or a label does not fit; the message names it.
-        """
+        """`forward` for images that `encode_image` encoded, in chunks of prompts to bound the memory."""
         if prompts_per_chunk < 1:
             raise ValueError(f"prompts_per_chunk={prompts_per_chunk} must be at least 1")
         num_images = encoded.last_hidden_state.shape[0]
         num_prompts = _check_prompts(prompts, prompt_mask, labels, num_images, self.num_labels)
+        # Isolated prompts do not see each other, so chunks change no answer.
         chunks = [slice(start, start + prompts_per_chunk) for start in range(0, num_prompts, prompts_per_chunk)]
+        masks = [None if prompt_mask is None else prompt_mask[:, chunk] for chunk in chunks]
         states = [
-            self.vit_p.encode_prompts(
-                encoded, prompts[:, chunk], None if prompt_mask is None else prompt_mask[:, chunk]
-            )
-            for chunk in chunks
+            self.vit_p.encode_prompts(encoded, prompts[:, chunk], mask)
+            for chunk, mask in zip(chunks, masks, strict=True)
         ]
         last_hidden_state = torch.cat(states, dim=1)
         logits = self.classifier(last_hidden_state)
@@ -188,16 +152,9 @@ class ViTPForPointClassification(ViTPPreTrainedModel):
 def prompt_loss(
     logits: Tensor, labels: Tensor, prompt_mask: Tensor | None = None, normalizer: Tensor | float | None = None
 ) -> Tensor:
-    """Cross-entropy of the labelled prompts.
+    """Cross-entropy (logits (B, N, C), labels (B, N)) over `normalizer`, by default the number of labelled prompts.
 
-    Args:
-        logits: (B, N, C).
-        labels: (B, N) int64; -100 is ignored.
-        prompt_mask: (B, N) bool, False for padding, which is ignored too.
-        normalizer: what the sum is divided by; `None`: the number of labelled prompts.
-
-    Returns:
-        A scalar, 0 where nothing is labelled.
+    Label -100 and padding are ignored; 0 if nothing is labelled.
     """
     if prompt_mask is not None:
         labels = labels.masked_fill(~prompt_mask.bool(), IGNORED_LABEL)
@@ -210,7 +167,7 @@ def prompt_loss(
 
 
 class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
-    """The plain ViT with prompts, without the head."""
+    """The plain ViT with prompts, up to their last states."""
 
     embeddings_class = ViTPEmbeddings
     layer_class = ViTPLayer
@@ -225,7 +182,8 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if module is self:  # of the same kind as the position embeddings of patches
+        if module is self:
+            # Like the position embeddings of patches, whose counterpart it is for prompts.
             init.trunc_normal_(self.prompt_position_embedding, std=self.config.initializer_range)
 
     @merge_with_config_defaults
@@ -233,27 +191,21 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
     def forward(
         self, pixel_values: Tensor, prompts: Tensor, prompt_mask: Tensor | None = None, **kwargs: Any
     ) -> ViTPModelOutput:
-        """Encode images and prompts together.
+        """Encode images (B, channels, H, W) and prompts (B, N, 4) together.
 
-        Args:
-            pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
-            prompts: (B, N, 4), centre x, centre y, width, height in [0, 1].
-            prompt_mask: (B, N) bool, True for real prompts; `None`: all are.
-            kwargs: `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
-
-        Raises:
-            ValueError: a shape does not fit; the message names it.
+        `kwargs` are `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
         """
         num_prompts = _check_prompts(prompts, prompt_mask, None, pixel_values.shape[0])
         image_states = self.embeddings(pixel_values)
         hidden_states = torch.cat((self._prompt_tokens(prompts, prompt_mask, image_states.dtype), image_states), dim=1)
+        # Prompts count as prefix tokens: rotary embeddings leave them alone, their position is in the prompt itself.
+        num_prefix_tokens = num_prompts + self.config.num_prefix_tokens
         arguments: dict[str, Any] = {
-            "position_embeddings": self.position_embeddings_for(
-                pixel_values, num_prompts + self.config.num_prefix_tokens
-            )
+            "position_embeddings": self.position_embeddings_for(pixel_values, num_prefix_tokens)
         }
         if self.config.prompt_attention == "isolated":
             arguments["isolation"] = self._isolation_mask(num_prompts, image_states.shape[1])
+        # Isolated padding needs no mask: nobody sees it. A mask would also rule out the fast kernels.
         elif prompt_mask is not None and not _all_real(prompt_mask):
             real = prompt_mask.bool()
             image_keys = real.new_ones(image_states.shape[:2])
@@ -263,14 +215,7 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
         return ViTPModelOutput(last_hidden_state=self.layernorm(hidden_states))
 
     def encode_image(self, pixel_values: Tensor) -> EncodedImage:
-        """Encode images once, for prompts that are asked later.
-
-        Args:
-            pixel_values: (B, channels, H, W), normalised; H and W multiples of the patch size.
-
-        Raises:
-            ValueError: prompts are joint, so that an image's tokens depend on them; or the image does not fit.
-        """
+        """Encode images (B, channels, H, W) once, for later prompts, which have to be isolated."""
         if self.config.prompt_attention != "isolated":
             raise ValueError(
                 f"encode_image needs prompt_attention='isolated', but this model has "
@@ -281,18 +226,14 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
         position_embeddings = self.position_embeddings_for(pixel_values, self.config.num_prefix_tokens)
         keys_values = []
         for layer in self.layers:
-            hidden_states, of_layer = layer(
+            hidden_states, layer_keys_values = layer(
                 hidden_states, position_embeddings=position_embeddings, return_keys_values=True
             )
-            keys_values.append(of_layer)
+            keys_values.append(layer_keys_values)
         return EncodedImage(tuple(keys_values), self.layernorm(hidden_states))
 
     def encode_prompts(self, encoded: EncodedImage, prompts: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
-        """States (B, N, D), after the final norm, of prompts (B, N, 4) on encoded images.
-
-        Raises:
-            ValueError: a shape does not fit; the message names it.
-        """
+        """States (B, N, D), after the final norm, of prompts (B, N, 4) on encoded images."""
         num_image_tokens = encoded.last_hidden_state.shape[1]
         num_prompts = _check_prompts(prompts, prompt_mask, None, encoded.last_hidden_state.shape[0])
         isolation = self._isolation_mask(num_prompts, num_image_tokens)
@@ -303,12 +244,13 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
 
     def _prompt_tokens(self, prompts: Tensor, prompt_mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         if prompt_mask is not None:
-            # Whatever stands in padding, NaN included, must not reach a sum.
+            # Padding may hold anything, and NaN would reach other tokens even with weight 0.
             prompts = prompts.masked_fill(~prompt_mask.bool().unsqueeze(-1), 0.0)
         tokens = (self.prompt_encoder(prompts) + self.prompt_position_embedding).to(dtype)
         return self.embeddings.layernorm(tokens)
 
     def _isolation_mask(self, num_prompts: int, num_image_tokens: int) -> Tensor:
+        # Eager attention returns weights, and of several groups only the last ones would be left.
         eager = self.config._attn_implementation in (None, "eager")
         device = self.prompt_position_embedding.device
         return isolation_mask(num_prompts, num_image_tokens, device, one_group=eager)
@@ -333,7 +275,8 @@ def _linear_classifier(config: ViTPConfig) -> nn.Linear:
 
 
 def _all_real(prompt_mask: Tensor) -> bool:
-    """Whether there is no padding, so that no mask is needed; unknown, hence no, to a compiler."""
+    """Whether there is no padding, so that no mask is needed."""
+    # While compiling the answer is unknown, hence no.
     return not torch.compiler.is_compiling() and bool(prompt_mask.all())
 
 
@@ -354,6 +297,7 @@ def _check_prompts(
     for name, tensor in (("prompt_mask", prompt_mask), ("labels", labels)):
         if tensor is not None and tuple(tensor.shape) != shape[:2]:
             raise ValueError(f"{name} of shape {tuple(tensor.shape)} must have one entry a prompt, {shape[:2]}")
+    # cross_entropy would crash the device on such a label, without naming it.
     if labels is not None and num_labels is not None and not torch.compiler.is_compiling():
         wrong = (labels != IGNORED_LABEL) & ((labels < 0) | (labels >= num_labels))
         if wrong.any():

@@ -1,18 +1,11 @@
-"""ViT-P fusion (CVPR 2026): a frozen generator draws masks, ViT-P says what is in them, and both opinions are joined.
+"""ViT-P fusion: a frozen generator proposes masks, ViT-P renames them (CVPR 2026).
 
-In here, in this order: the model, its output. The generator is EoMT of this package, or EoMT, EoMT-DINOv3, Mask2Former,
-MaskFormer or OneFormer of Transformers. The outputs carry fused `class_queries_logits` beside the generator's masks, so
-every Mask2Former-style post-processor works on them. The formula is in `class_fusion.py`, points in `query_points.py`.
+In order: the output, the model, and `classify_rows`, which asks ViT-P about many rows at once. The generator is EoMT of
+this package, or EoMT, EoMT-DINOv3, Mask2Former, MaskFormer or OneFormer of Transformers. The formula is in
+`class_fusion.py`, the points are in `mask_points.py`.
 
-Shapes: B images, R rows of the generator's outputs (one an image, or one a window), Q queries, C classes without
+Shapes: B images, R rows of the generator's outputs (an image or a window each), Q queries of a row, C classes without
 no-object, K classes of ViT-P, H W pixels of the generator's input, h w mask cells.
-
-Prompts of many rows put to ViT-P at once: each image encoded one time, with all the prompts that belong to it.
-
-Rows are images, or windows of images; of each row some prompts may not be wanted. `classify_rows` packs what is
-wanted image by image, asks once, and puts the answers back where the prompts were.
-
-Shapes: B images, R rows, Q prompts of a row, M prompts of an image, K classes.
 """
 
 from dataclasses import dataclass
@@ -40,35 +33,21 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class ViTPFusionOutput(ModelOutput):
-    """What `ViTPFusionForUniversalSegmentation` returns; any Mask2Former-style post-processor understands it.
+    """Output of `ViTPFusionForUniversalSegmentation`, as every Mask2Former-style post-processor takes it."""
 
-    Args:
-        class_queries_logits: (R, Q, C + 1) float32, fused, no-object last.
-        masks_queries_logits: (R, Q, h, w) of the generator, before the sigmoid.
-        generator_class_queries_logits: (R, Q, C + 1) of the generator.
-        prompt_logits: (R, Q, K) of ViT-P, NaN for queries it was not asked about; `None` with alpha 0.
-        prompts: (R, Q, 4) what ViT-P was asked about, in [0, 1] of the whole image; `None` with alpha 0.
-        content_sizes: (B, 2) passed through from the image processor for its post-processing.
-        patch_offsets: (R, 3) passed through from the image processor for its post-processing.
-        input_sizes: (R, 2) int64 height and width of the generator's input, for post-processing.
-    """
-
-    class_queries_logits: Tensor | None = None
-    masks_queries_logits: Tensor | None = None
-    generator_class_queries_logits: Tensor | None = None
-    prompt_logits: Tensor | None = None
-    prompts: Tensor | None = None
-    content_sizes: Tensor | None = None
-    patch_offsets: Tensor | None = None
-    input_sizes: Tensor | None = None
+    class_queries_logits: Tensor | None = None  # (R, Q, C + 1) float32, fused, no-object last
+    masks_queries_logits: Tensor | None = None  # (R, Q, h, w) of the generator, before the sigmoid
+    generator_class_queries_logits: Tensor | None = None  # (R, Q, C + 1), not fused
+    prompt_logits: Tensor | None = None  # (R, Q, K) of ViT-P, NaN where it was not asked; None with alpha 0
+    prompts: Tensor | None = None  # (R, Q, 4) in [0, 1] of the whole image; None with alpha 0
+    # For post-processing: the first two are passed through from the image processor.
+    content_sizes: Tensor | None = None  # (B, 2)
+    patch_offsets: Tensor | None = None  # (R, 3)
+    input_sizes: Tensor | None = None  # (R, 2) int64 height and width of the generator's input
 
 
 class ViTPFusionForUniversalSegmentation(PreTrainedModel):
-    """A generator of masks whose labels ViT-P corrects; semantic, instance and panoptic segmentation.
-
-    `from_generator_and_classifier` makes one of two trained models. The generator is frozen: it has no gradients and
-    stays in evaluation mode when the model is trained.
-    """
+    """A frozen generator of masks whose labels ViT-P corrects; see `from_generator_and_classifier`."""
 
     config: ViTPFusionConfig
     config_class = ViTPFusionConfig
@@ -97,24 +76,19 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         classifier_kwargs: dict[str, Any] | None = None,
         **settings: Any,
     ) -> "ViTPFusionForUniversalSegmentation":
-        """Join two trained models; their image processor is made by `ViTPFusionImageProcessor`'s method of this name.
+        """Join two trained models, in evaluation mode.
+
+        `ViTPFusionImageProcessor` has a method of the same name for their image processors.
 
         Args:
-            generator: a model with the outputs of Mask2Former, or a folder or Hub id of one. An object is not copied:
-                it becomes part of the fused model, frozen.
-            classifier: a ViT-P, or a folder or Hub id of one; an object is not copied either.
+            generator: a model with the outputs of Mask2Former, or a folder or Hub id of one. A model is not copied: it
+                becomes part of the fused one, frozen.
+            classifier: a ViT-P, or a folder or Hub id of one; not copied either.
             alpha: weight of ViT-P in [0, 1], or one for each task.
-            generator_processor: of a OneFormer that is an object, its OneFormerProcessor, which knows the words of its
-                prompts.
+            generator_processor: the OneFormerProcessor of a OneFormer given as a model, for the words of its prompts.
             generator_kwargs: for the generator's `from_pretrained`, such as `revision` or `dtype`.
             classifier_kwargs: the same for the classifier.
             settings: other fields of `ViTPFusionConfig`.
-
-        Returns:
-            The model, in evaluation mode.
-
-        Raises:
-            ValueError: a part is of another kind, their classes differ, or a setting does not fit.
         """
         generator_kwargs = generator_kwargs or {}
         classifier_model = classifier_of(classifier, **(classifier_kwargs or {}))
@@ -126,7 +100,7 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         config = cls.config_class(
             generator_config=generator_config, classifier_config=classifier_config, alpha=alpha, **settings
         )
-        # The parts are there already: building others beside them would take memory, and initialising them weights.
+        # The parts exist already; on the meta device their stand-ins take neither memory nor time to initialise.
         with torch.device("meta"):
             model = cls(config)
         model.generator, model.classifier = generator_model, classifier_model
@@ -140,8 +114,9 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
-        """Called by Transformers when this class comes from a checkpoint's own code: let the pipeline know its name."""
+        """Called by Transformers for classes from a checkpoint's own code."""
         super().register_for_auto_class(auto_class)
+        # The image segmentation pipeline accepts only models that this table names.
         MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES.setdefault(ViTPFusionConfig.model_type, cls.__name__)
 
     def _adopt(self) -> None:
@@ -154,9 +129,9 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         )
 
     def train(self, mode: bool = True) -> "ViTPFusionForUniversalSegmentation":
-        """Set the classifier's mode; the generator stays in evaluation mode and without gradients."""
+        """Set the classifier's mode; the generator stays frozen and in evaluation mode."""
         super().train(mode)
-        # Here, since `from_pretrained` replaces all parameters and calls this afterwards.
+        # Frozen here, because `from_pretrained` replaces all parameters and then calls this.
         self.generator.eval().requires_grad_(False)
         return self
 
@@ -178,26 +153,20 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         original_sizes: Tensor | None = None,
         **kwargs: Any,
     ) -> ViTPFusionOutput:
-        """Segment images; the arguments are what `ViTPFusionImageProcessor` returns, and how to fuse.
+        """Segment images.
 
         Args:
-            pixel_values: (R, 3, H, W) the generator's input.
-            classifier_pixel_values: (B, 3, height, width) the whole images, without padding, for ViT-P; not needed
-                with alpha 0.
+            pixel_values: (R, 3, H, W) input of the generator.
+            classifier_pixel_values: (B, 3, height, width) whole images for ViT-P, without padding; none with alpha 0.
             content_sizes: (B, 2) height and width of the scaled images in pixels of the generator's input, before
                 padding or cutting; `None`: they fill it.
             task: `"panoptic"`, `"instance"` or `"semantic"`; `None`: the config's.
-            alpha: weight of ViT-P for this call; `None`: the config's for the task.
-            pruning_threshold: with isolated prompts, leave out of ViT-P the queries that cannot appear in an answer to
-                the task with this threshold or a higher one, by `queries_that_matter`. The answer is the same, but the
-                outputs serve this task only. `None` asks about all queries, as joint prompts always do.
-            pixel_mask: (R, H, W) where the image is, for generators that want it.
-            patch_offsets: (R, 3) windows, in the order of their images: image, first pixel, pixel behind the last.
+            alpha: weight of ViT-P; `None`: the config's for the task.
+            pruning_threshold: with isolated prompts, skip queries that cannot affect a result of this task with this
+                threshold or a higher one, by `queries_that_matter`. `None` asks about all, as joint prompts always do.
+            pixel_mask: (R, H, W) where the image is, for generators that take it.
+            patch_offsets: (R, 3) windows, ordered by image: image, first pixel, pixel behind the last.
             original_sizes: (B, 2) sizes of the images as given, for `official_geometry="oneformer"`.
-            kwargs: `return_dict`.
-
-        Raises:
-            ValueError: an input is missing or does not fit, or the generator's outputs are of another kind.
         """
         _refuse_unknown(kwargs)
         task = self.config.task if task is None else task
@@ -232,21 +201,12 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
     def fuse(
         self, class_queries_logits: Tensor, prompt_logits: Tensor, alpha: float | None = None, task: str | None = None
     ) -> Tensor:
-        """Fuse again what a call returned, with another alpha: nothing is computed twice.
+        """Fuse again, with another alpha, without running a model.
 
-        Args:
-            class_queries_logits: (..., C + 1) the output's `generator_class_queries_logits`.
-            prompt_logits: (..., K) the output's `prompt_logits`; queries of NaN, which ViT-P was not asked about, keep
-                the generator's answer.
-            alpha: weight of ViT-P; `None`: the config's for the task.
-            task: as in `forward`.
-
-        Returns:
-            (..., C + 1) float32.
-
-        Raises:
-            ValueError: as `fuse_class_logits`.
+        Takes `generator_class_queries_logits` (..., C + 1) and `prompt_logits` (..., K) of an output; returns fused
+        class logits (..., C + 1), float32.
         """
+        # Rows of NaN are queries that ViT-P was not asked about; they keep the generator's answer.
         asked = ~prompt_logits.isnan().all(-1, keepdim=True)
         fused = fuse_class_logits(
             class_queries_logits,
@@ -260,10 +220,11 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
     @torch.no_grad()
     def _generate(self, pixel_values: Tensor, pixel_mask: Tensor | None, task: str) -> tuple[Tensor, Tensor]:
         """Class and mask logits of the generator."""
-        # Models of Transformers leave it to the caller that images have the type of their weights. Not `.dtype`, the
-        # type of some parameter: a model may keep a few of them in another one.
+        # Transformers' models expect images in the type of their weights. Not `.dtype`, the type of just any parameter:
+        # a model may keep a few of them in another type.
         kernels = (weight.dtype for weight in self.generator.parameters() if weight.ndim == 4)
         inputs: dict[str, Any] = {"pixel_values": pixel_values.to(next(kernels, pixel_values.dtype))}
+        # Passed only if given: not every generator knows the argument.
         if pixel_mask is not None:
             inputs["pixel_mask"] = pixel_mask
         if self.config.task_inputs is not None:
@@ -306,7 +267,7 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
 
 
 def _generator_from_config(config: PreTrainedConfig) -> Any:
-    # By its type's name: code that came with a checkpoint has one copy of a class for each file that needs it.
+    # By name of the type: remote code from a checkpoint has one copy of a class for each file that imports it.
     if config.model_type == EoMTConfig.model_type:
         return EoMTForUniversalSegmentation(config)  # type: ignore[arg-type]
     return AutoModelForUniversalSegmentation.from_config(config)
@@ -315,7 +276,7 @@ def _generator_from_config(config: PreTrainedConfig) -> Any:
 def _check_images(
     images: Tensor | None, content_sizes: Tensor | None, patch_offsets: Tensor | None, num_rows: int
 ) -> Tensor:
-    """The classifier's images, if they and all sizes belong to the generator's input."""
+    """The classifier's images, if they and all sizes match the generator's input."""
     if images is None:
         raise ValueError(
             "classifier_pixel_values are missing: ViT-P looks at the images too; make the inputs with a "
@@ -351,17 +312,11 @@ def classify_rows(
     image_of_row: Tensor | None = None,
     wanted: Tensor | None = None,
 ) -> Tensor:
-    """Classify prompts that are given row by row.
+    """Logits (R, Q, K) of `prompts` (R, Q, 4), NaN where not wanted; each image (B, 3, height, width) is encoded once.
 
     Args:
-        classifier: the ViT-P.
-        images: (B, 3, height, width) its input.
-        prompts: (R, Q, 4).
-        image_of_row: (R,) index of the image that each row belongs to, ascending; `None`: rows are images.
-        wanted: (R, Q) bool, which prompts to classify; `None`: all.
-
-    Returns:
-        (R, Q, K) logits; NaN where a prompt was not wanted.
+        image_of_row: (R,) index of each row's image, ascending; `None`: rows are images.
+        wanted: (R, Q) bool, the prompts to classify; `None`: all.
     """
     images = images.to(classifier.dtype)
     if image_of_row is None and wanted is None:
@@ -375,15 +330,16 @@ def classify_rows(
     asked = wanted.nonzero()  # (n, 2) row and query, in the order of rows and so of images
     image = image_of_row[asked[:, 0]]
     counts = torch.bincount(image, minlength=len(images))
-    place = torch.arange(len(asked), device=prompts.device) - (counts.cumsum(0) - counts)[image]
+    # Index of each prompt among those of its image, which are contiguous because rows are ordered by image.
+    slot = torch.arange(len(asked), device=prompts.device) - (counts.cumsum(0) - counts)[image]
     logits = prompts.new_full((num_rows, num_queries, classifier.num_labels), torch.nan)
     if len(asked):
         size = len(images), int(counts.max())
         packed = prompts.new_zeros(*size, 4)
-        packed[image, place] = prompts[asked[:, 0], asked[:, 1]]
+        packed[image, slot] = prompts[asked[:, 0], asked[:, 1]]
         real = torch.zeros(size, dtype=torch.bool, device=prompts.device)
-        real[image, place] = True
+        real[image, slot] = True
         answers = classifier(images, packed, real).logits
         logits = logits.to(answers.dtype)
-        logits[asked[:, 0], asked[:, 1]] = answers[image, place]
+        logits[asked[:, 0], asked[:, 1]] = answers[image, slot]
     return logits

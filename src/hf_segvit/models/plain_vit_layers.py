@@ -1,18 +1,9 @@
-"""Self-attention of the plain ViT, through Transformers' attention interface.
+"""Layers of the plain ViT: self-attention, rotary position embeddings, MLPs.
 
-In here: the module, in which the leading tokens may carry a mask (EoMT's queries), then the kernels of its own: the one
-written out, which returns weights, and one in matrix products for half precision, with the rule for which CPU takes it.
+In order: the attention module, in which leading tokens may carry a mask (EoMT's queries); its own kernels, one written
+out for weights and one as matrix products for bf16 on CPUs; rotary embeddings of a patch grid; the two kinds of MLP.
 
-Shapes: B batch, T tokens, D hidden size, E channels of one head.
-
-Rotary position embeddings of a patch grid: the angles of every token, and the rotation by them.
-
-Two conventions are in use. DINOv3 (Simeoni et al., arXiv 2508.10104) maps patch centres to [-1, 1]; EVA-02 (Fang et
-al., arXiv 2303.11331) counts patches on the grid of its pre-training, onto which every other grid is stretched.
-
-Shapes: B batch, T tokens, E channels of one head, h w patch grid.
-
-The two kinds of MLP in a block of the plain ViT: two linear layers, or three of which one gates another.
+Shapes: B batch, T tokens, D hidden size, E channels of one head, h w patch grid.
 """
 
 import math
@@ -27,12 +18,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_plain_vit import PlainViTConfig
 
-# Rows of scores worked on at a time: 256 x 1605 x 6 heads in bf16 are 5 MB.
+# Rows of scores computed at a time, so that they stay in the cache: 256 x 1605 x 6 heads in bf16 are 5 MB.
 ROWS_IN_CACHE = 256
 
 
 class PlainViTAttention(nn.Module):
-    """Multi-head self-attention through Transformers' attention interface; leading tokens may carry a mask."""
+    """Multi-head self-attention through Transformers' attention interface."""
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()
@@ -54,37 +45,35 @@ class PlainViTAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         leading_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
+        """Transform (B, T, D), and return the weights (B, heads, T, T) if the back-end gives them.
 
         Args:
             hidden_states: (B, T, D).
             position_embeddings: cosines and sines (T, E) of `rotary_embeddings`.
-            leading_mask: boolean (B, 1, rows, T), True where the first `rows` tokens may attend; the tokens after
-                them attend to everything.
-
-        Returns:
-            (B, T, D), and the weights (B, heads, T, T) where the back-end gives them.
+            leading_mask: boolean (B, 1, rows, T), True where the first `rows` tokens may attend; later tokens attend
+                to everything.
         """
         query, key, value = self._project(hidden_states, position_embeddings)
         back_end = self.config._attn_implementation or "eager"
         if leading_mask is None:
             context, weights = self._attend(back_end, query, key, value, None)
         else:
-            # Only the rows that carry a mask leave the fast kernel: one in nine at 640 pixels and 200 queries.
+            # Only rows with a mask leave the fast kernel: one in nine at 640 pixels and 200 queries. Flash attention
+            # takes no such mask, hence SDPA.
             rows = leading_mask.shape[-2]
             masked_back_end = "eager" if back_end == "eager" else "sdpa"
-            led, led_weights = self._attend(masked_back_end, query[:, :, :rows], key, value, leading_mask)
+            leading, leading_weights = self._attend(masked_back_end, query[:, :, :rows], key, value, leading_mask)
             rest, rest_weights = self._attend(back_end, query[:, :, rows:], key, value, None)
-            context = torch.cat((led, rest), dim=1)
+            context = torch.cat((leading, rest), dim=1)
             weights = None
-            if led_weights is not None and rest_weights is not None:
-                weights = torch.cat((led_weights, rest_weights), dim=2)
+            if leading_weights is not None and rest_weights is not None:
+                weights = torch.cat((leading_weights, rest_weights), dim=2)
         return self.out_proj(self.norm(context.flatten(2))), weights
 
     def _project(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, heads, T, E); the first two rotated where there are rotary embeddings."""
+        """Queries, keys and values (B, heads, T, E); queries and keys rotated if there are rotary embeddings."""
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
@@ -121,24 +110,19 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, which also returns its weights.
+    """Attention (B, rows, heads, E) written out, which also returns its weights (B, heads, rows, T).
 
     Args:
-        module: the attention module, asked whether it trains.
+        module: the attention module; dropout applies only while it trains.
         query: (B, heads, rows, E).
         key: (B, heads, T, E).
         value: (B, heads, T, E).
-        attention_mask: boolean, broadcastable to (B, heads, rows, T), True where attention is allowed; no row may be
-            all False.
-        scaling: factor on the scores.
-        dropout: probability in training.
+        attention_mask: boolean, broadcastable to (B, heads, rows, T), True where attention is allowed.
         kwargs: arguments of other back-ends, unused.
-
-    Returns:
-        (B, rows, heads, E) and the weights (B, heads, rows, T).
     """
     scores = (query * scaling) @ key.transpose(-1, -2)
     if attention_mask is not None:
+        # The least finite number rather than -inf, which would turn a fully masked row into NaN.
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)  # sums in fp32 whatever the type of the scores
     weights = F.dropout(weights, p=dropout, training=module.training)
@@ -146,16 +130,14 @@ def eager_attention_forward(
 
 
 def bf16_products_are_faster() -> bool:
-    """Whether matrix products in bf16 outrun PyTorch's fused attention on this processor.
-
-    They do where the processor has vector instructions for bf16 but no AMX tiles. The fused kernel converts bf16 to
-    fp32 unless there are tiles, and oneDNN emulates bf16 products unless there are instructions.
-    """
+    """Whether matrix products in bf16 outrun PyTorch's fused attention on this processor."""
+    # They do if it has vector instructions for bf16 but no AMX tiles: the fused kernel converts bf16 to fp32 unless
+    # there are tiles, and oneDNN emulates bf16 products unless there are instructions.
     # Milliseconds for 1605 tokens of 64 channels with PyTorch 2.14 on one thread; two threads give the same order.
     # AMD EPYC, Zen 5 (avx512_bf16, no AMX): 6 heads, fused 41, products 16; 16 heads, fused 111, products 50.
     # The same, oneDNN kept to plain AVX-512: 6 heads, fused 46, products 88; kept to AVX2, fused 42, products 1021.
     # Intel Xeon with AMX: a whole ViT-S at 640 pixels takes 206 with the fused kernel, 279 with products.
-    # Both functions are private: where a release has none, the fused kernel is the choice that costs least.
+    # Both functions are private: a release without them gets the fused kernel, which is the safer choice.
     has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
     return torch.backends.mkldnn.is_available() and has_instructions and not has_tiles
@@ -166,27 +148,14 @@ BF16_PRODUCTS_ARE_FASTER = bf16_products_are_faster()
 
 
 def products_are_faster(query: Tensor) -> bool:
-    """Whether `half_precision_attention` is the faster kernel for this query, which needs no gradient."""
-    # Never in fp16, for which neither processor above has products of its own: fused 65 ms, products 776 on the EPYC.
+    """Whether `half_precision_attention` is the faster kernel for this query."""
+    # Not in fp16, for which neither processor above has fast products: fused 65 ms, products 776 on the EPYC.
     is_bf16_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
     return BF16_PRODUCTS_ARE_FASTER and is_bf16_on_cpu and not query.requires_grad
 
 
 def half_precision_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Attention without mask for half precision on a CPU whose fused kernel is no faster in it than in fp32.
-
-    Written as matrix products it is: those profit from half precision. Rows go in groups whose scores stay in the
-    cache.
-
-    Args:
-        query: (B, heads, T, E).
-        key: (B, heads, T, E).
-        value: (B, heads, T, E).
-        scaling: factor on the scores.
-
-    Returns:
-        (B, T, heads, E).
-    """
+    """Attention (B, T, heads, E) of query, key, value (B, heads, T, E) as matrix products, without a mask."""
     keys = key.transpose(-1, -2).contiguous()
     value = value.contiguous()
     groups = (query * scaling).split(ROWS_IN_CACHE, dim=2)
@@ -202,34 +171,30 @@ def rotary_embeddings(
     reference_grid: int | None = None,
     offset: float = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines that rotate the queries and keys of the patches by their place in the image.
-
-    A quarter of the channels turns with the row, a quarter with the column, and both are used twice, for the halves
-    that `rotate` pairs. Tokens before the patches keep angle 0.
+    """Cosines and sines (num_prefix_tokens + h * w, E), fp32, that rotate queries and keys by their patch's position.
 
     Args:
         grid_size: patch rows and columns.
         head_size: E, channels of a head; a multiple of 4.
         theta: base of the frequencies.
-        num_prefix_tokens: tokens before the patches.
-        device: where to make them.
-        reference_grid: `None` maps patch centres to [-1, 1], where one unit is a full turn of the fastest channel; else
-            patches are counted along each axis, scaled as if there were that many, in radians.
-        offset: what the count begins with, with `reference_grid`.
-
-    Returns:
-        Two fp32 tensors (num_prefix_tokens + h * w, E).
+        num_prefix_tokens: tokens before the patches, which keep angle 0.
+        reference_grid: `None` maps patch centres to [-1, 1]. A number counts patches, scaled as if each axis had that
+            many.
+        offset: coordinate of the first patch, with `reference_grid`.
     """
-    # Angles are always worked out in fp32: in bf16 neighbouring patches would share one.
-    numbers = [torch.arange(n, device=device, dtype=torch.float32) for n in grid_size]
+    # Angles need fp32: in bf16 neighbouring patches would share one.
+    indices = [torch.arange(n, device=device, dtype=torch.float32) for n in grid_size]
     frequencies = theta ** -(torch.arange(head_size // 4, device=device, dtype=torch.float32) * (4.0 / head_size))
     if reference_grid is None:
-        rows, columns = ((2.0 * i + 1.0) / n - 1.0 for i, n in zip(numbers, grid_size, strict=True))
+        # DINOv3 (Simeoni et al., arXiv 2508.10104): one unit is a full turn of the fastest channel.
+        rows, columns = ((2.0 * i + 1.0) / n - 1.0 for i, n in zip(indices, grid_size, strict=True))
         frequencies = 2.0 * math.pi * frequencies
     else:
-        rows, columns = ((i + offset) / n * reference_grid for i, n in zip(numbers, grid_size, strict=True))
+        # EVA-02 (Fang et al., arXiv 2303.11331): radians, on the pre-training grid that every other is stretched onto.
+        rows, columns = ((i + offset) / n * reference_grid for i, n in zip(indices, grid_size, strict=True))
     row_angles = (rows[:, None] * frequencies)[:, None, :].expand(-1, grid_size[1], -1)
     column_angles = (columns[:, None] * frequencies)[None, :, :].expand(grid_size[0], -1, -1)
+    # A quarter of the channels turns with the row, a quarter with the column; twice, for the halves `rotate` pairs.
     angles = torch.cat((row_angles, column_angles), dim=-1).flatten(0, 1).repeat(1, 2)
     angles = F.pad(angles, (0, 0, num_prefix_tokens, 0))
     return angles.cos(), angles.sin()
@@ -256,7 +221,7 @@ class PlainMLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A linear layer gated by the activation (SiLU) of another (Shazeer, arXiv 2002.05202), with a norm in EVA-02."""
+    """Linear layer gated by the activation of another (Shazeer, arXiv 2002.05202), with a norm in EVA-02."""
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()

@@ -1,15 +1,11 @@
-"""Blocks in which prompts and the tokens of an image attend to each other, jointly or with prompts isolated.
+"""Layers of ViT-P: attention of prompts and image, and their embeddings.
 
-In here: the block, its attention, and the mask of isolated prompts. Isolated prompts see themselves and the image,
-which does not see them: its tokens are those of a plain ViT, run without a mask in any back-end, and their keys and
-values can be kept for prompts that are asked later.
+In order: attention, joint or with isolated prompts, and its block; the prompt encoder; position embeddings resampled as
+the weights expect. Isolated prompts see themselves and the image, which does not see them: its tokens are those of a
+plain ViT, so their keys and values can be kept for later prompts.
 
 Shapes: B batch, N prompts, S image tokens (registers and patches), T = N + S, D hidden size, E channels of one head,
-G prompts of a group.
-
-From prompts and patches to the tokens of ViT-P: prompt encoder, and position embeddings as the weights expect them.
-
-Shapes: B batch, N prompts, D hidden size, h w patch grid.
+G prompts of a group, h w patch grid.
 """
 
 from typing import Any
@@ -24,13 +20,13 @@ from .plain_vit_layers import PlainViTAttention
 
 KeysValues = tuple[Tensor, Tensor]
 
-# Isolated prompts that share a masked product: of their mutual scores only the diagonal counts, so groups are small
-# against an image's thousand patches.
+# Isolated prompts that share a masked product. Of their mutual scores only the diagonal counts, so a group is small
+# beside an image's thousand patches.
 PROMPTS_PER_GROUP = 256
 
 
 class PromptAttention(PlainViTAttention):
-    """Self-attention of prompts, which come first, and the tokens of an image."""
+    """Self-attention of prompts, which come first, and image tokens."""
 
     def forward(  # type: ignore[override] # also returns keys and values
         self,
@@ -40,18 +36,14 @@ class PromptAttention(PlainViTAttention):
         isolation: Tensor | None = None,
         image_keys_values: KeysValues | None = None,
     ) -> tuple[Tensor, Tensor | None, KeysValues]:
-        """Attend.
+        """Transform (B, T, D); also returns weights (B, heads, T, T), or `None`, and keys and values (B, heads, T, E).
 
         Args:
-            hidden_states: (B, T, D); without image where `image_keys_values` stand for it, without prompts to encode
-                it.
+            hidden_states: (B, T, D); only prompts with `image_keys_values`, only image tokens to encode an image.
             position_embeddings: cosines and sines (T, E) of `rotary_embeddings`.
-            key_mask: boolean (B, 1, 1, T), True where a token may be seen (joint prompts).
-            isolation: `isolation_mask`, where prompts are isolated.
+            key_mask: boolean (B, 1, 1, T), True for tokens that may be seen (joint prompts).
+            isolation: `isolation_mask`, for isolated prompts.
             image_keys_values: keys and values (B, heads, S, E) that this block made of the image earlier.
-
-        Returns:
-            (B, T, D), the weights (B, heads, T, T) where the back-end gives them, and keys and values (B, heads, T, E).
         """
         query, key, value = self._project(hidden_states, position_embeddings)
         back_end = self.config._attn_implementation or "eager"
@@ -78,6 +70,7 @@ class PromptAttention(PlainViTAttention):
                 )
                 contexts.append(answer)
             if image_keys_values is None:
+                # The image attends without a mask, so in the fastest back-end.
                 answer, image_weights = self._attend(
                     back_end, query[:, :, num_prompts:], image_keys, image_values, None
                 )
@@ -89,7 +82,7 @@ class PromptAttention(PlainViTAttention):
 
 
 class ViTPLayer(PlainViTLayer):
-    """A block of the plain ViT for prompts and image."""
+    """Block of the plain ViT for prompts and image."""
 
     attention_class = PromptAttention
     attention: PromptAttention
@@ -97,7 +90,7 @@ class ViTPLayer(PlainViTLayer):
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, return_keys_values: bool = False, **attention_arguments: Any
     ) -> Tensor | tuple[Tensor, KeysValues]:
-        """Transform (B, T, D); returns keys and values of the tokens too if asked. See `PromptAttention.forward`."""
+        """Transform (B, T, D), and return the keys and values if asked. See `PromptAttention.forward`."""
         attended, _, keys_values = self.attention(self.norm1(hidden_states), **attention_arguments)
         hidden_states = self._add(hidden_states, attended, self.layer_scale1)
         hidden_states = self._add(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
@@ -105,27 +98,19 @@ class ViTPLayer(PlainViTLayer):
 
 
 def isolation_mask(num_prompts: int, num_image_tokens: int, device: torch.device, one_group: bool = False) -> Tensor:
-    """Which keys a group of isolated prompts may see: each its own and all of the image's.
-
-    Args:
-        num_prompts: N.
-        num_image_tokens: S.
-        device: where to make it.
-        one_group: all prompts in one group, whatever their number, for a back-end that returns weights.
-
-    Returns:
-        Boolean (G, G + S).
-    """
+    """Keys that a group of isolated prompts may see, boolean (G, G + S): each its own and all of the image's."""
+    # A back-end that returns weights needs all prompts in one group.
     group = num_prompts if one_group else min(num_prompts, PROMPTS_PER_GROUP)
     own = torch.eye(group, dtype=torch.bool, device=device)
     return torch.cat((own, own.new_ones(group, num_image_tokens)), dim=1)
 
 
 class PromptEncoder(nn.Linear):
-    """The linear map of a prompt to a token; in fp32, since half precision would blur a point by pixels."""
+    """Linear map from a prompt to a token."""
 
     def forward(self, prompts: Tensor) -> Tensor:
-        """Tokens (B, N, D) of prompts (B, N, 4); the encoder's unit is half the image, from its middle."""
+        """Tokens (B, N, D) of prompts (B, N, 4)."""
+        # fp32, since half precision would blur a point by pixels. The unit is half the image, from its middle.
         prompts = prompts.float()
         prompts = torch.cat((2.0 * prompts[..., :2] - 1.0, prompts[..., 2:]), dim=-1)
         with torch.autocast(prompts.device.type, enabled=False):
@@ -133,33 +118,24 @@ class PromptEncoder(nn.Linear):
 
 
 class ViTPEmbeddings(PlainViTEmbeddings):
-    """Registers and patches, whose position embeddings may be resampled as the official code does it."""
+    """Registers and patches; position embeddings may be resampled like the official code's."""
 
     def __init__(self, config: ViTPConfig):
         super().__init__(config)
         self.position_interpolation = config.position_interpolation
 
     def resample(self, table: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """The learned position embeddings (h * w, D) of a patch grid."""
+        """Learned position embeddings (h * w, D) for a patch grid."""
         if self.position_interpolation == "official":
             return resample_as_official(table, self.grid_size, grid_size)
         return super().resample(table, grid_size)
 
 
 def resample_as_official(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """Resample position embeddings as the official ViT-P code does: bicubic, with 0.1 patches added to the factor.
-
-    The table's own grid is resampled too, as the official code's shortcut for it never fires with two prompts or more.
-
-    Args:
-        table: (rows * columns of `old_grid`, D).
-        old_grid: rows and columns of the table.
-        new_grid: rows and columns wanted.
-
-    Returns:
-        (rows * columns of `new_grid`, D).
-    """
+    """Resample position embeddings (rows * columns, D) to another grid as the official ViT-P code does."""
+    # Even to its own grid: the official code's shortcut for that never fires with two prompts or more.
     grid = table.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
+    # The official code adds 0.1 patches, as DINOv2 did to keep rounding from losing a row.
     factors = [(new + 0.1) / old for new, old in zip(new_grid, old_grid, strict=True)]
     grid = F.interpolate(grid, scale_factor=factors, mode="bicubic", antialias=False)
     return grid.flatten(2)[0].transpose(0, 1).to(table.dtype)
