@@ -1,4 +1,4 @@
-"""Configuration of ViT-P fusion: generator, classifier, and how they are joined.
+"""Configuration of ViT-P fusion: generator, classifier, how they are joined.
 
 Both parts keep their own configuration, `generator_config` and `classifier_config`. The generator may be EoMT of this
 package or any universal segmentation model of Transformers with Mask2Former's outputs. The fused model has its classes.

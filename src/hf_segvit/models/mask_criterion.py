@@ -206,7 +206,7 @@ class MaskCriterion(nn.Module):
             self.dice_weight,
         )
         if matches is None:
-            # Values on the device were not read up front; now that something is wrong, find out what.
+            # Values on the device are not checked up front, as that would wait for it; this names the wrong one.
             validate_targets(mask_labels, class_labels, self.num_labels, batch_size, loss_mask, read_values=True)
             raise ValueError(
                 "mask_labels or class_labels changed while the loss was computed; leave them until it returns"

@@ -31,7 +31,6 @@ def validate_targets(
         mask_labels: per image (n, H, W), boolean or numbers in [0, 1]; one size for the whole batch.
         class_labels: per image (n,) integers in [0, `num_labels`).
         num_labels: number C of classes.
-        batch_size: number B of images.
         loss_mask: boolean (B, H, W), True for pixels that count; `None` counts all.
         read_values: whether to check values besides shapes and types. `None` checks them on the CPU only.
         others: targets of a custom criterion, by name, per image (n, ...).

@@ -32,8 +32,8 @@ class EoMTModelOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None  # (B, Q + prefix + h * w, D), after the final norm
     masks_queries_logits: Tensor | None = None  # (B, Q, s * h, s * w), of the last layer
-    hidden_states: tuple[Tensor, ...] | None = None  # input and output of every block; queries join on the way
-    attentions: tuple[Tensor, ...] | None = None  # attention weights of every block
+    hidden_states: tuple[Tensor, ...] | None = None  # on request, input and output of every block
+    attentions: tuple[Tensor, ...] | None = None  # on request, attention weights of every block
     # One entry per prediction, the final one last. Training predicts before every query layer, inference only before
     # masked ones.
     query_hidden_states: tuple[Tensor, ...] | None = None  # (B, Q, D), normed
@@ -106,9 +106,10 @@ def _default_init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
 
 
 class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
-    """EoMT with class head and loss. Another head is a subclass with its own `predict_queries`.
+    """EoMT with class head and loss.
 
-    Another loss is a subclass's `criterion_class`, or set as `model.criterion`.
+    Override `predict_queries` for another head and `criterion_class` for its loss; to change only the loss, set
+    `model.criterion`.
     """
 
     criterion_class = MaskCriterion

@@ -1,8 +1,8 @@
-"""ViT-P fusion: a frozen generator proposes masks, ViT-P renames them (CVPR 2026).
+"""ViT-P fusion: a frozen generator proposes masks, ViT-P names them.
 
-In order: the output, the model, and `classify_rows`, which asks ViT-P about many rows at once. The generator is EoMT of
-this package, or EoMT, EoMT-DINOv3, Mask2Former, MaskFormer or OneFormer of Transformers. The formula is in
-`class_fusion.py`, the points are in `mask_points.py`.
+In order: the output, the model, and `classify_rows`, which asks ViT-P (CVPR 2026) about many rows at once. The
+generator is EoMT of this package, or EoMT, EoMT-DINOv3, Mask2Former, MaskFormer or OneFormer of Transformers. The
+formula is in `class_fusion.py`, the points are in `mask_points.py`.
 
 Shapes: B images, R rows of the generator's outputs (an image or a window each), Q queries of a row, C classes without
 no-object, K classes of ViT-P, H W pixels of the generator's input, h w mask cells.
