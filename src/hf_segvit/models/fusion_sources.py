@@ -27,7 +27,6 @@ def generator_of(source: Source, **kwargs: Any) -> Any:
     """
     if isinstance(source, nn.Module):
         return source
-    # Transformers' own EoMT loads as ours: the same function, faster.
     model_type = _model_type(source, kwargs)
     if model_type in (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES):
         return EoMTForUniversalSegmentation.from_pretrained(source, **kwargs)

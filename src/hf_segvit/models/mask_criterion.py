@@ -235,7 +235,7 @@ class MaskCriterion(nn.Module):
         return total, terms
 
     def layer_losses(self, layer: MatchedLayer) -> dict[str, Tensor]:
-        """Unweighted scalar losses of one layer by name, in every step the same names, also without pairs."""
+        """Unweighted scalar losses of one layer by name; the names are the same in every step, even without pairs."""
         error = F.binary_cross_entropy_with_logits(layer.logits, layer.truth, layer.counted, reduction="none")
         mask_loss = (error.sum(1) / layer.counted.sum(1).clamp(min=1)).sum()
         probabilities, truth = layer.logits.sigmoid() * layer.counted, layer.truth * layer.counted

@@ -1,7 +1,7 @@
 """ViT-P, a classifier of points and boxes on the plain ViT (CVPR 2026).
 
 In order: outputs, the model with head and loss, the model up to the prompts' states, the heads. A prompt is a token
-beside the patches; the class is read off its last state. With isolated prompts an image can be encoded once
+beside the patches; its class is read off its last state. With isolated prompts an image can be encoded once
 (`encode_image`) and asked later (`classify_prompts`), with the answers of `forward`.
 
 Shapes: B batch, N prompts, C classes, D hidden size, S image tokens (registers and patches), H W pixels, h w patch
@@ -152,9 +152,9 @@ class ViTPForPointClassification(ViTPPreTrainedModel):
 def prompt_loss(
     logits: Tensor, labels: Tensor, prompt_mask: Tensor | None = None, normalizer: Tensor | float | None = None
 ) -> Tensor:
-    """Cross-entropy (logits (B, N, C), labels (B, N)) over `normalizer`, by default the number of labelled prompts.
+    """Summed cross-entropy of logits (B, N, C) and labels (B, N), divided by `normalizer`.
 
-    Label -100 and padding are ignored; 0 if nothing is labelled.
+    By default that is the number of labelled prompts. Label -100 and padding are ignored; 0 if nothing is labelled.
     """
     if prompt_mask is not None:
         labels = labels.masked_fill(~prompt_mask.bool(), IGNORED_LABEL)
@@ -276,7 +276,7 @@ def _linear_classifier(config: ViTPConfig) -> nn.Linear:
 
 def _all_real(prompt_mask: Tensor) -> bool:
     """Whether there is no padding, so that no mask is needed."""
-    # While compiling the answer is unknown, hence no.
+    # A compiler cannot know the answer, so it gets the path with a mask.
     return not torch.compiler.is_compiling() and bool(prompt_mask.all())
 
 
