@@ -220,7 +220,7 @@ def test_input_sizes_of_a_batch_decide_where_images_lie():
         ({"generator": None}, "the generator's image processor is missing: NoneType"),
         ({"generator": tiny_generator("segvit_eomt")}, "EoMTForUniversalSegmentation is none; pass an image processor"),
         ({"classifier": {}}, "of type 'unknown'"),
-        ({"task": "video"}, "task='video' is not one of"),
+        ({"task": "video"}, "task='video'; it is one of"),
         ({"classifier_source": "file"}, "classifier_source='file' is not one of 'picture', 'input'"),
         ({"official_geometry": "paper"}, "official_geometry='paper' is not one of"),
         ({"threshold": 1.5}, r"threshold=1.5 is outside \[0, 1\]"),

@@ -1,41 +1,52 @@
-"""The three `post_process_*` methods of our image processors, and the functions for query logits behind them.
+"""The `post_process_*` methods of the image processors.
 
-The methods check and find the geometry; `segment_masks.py` and `semantic_segments.py` do the work, on the tiles of
-`mask_resampling.py`. Whoever has logits of another kind imports their four functions from here.
+The methods check arguments and find the geometry; `segment_masks.py` and `semantic_segments.py` do the work, on the
+tiles of `mask_resampling.py`. Import the four functions for logits from here.
 
 They read `class_queries_logits` (B, Q, C+1) and `masks_queries_logits` (B, Q, h, w) from any model's outputs, and its
-`content_sizes` and `patch_offsets` where it passes them through; where it does not, the size of the image inside the
-input follows from `target_sizes`. Signatures are Mask2Former's, with `stuff_classes` as another name of
-`label_ids_to_fuse`, defaults that the processor stores, and `size` for calls that overrode the processor's.
+`content_sizes` and `patch_offsets` if it passes them through; if not, the size of the image inside the input follows
+from `target_sizes`. Signatures are Mask2Former's, plus `stuff_classes` as another name of `label_ids_to_fuse`,
+defaults that the processor stores, and `size` for calls that overrode the processor's.
 """
 
 from collections.abc import Callable, Sequence
 from types import MethodType
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .image_geometry import Size, patch_offsets, whole_geometry, window_geometry
+from .published_labels import TASKS
 from .segment_masks import instance_segments, panoptic_segments
 from .semantic_segments import semantic_segments, semantic_segments_from_windows
 
 __all__ = [
+    "PostProcessingSettings",
     "SegmentationPostProcessing",
     "instance_segments",
     "panoptic_segments",
+    "refuse_for_one_call",
     "semantic_segments",
     "semantic_segments_from_windows",
     "served_by_tasks",
 ]
 
 
-class served_by_tasks:
-    """Make a method exist only on processors whose `task` is one of those given.
+class PostProcessingSettings(TypedDict, total=False):
+    """Settings that only post-processing uses, as stored in preprocessor_config.json."""
 
-    The segmentation pipeline asks `hasattr` what a processor can do, so a method that a checkpoint cannot serve must
-    not be there. Looked up on the class, the method is always there.
-    """
+    task: str
+    stuff_classes: list[int] | None
+    threshold: float
+    mask_threshold: float
+    overlap_mask_area_threshold: float
+    instance_threshold: float
+    num_instances: int
+
+
+class served_by_tasks:
+    """Make a method exist only on processors with one of the given `task`s; on the class it always exists."""
 
     def __init__(self, *tasks: str) -> None:
         self.tasks = tasks
@@ -46,6 +57,8 @@ class served_by_tasks:
         self.__doc__ = method.__doc__
         return self
 
+    # Transformers' segmentation pipeline asks `hasattr` what a processor can do, so a method that a checkpoint cannot
+    # serve must be missing, not merely refuse.
     def __get__(self, processor: Any, owner: type | None = None) -> Any:
         if processor is None:
             return self.method
@@ -72,7 +85,17 @@ class SegmentationPostProcessing:
     num_instances: int
     stuff_classes: list[int] | None
 
+    def check_post_processing(self) -> None:
+        """Check the settings that belong to post-processing, and sort `stuff_classes`."""
+        if self.task not in TASKS:
+            raise ValueError(f"task={self.task!r}; it is one of {', '.join(map(repr, TASKS))}")
+        for name in PostProcessingSettings.__annotations__:
+            if name.endswith("threshold") and not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        self.stuff_classes = sorted({int(label) for label in self.stuff_classes or ()})
+
     def __dir__(self) -> list[str]:
+        # `dir` lists names of the class; those that the task hides must not be offered for completion.
         hidden = {name for name in super().__dir__() if name.startswith("post_process_") and not hasattr(self, name)}
         return [name for name in super().__dir__() if name not in hidden]
 
@@ -94,14 +117,15 @@ class SegmentationPostProcessing:
             size: the input size, if the call that made the input overrode the processor's.
 
         Returns:
-            For each image an (H, W) int64 map of label ids, each in [0, C); or with scores an object with
-            `segmentation` and `segmentation_scores` (C, H, W).
+            For each image an (H, W) int64 map of label ids in [0, C); with scores an object with `segmentation` and
+            `segmentation_scores` (C, H, W).
 
         Raises:
-            ValueError: as many sizes as images are needed, and all windows of an image together.
+            ValueError: the number of sizes is not that of the images, or windows of an image are missing.
         """
         logits = outputs.class_queries_logits, outputs.masks_queries_logits
-        # A padded call of a windowed processor says its sizes.
+        # Outputs without sizes are taken to be prepared as the processor would; a call of a windowed processor with
+        # do_split_image=False gives its content_sizes.
         unknown = getattr(outputs, "content_sizes", None) is None
         if patch_offsets(outputs) is not None or (self.do_split_image and unknown):
             windows = window_geometry(outputs, target_sizes, self._input_size(size))
@@ -136,8 +160,7 @@ class SegmentationPostProcessing:
             outputs: the model's.
             threshold: objects with a score of at least this are kept; `None`: the stored `instance_threshold`.
             mask_threshold: probability above which a pixel belongs to a mask; `None`: the stored value.
-            overlap_mask_area_threshold: accepted for the sake of callers that pass it to every method; it has no
-                meaning here, as objects do not compete for pixels.
+            overlap_mask_area_threshold: has no effect, as objects do not compete for pixels.
             target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None` answers at the
                 resolution of the model's input, padding included.
             return_coco_annotation: masks as COCO's run-length encoding.
@@ -151,7 +174,7 @@ class SegmentationPostProcessing:
         Raises:
             ValueError: thresholds outside [0, 1], both kinds of masks asked for, or target sizes that do not fit.
         """
-        del overlap_mask_area_threshold
+        del overlap_mask_area_threshold  # the segmentation pipeline passes it to every method
         return instance_segments(
             outputs.class_queries_logits,
             outputs.masks_queries_logits,
@@ -179,12 +202,11 @@ class SegmentationPostProcessing:
 
         Args:
             outputs: the model's.
-            threshold: queries are kept whose class probability is above this; `None`: the stored value.
+            threshold: queries with a class probability above this are kept; `None`: the stored value.
             mask_threshold: probability from which a pixel belongs to a mask; `None`: the stored value.
-            overlap_mask_area_threshold: a segment is dropped that keeps less than this share of its own mask against
-                the others; `None`: the stored value.
-            label_ids_to_fuse: classes whose segments are merged into one; `None`: the stored `stuff_classes`; `[]`
-                fuses nothing.
+            overlap_mask_area_threshold: share of its own mask that a segment must keep against the others, or it is
+                dropped; `None`: the stored value.
+            label_ids_to_fuse: classes whose segments are merged into one; `None`: the stored `stuff_classes`.
             target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None` answers at the
                 resolution of the model's input, padding included.
             stuff_classes: another name of `label_ids_to_fuse`.
@@ -195,8 +217,7 @@ class SegmentationPostProcessing:
             `id, label_id, was_fused, score`.
 
         Raises:
-            ValueError: thresholds outside [0, 1], two different lists of classes to fuse, or target sizes that do not
-                fit.
+            ValueError: thresholds outside [0, 1], two different lists of classes, or target sizes that do not fit.
         """
         return panoptic_segments(
             outputs.class_queries_logits,
@@ -225,6 +246,7 @@ class SegmentationPostProcessing:
         size = self.size if size is None else size
         if isinstance(size, int):
             return size, size
+        # A dict or Transformers' SizeDict, which is no Mapping but has `get`.
         return (size["height"], size["width"]) if hasattr(size, "get") else (int(size[0]), int(size[1]))
 
     def _geometry(self, outputs: Any, target_sizes: Any, size: Any) -> dict[str, Any]:
@@ -238,9 +260,19 @@ class SegmentationPostProcessing:
         )
 
 
+def refuse_for_one_call(names: Sequence[str]) -> None:
+    """Refuse settings that a call of a processor was given but that only the processor itself can have."""
+    if names:
+        raise ValueError(
+            f"{', '.join(names)}: cannot be set for one call; set it when the processor is made, "
+            "or pass thresholds and stuff_classes to post-processing"
+        )
+
+
 def _probability(name: str, value: Any, stored: float) -> float:
     if value is None:
         return stored
+    # Positional target sizes in the position of a threshold are an easy mistake: their order differs between models.
     if isinstance(value, Sequence | Tensor):
         raise ValueError(f"{name}={value} is not a number; if these are the sizes of the images, say target_sizes=")
     if not 0 <= value <= 1:

@@ -1,90 +1,64 @@
-"""Image processor of EoMT: images and label maps in, tensors for the model out, and its outputs back to segments.
+"""Image processor of EoMT: images and label maps to tensors, outputs to segments.
 
 Two ways to bring an image to the model's input, both as in the official evaluation. Padded (panoptic and instance):
 scaled to fit, padded right and below with black. Windowed (semantic): scaled to cover, cut into overlapping windows
 along the longer side. Resizing is antialiased bilinear on 8-bit values. Post-processing is in
-`image_post_processing.py`, a folder of Transformers' own processor is understood by `transformers_eomt_processor.py`.
+`image_post_processing.py`; settings of Transformers' own processor are translated by `transformers_eomt.py`.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from PIL.Image import Resampling
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 
-from .image_decoding import as_list, image_tensor
-from .image_geometry import Size, content_size, normalized_batch, scale_image, views, windows_of
-from .image_post_processing import SegmentationPostProcessing
-from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
+from .image_geometry import content_size, normalized_batch, views, windows_of
+from .image_post_processing import PostProcessingSettings, SegmentationPostProcessing, refuse_for_one_call
+from .image_processing_plain_vit import (
+    PixelSettings,
+    PlainViTImageProcessor,
+    as_requested,
+    normalization,
+    read_images,
+    scaled_images,
+)
 from .mask_labels import masks_of_label_maps, pad_label_map, read_label_maps, resize_label_map
-from .published_labels import TASKS
+from .published_labels import TASKS as TASKS  # re-exported
 from .transformers_eomt import is_transformers_eomt_processor, translate_image_processor
 
 
-class EoMTImageProcessorKwargs(TypedDict, total=False):
+class EoMTImageProcessorKwargs(PixelSettings, PostProcessingSettings, total=False):
     """The settings of `EoMTImageProcessor`, as stored in preprocessor_config.json."""
 
-    task: str
-    size: int | list[int] | tuple[int, ...] | dict[str, int] | SizeDict
-    do_resize: bool
-    resample: int | Resampling
-    do_rescale: bool
-    rescale_factor: float
-    do_normalize: bool
-    image_mean: float | list[float] | tuple[float, ...]
-    image_std: float | list[float] | tuple[float, ...]
     do_pad: bool
     do_split_image: bool | None
     ignore_index: int | None
     do_reduce_labels: bool
     num_labels: int | None
-    stuff_classes: list[int] | None
-    threshold: float
-    mask_threshold: float
-    overlap_mask_area_threshold: float
-    instance_threshold: float
-    num_instances: int
-
-
-# Settings that only post-processing heeds: a call that prepares images cannot change them for itself.
-_FIXED_SETTINGS = (
-    "task",
-    "stuff_classes",
-    "threshold",
-    "mask_threshold",
-    "overlap_mask_area_threshold",
-    "instance_threshold",
-    "num_instances",
-)
 
 
 class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
     """Prepares images for `EoMTForUniversalSegmentation` and turns its outputs into segments.
 
     Args:
-        task: `"panoptic"` serves all three kinds of post-processing, `"instance"` and `"semantic"` their own.
+        task: `"panoptic"` serves all three kinds of post-processing, `"instance"` and `"semantic"` only their own.
         size: height and width of the model's input: `{"height": ..., "width": ...}`, a pair, or one integer.
-        do_resize: scale images to the input; without, they must fit into it as they are.
+        do_resize: scale images to the input; if False, they must fit as they are.
         resample: Pillow's number of the filter; 2 is bilinear.
-        do_rescale: multiply by `rescale_factor`.
-        rescale_factor: 1/255 takes 8-bit values to [0, 1].
-        do_normalize: subtract `image_mean` and divide by `image_std`.
-        image_mean: mean of each channel in [0, 1].
-        image_std: standard deviation of each channel in [0, 1].
-        do_pad: pad to `size`; without, all images of a call must come out at one size.
-        do_split_image: cut into windows; `None`: for task `"semantic"`.
+        rescale_factor: 1/255 takes 8-bit values to [0, 1]; applied with `do_rescale`.
+        image_mean, image_std: of each channel in [0, 1]; applied with `do_normalize`.
+        do_pad: pad to `size`; if False, all images of a call must come out at one size.
+        do_split_image: cut into windows; `None`: for task `"semantic"` only.
         ignore_index: value of a label map that belongs to no mask; `None`: no such value.
         do_reduce_labels: labels are counted from 1 and 0 is ignored (ADE20K's files); class k becomes k - 1.
-        num_labels: number of classes, for checking label maps; `None` does not check.
+        num_labels: number of classes, to check label maps against; `None` does not check.
         stuff_classes: classes whose segments panoptic post-processing merges.
-        threshold: panoptic post-processing keeps queries whose class probability is above it.
+        threshold: panoptic post-processing keeps queries whose class probability exceeds it.
         mask_threshold: probability from which a pixel belongs to a mask.
         overlap_mask_area_threshold: share of its own mask that a panoptic segment must keep.
         instance_threshold: score from which instance post-processing keeps an object.
-        num_instances: most objects of an image in instance post-processing.
+        num_instances: maximum number of objects per image in instance post-processing.
 
     Raises:
         ValueError: settings that contradict each other or are out of range.
@@ -95,19 +69,14 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
 
     task = "panoptic"
     size = {"height": 640, "width": 640}  # noqa: RUF012
-    do_resize = True
-    resample = Resampling.BILINEAR
-    do_rescale = True
-    rescale_factor = 1 / 255
-    do_normalize = True
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
     do_pad = True
     do_split_image: bool | None = None
     ignore_index = 255
     do_reduce_labels = False
     num_labels = None
     stuff_classes: list[int] | None = None
+    # The official evaluation's values for panoptic segmentation; the instance threshold is for showing objects, as
+    # AP is computed from all candidates.
     threshold = 0.8
     mask_threshold = 0.5
     overlap_mask_area_threshold = 0.8
@@ -116,8 +85,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if self.task not in TASKS:
-            raise ValueError(f"task={self.task!r}; it is one of {', '.join(map(repr, TASKS))}")
+        self.check_post_processing()
         if self.do_split_image is None:
             self.do_split_image = self.task == "semantic"
         if self.do_split_image and self.task != "semantic":
@@ -125,14 +93,11 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
                 f"do_split_image=True with task={self.task!r}: windows can be merged into a semantic map only; pass "
                 "do_split_image=False or task='semantic'"
             )
-        self.stuff_classes = sorted({int(label) for label in self.stuff_classes or ()})
-        for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold", "instance_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
         for name in ("num_instances", "num_labels"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if any(not 0 <= label < (self.num_labels or label + 1) for label in self.stuff_classes):
+        # The usual cause: a checkpoint's stuff classes with another label set's num_labels.
+        if any(not 0 <= label < (self.num_labels or label + 1) for label in self.stuff_classes or ()):
             raise ValueError(
                 f"stuff_classes={self.stuff_classes} are not all classes of num_labels={self.num_labels}; pass the "
                 "stuff_classes of this label set, [] for none"
@@ -147,10 +112,6 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         if is_transformers_eomt_processor(settings):
             settings = translate_image_processor(settings, pretrained_model_name_or_path, **kwargs)
         return settings, unused
-
-    def __call__(self, images: Any, segmentation_maps: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare images, and label maps where given; see `preprocess`."""
-        return self.preprocess(images, segmentation_maps, *args, **kwargs)
 
     def preprocess(
         self,
@@ -173,28 +134,22 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
                 hold classes.
             return_loss_mask: also return which pixels count; padding and ignored ones do not.
             return_tensors: `"pt"`, or `"np"` for NumPy arrays.
-            device: where to work and leave the tensors; `None` is the CPU, or where a tensor is.
-            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
+            device: where to compute and leave the tensors; `None`: the CPU, or where a tensor already is.
+            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape is ambiguous.
             kwargs: settings for this call only.
 
         Returns:
             `pixel_values` (B, 3, height, width) float32, and `content_sizes` (B, 2) int64, the size of each scaled
-            image in model pixels, before padding or cutting. Windowed: `pixel_values` holds the windows of all
-            images in turn, and `patch_offsets` (windows, 3) int64 says for each the image's index and the first
-            pixel and the one behind the last along the longer side. With maps: `mask_labels`, a list of (n, height,
-            width) bool, and `class_labels`, a list of (n,) int64, an entry for each row of `pixel_values`; on request
-            `loss_mask` (B, height, width) bool.
+            image in model pixels, before padding or cutting. Windowed: `pixel_values` holds all windows, image by
+            image, and `patch_offsets` (windows, 3) int64 their rows (image, start, end) along the longer side. With
+            maps: `mask_labels`, a list of (n, height, width) bool, and `class_labels`, a list of (n,) int64, one entry
+            for each row of `pixel_values`; on request `loss_mask` (B, height, width) bool.
 
         Raises:
-            ValueError: images or maps that cannot be read, do not belong together or hold unknown labels, and
-                settings that do not fit; the message names the image.
+            ValueError: unreadable images or maps, maps that do not match, unknown labels or settings that do not fit.
         """
-        fixed = [name for name in _FIXED_SETTINGS if name in kwargs]
-        if fixed:
-            raise ValueError(
-                f"{', '.join(fixed)}: cannot be set for one call; set it when the processor is made, "
-                "or pass thresholds and stuff_classes to post-processing"
-            )
+        # Only post-processing uses these, so a call that prepares images would ignore them.
+        refuse_for_one_call([name for name in PostProcessingSettings.__annotations__ if name in kwargs])
         reading = {"device": device, "input_data_format": input_data_format}
         data = super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, reading, **kwargs)
         if not return_loss_mask:
@@ -209,9 +164,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         reading: dict[str, Any],
         **settings: Any,
     ) -> dict[str, Any]:
-        tensors = [image_tensor(image, f"images[{index}]", **reading) for index, image in enumerate(as_list(images, 3))]
-        if not tensors:
-            raise ValueError("images is empty; give at least one image")
+        tensors = read_images(images, **reading)
         image_sizes = [(image.shape[1], image.shape[2]) for image in tensors]
         input_size = (settings["size"].height, settings["size"].width)
         windowed = settings["do_split_image"]
@@ -221,17 +174,12 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         ]
         windows = windows_of(content_sizes, input_size) if windowed else None
         if not windowed and not settings["do_pad"]:
-            input_size = _only_size(content_sizes)
-        scaled = [
-            scale_image(
-                image,
-                content_sizes[index],
-                resample=settings["resample"],
-                do_rescale=settings["do_rescale"],
-                name=f"images[{index}]",
-            )
-            for index, image in enumerate(tensors)
-        ]
+            if len(set(content_sizes)) > 1:
+                raise ValueError(
+                    f"with do_pad=False all images must come out at one size, but they are {content_sizes}"
+                )
+            input_size = content_sizes[0]
+        scaled = scaled_images(tensors, content_sizes, settings)
         pixel_values = normalized_batch(views(scaled, windows, input_size), input_size, **normalization(settings))
         device = pixel_values.device
         data: dict[str, Any] = {
@@ -243,6 +191,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         if segmentation_maps is not None:
             maps = read_label_maps(segmentation_maps, image_sizes, device)
             maps = [resize_label_map(*pair) for pair in zip(maps, content_sizes, strict=True)]
+            # Maps are cut and padded as single channels: a bool mask for each segment takes far more memory.
             masks, classes, counted = masks_of_label_maps(
                 [pad_label_map(label_map, input_size) for label_map in views(maps, windows, input_size)],
                 range(len(maps)) if windows is None else [index for index, _, _ in windows],
@@ -253,9 +202,3 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
             )
             data |= {"mask_labels": masks, "class_labels": classes, "loss_mask": torch.stack(counted)}
         return data
-
-
-def _only_size(sizes: list[Size]) -> Size:
-    if len(set(sizes)) > 1:
-        raise ValueError(f"with do_pad=False all images must come out at one size, but they are {sizes}")
-    return sizes[0]

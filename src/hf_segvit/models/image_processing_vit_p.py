@@ -1,41 +1,36 @@
-"""Image processor of ViT-P: images, points and boxes in, tensors for the model out, and its logits back to names.
+"""Image processor of ViT-P: images, points and boxes to tensors, logits to names.
 
-Images are squashed to the input, their aspect not kept, as in the official code; prompts are given in pixels of the
-original image and scaled with it. Resizing is antialiased bilinear on 8-bit values.
-
-Points and boxes in pixels of images to the prompts that ViT-P reads, with every mistake refused by its place.
-
-`prompts_of` takes what a user gives for a batch of images and makes padded tensors of it. N prompts of an image:
-its points, then its boxes.
+`ViTPImageProcessor`, then `prompts_of`, which turns points and boxes in pixels of the original image into the padded
+prompts that ViT-P reads. Images are resized to the input without keeping their aspect ratio, as in the official code
+(antialiased bilinear on 8-bit values). N prompts of an image: its points, then its boxes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
-from PIL.Image import Resampling
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 
 from .configuration_vit_p import POINT_ORIGINS
-from .image_decoding import as_list, image_tensor
-from .image_geometry import Size, normalized_batch, scale_image
-from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
+from .image_geometry import Size, normalized_batch
+from .image_processing_plain_vit import (
+    PixelSettings,
+    PlainViTImageProcessor,
+    as_requested,
+    normalization,
+    read_images,
+    scaled_images,
+)
+
+IGNORED_LABEL = -100  # PyTorch's cross entropy ignores it by default
 
 
-class ViTPImageProcessorKwargs(TypedDict, total=False):
+class ViTPImageProcessorKwargs(PixelSettings, total=False):
     """The settings of `ViTPImageProcessor`, as stored in preprocessor_config.json."""
 
-    size: int | list[int] | tuple[int, ...] | dict[str, int] | SizeDict
-    do_resize: bool
-    resample: int | Resampling
-    do_rescale: bool
-    rescale_factor: float
-    do_normalize: bool
-    image_mean: float | list[float] | tuple[float, ...]
-    image_std: float | list[float] | tuple[float, ...]
     patch_size: int | None
     point_origin: str
     id2label: dict[int, str] | dict[str, str] | None
@@ -46,16 +41,13 @@ class ViTPImageProcessor(PlainViTImageProcessor):
 
     Args:
         size: height and width of the model's input: `{"height": ..., "width": ...}`, a pair, or one integer.
-        do_resize: squash images to the input; without, they must have its size.
+        do_resize: resize images to the input; if False, they must have its size.
         resample: Pillow's number of the filter; 2 is bilinear.
-        do_rescale: multiply by `rescale_factor`.
-        rescale_factor: 1/255 takes 8-bit values to [0, 1].
-        do_normalize: subtract `image_mean` and divide by `image_std`.
-        image_mean: mean of each channel in [0, 1].
-        image_std: standard deviation of each channel in [0, 1].
-        patch_size: of the model, for checking `size`; `None` does not check.
-        point_origin: what a point (x, y) means: `"center"`, the middle of the pixel of that number, or `"corner"`, its
-            upper left corner (official weights). It is that of the model's config.
+        rescale_factor: 1/255 takes 8-bit values to [0, 1]; applied with `do_rescale`.
+        image_mean, image_std: of each channel in [0, 1]; applied with `do_normalize`.
+        patch_size: of the model, to check `size` against; `None` does not check.
+        point_origin: what a point (x, y) means: `"center"`, the middle of that pixel, or `"corner"`, its upper left
+            corner (official weights); must equal that of the model's config.
         id2label: names of the classes, for post-processing and for checking labels.
 
     Raises:
@@ -66,25 +58,14 @@ class ViTPImageProcessor(PlainViTImageProcessor):
     model_input_names = ["pixel_values", "prompts", "prompt_mask"]  # noqa: RUF012
 
     size = {"height": 518, "width": 518}  # noqa: RUF012
-    do_resize = True
-    resample = Resampling.BILINEAR
-    do_rescale = True
-    rescale_factor = 1 / 255
-    do_normalize = True
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
     patch_size: int | None = 14
     point_origin = "center"
     id2label: Mapping[Any, str] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if self.id2label is not None:  # keys of JSON are strings
+        if self.id2label is not None:  # keys read from JSON are strings
             self.id2label = {int(index): name for index, name in self.id2label.items()}
-
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare images, and prompts where given; see `preprocess`."""
-        return self.preprocess(images, *args, **kwargs)
 
     def preprocess(
         self,
@@ -102,23 +83,23 @@ class ViTPImageProcessor(PlainViTImageProcessor):
 
         Args:
             images: an image or a list of them: Pillow images, paths, URLs, arrays or tensors; see `image_tensor`.
-            input_points: for each image its points (x, y) in pixels of the image, as in `[[[x, y], ...], ...]`; of
-                a single image `[[x, y], ...]` will do.
+            input_points: for each image its points (x, y) in pixels of the image, as in `[[[x, y], ...], ...]`; for a
+                single image `[[x, y], ...]` will do.
             input_boxes: for each image its boxes (x0, y0, x1, y1), edges in pixels. One without area is a point.
             input_labels: for each image the classes of its points, then of its boxes; -100 for those without.
             return_tensors: `"pt"`, or `"np"` for NumPy arrays.
-            device: where to work and leave the tensors; `None` is the CPU, or where a tensor is.
-            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
+            device: where to compute and leave the tensors; `None`: the CPU, or where a tensor already is.
+            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape is ambiguous.
             kwargs: settings for this call only.
 
         Returns:
             `pixel_values` (B, 3, height, width) float32 and `original_sizes` (B, 2) int64, height and width of the
-            images. With prompts: `prompts` (B, N, 4) float32, the points of each image before its boxes, and
-            `prompt_mask` (B, N) bool, False for padding; with labels: `labels` (B, N) int64.
+            images. With prompts: `prompts` (B, N, 4) float32 and `prompt_mask` (B, N) bool, False for padding; with
+            labels: `labels` (B, N) int64.
 
         Raises:
-            ValueError: images that cannot be read, prompts that lie outside, are not numbers, of the wrong shape or
-                none, unknown labels, and settings that do not fit; the message names image and prompt.
+            ValueError: unreadable images, malformed prompts or prompts outside the image, unknown labels, or settings
+                that do not fit; the message names image and prompt.
         """
         reading = {"device": device, "input_data_format": input_data_format}
         data = super().preprocess(images, input_points, input_boxes, input_labels, reading, **kwargs)
@@ -135,26 +116,20 @@ class ViTPImageProcessor(PlainViTImageProcessor):
 
         Args:
             original_sizes: (height, width) of each image in pixels, as a call of the processor returns them.
-            input_points: as in `preprocess`.
-            input_boxes: as in `preprocess`.
-            input_labels: as in `preprocess`.
+            input_points, input_boxes, input_labels: as in `preprocess`.
 
         Returns:
-            `prompts` and `prompt_mask`, and `labels` where given, as in `preprocess`; where the sizes are.
-
-        Raises:
-            ValueError: as in `preprocess`.
+            `prompts`, `prompt_mask` and, if given, `labels`, as in `preprocess`, on the device of `original_sizes`.
         """
         sizes = original_sizes.tolist() if isinstance(original_sizes, Tensor) else original_sizes
         device = original_sizes.device if isinstance(original_sizes, Tensor) else None
-        num_labels = len(self.id2label) if self.id2label else None
         data = prompts_of(
             [(int(height), int(width)) for height, width in sizes],
             input_points,
             input_boxes,
             input_labels,
             point_origin=self.point_origin,
-            num_labels=num_labels,
+            num_labels=len(self.id2label) if self.id2label else None,
         )
         return {name: tensor.to(device) for name, tensor in data.items()}
 
@@ -165,7 +140,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
 
         Args:
             outputs: the model's, with `logits` (B, N, C) and, where prompts were padded, `prompt_mask` (B, N).
-            top_k: how many classes a prompt, best first; at most C are there.
+            top_k: classes per prompt, best first; K = min(top_k, C).
             id2label: names of the classes; `None`: the processor's, or `LABEL_0` and so on where it has none.
 
         Returns:
@@ -179,23 +154,25 @@ class ViTPImageProcessor(PlainViTImageProcessor):
             raise ValueError(f"top_k={top_k} must be at least 1")
         names = id2label if id2label is not None else self.id2label
         logits = outputs.logits
+        # A name that is missing is refused now: it would be looked up only once its class is among the best.
         num_labels = logits.shape[-1]
         if names is not None and (missing := [index for index in range(num_labels) if index not in names]):
             raise ValueError(f"id2label has no name for class {missing[0]} of the {num_labels} that the model knows")
+        # In float32, since bfloat16 has too few digits to rank probabilities near 1.
         scores, label_ids = logits.float().softmax(dim=-1).topk(min(top_k, num_labels), dim=-1)
         mask = getattr(outputs, "prompt_mask", None)
-        answers = []
+        results = []
         for index in range(len(logits)):
             real = slice(None) if mask is None else mask[index].bool().to(scores.device)
             ids = label_ids[index][real]
-            answers.append(
+            results.append(
                 {
                     "label_ids": ids,
                     "scores": scores[index][real],
                     "labels": [[f"LABEL_{i}" if names is None else names[i] for i in row] for row in ids.tolist()],
                 }
             )
-        return answers
+        return results
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         settings = super()._standardize_kwargs(**kwargs)
@@ -219,13 +196,12 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         reading: dict[str, Any],
         **settings: Any,
     ) -> dict[str, Any]:
-        tensors = [image_tensor(image, f"images[{index}]", **reading) for index, image in enumerate(as_list(images, 3))]
-        if not tensors:
-            raise ValueError("images is empty; give at least one image")
+        tensors = read_images(images, **reading)
         image_sizes = [(image.shape[1], image.shape[2]) for image in tensors]
         input_size = (settings["size"].height, settings["size"].width)
         if not settings["do_resize"]:
             _check_sizes(image_sizes, input_size)
+        # Prompts before pixels: they are cheap to check and more often wrong.
         prompts: dict[str, Tensor] = {}
         if input_points is not None or input_boxes is not None:
             names = settings["id2label"]
@@ -239,16 +215,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
             )
         elif input_labels is not None:
             raise ValueError("input_labels came without input_points or input_boxes, whose classes they are")
-        scaled = [
-            scale_image(
-                image,
-                input_size,
-                resample=settings["resample"],
-                do_rescale=settings["do_rescale"],
-                name=f"images[{index}]",
-            )
-            for index, image in enumerate(tensors)
-        ]
+        scaled = scaled_images(tensors, [input_size] * len(tensors), settings)
         pixel_values = normalized_batch(scaled, input_size, **normalization(settings))
         device = pixel_values.device
         return {
@@ -267,9 +234,6 @@ def _check_sizes(image_sizes: Sequence[Size], input_size: Size) -> None:
             )
 
 
-IGNORED_LABEL = -100
-
-
 def prompts_of(
     image_sizes: Sequence[Size],
     input_points: Any = None,
@@ -279,24 +243,20 @@ def prompts_of(
     point_origin: str = "center",
     num_labels: int | None = None,
 ) -> dict[str, Tensor]:
-    """Prompts of a batch of images.
+    """Padded prompts of a batch of B images; `input_points`, `input_boxes` and `input_labels` are as in `preprocess`.
 
     Args:
-        image_sizes: (height, width) of every image in pixels, B of them.
-        input_points: for each image its points (x, y), counted in pixels from 0; of a single image, its points.
-        input_boxes: for each image its boxes (x0, y0, x1, y1), edges in pixels from 0 to width or height; of a single
-            image, its boxes. A box without area is a point at that place.
-        input_labels: for each image the classes of its points, then of its boxes; -100 for those without.
+        image_sizes: (height, width) of every image in pixels.
         point_origin: `"center"`: a point names a pixel and means its middle; `"corner"`: its upper left corner.
         num_labels: number of classes, for checking labels; `None` does not check.
 
     Returns:
-        `prompts` (B, N, 4) float32, centre x, centre y, width and height in [0, 1], with zeros behind the last one of
-        each image; `prompt_mask` (B, N) bool, True for real ones; with labels `labels` (B, N) int64.
+        `prompts` (B, N, 4) float32, centre x, centre y, width and height in [0, 1], zero-padded to the most prompts of
+        an image; `prompt_mask` (B, N) bool, True for real ones; with labels `labels` (B, N) int64.
 
     Raises:
-        ValueError: an image without prompts, or a prompt or label of the wrong shape or outside of its range; the
-            message names image and prompt.
+        ValueError: an image without prompts, or a prompt or label of the wrong shape or outside its range; the message
+            names image and prompt.
     """
     points = _by_image(input_points, "input_points", len(image_sizes), ("x", "y"))
     boxes = _by_image(input_boxes, "input_boxes", len(image_sizes), ("x0", "y0", "x1", "y1"))
@@ -304,51 +264,49 @@ def prompts_of(
     for index, size in enumerate(image_sizes):
         _check_points(points[index], size, f"input_points[{index}]")
         _check_boxes(boxes[index], size, f"input_boxes[{index}]")
+        # In float64 up to here: in float32 a box at the far edge of a large image could reach past 1.
         row = np.concatenate([_from_points(points[index], size, point_origin), _from_boxes(boxes[index], size)])
         if not len(row):
             raise ValueError(f"images[{index}] has no prompt; give every image at least one point or box")
         rows.append(torch.from_numpy(row.astype(np.float32)))
-    data = {
-        "prompts": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
-        "prompt_mask": torch.nn.utils.rnn.pad_sequence(
-            [torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True
-        ),
-    }
+    real = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    data = {"prompts": pad_sequence(rows, batch_first=True), "prompt_mask": pad_sequence(real, batch_first=True)}
     if input_labels is not None:
         labels = _labels_by_image(input_labels, [len(row) for row in rows], num_labels)
-        data["labels"] = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
+        data["labels"] = pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
     return data
 
 
 def _by_image(given: Any, name: str, num_images: int, fields: tuple[str, ...]) -> list[np.ndarray]:
-    """(n, fields) float64 of each image."""
+    """(n, fields) float64 for each image."""
     if given is None:
         return [np.zeros((0, len(fields)))] * num_images
     if num_images == 1 and _depth(given) == 2:
         given = [given]
-    what = f"({', '.join(fields)})"
-    nothing = isinstance(given, list | tuple) and all(isinstance(row, list | tuple) and not row for row in given)
-    if (_depth(given) != 3 and not nothing) or len(given) != num_images:
+    shape = f"({', '.join(fields)})"
+    # No image has any, [[], []]: the nesting cannot be told from the values, but is meant well.
+    all_empty = isinstance(given, list | tuple) and all(isinstance(row, list | tuple) and not row for row in given)
+    if (_depth(given) != 3 and not all_empty) or len(given) != num_images:
         raise ValueError(
             f"{name} of shape {_shape_of(given)} for {num_images} images; give a list for each image with its "
-            f"{what}, such as {name}=[[{list(range(10, 10 + 10 * len(fields), 10))}]]"
+            f"{shape}, such as {name}=[[{list(range(10, 10 + 10 * len(fields), 10))}]]"
         )
     arrays = []
     for index, of_image in enumerate(given):
         try:
             array = np.asarray(_plain(of_image), dtype=np.float64)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{name}[{index}] is not a list of numbers {what}: {error}") from error
+            raise ValueError(f"{name}[{index}] is not a list of numbers {shape}: {error}") from error
         if array.size == 0:
             array = array.reshape(0, len(fields))
         if array.ndim != 2 or array.shape[1] != len(fields):
-            raise ValueError(f"{name}[{index}] has shape {array.shape}; every entry is {what}")
+            raise ValueError(f"{name}[{index}] has shape {array.shape}; every entry is {shape}")
         arrays.append(array)
     return arrays
 
 
 def _plain(values: Any) -> Any:
-    """Lists of numbers, whatever mixture of lists, arrays and tensors was given."""
+    """Lists of numbers from any mixture of lists, arrays and tensors."""
     if isinstance(values, Tensor | np.ndarray):
         return values.tolist()
     return [_plain(value) for value in values] if isinstance(values, list | tuple) else values
@@ -371,7 +329,7 @@ def _shape_of(values: Any) -> str:
 def _check_points(points: np.ndarray, size: Size, name: str) -> None:
     height, width = size
     for index, (x, y) in enumerate(points.tolist()):
-        if not (0 <= x < width and 0 <= y < height):  # NaN neither
+        if not (0 <= x < width and 0 <= y < height):  # also refuses NaN
             raise ValueError(
                 f"{name}[{index}] is ({x:g}, {y:g}), outside the image of {width} x {height} pixels (width x "
                 f"height): x is from 0 to {width - 1}, y from 0 to {height - 1}"
@@ -381,23 +339,24 @@ def _check_points(points: np.ndarray, size: Size, name: str) -> None:
 def _check_boxes(boxes: np.ndarray, size: Size, name: str) -> None:
     height, width = size
     for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-        place = f"{name}[{index}] is ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
+        box = f"{name}[{index}] is ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
         if x1 < x0 or y1 < y0:
             raise ValueError(
-                f"{place}: its right or lower edge comes before the other one; give (x0, y0, x1, y1), not width and "
+                f"{box}: its right or lower edge comes before the other one; give (x0, y0, x1, y1), not width and "
                 "height"
             )
         if not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):
             raise ValueError(
-                f"{place}, outside the image of {width} x {height} pixels (width x height); clip it to the image"
+                f"{box}, outside the image of {width} x {height} pixels (width x height); clip it to the image"
             )
 
 
 def _from_points(points: np.ndarray, size: Size, point_origin: str) -> np.ndarray:
     height, width = size
     offset = 0.5 if point_origin == "center" else 0.0
-    places = np.minimum((points + offset) / (width, height), 1.0)
-    return np.concatenate([places, np.zeros_like(places)], axis=1)
+    # A fractional point in the last half pixel would lie outside once the offset is added.
+    centers = np.minimum((points + offset) / (width, height), 1.0)
+    return np.concatenate([centers, np.zeros_like(centers)], axis=1)
 
 
 def _from_boxes(boxes: np.ndarray, size: Size) -> np.ndarray:
@@ -416,12 +375,12 @@ def _labels_by_image(given: Any, counts: Sequence[int], num_labels: int | None) 
             f"{len(counts)} images, not {_shape_of(given)}"
         )
     for index, of_image in enumerate(values):
-        for number, label in enumerate(of_image):
+        for position, label in enumerate(of_image):
             known = isinstance(label, int) and (label == IGNORED_LABEL or 0 <= label < (num_labels or label + 1))
             if not known:
                 classes = "0" if num_labels is None else f"0 to {num_labels - 1}"
                 raise ValueError(
-                    f"input_labels[{index}][{number}] is {label!r}; classes are whole numbers from {classes}"
+                    f"input_labels[{index}][{position}] is {label!r}; classes are whole numbers from {classes}"
                     f"{' on' if num_labels is None else ''}, and {IGNORED_LABEL} means none"
                 )
     return [torch.tensor(of_image, dtype=torch.int64) for of_image in values]

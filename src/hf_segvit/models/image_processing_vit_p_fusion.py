@@ -1,18 +1,17 @@
-"""Image processor of ViT-P fusion: images in, inputs of generator and ViT-P out, and fused outputs to segments.
+"""Image processor of ViT-P fusion: inputs of generator and classifier, fused outputs to segments.
 
-It holds the image processors of both parts and writes them into one preprocessor_config.json. An image is decoded
-once; the generator sees it as its own processor prepares it, ViT-P sees the same image whole and without padding.
-Post-processing is that of EoMT, in `image_post_processing.py`.
+It holds the image processors of both parts and saves them in one preprocessor_config.json. An image is decoded once;
+the generator sees it as its own processor prepares it, ViT-P sees it whole and without padding. Post-processing is
+that of EoMT, in `image_post_processing.py`.
 
-The image processors of a fused model's parts, from ids, folders, objects or saved settings.
-
-Transformers' own EoMT processor is translated into ours, which does the same and says where an image lies in the
-input; those of Mask2Former, MaskFormer and OneFormer say it with their pixel mask, and are kept.
+First the functions that find the processors of the parts, from ids, folders, objects or saved settings, then
+`ViTPFusionImageProcessor`. Transformers' own EoMT processor is translated into ours, which also returns where an image
+lies in the input; for Mask2Former, MaskFormer and OneFormer this follows from the pixel mask.
 """
 
 import os
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 import transformers
@@ -25,11 +24,11 @@ from transformers.utils import logging
 
 from .configuration_eomt import EoMTConfig
 from .configuration_vit_p_fusion import OFFICIAL_GEOMETRIES
-from .image_decoding import as_list, check_unit_range, image_tensor
+from .image_decoding import check_unit_range
 from .image_geometry import Size, normalized_batch
-from .image_post_processing import SegmentationPostProcessing
-from .image_processing_eomt import TASKS, EoMTImageProcessor
-from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization
+from .image_post_processing import PostProcessingSettings, SegmentationPostProcessing, refuse_for_one_call
+from .image_processing_eomt import EoMTImageProcessor
+from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization, read_images
 from .image_processing_vit_p import ViTPImageProcessor
 from .published_labels import find_published_labels
 from .transformers_eomt import (
@@ -43,8 +42,9 @@ logger = logging.get_logger(__name__)
 
 ProcessorSource = Any  # an image processor, its settings, a folder or a Hub id
 
+CLASSIFIER_SOURCES = ("picture", "input")
 _MASKING_PROCESSORS = ("Mask2FormerImageProcessor", "MaskFormerImageProcessor", "OneFormerImageProcessor")
-# Of OneFormer's processor, what only its training needs; the first two make it ask the Hub for class names.
+# Settings that only OneFormer's training needs; the first two make its processor ask the Hub for class names.
 _TRAINING_SETTINGS = ("class_info_file", "repo_path", "metadata", "num_text")
 
 
@@ -52,12 +52,12 @@ def generator_processor_of(source: ProcessorSource, config: Any = None, **kwargs
     """The generator's image processor.
 
     Args:
-        source: the processor (of a OneFormer also its OneFormerProcessor), its settings, a folder or a Hub id.
+        source: the processor (for OneFormer also its OneFormerProcessor), its settings, a folder or a Hub id.
         config: of the fused model, to check that the processor belongs to the generator.
         kwargs: where to find a folder or id, such as `revision`.
 
     Raises:
-        ValueError: there is none, or it is of a kind that fusion cannot use or another than the generator's.
+        ValueError: there is none, or it is not of the generator's kind or of one that fusion cannot use.
     """
     source = getattr(source, "image_processor", source)
     settings = _settings(source, "generator", kwargs)
@@ -67,8 +67,8 @@ def generator_processor_of(source: ProcessorSource, config: Any = None, **kwargs
     elif kind == "EoMTImageProcessor":
         processor = source if isinstance(source, EoMTImageProcessor) else EoMTImageProcessor(**settings)
     elif kind in _MASKING_PROCESSORS:
-        kept = {name: value for name, value in settings.items() if name not in _TRAINING_SETTINGS}
-        processor = getattr(transformers, kind).from_dict(kept)
+        used = {name: value for name, value in settings.items() if name not in _TRAINING_SETTINGS}
+        processor = getattr(transformers, kind).from_dict(used)
     else:
         raise ValueError(
             f"the generator's image processor is of type {kind!r}; fusion knows EoMTImageProcessor, "
@@ -86,15 +86,7 @@ def generator_processor_of(source: ProcessorSource, config: Any = None, **kwargs
 
 
 def classifier_processor_of(source: ProcessorSource, **kwargs: Any) -> ViTPImageProcessor:
-    """The classifier's image processor.
-
-    Args:
-        source: the processor, its settings, a folder or a Hub id.
-        kwargs: where to find a folder or id, such as `revision`.
-
-    Raises:
-        ValueError: it is no ViTPImageProcessor.
-    """
+    """The classifier's image processor, from the processor, its settings, a folder or a Hub id."""
     if isinstance(source, ViTPImageProcessor):
         return source
     settings = _settings(source, "classifier", kwargs)
@@ -107,13 +99,14 @@ def classifier_processor_of(source: ProcessorSource, **kwargs: Any) -> ViTPImage
 
 
 def stuff_classes_of(source: ProcessorSource, processor: Any, config: Any = None, **kwargs: Any) -> list[int]:
-    """The classes to merge in panoptic segmentation: as the fused config or the generator's processor says.
+    """The classes to merge in panoptic segmentation: of the fused config, else the generator's processor.
 
-    Without either, those of the published label set that the generator's classes are.
+    Without either, the stuff classes of the published label set that the generator was trained on.
     """
     if config is not None and config.stuff_classes:
         return list(config.stuff_classes)
     stored = getattr(processor, "stuff_classes", None)
+    # A config without stuff classes means none; only without a config is it worth guessing.
     if stored or config is not None:
         return list(stored or [])
     labels = None
@@ -142,36 +135,26 @@ def _settings(source: ProcessorSource, part: str, kwargs: dict[str, Any]) -> dic
 
 
 def _kind(settings: dict[str, Any]) -> str:
-    """Class name of the processor, whichever back-end it was saved from; older files name a feature extractor."""
+    # Older files name a feature extractor, and processors of one model are saved under the names of several back-ends.
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "unknown"
     return kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
 
 
 def _translated(source: ProcessorSource, config: Any, kwargs: dict[str, Any]) -> EoMTImageProcessor:
-    """Transformers' EoMT processor as ours; of a folder or repository, its config.json says what the classes are."""
+    """Transformers' EoMT processor as ours; the classes follow from the config.json beside it, or from `config`."""
     if isinstance(source, str | os.PathLike):
         return EoMTImageProcessor.from_pretrained(source, **kwargs)
     id2label = {} if config is None else config.generator_config.id2label or {}
     return EoMTImageProcessor(**translated_settings(source if isinstance(source, dict) else source.to_dict(), id2label))
 
 
-CLASSIFIER_SOURCES = ("picture", "input")
-
-
-class ViTPFusionImageProcessorKwargs(TypedDict, total=False):
+class ViTPFusionImageProcessorKwargs(PostProcessingSettings, total=False):
     """The settings of `ViTPFusionImageProcessor`, as stored in preprocessor_config.json."""
 
     generator: Any
     classifier: Any
-    task: str
     classifier_source: str
     official_geometry: str | None
-    stuff_classes: list[int] | None
-    threshold: float
-    mask_threshold: float
-    overlap_mask_area_threshold: float
-    instance_threshold: float
-    num_instances: int
 
 
 _POST_PROCESSING = ("threshold", "mask_threshold", "overlap_mask_area_threshold", "instance_threshold", "num_instances")
@@ -184,17 +167,14 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         generator: image processor of the generator, or its settings: an EoMTImageProcessor, or Transformers' processor
             of EoMT, Mask2Former, MaskFormer or OneFormer.
         classifier: the ViTPImageProcessor, or its settings.
-        task: `"panoptic"` serves all three kinds of post-processing, `"instance"` and `"semantic"` their own; `None`:
-            the generator's task, or panoptic.
+        task: `"panoptic"` serves all three kinds of post-processing, `"instance"` and `"semantic"` only their own;
+            `None`: the generator's task, or panoptic.
         classifier_source: what ViT-P's image is made from: the `"picture"` as it was given, or the generator's
-            `"input"`, which is there already on the device; it is as sharp where the input is larger than ViT-P's.
+            `"input"`, which is on the device already and as sharp where it is larger than ViT-P's input.
         official_geometry: as in the model's config. With `"oneformer"` ViT-P's image is the generator's padded input.
         stuff_classes: classes whose segments panoptic post-processing merges; `None`: the generator's.
-        threshold: as in `EoMTImageProcessor`; `None`: the generator's, if it has one. So are those below.
-        mask_threshold: as in `EoMTImageProcessor`.
-        overlap_mask_area_threshold: as in `EoMTImageProcessor`.
-        instance_threshold: as in `EoMTImageProcessor`.
-        num_instances: as in `EoMTImageProcessor`.
+        threshold, mask_threshold, overlap_mask_area_threshold, instance_threshold, num_instances: as in
+            `EoMTImageProcessor`; `None`: the generator's, if it has one.
 
     Raises:
         ValueError: processors of another kind, or settings that contradict each other or are out of range.
@@ -205,7 +185,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
 
     generator: Any = None
     classifier: Any = None
-    task: str = None  # type: ignore[assignment] # until the generator has said
+    task: str = None  # type: ignore[assignment] # filled in by __init__
     classifier_source = "picture"
     official_geometry: str | None = None
     stuff_classes: list[int] | None = None
@@ -216,16 +196,13 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         self.classifier = classifier_processor_of(self.classifier)
         self.task = self.task or getattr(self.generator, "task", "panoptic")
         if self.stuff_classes is None:
-            self.stuff_classes = getattr(self.generator, "stuff_classes", None) or []
-        self.stuff_classes = sorted({int(label) for label in self.stuff_classes})
+            self.stuff_classes = getattr(self.generator, "stuff_classes", None)
+        # Transformers' processors store no thresholds; EoMT's are as good for their masks.
         for name in _POST_PROCESSING:
             if kwargs.get(name) is None:
                 setattr(self, name, getattr(self.generator, name, getattr(EoMTImageProcessor, name)))
-        for name in _POST_PROCESSING[:-1]:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        self.check_post_processing()
         for name, choices in (
-            ("task", TASKS),
             ("classifier_source", CLASSIFIER_SOURCES),
             ("official_geometry", (None, *OFFICIAL_GEOMETRIES)),
         ):
@@ -258,13 +235,13 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         Args:
             generator: the generator's image processor (or OneFormerProcessor), or a folder or Hub id of one.
             classifier: the ViTPImageProcessor, or a folder or Hub id of one.
-            config: of the fused model, which says the classes, task and geometry; recommended.
-            generator_kwargs: as the model was given; what says where the generator is, such as `revision`, counts here.
+            config: of the fused model, which knows the classes, task and geometry; recommended.
+            generator_kwargs: as given to the model; those that locate the generator, such as `revision`, are used.
             classifier_kwargs: the same for the classifier.
-            settings: other settings; they win over the config's.
+            settings: other settings; they override the config's.
 
         Raises:
-            ValueError: a processor of another kind, or of another kind than the model in `config`.
+            ValueError: a processor that cannot be used, or does not belong to the model in `config`.
         """
         where = hub_arguments(generator_kwargs or {})
         processors = (
@@ -282,6 +259,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
                 )
         if settings.get("stuff_classes") is None:
             settings["stuff_classes"] = stuff_classes_of(generator, processors[0], config, **where)
+        # A generator of masks for one kind of segmentation cannot serve the others, whatever the config asks for.
         if getattr(processors[0], "task", None) in ("semantic", "instance"):
             settings["task"] = processors[0].task
         return cls(generator=processors[0], classifier=processors[1], **settings)
@@ -293,7 +271,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
             settings[part] = getattr(self, part).to_dict()
         return settings
 
-    # What post-processing asks of a processor follows from the generator's.
+    # Post-processing reads these; properties, so that they follow the generator's processor when it is changed.
 
     @property
     def size(self) -> Any:
@@ -315,10 +293,6 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         """Whether the generator's images are cut into windows."""
         return bool(getattr(self.generator, "do_split_image", False))
 
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare images; see `preprocess`."""
-        return self.preprocess(images, *args, **kwargs)
-
     def preprocess(
         self,
         images: Any,
@@ -333,12 +307,12 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         Args:
             images: an image or a list of them: Pillow images, paths, URLs, arrays or tensors; see `image_tensor`.
             return_tensors: `"pt"`, or `"np"` for NumPy arrays.
-            device: where to work and leave the tensors; `None` is the CPU, or where a tensor is.
-            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
+            device: where to compute and leave the tensors; `None`: the CPU, or where a tensor already is.
+            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape is ambiguous.
             kwargs: settings of the generator's processor for this call only, such as `size`.
 
         Returns:
-            `pixel_values` and what else the generator wants (`pixel_mask`, `patch_offsets`), `classifier_pixel_values`
+            `pixel_values` and what else the generator takes (`pixel_mask`, `patch_offsets`), `classifier_pixel_values`
             (B, 3, height, width) float32, and `content_sizes` (B, 2) int64, the size of each scaled image in pixels
             of the generator's input, before padding or cutting. With `official_geometry="oneformer"` also
             `original_sizes` (B, 2) int64.
@@ -346,24 +320,14 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         Raises:
             ValueError: images that cannot be read or brought to an input; the message names the image.
         """
-        fixed = sorted(kwargs.keys() & self.valid_kwargs.__annotations__.keys())
-        if fixed:
-            raise ValueError(
-                f"{', '.join(fixed)}: cannot be set for one call; set it when the processor is made, "
-                "or pass thresholds and stuff_classes to post-processing"
-            )
+        refuse_for_one_call(sorted(kwargs.keys() & self.valid_kwargs.__annotations__.keys()))
         unknown = sorted(kwargs.keys() - self.generator.valid_kwargs.__annotations__.keys())
         if unknown:
             raise ValueError(
                 f"{', '.join(unknown)}: neither understood here nor by the generator's {type(self.generator).__name__}"
-                "; label maps are not, since fused models are joined of trained ones"
+                "; label maps are not accepted either, since fused models are not trained"
             )
-        tensors = [
-            image_tensor(image, f"images[{index}]", device=device, input_data_format=input_data_format)
-            for index, image in enumerate(as_list(images, 3))
-        ]
-        if not tensors:
-            raise ValueError("images is empty; give at least one image")
+        tensors = read_images(images, device, input_data_format)
         data = self._generator_inputs(tensors, kwargs)
         if self.official_geometry == "oneformer":
             data["classifier_pixel_values"] = self._views_of_input(data["pixel_values"], None)
@@ -377,37 +341,39 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         return BatchFeature(data=as_requested(data, return_tensors))
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        return kwargs  # sizes and the like are the parts' own
+        return kwargs  # the parts check their own sizes
 
     def _generator_inputs(self, images: list[Tensor], settings: dict[str, Any]) -> dict[str, Any]:
         if isinstance(self.generator, EoMTImageProcessor):
             return dict(self.generator(images, input_data_format="channels_first", **settings))
         if self.generator.do_rescale:
-            # Theirs divides by 255 whatever the type.
+            # Transformers' processors divide by 255 whatever the type, ours takes floats to be in [0, 1].
             for index, image in enumerate(images):
                 if image.is_floating_point():
                     check_unit_range(image, f"images[{index}]")
             images = [image * 255 if image.is_floating_point() else image for image in images]
-        made = self.generator(images=images, return_tensors="pt", input_data_format="channels_first", **settings)
-        data = {name: made[name] for name in ("pixel_values", "pixel_mask") if name in made}
+        inputs = self.generator(images=images, return_tensors="pt", input_data_format="channels_first", **settings)
+        data = {name: inputs[name] for name in ("pixel_values", "pixel_mask") if name in inputs}
         height, width = data["pixel_values"].shape[-2:]
         mask = data.get("pixel_mask")
         if mask is None:
             data["content_sizes"] = torch.tensor([[height, width]] * len(images), device=data["pixel_values"].device)
         else:
-            real = mask.bool()
+            real = mask.bool()  # a rectangle at the top left: count the rows and columns that it reaches
             data["content_sizes"] = torch.stack([real.any(dim=2).sum(dim=1), real.any(dim=1).sum(dim=1)], dim=1)
         return data
 
     def _views_of_input(self, pixel_values: Tensor, content_sizes: Tensor | None) -> Tensor:
-        """ViT-P's images, made from the generator's input: the contents, or all of it with its padding."""
+        """ViT-P's images, made from the generator's input: the contents, or all of it with its padding (`None`)."""
         size = list(_height_width(self.classifier))
         if content_sizes is None:
+            # As the official code does it: the generator's padded input, its normalisation included.
             return tvF.resize(pixel_values, size, antialias=True)
         contents = [
             row[:, :height, :width] for row, (height, width) in zip(pixel_values, content_sizes.tolist(), strict=True)
         ]
         contents = [tvF.resize(content, size, antialias=True) for content in contents]
+        # Undo the generator's normalisation, then apply the classifier's.
         generator, classifier = (normalization(vars(part)) for part in (self.generator, self.classifier))
         shift, scale = (
             pixel_values.new_tensor(generator[name]).view(3, 1, 1) / generator["rescale_factor"]
@@ -425,12 +391,13 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         return super()._geometry(outputs, target_sizes, self._size_of(outputs) if size is None else size)
 
     def _size_of(self, outputs: Any) -> Sequence[int]:
-        """Input size that outputs were made from: generators of Transformers pad to the largest image of a batch."""
+        """Input size that outputs were made from."""
         sizes = getattr(outputs, "input_sizes", None)
         if sizes is not None:
             return tuple(int(side) for side in sizes[0])
         if isinstance(self.generator, EoMTImageProcessor):
             return self._input_size(None)
+        # Transformers' generators pad to the largest image of a batch and predict masks at a quarter of that.
         return tuple(4 * side for side in outputs.masks_queries_logits.shape[-2:])
 
 

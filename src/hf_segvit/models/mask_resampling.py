@@ -1,10 +1,10 @@
 """Bilinear upsampling of mask logits one tile at a time, so that most of it need not be done.
 
-In here: the `AxisBlock`s, bands of the interpolation matrix of one axis; `MaskTiles`, which are built of them and give
-the values of some masks on a tile and bounds of all masks on all tiles; `image_sizes` and `tiled_masks`, which lay
-tiles over an answer. Bilinear
-interpolation is separable and linear, so rows @ mask @ columns equals any chain of resizes with crops in between; and
-it stays within the range of the cells that it mixes, so the small masks alone tell which of them matter in a tile.
+In here: `AxisBlock`, a band of the interpolation matrix of one axis; `MaskTiles`, built of blocks, which give the
+values of some masks on a tile and bounds of all masks on all tiles; `image_sizes` and `tiled_masks`, which lay tiles
+over an image. Bilinear interpolation is separable and linear, so rows @ mask @ columns equals any chain of resizes with
+crops in between; and it stays within the range of the cells that it mixes, so the small masks alone tell which of them
+matter in a tile.
 
 Shapes: K masks, h w cells of a mask, H W pixels. Bilinear means PyTorch's: `align_corners=False`, no antialiasing.
 """
@@ -21,26 +21,20 @@ from torch import Tensor
 from .image_geometry import Size
 
 TILE_PIXELS = 48  # side of a tile on a CPU: smaller ones exclude more masks, larger ones cost fewer calls
-MAX_TILES_PER_AXIS = 24
+MAX_TILES_PER_AXIS = 24  # bounds the calls for large images
 _SERIAL_VALUES = 2**15 - 1  # most values for which PyTorch works on one thread
 _SERIAL_PRODUCT = 2**18  # most multiplications for which OpenBLAS, inside NumPy, works on one thread
-ROUNDING = 1e-5  # more than a float32 probability can miss a bound on it by
-ACCELERATOR_TILE_VALUES = 2**24  # values (masks x pixels) that are resampled at once elsewhere: 128 MiB in float64
+ROUNDING = 1e-5  # exceeds the error of a float32 probability against its bound
+ACCELERATOR_TILE_VALUES = 2**24  # values (masks x pixels) resampled at once on an accelerator: 128 MiB in float64
 
 
 @dataclass(frozen=True)
 class AxisBlock:
-    """A run of pixels along one axis and how they follow from the cells of a mask.
+    """A run of pixels along one axis and how they follow from the cells of a mask."""
 
-    Attributes:
-        pixels: slice of the target.
-        cells: slice of the mask: all cells that have a weight.
-        weights: (pixels, cells); rows sum to 1.
-    """
-
-    pixels: slice
-    cells: slice
-    weights: Tensor
+    pixels: slice  # of the target
+    cells: slice  # of the mask: all that have a weight
+    weights: Tensor  # (pixels, cells); rows sum to 1
 
     @property
     def length(self) -> int:
@@ -54,10 +48,11 @@ class AxisBlock:
 
 
 def tiles_per_axis(size: tuple[int, int], planes: int, device: torch.device) -> tuple[int, int]:
-    """How many blocks to cut the axes of a target of this size into, if `planes` masks are resampled at once."""
+    """Number of blocks to cut the axes of a target of this size into, if `planes` masks are resampled at once."""
     if device.type == "cpu":
         rows, columns = (min(math.ceil(length / TILE_PIXELS), MAX_TILES_PER_AXIS) for length in size)
         return rows, columns
+    # Elsewhere tiles only bound the memory; a few at least, as crops of small targets then differ little in size.
     side = max(4, math.ceil(math.sqrt(planes * size[0] * size[1] / ACCELERATOR_TILE_VALUES)))
     return min(side, size[0]), min(side, size[1])
 
@@ -65,17 +60,10 @@ def tiles_per_axis(size: tuple[int, int], planes: int, device: torch.device) -> 
 def axis_blocks(
     stages: Sequence[tuple[int, int]], count: int, device: torch.device, dtype: torch.dtype
 ) -> list[AxisBlock]:
-    """Cut an axis into `count` blocks of equal length, up to one pixel.
+    """Cut an axis into `count` blocks, in order, whose lengths differ by at most one pixel.
 
-    Args:
-        stages: the interpolations (length before, length after) in order; where a stage starts with less than the one
-            before it gave, the rest is cropped at the end.
-        count: number of blocks, at most the number of pixels.
-        device: where the weights go.
-        dtype: of the weights.
-
-    Returns:
-        Blocks that cover the target axis in order.
+    `stages` are the interpolations (length before, length after) in order; where a stage starts with less than the one
+    before it gave, the rest is cropped at the end.
     """
     edges = [stages[-1][1] * index // count for index in range(count + 1)]
     return [axis_block(stages, slice(start, stop), device, dtype) for start, stop in pairwise(edges)]
@@ -83,6 +71,7 @@ def axis_blocks(
 
 def axis_block(stages: Sequence[tuple[int, int]], pixels: slice, device: torch.device, dtype: torch.dtype) -> AxisBlock:
     """The block of the given pixels; see `axis_blocks`."""
+    # From the target back to the mask: each stage needs only those cells that the next one reads.
     cells, weights = pixels, None
     for length, target_length in reversed(stages):
         cells, band = _interpolation_band(length, target_length, cells)
@@ -91,7 +80,7 @@ def axis_block(stages: Sequence[tuple[int, int]], pixels: slice, device: torch.d
 
 
 def _interpolation_band(length: int, target_length: int, pixels: slice) -> tuple[slice, np.ndarray]:
-    """Cells behind a run of pixels under one linear interpolation, and float64 weights (pixels, cells)."""
+    """The cells behind a run of pixels under one linear interpolation, and float64 weights (pixels, cells)."""
     # Positions are rounded to float32 as in PyTorch's kernels, which at the far end of a long axis is 3e-5 cells.
     scale = np.float32(length) / np.float32(target_length)
     centre = np.arange(pixels.start, pixels.stop, dtype=np.float32) + np.float32(0.5)
@@ -103,23 +92,17 @@ def _interpolation_band(length: int, target_length: int, pixels: slice) -> tuple
     weights = np.zeros((len(low), last - first + 1))
     row = np.arange(len(low))
     weights[row, low - first] = 1 - fraction
-    weights[row, high - first] += fraction
+    weights[row, high - first] += fraction  # += as both are the last cell at the edge
     return slice(first, last + 1), weights
 
 
 @dataclass(frozen=True)
 class MaskTiles:
-    """Masks of one image and the bands that upsample them; a tile is a row block x a column block.
+    """Masks of one image and the blocks that upsample them; a tile is a row block x a column block."""
 
-    Attributes:
-        masks: (h, K, w) logits in the dtype of the blocks.
-        rows: blocks that cover the vertical axis of the target in order.
-        columns: the same for the horizontal axis.
-    """
-
-    masks: Tensor
-    rows: list[AxisBlock]
-    columns: list[AxisBlock]
+    masks: Tensor  # (h, K, w) logits in the dtype of the blocks
+    rows: list[AxisBlock]  # cover the vertical axis of the target in order
+    columns: list[AxisBlock]  # and the horizontal one
 
     @property
     def size(self) -> Size:
@@ -134,7 +117,8 @@ class MaskTiles:
 
     @property
     def prunable(self) -> bool:
-        """Whether it pays to ask for bounds: elsewhere than on a CPU the answer costs a sync and many small kernels."""
+        """Whether computing bounds pays."""
+        # Elsewhere they cost a synchronisation and many small kernels.
         return self.masks.device.type == "cpu"
 
     def __len__(self) -> int:
@@ -145,7 +129,7 @@ class MaskTiles:
         return product(self.rows, self.columns)
 
     def values(self, rows: AxisBlock, columns: AxisBlock, chosen: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Logits of the masks `chosen` (k,) on one tile, in strips of few enough values not to start threads for.
+        """Logits of the masks `chosen` (k,) on one tile, strip by strip.
 
         Yields:
             The strip's rows of the target, and (rows, k, columns.length) float32 values.
@@ -153,6 +137,7 @@ class MaskTiles:
         cells = self.masks[rows.cells, :, columns.cells].index_select(1, chosen)
         wide = _interpolate_columns(cells, columns)
         step = rows.length
+        # Strips have few enough values that PyTorch starts no threads for what is done with them.
         if self.masks.device.type == "cpu":
             step = max(1, _SERIAL_VALUES // (len(chosen) * columns.length))
         for start in range(0, rows.length, step):
@@ -162,11 +147,8 @@ class MaskTiles:
             yield slice(first, first + len(weights)), values.float()
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds of all `values`, two of (K, len(rows), len(columns)) float32 on the CPU.
-
-        They are a little wide, so that they hold for rounded values too.
-        """
-        masks = self.masks.numpy()
+        """Lower and upper bounds of all `values`, two of (K, len(rows), len(columns)) float32 on the CPU."""
+        masks = self.masks.numpy()  # NumPy's minimum and maximum start no threads
         bounds = []
         for extremum in (np.min, np.max):
             strips = np.stack([extremum(masks[block.cells], 0) for block in self.rows], 1)
@@ -176,7 +158,7 @@ class MaskTiles:
 
 
 def widened(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of cells, made to hold for what is interpolated between them with rounding."""
+    """Bounds of cells, widened to hold for values interpolated between them with rounding."""
     slack = 1e-5 * torch.maximum(lower.abs(), upper.abs())
     return lower - slack, upper + slack
 
@@ -193,7 +175,8 @@ def resample(cells: Tensor, rows: AxisBlock, columns: AxisBlock) -> Tensor:
 
 
 def serial_sigmoid_(values: Tensor) -> Tensor:
-    """Sigmoid in place of a contiguous tensor, on a CPU in pieces that are too small to start threads for."""
+    """Sigmoid in place of a contiguous tensor."""
+    # Pieces too small for PyTorch to start threads for, as in `matmul`.
     pieces = values.view(-1).split(_SERIAL_VALUES) if values.device.type == "cpu" else [values]
     for piece in pieces:
         piece.sigmoid_()
@@ -206,14 +189,12 @@ def _interpolate_columns(cells: Tensor, columns: AxisBlock) -> Tensor:
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """(m, n) @ (..., n, p), in full precision and, on a CPU, without threads.
-
-    PyTorch's own float32 product may round to TF32 or bfloat16 if some other part of the program asked for speed, and
-    on a CPU starts threads for matrices as small as ours: that costs more than it gains, and on a busy machine a
-    thousand times more. NumPy's does neither as long as a product stays small.
-    """
+    """(m, n) @ (..., n, p), in full precision and, on a CPU, without threads."""
     if left.device.type != "cpu":
         return left @ right
+    # PyTorch's own float32 product may round to TF32 or bfloat16 if some other part of the program asked for speed,
+    # and on a CPU starts threads for matrices as small as ours: that costs more than it gains, and on a busy machine a
+    # thousand times more. NumPy's does neither as long as a product stays small.
     a, b = left.numpy(), right.numpy()
     step = max(1, _SERIAL_PRODUCT // (b.shape[-2] * b.shape[-1]))
     if len(a) <= step:
@@ -223,14 +204,9 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
 
 
 def code_of_largest(values: Tensor, codes: Tensor) -> Tensor:
-    """For each pixel the code of its largest value; of equals the largest code.
+    """For each pixel the code of its largest value; of equals the largest code, (rows, columns).
 
-    Args:
-        values: (rows, k, columns).
-        codes: positive integers that broadcast to the shape of `values`.
-
-    Returns:
-        (rows, columns); 0 where a value is NaN.
+    `values` are (rows, k, columns), `codes` positive integers that broadcast to them; 0 where a value is NaN.
     """
     # `max` with indices would start threads however little there is to do.
     return ((values == values.amax(1, keepdim=True)) * codes).amax(1)
@@ -245,7 +221,7 @@ def image_sizes(
     """Content and target size of each image; without targets both are the input size.
 
     Raises:
-        ValueError: there are not as many sizes as images, one is not positive, or a content exceeds the input.
+        ValueError: the number of sizes is not that of the images, one is not positive, or a content exceeds the input.
     """
     whole = as_size(input_size)
     if target_sizes is None:
@@ -276,20 +252,17 @@ def as_size(size: Sequence[int] | Tensor) -> Size:
 def tiled_masks(
     mask_logits: Tensor, chosen: Tensor, input_size: Size, content_size: Size, target_size: Size
 ) -> MaskTiles:
-    """Choose masks of an image and lay tiles over its answer.
+    """Choose masks of an image and lay tiles over its target.
 
     Args:
         mask_logits: (Q, h, w).
         chosen: (K,) indices, on the CPU.
         input_size: (height, width) that the masks are resized to first.
         content_size: part of it at the top left that is resized to the target.
-        target_size: (height, width) of the answer.
-
-    Returns:
-        The K masks with blocks for `target_size`.
+        target_size: (height, width) of the result.
     """
     device = mask_logits.device
-    # Of accelerators' products, TF32 and autocast leave those in float64 alone (`matmul` has more on that).
+    # On accelerators only float64 products are safe from TF32 and autocast; Apple's have no float64.
     dtype = torch.float32 if device.type in ("cpu", "mps") else torch.float64
     masks = finite_masks(mask_logits.index_select(0, chosen.to(device, non_blocking=True))).to(dtype)
     counts = tiles_per_axis(target_size, len(chosen), device)
@@ -303,6 +276,7 @@ def tiled_masks(
 
 
 def finite_masks(mask_logits: Tensor) -> Tensor:
-    """Detached float32 logits without infinities (of masks that are switched off): 0 x infinity would spread as NaN."""
+    """Detached float32 logits with infinities clamped."""
+    # Masks that are switched off have infinite logits, and a weight of 0 x infinity would spread as NaN.
     largest = torch.finfo(torch.float32).max
     return mask_logits.detach().float().clamp(-largest, largest)

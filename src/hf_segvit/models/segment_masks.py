@@ -1,12 +1,9 @@
-"""From query logits to panoptic and instance segments (semantic maps are in `semantic_segments.py`).
+"""From query logits to panoptic and instance segments.
 
-In here: `panoptic_segments`, then `instance_segments`, by the rules of the official EoMT evaluation. Queries are
-filtered by class score before anything is upsampled; what remains is upsampled tile by tile, on a CPU only those masks
-that can matter in the tile. An accelerator is waited for once per batch (class logits) and once per image (answer).
-
-Instances keep their masks: `measure` binarises them and finds their areas and mean probabilities; `paint_ids`,
-`paint_masks` and `encode_masks` make of that one id map, a bool map each, or COCO's run-length encoding. Only
-`encode_masks` copies from the device to the host.
+In here: `panoptic_segments`, then `instance_segments`, by the rules of the official EoMT evaluation; semantic maps are
+in `semantic_segments.py`. Queries are filtered by class score before anything is upsampled; the rest is upsampled tile
+by tile (`mask_resampling.py`), on a CPU only those masks that can matter in the tile. An accelerator is synchronised
+once per batch (class logits) and once per image (result).
 
 Shapes: B images, Q queries, C classes without no-object (which is index C), K kept masks, P (query, class) pairs of
 which several may share a mask, h w mask cells, H W pixels. Id maps are int32 on the device of the logits: void -1, ids
@@ -48,18 +45,14 @@ def panoptic_segments(
     Args:
         class_queries_logits: (B, Q, C+1), no-object last.
         masks_queries_logits: (B, Q, h, w).
-        target_sizes: (height, width) of each answer; None answers at the input size, padding included.
+        target_sizes: (height, width) of each result; None: the input size, padding included.
         input_size: (height, width) of the padded model input.
         content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
-        threshold: class probability above which a query is kept.
-        mask_threshold: mask probability from which a pixel belongs to a mask.
-        overlap_mask_area_threshold: share of its mask that a segment must win.
-        stuff_classes: label ids whose segments are merged.
 
     Returns:
-        For each image `segmentation` (H, W) int32 and `segments_info`, one row a segment: `id`, `label_id`,
-        `was_fused` (whether the class is one of `stuff_classes`) and `score`, the class probability of the query, of
-        the first one where several were merged.
+        For each image `segmentation` (H, W) int32 and `segments_info`, one row per segment: `id`, `label_id`,
+        `was_fused` (whether the class is one of `stuff_classes`) and `score`, the class probability of its (first)
+        query.
 
     Raises:
         ValueError: the number of sizes is not B, or an image does not fit into the input.
@@ -101,6 +94,7 @@ def _assign_pixels(tiles: MaskTiles, scores: Tensor, mask_threshold: float) -> t
     winners = torch.empty(tiles.size, dtype=torch.int32, device=device)
     areas = torch.zeros(count, dtype=torch.int64, device=device)
     weights = scores.to(device, non_blocking=True)[:, None]
+    # The first query has the largest code, so that of equal products the maximum of codes is that of an argmax.
     codes = torch.arange(2 * count, 0, -2, dtype=torch.int32, device=device)[:, None]
     plan: Iterable[tuple[int, Tensor]] = repeat((0, torch.arange(count, device=device)), len(tiles))
     if tiles.prunable:
@@ -119,17 +113,16 @@ def _assign_pixels(tiles: MaskTiles, scores: Tensor, mask_threshold: float) -> t
 
 
 def _contests(tiles: MaskTiles, weights: Tensor, mask_threshold: float, areas: Tensor) -> list[tuple[int, Tensor]]:
-    """Find the masks that matter in each tile: those that may win a pixel and those whose outline crosses it.
+    """For each tile, the one code that `winners` has all over it, or 0 and the masks (k,) to compare.
 
-    Returns:
-        For each tile the one code that `winners` has all over it, or 0 and the masks to compare. The areas of masks
-        that need not be looked at in a tile, as they cover it, are added to `areas`.
+    `areas` (K,) gains the pixels of masks that cover a tile in which they are not compared.
     """
     lower, upper = (bound.sigmoid_() for bound in tiles.bounds())
     # Also right where products underflow: all are 0 then, and the first query must win as it does in an argmax.
     may_win = upper * weights * (1 + ROUNDING) >= (lower * weights).amax(0)
     covering = lower >= mask_threshold + ROUNDING
     crossing = (upper >= mask_threshold - ROUNDING) & ~covering
+    # One possible winner, but an outline in the tile: computed all the same, for the area of that mask.
     decided = (may_win.sum(0) == 1) & ~crossing.any(0)
     compared = (may_win | crossing) & ~decided
     areas += ((covering & ~compared) * tiles.areas).sum((1, 2))
@@ -141,10 +134,10 @@ def _contests(tiles: MaskTiles, weights: Tensor, mask_threshold: float, areas: T
 def _panoptic_rows(
     labels: list[int], scores: list[float], areas: list[list[int]], overlap_threshold: float, stuff: set[int]
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """Decide which of K queries become segments.
+    """An id for each of K queries, -1 for those dropped, and `segments_info`.
 
     `areas` has for each query the pixels of its mask, those where it was largest but below the mask threshold, and
-    those it won. Returns an id for each query, -1 for those dropped, and `segments_info`.
+    those it won.
     """
     ids: list[int] = []
     rows: list[dict[str, Any]] = []
@@ -153,6 +146,7 @@ def _panoptic_rows(
         if won_area == 0 or (won_area + largest_below) / mask_area < overlap_threshold:
             ids.append(-1)
             continue
+        # After the check: a dropped query of a stuff class must not become the segment that others join.
         ids.append(stuff_ids.get(label, len(rows)))
         if label in stuff_ids:
             continue
@@ -188,25 +182,22 @@ def instance_segments(
     Args:
         class_queries_logits: (B, Q, C+1), no-object last.
         masks_queries_logits: (B, Q, h, w).
-        target_sizes: (height, width) of each answer; None answers at the input size, padding included.
+        target_sizes: (height, width) of each result; None: the input size, padding included.
         input_size: (height, width) of the padded model input.
         content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
         num_instances: candidates per image.
-        threshold: smallest score of an instance.
-        mask_threshold: mask probability above which a pixel belongs to a mask.
-        return_binary_maps: answer with all masks instead of an id map.
-        return_coco_annotation: answer with all masks in COCO's run-length encoding instead of an id map.
+        return_binary_maps: return all masks instead of an id map.
+        return_coco_annotation: return all masks in COCO's run-length encoding instead of an id map.
 
     Returns:
-        For each image `segmentation` and `segments_info`, one row an instance: `id`, `label_id`, `was_fused`
+        For each image `segmentation` and `segments_info`, one row per instance: `id`, `label_id`, `was_fused`
         (False) and `score`. `segmentation` is an (H, W) int32 id map, painted in the order of rising scores (of
         equals, the later query is on top), and instances that end up hidden have no row; or with binary maps an
         (n, H, W) bool tensor, or with COCO annotations a list of n dicts {"size": [H, W], "counts": str}, which keep
         overlaps and follow the order of the rows.
 
     Raises:
-        ValueError: both kinds of masks were asked for, the number of sizes is not B, or an image does not fit into
-            the input.
+        ValueError: both kinds of masks were asked for, the number of sizes is not B, or an image does not fit.
     """
     if return_binary_maps and return_coco_annotation:
         raise ValueError("return_binary_maps and return_coco_annotation exclude each other; ask for one of them")
@@ -217,7 +208,8 @@ def instance_segments(
         best, pairs = probabilities[image].flatten().topk(min(num_instances, probabilities[image].numel()))
         # A mean inside cannot exceed 1, so a class probability below the threshold is a score below it.
         best, pairs = best[best >= threshold], pairs[best >= threshold]
-        pairs, order = pairs.sort()
+        pairs, order = pairs.sort()  # ids follow the queries, not the scores
+        # Pairs of one query share its mask, which is upsampled once.
         queries, mask_of_pair = (pairs // num_classes).unique(return_inverse=True)
         measured = measure(tiled_masks(masks_queries_logits[image], queries, input_size, *sizes), mask_threshold)
         # Copies to an accelerator are asynchronous everywhere, or each would wait for all work before it.
@@ -227,6 +219,7 @@ def instance_segments(
         segmentation: Any = None
         if not (return_binary_maps or return_coco_annotation):
             segmentation, kept = paint_ids(measured, owner, scores, kept)
+        # The one synchronisation per image: scores and flags in a single copy.
         rows = [
             (pair % num_classes, score, mask)
             for pair, mask, score, keep in zip(
@@ -244,15 +237,15 @@ def instance_segments(
     return results
 
 
-_RLE_CHUNK = 16  # masks that are expanded to full size at a time on their way to RLE
+_RLE_CHUNK = 16  # masks at full size at a time while they are encoded, which bounds the memory
 
 
 @dataclass(frozen=True)
 class MeasuredMasks:
-    """Binarised masks: for each strip of a tile where it lies, the indices (k,) of its masks, and their pixels."""
+    """Binarised masks: each strip of a tile with its rows, columns, the indices (k,) of its masks, and their pixels."""
 
     size: Size
-    strips: list[tuple[slice, slice, Tensor, Tensor]]  # the last one (rows, k, columns)
+    strips: list[tuple[slice, slice, Tensor, Tensor]]  # pixels are (rows, k, columns) bool
     areas: Tensor  # (K,) pixels inside
     means: Tensor  # (K,) mean probability inside
 
@@ -261,6 +254,7 @@ def measure(tiles: MaskTiles, mask_threshold: float) -> MeasuredMasks:
     """Binarise K masks; only tiles that a mask may reach into are computed, which is exact."""
     masks = tiles.masks
     count = masks.shape[1]
+    # Sums over millions of pixels lose digits in float32; Apple's GPUs have nothing better.
     precise = torch.float32 if masks.device.type == "mps" else torch.float64
     areas = torch.zeros(count, dtype=precise, device=masks.device)
     totals = torch.zeros_like(areas)
@@ -277,11 +271,12 @@ def measure(tiles: MaskTiles, mask_threshold: float) -> MeasuredMasks:
             areas.index_add_(0, members, inside.sum((0, 2), dtype=precise))
             totals.index_add_(0, members, probabilities.mul_(inside).sum((0, 2), dtype=precise))
             binarised.append((row_pixels, columns.pixels, members, inside))
+    # The official evaluation's 1e-6, which keeps empty masks from dividing by zero.
     return MeasuredMasks(tiles.size, binarised, areas, totals / (areas + 1e-6))
 
 
 def paint_ids(masks: MeasuredMasks, mask_of_pair: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Paint the kept ones of P pairs in the order of rising scores; all without a word to the host.
+    """Paint the kept ones of P pairs in the order of rising scores, without synchronising the device.
 
     Returns:
         (H, W) int32 id map, and which pairs (P,) are visible in it.
@@ -304,7 +299,7 @@ def paint_ids(masks: MeasuredMasks, mask_of_pair: Tensor, scores: Tensor, kept: 
 
 
 def paint_masks(masks: MeasuredMasks, chosen: list[int]) -> Tensor:
-    """Masks `chosen` (n) of K at full size, (n, H, W) bool."""
+    """The `chosen` n of K masks at full size, (n, H, W) bool."""
     maps = torch.zeros((len(chosen), *masks.size), dtype=torch.bool, device=masks.areas.device)
     wanted = torch.tensor(chosen, dtype=torch.int64)
     everywhere = wanted.to(maps.device, non_blocking=True)
@@ -312,27 +307,29 @@ def paint_masks(masks: MeasuredMasks, chosen: list[int]) -> Tensor:
         if len(members) == len(masks.areas):
             maps[:, rows, columns] = inside[:, everywhere].transpose(0, 1)
             continue
+        # Tiles with some of the masks exist on a CPU alone, so reading the indices costs no synchronisation.
         for number, position in (wanted[:, None] == members).nonzero().tolist():
             maps[number, rows, columns] = inside[:, position]
     return maps
 
 
 def encode_masks(masks: MeasuredMasks, chosen: list[int]) -> list[dict[str, Any]]:
-    """COCO's RLE of masks `chosen` (n) of K."""
+    """COCO's RLE of the `chosen` n of K masks; the only step that copies masks to the host."""
     chunks = [chosen[start : start + _RLE_CHUNK] for start in range(0, len(chosen), _RLE_CHUNK)]
     return [encode_mask(mask) for chunk in chunks for mask in paint_masks(masks, chunk).cpu().numpy()]
 
 
 def count_labels(labels: Tensor, count: int) -> Tensor:
-    """Pixels of each label in [0, count), (count,) int64; one pass, and no sync on an accelerator."""
+    """Pixels of each label in [0, count), (count,) int64."""
     labels = labels.flatten()
     if labels.device.type == "cpu":
         return torch.bincount(labels, minlength=count)
+    # On an accelerator `bincount` synchronises to size its result.
     return torch.zeros(count, dtype=torch.int64, device=labels.device).scatter_add_(
         0, labels.long(), torch.ones_like(labels, dtype=torch.int64)
     )
 
 
 def look_up(labels: Tensor, ids: Tensor) -> Tensor:
-    """Replace labels (H, W) int32 by the ids (n,) int32 that stand for them."""
+    """Replace labels (H, W) int32 by their ids, of a table (n,) int32."""
     return ids.to(labels.device, non_blocking=True).index_select(0, labels.flatten()).view_as(labels)

@@ -3,11 +3,10 @@
 In here: `semantic_segments` for images padded to the input and `semantic_segments_from_windows` for images cut into
 overlapping windows. A pixel's score for a class is the sum over queries of class probability x mask probability,
 without no-object; it is computed at the input's resolution, averaged where windows overlap, and interpolated to the
-answer (official EoMT evaluation). That happens in tiles, so memory does not grow with the image; on a CPU, classes
+target size (official EoMT evaluation). That happens in tiles, so memory does not grow with the image; on a CPU, classes
 that cannot win anywhere in a tile are left out of it.
 
 Shapes: B images, N windows, Q queries, C classes without no-object (which is index C), h w mask cells, H W pixels.
-Products are float32, at the precision that `torch.set_float32_matmul_precision` allows; autocast is switched off.
 """
 
 from collections.abc import Sequence
@@ -34,12 +33,12 @@ from .mask_resampling import (
     widened,
 )
 
-_ROUNDING = 1e-4  # relative; sums over hundreds of queries in float32
+_ROUNDING = 1e-4  # relative error of sums over hundreds of queries in float32, generously
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A model input: where it lies in the scaled image, (row, column), and the predictions for it."""
+    """A model input: its (row, column) offset in the scaled image, and the predictions for it."""
 
     offset: tuple[int, int]
     size: Size
@@ -61,7 +60,7 @@ def semantic_segments(
     Args:
         class_queries_logits: (B, Q, C+1), no-object last.
         masks_queries_logits: (B, Q, h, w).
-        target_sizes: (height, width) of each answer; None answers at the input size, padding included.
+        target_sizes: (height, width) of each result; None: the input size, padding included.
         input_size: (height, width) of the model input, where scores are computed; None computes them on the cells of
             the masks, which is faster and coarser.
         content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
@@ -101,10 +100,9 @@ def semantic_segments_from_windows(
     Args:
         class_queries_logits: (N, Q, C+1), no-object last.
         masks_queries_logits: (N, Q, h, w).
-        windows: N rows (image, first pixel, pixel behind the last) along the axis that exceeds the window, the
-            horizontal one if none does (`image_geometry.windows_of`).
+        windows: N rows (image, start, end), see `image_geometry.windows_of`.
         image_sizes: (height, width) of each scaled image.
-        target_sizes: (height, width) of each answer; None answers at the size of the scaled images.
+        target_sizes: (height, width) of each result; None: the size of the scaled images.
         window_size: (height, width) of a window, or its side.
         return_segmentation_scores: return the scores beside each map.
 
@@ -112,14 +110,13 @@ def semantic_segments_from_windows(
         For each image the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
 
     Raises:
-        ValueError: the numbers of windows and predictions, or of sizes and images, differ; or the windows of an
-            image do not cover it.
+        ValueError: the numbers of windows and predictions, or of sizes and images, differ; or an image is not covered.
     """
     height, width = (window_size, window_size) if isinstance(window_size, int) else window_size
     if len(windows) != len(class_queries_logits):
         raise ValueError(
-            f"{len(windows)} windows for {len(class_queries_logits)} predictions: the model's outputs must be those of "
-            "all windows, in their order"
+            f"{len(windows)} windows for {len(class_queries_logits)} predictions: pass the model's outputs for all "
+            "windows, in their order"
         )
     scaled = [as_size(size) for size in image_sizes]
     targets = scaled if target_sizes is None else [as_size(size) for size in target_sizes]
@@ -127,10 +124,11 @@ def semantic_segments_from_windows(
         raise ValueError(f"target_sizes has {len(targets)} rows for {len(scaled)} images; give one to each")
     probabilities = _class_probabilities(class_queries_logits)
     images: list[list[_Window]] = [[] for _ in scaled]
-    for number, (image, start, _) in enumerate([int(value) for value in row] for row in windows):
+    for index, (image, start, _) in enumerate([int(value) for value in row] for row in windows):
         offset = (start, 0) if window_axis(scaled[image], (height, width)) == 0 else (0, start)
-        masks = _masks(masks_queries_logits[number])
-        images[image].append(_Window(offset, (height, width), probabilities[number], masks))
+        masks = _masks(masks_queries_logits[index])
+        images[image].append(_Window(offset, (height, width), probabilities[index], masks))
+    # A pixel without a window would divide by zero windows, and get class C - 1 from the NaN.
     for image, (parts, size) in enumerate(zip(images, scaled, strict=True)):
         _check_coverage(image, parts, size)
     return [
@@ -174,8 +172,10 @@ def _classify(
     )
     segmentation = torch.empty(target_size, dtype=torch.int64, device=device)
     scores = torch.empty((num_classes, *target_size), device=device) if return_scores else None
-    everyone = torch.arange(num_classes, device=device)
+    all_classes = torch.arange(num_classes, device=device)
+    # Elsewhere, finding the contenders costs more than computing everything; scores are wanted of all classes.
     prune = device.type == "cpu" and not return_scores
+    # Autocast would compute the products in half precision, where close classes become equal.
     with torch.autocast(device.type, enabled=False):
         for row_block, row_parts in rows:
             for column_block, column_parts in columns:
@@ -184,10 +184,11 @@ def _classify(
                     for window, row, column in zip(windows, row_parts, column_parts, strict=True)
                     if row and column
                 ]
-                classes = _contenders(parts) if prune else everyone
+                classes = _contenders(parts) if prune else all_classes
                 merged = _merge(parts, classes, (row_block.num_cells, column_block.num_cells))
                 tile_scores = resample(merged, row_block, column_block)
                 tile = row_block.pixels, column_block.pixels
+                # Codes fall with the class, so of equal scores the first class wins, as in an argmax.
                 codes = code_of_largest(tile_scores, (num_classes - classes)[:, None])
                 segmentation[tile] = num_classes - codes.clamp_(min=1)
                 if scores is not None:
@@ -201,7 +202,7 @@ _Part = tuple[_Window, Tensor, AxisBlock, AxisBlock]
 
 
 def _window_blocks(target_block: AxisBlock, windows: list[_Window], axis: int) -> list[AxisBlock | None]:
-    """For each window, what it contributes along an axis to the scaled pixels behind a block of the target."""
+    """For each window, what it contributes along an axis to the scaled pixels behind a target block; None if nothing."""
     wanted = target_block.cells
     blocks: list[AxisBlock | None] = []
     for window in windows:
@@ -224,17 +225,18 @@ def _merge(parts: list[_Part], classes: Tensor, size: Size) -> Tensor:
     coverage = torch.zeros((height, 1, width), device=classes.device)
     for window, cells, rows, columns in parts:
         probabilities = serial_sigmoid_(resample(cells, rows, columns))
-        place = rows.pixels, slice(None), columns.pixels
-        merged[place] += matmul(window.class_probabilities[classes], probabilities)
-        coverage[place] += 1
+        pixels = rows.pixels, slice(None), columns.pixels
+        merged[pixels] += matmul(window.class_probabilities[classes], probabilities)
+        coverage[pixels] += 1
     return merged.div_(coverage)
 
 
 def _contenders(parts: list[_Part]) -> Tensor:
-    """Classes (k,) that may have the largest score somewhere in a tile, from bounds on the mask logits there."""
+    """Classes (k,) that may have the largest score somewhere in a tile."""
     lower: list[Tensor] = []
     upper: list[Tensor] = []
     for window, cells, _, _ in parts:
+        # Scores grow with every mask logit, so bounds on the logits of a tile bound its scores.
         extremes = (torch.from_numpy(extremum(cells.numpy(), (0, 2))) for extremum in (np.min, np.max))
         for bounds, logits in zip((lower, upper), widened(*extremes), strict=True):
             bounds.append(matmul(window.class_probabilities, logits.sigmoid()[:, None]))
