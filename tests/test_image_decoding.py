@@ -291,7 +291,7 @@ class TestArrays:
     def test_shapes_that_could_be_either(self) -> None:
         array = np.zeros((3, 8, 3), dtype=np.uint8)
         with pytest.raises(
-            ValueError, match=r"\(3, 8, 3\) could have its channels first or last; say input_data_format"
+            ValueError, match=r"\(3, 8, 3\) could have its channels first or last; pass input_data_format"
         ):
             image_tensor(array)
         assert image_tensor(array, input_data_format="channels_first").shape == (3, 8, 3)

@@ -767,7 +767,7 @@ class TestPostProcessing:
         panoptic = processor.post_process_panoptic_segmentation
         sizes = [(64, 64)] * 2
         for function in (panoptic, processor.post_process_instance_segmentation):
-            with pytest.raises(ValueError, match="say target_sizes="):
+            with pytest.raises(ValueError, match="pass target_sizes="):
                 function(outputs, sizes)
             with pytest.raises(ValueError, match=r"mask_threshold=1.5 is outside \[0, 1\]"):
                 function(outputs, mask_threshold=1.5)

@@ -1,10 +1,10 @@
-"""Opening images and converting them to RGB, as a viewer would show them.
+"""Open images and convert them to RGB, as a viewer would show them.
 
 `open_image` reads a file, `to_rgb` converts what Pillow has opened, and `image_tensor` takes whatever an image
 processor is given (Pillow, NumPy, torch, path, URL) to a (3, H, W) tensor. Orientation (EXIF) is applied, transparency
-lies on white as in Transformers, 16-bit values are scaled by their full range, and of an animation or a multi-page file
-the first frame counts. Colour profiles are not applied: models are trained without them. Pixels are counted before
-they are decoded. Whatever cannot be read is a `ValueError` that names the file, what is wrong and the remedy.
+is composed over white as in Transformers, 16-bit values are scaled by their full range, and of an animation or a
+multi-page file the first frame counts. Colour profiles are not applied: models are trained without them. Whatever
+cannot be read is a `ValueError` with the file, the fault and the remedy.
 """
 
 import os
@@ -18,8 +18,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+# Pillow has many more decoders; those that data sets do not need would only widen the attack surface.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-# Pillow's own limit for an error; checked here too, since Pillow's can be switched off by any library in the process.
+# Pillow's own limit for an error; checked here too, since any library in the process can switch Pillow's off.
 MAX_IMAGE_PIXELS = 178_956_970
 
 _ORIENTATION_TAG = 0x0112  # EXIF
@@ -28,14 +29,11 @@ _OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
 def open_image(source: Any, name: str | None = None) -> Image.Image:
-    """Read an image file as RGB.
+    """Read an image file as upright RGB, decoded.
 
     Args:
         source: a path, an http(s) URL, the file's bytes or a binary file object.
-        name: what to call the image in errors; the path where there is one.
-
-    Returns:
-        The upright RGB image, decoded.
+        name: what errors call the image; the path if there is one.
 
     Raises:
         ValueError: the file is missing, empty, truncated, too large, or no image of `IMAGE_FORMATS`.
@@ -47,18 +45,7 @@ def open_image(source: Any, name: str | None = None) -> Image.Image:
 
 
 def open_image_file(source: Any, name: str | None = None) -> Image.Image:
-    """Decode the first frame of an image file, in the mode that it is stored in.
-
-    Args:
-        source: a path, the file's bytes or a binary file object.
-        name: what to call the file in errors.
-
-    Returns:
-        The decoded image, neither converted nor turned upright.
-
-    Raises:
-        ValueError: as for `open_image`.
-    """
+    """Decode the first frame of a file, bytes or file object, neither converted nor upright; see `open_image`."""
     name = name or _file_name(source)
     if isinstance(source, bytes | bytearray):
         source = BytesIO(source)
@@ -72,6 +59,7 @@ def open_image_file(source: Any, name: str | None = None) -> Image.Image:
             raise ValueError(f"{name}: no such file; check the path (it is read from {Path.cwd()})")
         if path.stat().st_size == 0:
             raise ValueError(f"{name}: the file is empty (0 bytes); copy or download it again")
+    # A path is checked above, so what Pillow raises is about the content; its own messages name no remedy.
     try:
         image = Image.open(source, formats=IMAGE_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -91,23 +79,17 @@ def open_image_file(source: Any, name: str | None = None) -> Image.Image:
 
 
 def to_rgb(image: Image.Image | np.ndarray, name: str = "image") -> Image.Image:
-    """Convert a Pillow image of any mode to upright RGB, as a viewer would show it.
+    """Convert a Pillow image of any mode, or an (H, W, 3) uint8 array, to upright RGB.
 
-    Args:
-        image: the image; it may still be undecoded. One that is upright and RGB already is returned as it is. Or an
-            (H, W, 3) uint8 array, which is taken as RGB.
-        name: what to call the image in errors.
-
-    Returns:
-        The RGB image. Transparent parts are composed over white. Modes `I` and `I;16` are divided by 257, so that
-        65535 is white. Mode `F` is read as [0, 1], or as Pillow's own [0, 255] where it exceeds 1.
+    Transparent parts are composed over white. Modes `I` and `I;16` are divided by 257, so that 65535 is white. Mode `F`
+    is read as [0, 1], or as Pillow's own [0, 255] if it exceeds 1. An upright RGB image is returned as it is.
 
     Raises:
         ValueError: too many pixels, damaged data, a mode that has no RGB form, or values outside its range.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    _decode(image, name)
+    _decode(image, name)  # may still be lazy: Pillow opens a file without reading it
     image = _upright(image)
     mode = image.mode
     if mode in _ALPHA_MODES or (mode in _OPAQUE_MODES and "transparency" in image.info):
@@ -133,21 +115,15 @@ def as_list(images: Any, num_dims: int) -> list[Any]:
 
 
 def image_tensor(image: Any, name: str = "image", input_data_format: str | None = None, device: Any = None) -> Tensor:
-    """The image as an RGB tensor.
+    """The image as an RGB tensor (3, H, W), uint8 or float32.
 
     Args:
         image: a Pillow image, a path, URL, bytes or file object, or a NumPy array or tensor: (H, W), or 1, 3 or 4
-            channels first or last; uint8, uint16 (full range), bool, or floating point in [0, 1] (grey and RGB floats
-            are taken as they are: whoever scales them checks the range).
-        name: what to call the image in errors.
-        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape leaves it open.
-        device: where the tensor shall be; `None` leaves tensors where they are.
-
-    Returns:
-        (3, H, W), uint8 or float32. Its memory is channels-last for decoded images: resizing is several times faster.
-
-    Raises:
-        ValueError: the image cannot be read, or an array's shape or type says no image.
+            channels first or last; uint8, uint16 (full range), bool, or floating point in [0, 1] (for grey and RGB, the
+            range is checked only by the caller that scales them).
+        name: what errors call the image.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape is ambiguous.
+        device: of the tensor; `None` leaves tensors where they are.
     """
     if isinstance(image, np.ndarray | Tensor):
         return _array_tensor(image, name, input_data_format, device)
@@ -161,6 +137,7 @@ def image_tensor(image: Any, name: str = "image", input_data_format: str | None 
         raise ValueError(
             f"{name}: got {type(image).__name__}; an image is a Pillow image, an array, a tensor, a path or a URL"
         )
+    # A view, so memory stays channels-last, in which resizing is several times faster.
     return torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
 
 
@@ -168,7 +145,7 @@ def _array_tensor(array: Any, name: str, input_data_format: str | None, device: 
     dtype = str(array.dtype).removeprefix("torch.")
     if dtype == "uint16":
         array = torch.from_numpy(array.astype(np.int32)) if isinstance(array, np.ndarray) else array.int()
-        tensor = ((array + 128) // 257).to(torch.uint8)
+        tensor = ((array + 128) // 257).to(torch.uint8)  # rounded; 65535 / 255 = 257
     elif dtype == "bool":
         tensor = torch.as_tensor(array).to(torch.uint8) * 255
     elif dtype == "uint8":
@@ -206,7 +183,7 @@ def _channels_last(shape: tuple[int, ...], name: str, input_data_format: str | N
     if first and last:
         if (shape[0] == 3) != (shape[2] == 3):  # an image 1 or 4 pixels high or wide
             return shape[2] == 3
-        raise ValueError(f"{name}: shape {shape} could have its channels first or last; say input_data_format=")
+        raise ValueError(f"{name}: shape {shape} could have its channels first or last; pass input_data_format=")
     if not first and not last:
         raise ValueError(f"{name}: shape {shape}; an image has 1, 3 or 4 channels, first or last")
     return last
@@ -223,17 +200,9 @@ def _over_white(rgba: Tensor, name: str) -> Tensor:
 
 
 def check_unit_range(image: Tensor, name: str) -> None:
-    """Refuse a floating-point image that is not in [0, 1].
-
-    Args:
-        image: floating point, any shape.
-        name: what to call the image in errors.
-
-    Raises:
-        ValueError: a value is NaN, below 0 or above 1; the message names the range found.
-    """
+    """Refuse a floating-point image with values outside [0, 1], or NaN."""
     low, high = (float(v) for v in torch.aminmax(image))
-    if not (low >= 0 and high <= 1):
+    if not (low >= 0 and high <= 1):  # NaN fails too
         raise ValueError(
             f"{name}: floating-point values from {low:g} to {high:g}, but [0, 1] is expected; convert to uint8, "
             "divide by 255, or pass do_rescale=False if they are scaled as the model wants them"
@@ -242,7 +211,7 @@ def check_unit_range(image: Tensor, name: str) -> None:
 
 def _download(address: str) -> bytes:
     try:
-        # Some hosts refuse urllib's own name.
+        # Some hosts refuse urllib's default user agent.
         with urlopen(Request(address, headers={"User-Agent": "hf_segvit"}), timeout=60) as response:
             return response.read()
     except (OSError, ValueError) as error:
@@ -256,6 +225,7 @@ def _file_name(source: Any) -> str:
 
 
 def _decode(image: Image.Image, name: str) -> None:
+    # Before any pixel is decoded.
     width, height = image.size
     if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(
@@ -274,7 +244,7 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(_ORIENTATION_TAG, 1) == 1:
             return image
         return ImageOps.exif_transpose(image)
-    except Exception:  # EXIF blocks in the wild are often malformed, in many ways; viewers ignore such a block
+    except Exception:  # EXIF is often malformed, in many ways, and viewers ignore it then
         return image
 
 

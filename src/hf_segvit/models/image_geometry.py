@@ -1,20 +1,13 @@
-"""Where a scaled image lies in the model's input: padded to it, or cut into windows of it.
+"""Geometry of images: scaling to the model's input and back to the results.
 
-Sizes are (height, width) in pixels, windows rows (image, start, end) along the longer side. The arithmetic is that
-of the official EoMT evaluation (Python's `round`, starts cut off to integers), with two additions: a side never
-becomes 0, and the last window ends where the image ends (in images longer than 7:1 a rounding error of the
-official formula can lose the last column).
+An image is scaled and either padded to the input or cut into windows of it. First sizes and windows, then scaling,
+cutting and one normalised batch; last, what post-processing needs: where the images lie in a model's outputs
+(`whole_geometry`, `window_geometry`). A model that passes on the image processor's `content_sizes` (of the scaled
+images) and `patch_offsets` (windows) answers that; for others it follows from `target_sizes`, taken as the images' own.
 
-From image tensors to the model's input: sizes, scaling, cutting, and one normalised batch.
-
-Images are (3, H, W), uint8 or float32; sizes are (height, width). `views` are what the model sees: the scaled image
-itself, to be padded, or its windows. The geometry is in `image_windows.py`.
-
-Where the images lie in a model's outputs, and at which sizes to answer: what post-processing needs to know.
-
-A model that passes the image processor's `content_sizes` (size of the scaled image) and `patch_offsets` (windows)
-through says it all. From others the same follows from `target_sizes`, taken as the images' own sizes, by the rules of
-`image_windows.py`. Sizes are (height, width).
+Images are (3, H, W), uint8 or float32. Sizes are (height, width) in pixels, windows rows (image, start, end), end
+exclusive, along the longer side. The arithmetic is that of the official EoMT evaluation (Python's `round`, truncated
+starts), except that a side never becomes 0 and the last window ends where the image ends.
 """
 
 import math
@@ -49,47 +42,28 @@ def windowed_content_size(image_size: Size, input_size: Size) -> Size:
 
 
 def window_axis(content_size: Size, input_size: Size) -> int:
-    """0 if the windows of a scaled image follow each other from top to bottom, 1 if from left to right."""
+    """Axis along which the windows of a scaled image lie: 0 (rows) or 1 (columns, also for a single window)."""
     return 0 if content_size[0] > input_size[0] else 1
 
 
 def windows_of(content_sizes: Sequence[Size], input_size: Size) -> list[Window]:
-    """The windows of a batch of scaled images, image by image.
-
-    Args:
-        content_sizes: what `windowed_content_size` gave for each image.
-        input_size: size of a window.
-
-    Returns:
-        Rows (index of the image, first pixel, pixel behind the last) along the axis that exceeds the window. As few
-        windows as cover the image, evenly spread.
-    """
+    """The windows of a batch of scaled images, image by image: as few as cover each image, evenly spread."""
     windows = []
-    for index, content_size in enumerate(content_sizes):
+    for image, content_size in enumerate(content_sizes):
         axis = window_axis(content_size, input_size)
         length, window = content_size[axis], input_size[axis]
         count = math.ceil(length / window)
         overlap = (count * window - length) / (count - 1) if count > 1 else 0.0
-        starts = [int(number * (window - overlap)) for number in range(count - 1)] + [length - window]
-        windows += [(index, start, start + window) for start in starts]
+        # Beyond 7:1 a rounding error of the official formula can lose the last column, so the last start is exact.
+        starts = [int(index * (window - overlap)) for index in range(count - 1)] + [length - window]
+        windows += [(image, start, start + window) for start in starts]
     return windows
 
 
 def content_size(image_size: Size, input_size: Size, *, windowed: bool, do_resize: bool, name: str) -> Size:
-    """Size that an image is scaled to, or has already if it is not to be scaled.
+    """Size that an image is scaled to: to fit into the input, or if `windowed` to cover it.
 
-    Args:
-        image_size: the image's own.
-        input_size: the model's.
-        windowed: cover the input (windows are cut) instead of fitting into it (padding is added).
-        do_resize: without, the image must fit as it is.
-        name: what to call the image in errors.
-
-    Returns:
-        (height, width) before cutting or padding.
-
-    Raises:
-        ValueError: the image does not fit as it is, or is so long that scaling it would take excessive memory.
+    Without `do_resize` it is the image's own; a ValueError if that does not fit, or scaling would take too much memory.
     """
     if do_resize:
         size = (windowed_content_size if windowed else padded_content_size)(image_size, input_size)
@@ -113,40 +87,20 @@ def content_size(image_size: Size, input_size: Size, *, windowed: bool, do_resiz
 
 
 def scale_image(image: Tensor, size: Size, *, resample: int, do_rescale: bool, name: str) -> Tensor:
-    """Resize, antialiased; floating-point images come out in [0, 255] like 8-bit ones, unless `do_rescale` is off.
+    """Resize an image (3, H, W), antialiased, with the filter of Pillow's number `resample`.
 
-    Args:
-        image: (3, H, W).
-        size: of the result.
-        resample: Pillow's number of the filter.
-        do_rescale: whether the values will be multiplied by 1/255; floats must then be in [0, 1].
-        name: what to call the image in errors.
-
-    Returns:
-        (3, height, width) of the image's type.
-
-    Raises:
-        ValueError: floats outside [0, 1].
+    With `do_rescale`, floating-point images in [0, 1] come out in [0, 255] like 8-bit ones.
     """
     if do_rescale and image.is_floating_point():
         check_unit_range(image, name)
-        image = image * 255
+        image = image * 255  # like 8-bit values, so that the same factor of 1/255 follows
     return tvF.resize(
         image, list(size), interpolation=pil_torch_interpolation_mapping[Resampling(resample)], antialias=True
     )
 
 
 def views(scaled: Sequence[Tensor], windows: Sequence[Window] | None, input_size: Size) -> list[Tensor]:
-    """What the model sees of each image or map: all of it, or its windows in turn.
-
-    Args:
-        scaled: tensors (..., H, W).
-        windows: rows (index into `scaled`, start, end); `None`: no cutting.
-        input_size: size of a window.
-
-    Returns:
-        Views of the tensors.
-    """
+    """What the model sees of each image or map (..., H, W): all of it, or its windows in turn."""
     if windows is None:
         return list(scaled)
     cut = []
@@ -160,22 +114,15 @@ def views(scaled: Sequence[Tensor], windows: Sequence[Window] | None, input_size
 def normalized_batch(
     images: Sequence[Tensor], input_size: Size, rescale_factor: float, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """One batch of (value * rescale_factor - mean) / std, padded right and below with what black becomes.
+    """One batch (B, 3, height, width) float32 of (value * rescale_factor - mean) / std.
 
-    Args:
-        images: (3, H, W) each, at most of the input's size.
-        input_size: of the batch.
-        rescale_factor: multiplies the values.
-        mean: of each channel, after rescaling.
-        std: of each channel, after rescaling.
-
-    Returns:
-        (B, 3, height, width) float32.
+    Images may be smaller than the input; they are padded right and below with the value of black.
     """
     device = images[0].device
     batch = torch.zeros(len(images), 3, *input_size, dtype=torch.float32, device=device)
     shift, scale = (torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std))
     factor, offset = rescale_factor / scale, shift / scale
+    # The whole row is normalised, with its zeros: padding is black, as in the official code, not the mean colour.
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
         # One image fits into a processor's cache, a batch does not: this takes a quarter of the time.
@@ -186,20 +133,13 @@ def normalized_batch(
 def whole_geometry(
     outputs: Any, target_sizes: Any, input_size: Size, *, do_resize: bool = True, do_pad: bool = True
 ) -> dict[str, Any]:
-    """Geometry of images that were padded to the input.
+    """Geometry of images that were padded to the input: `target_sizes`, `content_sizes` and `input_size`.
 
     Args:
         outputs: the model's, with `class_queries_logits` (B, Q, C+1) and perhaps `content_sizes`.
-        target_sizes: (height, width) of each image, as pairs or a (B, 2) tensor; `None`: no answer at image size.
+        target_sizes: (height, width) of each image, as pairs or a (B, 2) tensor; `None`: no result at image size.
         input_size: size of the model's input.
-        do_resize: whether the images were scaled to the input.
-        do_pad: whether they were padded to it; without, the input is as large as they are.
-
-    Returns:
-        `target_sizes`, `content_sizes` (both `None` without target sizes) and `input_size`.
-
-    Raises:
-        ValueError: sizes that are none, are not as many as the images, or exceed the input.
+        do_pad: if False, the input is as large as the images.
     """
     batch_size = len(outputs.class_queries_logits)
     targets = _sizes(target_sizes, "target_sizes", batch_size)
@@ -217,20 +157,13 @@ def whole_geometry(
 
 
 def window_geometry(outputs: Any, target_sizes: Any, input_size: Size) -> dict[str, Any]:
-    """Geometry of images that were cut into windows.
+    """Geometry of images that were cut into windows: `windows`, `image_sizes` (scaled), `target_sizes`, `window_size`.
 
     Args:
         outputs: the model's, with `class_queries_logits` (windows, Q, C+1) and perhaps `content_sizes` (B, 2) and
             `patch_offsets` (windows, 3).
-        target_sizes: (height, width) of each image, as pairs or a (B, 2) tensor; `None`: those of the scaled
-            images.
+        target_sizes: (height, width) of each image, as pairs or a (B, 2) tensor; `None`: the scaled sizes.
         input_size: size of a window.
-
-    Returns:
-        `windows`, rows (image, start, end), `image_sizes` of the scaled images, `target_sizes` and `window_size`.
-
-    Raises:
-        ValueError: sizes that are none or not as many as the images, or windows that do not belong together.
     """
     num_outputs = len(outputs.class_queries_logits)
     windows = patch_offsets(outputs)
@@ -245,11 +178,12 @@ def window_geometry(outputs: Any, target_sizes: Any, input_size: Size) -> dict[s
         image_sizes = [input_size] * num_outputs  # nothing is known: each output is an image of its own
     else:
         raise ValueError(
-            "the outputs hold patch_offsets but no content_sizes, so the shape of the images is not known; "
-            "pass target_sizes="
+            "the outputs hold patch_offsets but no content_sizes, so the shape of the images is unknown; pass "
+            "target_sizes="
         )
     expected = windows_of(image_sizes, input_size)
     windows = windows or expected
+    # A pipeline may split the windows of one image over two batches; merged, they would leave holes.
     if [row[0] for row in windows] != [row[0] for row in expected] or len(windows) != num_outputs:
         raise ValueError(
             f"{len(image_sizes)} images, scaled to {image_sizes}, are cut into {len(expected)} windows of "
@@ -272,19 +206,11 @@ def window_geometry(outputs: Any, target_sizes: Any, input_size: Size) -> dict[s
 
 
 def patch_offsets(outputs: Any) -> list[Window] | None:
-    """The windows that the outputs name, as rows (image, start, end); `None` if they name none.
-
-    Args:
-        outputs: the model's; `patch_offsets` may be a tensor (windows, 3) or a list of tensors, as Transformers' EoMT
-            has it.
-
-    Returns:
-        The rows, with one copy from the device.
-    """
+    """The windows that the outputs name, as rows (image, start, end); `None` if they name none."""
     rows = getattr(outputs, "patch_offsets", None)
     if rows is None or len(rows) == 0:
         return None
-    rows = _as_lists(rows)
+    rows = _as_lists(rows)  # a tensor (one copy from the device), or a list of tensors as in Transformers' EoMT
     return [(int(index), int(start), int(end)) for index, start, end in rows]
 
 

@@ -1,9 +1,7 @@
 """The `post_process_*` methods of the image processors.
 
-The methods check arguments and find the geometry; `segment_masks.py` and `semantic_segments.py` do the work, on the
-tiles of `mask_resampling.py`. Import the four functions for logits from here.
-
-They read `class_queries_logits` (B, Q, C+1) and `masks_queries_logits` (B, Q, h, w) from any model's outputs, and its
+The methods check arguments and find the geometry; `segment_masks.py` and `semantic_segments.py` do the work. They
+read `class_queries_logits` (B, Q, C+1) and `masks_queries_logits` (B, Q, h, w) from any model's outputs, and its
 `content_sizes` and `patch_offsets` if it passes them through; if not, the size of the image inside the input follows
 from `target_sizes`. Signatures are Mask2Former's, plus `stuff_classes` as another name of `label_ids_to_fuse`,
 defaults that the processor stores, and `size` for calls that overrode the processor's.
@@ -107,18 +105,14 @@ class SegmentationPostProcessing:
         return_segmentation_scores: bool = False,
         size: Any = None,
     ) -> list[Any]:
-        """A label for every pixel.
+        """A label for every pixel: for each image an (H, W) int64 map of label ids in [0, C).
 
         Args:
             outputs: the model's. With windows, all windows of each image.
-            target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None` answers at the
-                resolution of the model's input, padding included (with windows: of the scaled image).
-            return_segmentation_scores: return scores beside the map.
+            target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None`: the size of the
+                model's input, padding included (with windows: of the scaled image).
+            return_segmentation_scores: return objects with `segmentation` and `segmentation_scores` (C, H, W) instead.
             size: the input size, if the call that made the input overrode the processor's.
-
-        Returns:
-            For each image an (H, W) int64 map of label ids in [0, C); with scores an object with `segmentation` and
-            `segmentation_scores` (C, H, W).
 
         Raises:
             ValueError: the number of sizes is not that of the images, or windows of an image are missing.
@@ -133,8 +127,8 @@ class SegmentationPostProcessing:
                 *logits, **windows, return_segmentation_scores=return_segmentation_scores
             )
         else:
-            whole = self._geometry(outputs, target_sizes, size)
-            results = semantic_segments(*logits, **whole, return_segmentation_scores=return_segmentation_scores)
+            geometry = self._geometry(outputs, target_sizes, size)
+            results = semantic_segments(*logits, **geometry, return_segmentation_scores=return_segmentation_scores)
         if not return_segmentation_scores:
             return results
         return [
@@ -161,14 +155,12 @@ class SegmentationPostProcessing:
             threshold: objects with a score of at least this are kept; `None`: the stored `instance_threshold`.
             mask_threshold: probability above which a pixel belongs to a mask; `None`: the stored value.
             overlap_mask_area_threshold: has no effect, as objects do not compete for pixels.
-            target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None` answers at the
-                resolution of the model's input, padding included.
+            target_sizes: as for semantic segmentation; so is `size`.
             return_coco_annotation: masks as COCO's run-length encoding.
             return_binary_maps: masks as (n, H, W) bool.
-            size: the input size, if the call that made the input overrode the processor's.
 
         Returns:
-            For each image a dict with `segmentation` - an (H, W) int32 id map, void -1, or what was asked for - and
+            For each image a dict with `segmentation`, an (H, W) int32 id map, void -1, or the masks asked for, and
             `segments_info`, rows `id, label_id, was_fused, score`.
 
         Raises:
@@ -207,13 +199,11 @@ class SegmentationPostProcessing:
             overlap_mask_area_threshold: share of its own mask that a segment must keep against the others, or it is
                 dropped; `None`: the stored value.
             label_ids_to_fuse: classes whose segments are merged into one; `None`: the stored `stuff_classes`.
-            target_sizes: (height, width) of each image, a list of pairs or a tensor (B, 2); `None` answers at the
-                resolution of the model's input, padding included.
+            target_sizes: as for semantic segmentation; so is `size`.
             stuff_classes: another name of `label_ids_to_fuse`.
-            size: the input size, if the call that made the input overrode the processor's.
 
         Returns:
-            For each image a dict with `segmentation` - an (H, W) int32 id map, void -1 - and `segments_info`, rows
+            For each image a dict with `segmentation`, an (H, W) int32 id map, void -1, and `segments_info`, rows
             `id, label_id, was_fused, score`.
 
         Raises:
@@ -272,9 +262,9 @@ def refuse_for_one_call(names: Sequence[str]) -> None:
 def _probability(name: str, value: Any, stored: float) -> float:
     if value is None:
         return stored
-    # Positional target sizes in the position of a threshold are an easy mistake: their order differs between models.
+    # An easy mistake: Transformers' EoMT takes target_sizes in this position.
     if isinstance(value, Sequence | Tensor):
-        raise ValueError(f"{name}={value} is not a number; if these are the sizes of the images, say target_sizes=")
+        raise ValueError(f"{name}={value} is not a number; if these are the sizes of the images, pass target_sizes=")
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value} is outside [0, 1]")
     return float(value)

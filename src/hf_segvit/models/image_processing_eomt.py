@@ -1,4 +1,4 @@
-"""Image processor of EoMT: images and label maps to tensors, outputs to segments.
+"""Image processor of EoMT: images and maps to tensors, outputs to segments.
 
 Two ways to bring an image to the model's input, both as in the official evaluation. Padded (panoptic and instance):
 scaled to fit, padded right and below with black. Windowed (semantic): scaled to cover, cut into overlapping windows
@@ -59,9 +59,6 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         overlap_mask_area_threshold: share of its own mask that a panoptic segment must keep.
         instance_threshold: score from which instance post-processing keeps an object.
         num_instances: maximum number of objects per image in instance post-processing.
-
-    Raises:
-        ValueError: settings that contradict each other or are out of range.
     """
 
     valid_kwargs = EoMTImageProcessorKwargs  # type: ignore[assignment] # only what this processor heeds

@@ -1,4 +1,4 @@
-"""Image processor of ViT-P: images, points and boxes to tensors, logits to names.
+"""Image processor of ViT-P: images and prompts to tensors, logits to names.
 
 `ViTPImageProcessor`, then `prompts_of`, which turns points and boxes in pixels of the original image into the padded
 prompts that ViT-P reads. Images are resized to the input without keeping their aspect ratio, as in the official code
@@ -49,9 +49,6 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         point_origin: what a point (x, y) means: `"center"`, the middle of that pixel, or `"corner"`, its upper left
             corner (official weights); must equal that of the model's config.
         id2label: names of the classes, for post-processing and for checking labels.
-
-    Raises:
-        ValueError: settings that contradict each other or are out of range.
     """
 
     valid_kwargs = ViTPImageProcessorKwargs  # type: ignore[assignment] # only what this processor heeds
@@ -243,7 +240,7 @@ def prompts_of(
     point_origin: str = "center",
     num_labels: int | None = None,
 ) -> dict[str, Tensor]:
-    """Padded prompts of a batch of B images; `input_points`, `input_boxes` and `input_labels` are as in `preprocess`.
+    """Padded prompts of a batch of B images; points, boxes and labels are as in `ViTPImageProcessor.preprocess`.
 
     Args:
         image_sizes: (height, width) of every image in pixels.
@@ -253,10 +250,6 @@ def prompts_of(
     Returns:
         `prompts` (B, N, 4) float32, centre x, centre y, width and height in [0, 1], zero-padded to the most prompts of
         an image; `prompt_mask` (B, N) bool, True for real ones; with labels `labels` (B, N) int64.
-
-    Raises:
-        ValueError: an image without prompts, or a prompt or label of the wrong shape or outside its range; the message
-            names image and prompt.
     """
     points = _by_image(input_points, "input_points", len(image_sizes), ("x", "y"))
     boxes = _by_image(input_boxes, "input_boxes", len(image_sizes), ("x0", "y0", "x1", "y1"))
@@ -284,7 +277,7 @@ def _by_image(given: Any, name: str, num_images: int, fields: tuple[str, ...]) -
     if num_images == 1 and _depth(given) == 2:
         given = [given]
     shape = f"({', '.join(fields)})"
-    # No image has any, [[], []]: the nesting cannot be told from the values, but is meant well.
+    # [[], []], where no image has any, is one level short of the usual nesting, but valid.
     all_empty = isinstance(given, list | tuple) and all(isinstance(row, list | tuple) and not row for row in given)
     if (_depth(given) != 3 and not all_empty) or len(given) != num_images:
         raise ValueError(

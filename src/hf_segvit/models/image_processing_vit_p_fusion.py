@@ -1,12 +1,10 @@
-"""Image processor of ViT-P fusion: inputs of generator and classifier, fused outputs to segments.
+"""Image processor of ViT-P fusion: images to inputs, outputs to segments.
 
 It holds the image processors of both parts and saves them in one preprocessor_config.json. An image is decoded once;
 the generator sees it as its own processor prepares it, ViT-P sees it whole and without padding. Post-processing is
 that of EoMT, in `image_post_processing.py`.
 
-First the functions that find the processors of the parts, from ids, folders, objects or saved settings, then
-`ViTPFusionImageProcessor`. Transformers' own EoMT processor is translated into ours, which also returns where an image
-lies in the input; for Mask2Former, MaskFormer and OneFormer this follows from the pixel mask.
+The functions before the class find the processors of the parts, from ids, folders, objects or saved settings.
 """
 
 import os
@@ -55,13 +53,12 @@ def generator_processor_of(source: ProcessorSource, config: Any = None, **kwargs
         source: the processor (for OneFormer also its OneFormerProcessor), its settings, a folder or a Hub id.
         config: of the fused model, to check that the processor belongs to the generator.
         kwargs: where to find a folder or id, such as `revision`.
-
-    Raises:
-        ValueError: there is none, or it is not of the generator's kind or of one that fusion cannot use.
     """
     source = getattr(source, "image_processor", source)
     settings = _settings(source, "generator", kwargs)
     kind = _kind(settings)
+    # Transformers' own EoMT processor does not return where an image lies in the input; ours does. For the masking
+    # processors it follows from the pixel mask.
     if is_transformers_eomt_processor(settings):
         processor: Any = _translated(source, config, kwargs)
     elif kind == "EoMTImageProcessor":
@@ -175,9 +172,6 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         stuff_classes: classes whose segments panoptic post-processing merges; `None`: the generator's.
         threshold, mask_threshold, overlap_mask_area_threshold, instance_threshold, num_instances: as in
             `EoMTImageProcessor`; `None`: the generator's, if it has one.
-
-    Raises:
-        ValueError: processors of another kind, or settings that contradict each other or are out of range.
     """
 
     valid_kwargs = ViTPFusionImageProcessorKwargs  # type: ignore[assignment] # only what this processor heeds
@@ -306,9 +300,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
 
         Args:
             images: an image or a list of them: Pillow images, paths, URLs, arrays or tensors; see `image_tensor`.
-            return_tensors: `"pt"`, or `"np"` for NumPy arrays.
-            device: where to compute and leave the tensors; `None`: the CPU, or where a tensor already is.
-            input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape is ambiguous.
+            return_tensors, device, input_data_format: as in `EoMTImageProcessor.preprocess`.
             kwargs: settings of the generator's processor for this call only, such as `size`.
 
         Returns:

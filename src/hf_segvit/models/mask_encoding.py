@@ -15,17 +15,11 @@ _BITS, _MORE, _OFFSET = 5, 32, 48
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a binary mask.
-
-    Args:
-        mask: (H, W), anything non-zero is inside.
-
-    Returns:
-        {"size": [H, W], "counts": str}, ready for JSON.
-    """
+    """Encode a mask (H, W), non-zero inside, as {"size": [H, W], "counts": str}, ready for JSON."""
     height, width = mask.shape
     edges = _run_edges(mask.astype(bool, copy=False))
     runs = np.diff(edges, prepend=0)
+    # No run of zero pixels at the end: pycocotools writes none.
     if not edges.size or edges[-1] != mask.size:
         runs = np.append(runs, mask.size - (edges[-1] if edges.size else 0))
     return {"size": [height, width], "counts": encode_counts(runs)}
@@ -37,29 +31,22 @@ def _run_edges(mask: np.ndarray) -> np.ndarray:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return rows
-    # Only the bounding box is turned around: the rest of a large image is the slow part, and empty.
+    # Only the bounding box is transposed: that is the slow part, and the rest of a large image is empty.
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     padded = np.zeros((right - left, bottom - top + 2), bool)
     padded[:, 1:-1] = mask[top:bottom, left:right].T
     column, row = (padded[:, 1:] != padded[:, :-1]).nonzero()
     edges = (column + left) * height + row + top
-    # A run that reaches the bottom goes on where the next column is inside at its top.
+    # A run that reaches the bottom continues if the next column starts inside.
     joined = np.flatnonzero(edges[1:-1:2] == edges[2::2]) * 2 + 1
     return np.delete(edges, np.concatenate([joined, joined + 1]))
 
 
 def decode_mask(rle: Mapping[str, Any]) -> np.ndarray:
-    """Decode a binary mask.
+    """Decode a binary mask to (H, W) bool, in column order in memory.
 
-    Args:
-        rle: {"size": [H, W], "counts": ...} with counts as str or bytes (compressed) or a list of run lengths, the
-            form in which COCO's crowd annotations are stored.
-
-    Returns:
-        (H, W) bool, in column order in memory.
-
-    Raises:
-        ValueError: the runs are malformed, negative, or do not add up to H * W pixels.
+    `rle` is {"size": [H, W], "counts": ...} with counts as str or bytes (compressed) or a list of run lengths, the form
+    in which COCO's crowd annotations are stored; a ValueError if they do not fit the size.
     """
     height, width = (int(length) for length in rle["size"])
     counts = rle["counts"]
@@ -78,6 +65,7 @@ def encode_counts(runs: np.ndarray | Sequence[int]) -> str:
     """Compress run lengths (n,) of 0 and 1 in turn."""
     numbers = np.array(runs, np.int64)
     numbers[3:] -= np.asarray(runs, np.int64)[1:-2]
+    # All numbers at once, one digit of each per round; a number is finished when only its sign is left.
     digits, present = [], []
     unfinished = np.ones(len(numbers), bool)
     while unfinished.any():
@@ -93,22 +81,14 @@ def encode_counts(runs: np.ndarray | Sequence[int]) -> str:
 
 
 def decode_counts(counts: str | bytes) -> np.ndarray:
-    """Run lengths (n,) int64 of compressed counts.
-
-    Raises:
-        ValueError: a character is outside the format, or the last number is cut off.
-    """
+    """Run lengths (n,) int64 of compressed counts; a ValueError if they are malformed."""
     return decode_counts_together([counts.encode("utf-8") if isinstance(counts, str) else counts])[0]
 
 
 def decode_counts_together(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Run lengths of many masks in one pass, which is quicker than one by one.
+    """Run lengths of many masks in one pass, which is faster than one by one; errors do not name the mask.
 
-    Returns:
-        (n,) int64 run lengths of all masks, one after another, and (masks,) int64 how many each has.
-
-    Raises:
-        ValueError: as `decode_counts`; the message does not say which mask it is.
+    Returns (n,) int64 run lengths of all masks, one after another, and (masks,) int64 the number of runs of each.
     """
     lengths = np.array([len(text) for text in counts], np.int64)
     raw = b"".join(counts)
@@ -124,7 +104,7 @@ def decode_counts_together(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndar
     final = np.flatnonzero(is_final)
     first = np.append(0, final[:-1] + 1)
     digits = final - first + 1
-    if digits.max() > 12:
+    if digits.max() > 12:  # 13 digits of 5 bits do not fit into an int64
         raise ValueError(f"malformed counts of an RLE mask (a number of {digits.max()} digits): {raw[:40]!r}")
     shift = (np.arange(len(characters)) - np.repeat(first, digits)) * _BITS
     numbers = np.add.reduceat((characters & 31) << shift, first)
@@ -132,11 +112,11 @@ def decode_counts_together(counts: Sequence[bytes]) -> tuple[np.ndarray, np.ndar
 
     stops = np.append(0, np.cumsum(is_final))[ends]
     sizes = np.diff(stops, prepend=0)
-    starts = np.repeat(stops - sizes, sizes)  # of each number, where its mask's numbers start
+    starts = np.repeat(stops - sizes, sizes)  # for each number, where its mask's numbers start
     index = np.arange(len(numbers)) - starts
     runs = np.where(index == 0, numbers, 0)
-    # Every second number is a difference to the one two before it, but for the first three, so that odd and even ones
-    # each add up; sums go on over all masks, and what came before a mask is taken off again.
+    # From the fourth on, a number is the difference to the one two before it, so odd and even ones are two separate
+    # cumulative sums. The sums run over all masks; what came before a mask is subtracted.
     for is_chained in (index % 2 == 1, (index % 2 == 0) & (index > 0)):
         sums = np.cumsum(np.where(is_chained, numbers, 0))
         before = np.append(0, sums)[starts]

@@ -1,8 +1,9 @@
-"""From a map of labels or segment ids to binary masks and their classes, as mask classification is trained.
+"""Maps of labels or segment ids to binary masks and their classes.
 
-`read_label_maps` takes whatever holds maps to one integer channel, `resize_label_map` and `pad_label_map` bring them to
-the model's input, and `masks_of_label_maps` splits them. A map keeps its single channel until the last step. Negative
-values always mean "ignore": that is void in this package's own results, and what padding is filled with.
+`read_label_maps` reads maps from any form into one integer channel, `resize_label_map` and `pad_label_map` bring them
+to the model's input, and `masks_of_label_maps` splits them into masks, as mask classification is trained. A map keeps
+its single channel until the last step. Negative values always mean "ignore": void in this package's own results, and
+padding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,23 +16,14 @@ from torch import Tensor
 
 from .image_decoding import as_list, open_image_file
 
-_INTEGER_MODES = ("1", "L", "P", "I")
+_INTEGER_MODES = ("1", "L", "P", "I")  # of Pillow; its 16-bit ones start with "I;16"
 
 
 def label_map_tensor(label_map: Any, name: str = "segmentation map", device: Any = None) -> Tensor:
-    """A map of labels or ids as an (H, W) int64 tensor.
+    """A map of labels or ids as an (H, W) int64 tensor; `name` is what errors call it.
 
-    Args:
-        label_map: a Pillow image of one integer channel (palette images give their indices), a NumPy array or tensor of
-            integers, (H, W) or with a channel axis of length 1, or the path of such an image.
-        name: what to call the map in errors.
-        device: where the result shall be.
-
-    Returns:
-        (H, W) int64.
-
-    Raises:
-        ValueError: three channels (an encoded panoptic map, or a coloured one), or values that are no integers.
+    `label_map` is a Pillow image of one integer channel (palette images give their indices), a NumPy array or tensor of
+    integers, (H, W) or with a channel axis of length 1, or the path of such an image.
     """
     if not isinstance(label_map, Image.Image | np.ndarray | Tensor):
         label_map = open_image_file(label_map)
@@ -50,6 +42,7 @@ def label_map_tensor(label_map: Any, name: str = "segmentation map", device: Any
     if not dtype.startswith(("int", "uint", "bool")):
         raise ValueError(f"{name}: values of type {dtype}; labels and ids are integers, convert the map first")
     if isinstance(label_map, np.ndarray):
+        # NumPy widens first: PyTorch has no uint16 arithmetic, and rejects flipped views.
         label_map = torch.from_numpy(np.ascontiguousarray(label_map.astype(np.int64)))
     return label_map.to(device=device, dtype=torch.int64)
 
@@ -64,20 +57,12 @@ def _one_channel_remedy(num_channels: int) -> str:
 
 
 def resize_label_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize to the nearest pixel's value.
-
-    Args:
-        label_map: (H, W) of any integer type.
-        size: (height, width) of the result.
-
-    Returns:
-        (height, width): the value under each new pixel's centre, exact for ids of any size (interpolation in floating
-        point loses ids above 2**24).
-    """
+    """Resize a map (H, W) to (height, width): the value under each new pixel's centre."""
     if tuple(label_map.shape) == size:
         return label_map
+    # Not by interpolation in floating point, which loses ids above 2**24.
     rows, columns = (
-        # Integer arithmetic for floor((i + 0.5) * length / new_length).
+        # floor((i + 0.5) * length / new_length) in integers.
         (2 * torch.arange(new_length, device=label_map.device) + 1) * length // (2 * new_length)
         for length, new_length in zip(label_map.shape, size, strict=True)
     )
@@ -85,15 +70,7 @@ def resize_label_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pad_label_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pad right and below with "ignore".
-
-    Args:
-        label_map: (H, W) signed integers.
-        size: (height, width) of the result, at least the map's.
-
-    Returns:
-        (height, width), -1 where the map does not reach.
-    """
+    """Pad a map (H, W) of signed integers to `size`, right and below with -1 for "ignore"."""
     height, width = label_map.shape
     if (height, width) == size:
         return label_map
@@ -103,38 +80,27 @@ def pad_label_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def read_label_maps(segmentation_maps: Any, image_sizes: Sequence[tuple[int, int]], device: Any) -> list[Tensor]:
-    """The label maps of a batch of images, checked against them.
-
-    Args:
-        segmentation_maps: what `label_map_tensor` takes, one or a list, or a batch in one array.
-        image_sizes: (height, width) of each image.
-        device: where the results shall be.
-
-    Returns:
-        (H, W) int64 for each image.
-
-    Raises:
-        ValueError: not as many maps as images, or a map of another size than its image's.
-    """
+    """The label maps of a batch, (H, W) int64 each, checked against the (height, width) of the images."""
     given = as_list(segmentation_maps, 2)
     if len(image_sizes) == 1 and len(given) > 1 and not isinstance(segmentation_maps, list | tuple):
-        given = [segmentation_maps]  # the third axis holds channels, not images
+        given = [segmentation_maps]  # with one image, the third axis holds channels, not images
     if len(given) != len(image_sizes):
         raise ValueError(f"{len(given)} segmentation_maps for {len(image_sizes)} images; give one for each image")
     maps = []
     for index, (label_map, size) in enumerate(zip(given, image_sizes, strict=True)):
         name = f"segmentation_maps[{index}]"
         maps.append(label_map_tensor(label_map, name, device))
-        found = tuple(maps[-1].shape)
-        if found != size:
+        map_size = tuple(maps[-1].shape)
+        if map_size != size:
             remedy = "it must be the image's own, pixel for pixel"
-            if found == size[::-1]:
+            # Viewers and some readers turn an image by its EXIF orientation; label PNGs have none.
+            if map_size == size[::-1]:
                 remedy = (
                     "it lies on its side: the image's EXIF orientation was applied (or the map was transposed); "
                     "rotate the map in the same way"
                 )
             raise ValueError(
-                f"{name} is {found[0]}x{found[1]} (height x width), but images[{index}] is {size[0]}x{size[1]}; "
+                f"{name} is {map_size[0]}x{map_size[1]} (height x width), but images[{index}] is {size[0]}x{size[1]}; "
                 f"{remedy}"
             )
     return maps
@@ -143,19 +109,13 @@ def read_label_maps(segmentation_maps: Any, image_sizes: Sequence[tuple[int, int
 def masks_of_label_maps(
     label_maps: Sequence[Tensor], owners: Sequence[int], class_of_id: Any, **settings: Any
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """`masks_of_label_map` for a batch.
+    """`masks_of_label_map` for a batch: masks, classes and counted pixels of each map.
 
     Args:
         label_maps: (H, W) int64, whole maps or windows of them.
         owners: for each, the index of the image it comes from.
         class_of_id: `None`, one mapping for all images, or a list of one for each image.
         settings: keyword arguments of `masks_of_label_map`.
-
-    Returns:
-        Masks, classes and counted pixels of each.
-
-    Raises:
-        ValueError: not as many mappings as images, or what `masks_of_label_map` raises.
     """
     num_images = max(owners) + 1
     mappings = [class_of_id] * num_images if class_of_id is None or isinstance(class_of_id, Mapping) else class_of_id
@@ -186,29 +146,25 @@ def masks_of_label_map(
     Args:
         label_map: (H, W) int64, labels (semantic) or segment ids (panoptic, instance).
         class_of_id: segment id to class; `None` where the values are the classes. Ids that it lists are segments,
-            whatever `ignore_index` says; a class that is `None`, negative or `ignore_index` makes a segment ignored.
+            whatever `ignore_index` is; a class that is `None`, negative or `ignore_index` makes a segment ignored.
         ignore_index: label, or id that `class_of_id` does not list, of pixels that belong to no mask; `None`: no such.
         do_reduce_labels: classes are counted from 1, and 0 is ignored: class k becomes k - 1.
-        num_labels: number C of classes, if known; classes beyond are an error.
-        name: what to call the map in errors.
+        num_labels: number C of classes, to check them against; `None` does not check.
 
     Returns:
         `masks` (n, H, W) bool in ascending order of ids, `classes` (n,) int64, and `counted` (H, W) bool, False where
         pixels are ignored. n = 0 if there is nothing.
-
-    Raises:
-        ValueError: an id that `class_of_id` does not list, or a class outside [0, C).
     """
     values, positions = torch.unique(label_map, return_inverse=True)
     classes = _classes_of_values(values.tolist(), class_of_id, ignore_index, do_reduce_labels, num_labels, name)
     kept = [label is not None for label in classes]
     num_masks = sum(kept)
-    # The rows of the values that are dropped all go to one more row behind the masks.
+    # All values that are dropped share one more row behind the masks, which becomes `counted`.
     rows = torch.tensor(kept, dtype=torch.int64).cumsum(0) - 1
     rows[[not keep for keep in kept]] = num_masks
     rows = rows.to(label_map.device)[positions]
     masks = torch.zeros((num_masks + 1, *label_map.shape), dtype=torch.bool, device=label_map.device)
-    masks.scatter_(0, rows[None], True)
+    masks.scatter_(0, rows[None], True)  # one pass, where a comparison for each id would read the map n times
     labels = torch.tensor([label for label in classes if label is not None], dtype=torch.int64)
     return masks[:num_masks], labels.to(label_map.device), ~masks[num_masks]
 
@@ -221,7 +177,7 @@ def _classes_of_values(
     num_labels: int | None,
     name: str,
 ) -> list[int | None]:
-    # An index that is a class as well ("0 is void" of an id map) speaks of ids only.
+    # Where `ignore_index` is also a class ("0 is void" in an id map), it means the id only.
     ignored_class = None if class_of_id and _is_class(ignore_index, num_labels, do_reduce_labels) else ignore_index
     classes: list[int | None] = []
     for value in values:
@@ -241,7 +197,7 @@ def _classes_of_values(
         if label is not None and (label < 0 or label == ignored_class or (do_reduce_labels and label == 0)):
             label = None
         if label is not None and do_reduce_labels:
-            label -= 1
+            label -= 1  # after the comparison: `ignore_index` is a label of the file
         if label is not None and num_labels is not None and label >= num_labels:
             given = label + 1 if do_reduce_labels else label
             first = 1 if do_reduce_labels else 0

@@ -1,16 +1,9 @@
-"""One point for every mask: what ViT-P is asked about.
+"""The points that ViT-P is asked about: one for every mask.
 
 `points_from_masks` takes the highest-valued cell of each mask (Table 4b of the paper: better than a random point, as
-good as a central one), or for research one of the other two. All work is done on the whole batch, and ties are broken
-the same way on every device: the first cell in reading order.
-
-Shapes: B batch, Q masks, h w cells of a mask.
-
-The points that ViT-P is asked about, in the coordinates of the image that it sees.
-
-A query's point is the middle of the cell where its mask logits are highest. Masks lie on the generator's input, which
-may be padded, or be one of several windows; the classifier sees the whole image without padding. Here the one is
-turned into the other. The two official codes leave parts of this out; they can be reproduced for comparison.
+good as a central one), or for research one of the other two. `query_points` turns the points of a generator's masks
+into coordinates of the whole image, which ViT-P sees without padding: the masks lie on the generator's input, which may
+be padded, or one of several windows. The official codes skip parts of this; `official_query_points` reproduces them.
 
 Shapes: B images, R rows of the generator's outputs (one an image, or one a window), Q queries, H W pixels of the
 generator's input, h w mask cells.
@@ -24,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MODES = ("maximum", "centroid", "random")
-# Where in its cell a point lies, in cells.
-ORIGINS = {"center": 0.5, "corner": 0.0}
+ORIGINS = {"center": 0.5, "corner": 0.0}  # where in its cell a point lies, in cells
+_QUERIES_AT_A_TIME = 16  # at the image's own resolution, where a mask may have millions of pixels
 
 
 def points_from_masks(
@@ -35,7 +28,7 @@ def points_from_masks(
     origin: str = "center",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """A point in every mask.
+    """A point in every mask, (B, Q, 2) fp32 x and y in [0, 1] of the content.
 
     Args:
         mask_logits: (B, Q, h, w), before the sigmoid, at any resolution.
@@ -43,16 +36,9 @@ def points_from_masks(
             to the mean of those; `"random"` any of them, all being equally likely. A mask without positive logits gives
             its maximum.
         content_sizes: (B, 2) height and width, in cells, of the part of each mask that shows the image, from the
-            upper left corner; they may be fractions. Points lie in it and count in it. `None`: the whole mask.
+            upper left corner; they may be fractions. Points lie in it and are relative to it. `None`: the whole mask.
         origin: `"center"` of the cell, or its upper left `"corner"` as in the official code.
         generator: of the random numbers.
-
-    Returns:
-        (B, Q, 2) fp32 x and y in [0, 1] of the content.
-
-    Raises:
-        ValueError: unknown mode or origin, masks that are not (B, Q, h, w) or without cells, or content sizes that are
-            not one positive pair an image or exceed the mask.
     """
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}; it is one of {', '.join(map(repr, MODES))}")
@@ -80,10 +66,8 @@ def points_from_masks(
 
 
 def first_maximum(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column (B, Q) of the highest value of maps (B, Q, h, w), the first in reading order where there are many.
-
-    `torch.argmax` leaves open which of equal values it names, and on a GPU names others than on a CPU.
-    """
+    """Row and column (B, Q) of the highest value of maps (B, Q, h, w), of equals the first in reading order."""
+    # `torch.argmax` does not define which of equal values it returns, and GPU and CPU differ; points must not.
     row_maxima = values.amax(dim=-1)
     rows = _first_true(row_maxima == row_maxima.amax(dim=-1, keepdim=True))
     row_values = _row_of(values, rows)
@@ -91,10 +75,10 @@ def first_maximum(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_true(flags: Tensor) -> Tensor:
-    """Place of the first True along the last axis; the last place where there is none (values that are NaN)."""
+    """Index of the first True along the last axis; the last index where there is none (values that are NaN)."""
     size = flags.shape[-1]
-    places = torch.arange(size, device=flags.device)
-    return torch.where(flags, places, size - 1).amin(dim=-1)
+    indices = torch.arange(size, device=flags.device)
+    return torch.where(flags, indices, size - 1).amin(dim=-1)
 
 
 def _row_of(maps: Tensor, rows: Tensor) -> Tensor:
@@ -111,6 +95,7 @@ def _nearest_to_centroid(mask: Tensor, generator: torch.Generator | None) -> tup
     column_mean = (mask.sum(dim=2) * columns).sum(dim=-1) / area
     row_distances = (rows - row_mean[..., None]).square()
     column_distances = (columns - column_mean[..., None]).square()
+    # The nearest cell of the mask, since the mean of a concave mask can lie outside it.
     distances = row_distances[..., :, None] + column_distances[..., None, :]
     return first_maximum(distances.neg_().masked_fill_(~mask, -torch.inf))
 
@@ -119,19 +104,21 @@ def _random_cell(mask: Tensor, generator: torch.Generator | None) -> tuple[Tenso
     counts = mask.sum(dim=3).cumsum(dim=-1)  # (B, Q, h), cells of the mask down to each row
     area = counts[..., -1:]
     device = mask.device if generator is None else generator.device
+    # Drawn where the generator lives, so that a seed gives the same points on every device.
     drawn = torch.rand(area.shape, generator=generator, device=device).to(mask.device)
     # fp32 may round the product up to the area itself.
-    number = torch.minimum((drawn * area).long(), area - 1).clamp(min=0)  # which of its cells
-    rows = _first_true(counts > number)
+    nth = torch.minimum((drawn * area).long(), area - 1).clamp(min=0)  # which of its cells
+    rows = _first_true(counts > nth)
     before = (counts - mask.sum(dim=3)).gather(-1, rows[..., None])
-    return rows, _first_true(_row_of(mask, rows).cumsum(dim=-1) > number - before)
+    return rows, _first_true(_row_of(mask, rows).cumsum(dim=-1) > nth - before)
 
 
 def _inside(extent: Tensor, height: int, width: int, offset: float) -> Tensor:
-    """(B, 1, h, w) bool: cells whose point lies in the content of (B, 2) cells; the first always does."""
+    """(B, 1, h, w) bool: cells whose point lies in the content (B, 2), in cells."""
     row_inside, column_inside = (
         torch.arange(n, device=extent.device) + offset < extent[:, axis, None] for axis, n in enumerate((height, width))
     )
+    # A content smaller than half a cell would have none.
     row_inside[:, 0] = column_inside[:, 0] = True
     return (row_inside[:, :, None] & column_inside[:, None, :])[:, None]
 
@@ -143,7 +130,7 @@ def _checked_content(content_sizes: Any, mask_logits: Tensor) -> Tensor:
         raise ValueError(
             f"content_sizes of shape {tuple(sizes.shape)} must be one (height, width) an image: ({batch}, 2)"
         )
-    # A rounding error of a size that was scaled to the mask is none.
+    # Sizes scaled from pixels to cells may exceed the mask by a rounding error.
     wrong = ~((sizes > 0) & (sizes <= sizes.new_tensor([height, width]) + 1e-3)).all(dim=1)
     if wrong.any():
         index = int(wrong.nonzero()[0])
@@ -154,27 +141,20 @@ def _checked_content(content_sizes: Any, mask_logits: Tensor) -> Tensor:
     return sizes
 
 
-_QUERIES_AT_A_TIME = 16  # at the image's own resolution, where a mask may have millions of pixels
-
-
 def query_points(
     masks_queries_logits: Tensor,
     input_size: tuple[int, int],
     content_sizes: Tensor | None = None,
     patch_offsets: Tensor | None = None,
 ) -> Tensor:
-    """A point in each query's mask.
+    """A point in each query's mask, (R, Q, 2) fp32 x and y in [0, 1] of the whole image.
 
     Args:
         masks_queries_logits: (R, Q, h, w), before the sigmoid.
         input_size: (H, W) of the generator's input.
         content_sizes: (B, 2) height and width of each scaled image, in pixels of the input, before padding or cutting
             into windows; `None`: all images fill the input.
-        patch_offsets: (R, 3), for each window the image's index and the first pixel and the one behind the last along
-            the axis that exceeds the input; `None`: rows are images.
-
-    Returns:
-        (R, Q, 2) fp32 x and y in [0, 1] of the whole image.
+        patch_offsets: (R, 3) windows (image, start, end) along the axis that exceeds the input; `None`: no windows.
     """
     if patch_offsets is None:
         return points_from_masks(
@@ -188,6 +168,7 @@ def query_points(
     in_window = points_from_masks(masks_queries_logits)
     contents = content_sizes[patch_offsets[:, 0].long()].to(in_window)
     starts = patch_offsets[:, 1].to(in_window)
+    # As `image_geometry.window_axis`, for all windows without a copy to the host.
     by_rows = contents[:, 0] > input_size[0]
     origins = torch.stack((torch.where(by_rows, 0, starts), torch.where(by_rows, starts, 0)), dim=-1)
     window = in_window.new_tensor([input_size[1], input_size[0]])
@@ -201,24 +182,11 @@ def official_query_points(
     content_sizes: Tensor | None = None,
     original_sizes: Tensor | None = None,
 ) -> Tensor:
-    """Points as the official codes place them: upper left corners, and where an image is padded, beside the object.
+    """Points as the official codes place them: upper left corners of cells, and off the object in a padded image.
 
     `"oneformer"` upsamples the masks to the input, crops the padding, resizes to the image's own size and divides by
-    that, while its classifier sees the padded input. `"internimage"` divides by the size of the whole mask, padding
-    and windows regardless.
-
-    Args:
-        masks_queries_logits: (R, Q, h, w), before the sigmoid.
-        input_size: (H, W) of the generator's input.
-        geometry: `"oneformer"` or `"internimage"`.
-        content_sizes: as in `query_points`.
-        original_sizes: (B, 2) height and width of the images as they were given; for `"oneformer"`.
-
-    Returns:
-        (R, Q, 2) fp32 x and y in [0, 1).
-
-    Raises:
-        ValueError: `"oneformer"` without sizes.
+    that, while its classifier sees the padded input; it needs the (B, 2) `original_sizes`. `"internimage"` divides by
+    the size of the whole mask, ignoring padding and windows. Other arguments are those of `query_points`.
     """
     if geometry == "internimage":
         return points_from_masks(masks_queries_logits, origin="corner")
@@ -231,13 +199,13 @@ def official_query_points(
     for masks, content, original in zip(
         masks_queries_logits.float(), content_sizes.tolist(), original_sizes.tolist(), strict=True
     ):
-        parts = []
-        for part in masks.split(_QUERIES_AT_A_TIME):
-            padded = F.interpolate(part[None], size=input_size, mode="bilinear", align_corners=False)
+        image_points = []
+        for chunk in masks.split(_QUERIES_AT_A_TIME):
+            padded = F.interpolate(chunk[None], size=input_size, mode="bilinear", align_corners=False)
             cropped = padded[..., : content[0], : content[1]]
             resized = F.interpolate(cropped, size=original, mode="bilinear", align_corners=False)
-            parts.append(points_from_masks(resized, origin="corner")[0])
-        points.append(torch.cat(parts))
+            image_points.append(points_from_masks(resized, origin="corner")[0])
+        points.append(torch.cat(image_points))
     return torch.stack(points)
 
 

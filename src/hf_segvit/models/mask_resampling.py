@@ -1,4 +1,4 @@
-"""Bilinear upsampling of mask logits one tile at a time, so that most of it need not be done.
+"""Bilinear upsampling of mask logits, tile by tile, skipping most of it.
 
 In here: `AxisBlock`, a band of the interpolation matrix of one axis; `MaskTiles`, built of blocks, which give the
 values of some masks on a tile and bounds of all masks on all tiles; `image_sizes` and `tiled_masks`, which lay tiles
@@ -52,7 +52,7 @@ def tiles_per_axis(size: tuple[int, int], planes: int, device: torch.device) -> 
     if device.type == "cpu":
         rows, columns = (min(math.ceil(length / TILE_PIXELS), MAX_TILES_PER_AXIS) for length in size)
         return rows, columns
-    # Elsewhere tiles only bound the memory; a few at least, as crops of small targets then differ little in size.
+    # Elsewhere nothing is pruned, and tiles only bound the memory of what is computed at once.
     side = max(4, math.ceil(math.sqrt(planes * size[0] * size[1] / ACCELERATOR_TILE_VALUES)))
     return min(side, size[0]), min(side, size[1])
 
@@ -129,11 +129,7 @@ class MaskTiles:
         return product(self.rows, self.columns)
 
     def values(self, rows: AxisBlock, columns: AxisBlock, chosen: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Logits of the masks `chosen` (k,) on one tile, strip by strip.
-
-        Yields:
-            The strip's rows of the target, and (rows, k, columns.length) float32 values.
-        """
+        """The strips of a tile: rows of the target, and logits (rows, k, columns.length) of the masks `chosen` (k,)."""
         cells = self.masks[rows.cells, :, columns.cells].index_select(1, chosen)
         wide = _interpolate_columns(cells, columns)
         step = rows.length
@@ -218,15 +214,11 @@ def image_sizes(
     input_size: Size,
     content_sizes: Sequence[Size] | Tensor | None,
 ) -> list[tuple[Size, Size]]:
-    """Content and target size of each image; without targets both are the input size.
-
-    Raises:
-        ValueError: the number of sizes is not that of the images, one is not positive, or a content exceeds the input.
-    """
-    whole = as_size(input_size)
+    """Content and target (height, width) of each image; without targets both are the input size."""
+    full = as_size(input_size)
     if target_sizes is None:
-        return [(whole, whole)] * batch_size
-    contents = [whole] * batch_size if content_sizes is None else [as_size(size) for size in content_sizes]
+        return [(full, full)] * batch_size
+    contents = [full] * batch_size if content_sizes is None else [as_size(size) for size in content_sizes]
     targets = [as_size(size) for size in target_sizes]
     for name, given in (("target_sizes", targets), ("content_sizes", contents)):
         if len(given) != batch_size:
@@ -235,9 +227,9 @@ def image_sizes(
             if min(size) < 1:
                 raise ValueError(f"{name}: {size} is not a size in pixels; give (height, width), each at least 1")
     for size in contents:
-        if size[0] > whole[0] or size[1] > whole[1]:
+        if size[0] > full[0] or size[1] > full[1]:
             raise ValueError(
-                f"content_sizes: {size} does not fit into the input {whole}; it is the size of the scaled image "
+                f"content_sizes: {size} does not fit into the input {full}; it is the size of the scaled image "
                 "before padding, in pixels of the model input"
             )
     return list(zip(contents, targets, strict=True))
@@ -252,14 +244,9 @@ def as_size(size: Sequence[int] | Tensor) -> Size:
 def tiled_masks(
     mask_logits: Tensor, chosen: Tensor, input_size: Size, content_size: Size, target_size: Size
 ) -> MaskTiles:
-    """Choose masks of an image and lay tiles over its target.
+    """Tiles over the target of an image, for the masks `chosen` (K,), indices on the CPU, of (Q, h, w).
 
-    Args:
-        mask_logits: (Q, h, w).
-        chosen: (K,) indices, on the CPU.
-        input_size: (height, width) that the masks are resized to first.
-        content_size: part of it at the top left that is resized to the target.
-        target_size: (height, width) of the result.
+    The masks are resized to `input_size`, of which the part of `content_size` at the top left is resized to the target.
     """
     device = mask_logits.device
     # On accelerators only float64 products are safe from TF32 and autocast; Apple's have no float64.

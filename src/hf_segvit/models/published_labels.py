@@ -1,8 +1,8 @@
-"""The class names of the published EoMT checkpoints, and which of them are stuff.
+"""Class names and stuff classes of the published EoMT checkpoints.
 
-A foreign checkpoint says in `id2label` what it was trained on; compared with these tables it says what to fuse. COCO
-panoptic: 80 things, then 53 stuff classes. ADE20K: 150 classes with the official EoMT code's stuff list, the other 100
-being the things of the instance benchmark, in the same order. Cityscapes: 19 train ids, things from "person" on.
+A foreign checkpoint lists its classes in `id2label`; these tables tell which of them are stuff. COCO panoptic: 80
+things, then 53 stuff classes. ADE20K: 150 classes with the official EoMT code's stuff list, the other 100 being the
+things of the instance benchmark, in the same order. Cityscapes: 19 train ids, things from "person" on.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The kinds of segmentation. They stand here as this file needs no PyTorch, which the command line must not wait for.
+# The kinds of segmentation; in this file since it imports no PyTorch, which the command line must not wait for.
 TASKS = ("panoptic", "instance", "semantic")
 
 
@@ -74,21 +74,15 @@ _AGREEMENT = 0.9
 
 @dataclass(frozen=True)
 class PublishedLabels:
-    """A published label set.
-
-    Attributes:
-        name: what the data set is called.
-        labels: class names in the order of their ids.
-        stuff_classes: ids of the stuff classes, ascending; none for instance segmentation.
-    """
+    """A published label set."""
 
     name: str
-    labels: tuple[str, ...]
-    stuff_classes: tuple[int, ...]
+    labels: tuple[str, ...]  # class names in the order of their ids
+    stuff_classes: tuple[int, ...]  # ascending; none for instance segmentation
 
 
 def published_label_sets() -> tuple[PublishedLabels, ...]:
-    """All label sets known here: three panoptic ones, and of each the things alone, as instance models have them."""
+    """The known label sets: three panoptic ones, and the things of each alone, for instance models."""
     panoptic = (
         PublishedLabels("COCO panoptic", COCO_PANOPTIC_LABELS, COCO_PANOPTIC_STUFF),
         PublishedLabels("ADE20K", ADE20K_LABELS, ADE20K_STUFF),
@@ -106,15 +100,11 @@ def published_label_sets() -> tuple[PublishedLabels, ...]:
 
 
 def find_published_labels(id2label: Mapping[Any, str]) -> PublishedLabels | None:
-    """The published label set that a model's classes are.
+    """The published label set that a model was trained on, or `None`.
 
-    Args:
-        id2label: class id (an integer, or its string as in config.json) to name.
-
-    Returns:
-        The set with as many classes, of which nine in ten at least have the same name in the same place; only the
-        first word of a name counts, without case. `None` if there is none.
+    It has as many classes, and at least nine in ten have the same first word, ignoring case, at the same id.
     """
+    # The ids are strings in config.json.
     names = {int(index): _first_word(name) for index, name in id2label.items()}
     for labels in published_label_sets():
         if len(names) != len(labels.labels):

@@ -2,8 +2,7 @@
 
 In here: `panoptic_segments`, then `instance_segments`, by the rules of the official EoMT evaluation; semantic maps are
 in `semantic_segments.py`. Queries are filtered by class score before anything is upsampled; the rest is upsampled tile
-by tile (`mask_resampling.py`), on a CPU only those masks that can matter in the tile. An accelerator is synchronised
-once per batch (class logits) and once per image (result).
+by tile (`mask_resampling.py`). An accelerator is synchronised once per batch (class logits) and once per image.
 
 Shapes: B images, Q queries, C classes without no-object (which is index C), K kept masks, P (query, class) pairs of
 which several may share a mask, h w mask cells, H W pixels. Id maps are int32 on the device of the logits: void -1, ids
@@ -50,12 +49,8 @@ def panoptic_segments(
         content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
 
     Returns:
-        For each image `segmentation` (H, W) int32 and `segments_info`, one row per segment: `id`, `label_id`,
-        `was_fused` (whether the class is one of `stuff_classes`) and `score`, the class probability of its (first)
-        query.
-
-    Raises:
-        ValueError: the number of sizes is not B, or an image does not fit into the input.
+        For each image `segmentation` (H, W) int32 and `segments_info`, a row per segment: `id`, `label_id`, `was_fused`
+        (its class is in `stuff_classes`) and `score`, the class probability of its first query.
     """
     # All later shapes depend on the class logits; they are small, so the host gets them once for the whole batch.
     scores, labels = class_queries_logits.detach().float().cpu().softmax(-1).max(-1)
@@ -86,9 +81,8 @@ def panoptic_segments(
 def _assign_pixels(tiles: MaskTiles, scores: Tensor, mask_threshold: float) -> tuple[Tensor, Tensor]:
     """Let K masks compete for the pixels; `scores` (K,) are on the CPU.
 
-    Returns:
-        (H, W) int32 codes of the winners: 2 * (K - k), plus 1 where the probability reaches the mask threshold; and
-        the (K,) int64 areas of the masks by themselves.
+    Returns (H, W) int32 codes of the winners, 2 * (K - k), plus 1 where the probability reaches the mask threshold, and
+    the (K,) int64 areas of the masks by themselves.
     """
     device, count = tiles.masks.device, len(scores)
     winners = torch.empty(tiles.size, dtype=torch.int32, device=device)
@@ -122,7 +116,7 @@ def _contests(tiles: MaskTiles, weights: Tensor, mask_threshold: float, areas: T
     may_win = upper * weights * (1 + ROUNDING) >= (lower * weights).amax(0)
     covering = lower >= mask_threshold + ROUNDING
     crossing = (upper >= mask_threshold - ROUNDING) & ~covering
-    # One possible winner, but an outline in the tile: computed all the same, for the area of that mask.
+    # With an outline in the tile there is an area to count, even where only one mask can win.
     decided = (may_win.sum(0) == 1) & ~crossing.any(0)
     compared = (may_win | crossing) & ~decided
     areas += ((covering & ~compared) * tiles.areas).sum((1, 2))
@@ -177,27 +171,15 @@ def instance_segments(
 
     The `num_instances` most probable (query, class) pairs are candidates. A mask is where the mask probability exceeds
     `mask_threshold`; its score is the class probability x the mean mask probability inside. Candidates with an empty
-    mask or a score below `threshold` are dropped; there is no non-maximum suppression.
-
-    Args:
-        class_queries_logits: (B, Q, C+1), no-object last.
-        masks_queries_logits: (B, Q, h, w).
-        target_sizes: (height, width) of each result; None: the input size, padding included.
-        input_size: (height, width) of the padded model input.
-        content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
-        num_instances: candidates per image.
-        return_binary_maps: return all masks instead of an id map.
-        return_coco_annotation: return all masks in COCO's run-length encoding instead of an id map.
+    mask or a score below `threshold` are dropped; there is no non-maximum suppression. Logits and sizes are those of
+    `panoptic_segments`.
 
     Returns:
-        For each image `segmentation` and `segments_info`, one row per instance: `id`, `label_id`, `was_fused`
-        (False) and `score`. `segmentation` is an (H, W) int32 id map, painted in the order of rising scores (of
-        equals, the later query is on top), and instances that end up hidden have no row; or with binary maps an
-        (n, H, W) bool tensor, or with COCO annotations a list of n dicts {"size": [H, W], "counts": str}, which keep
+        For each image `segmentation` and `segments_info`, a row per instance: `id`, `label_id`, `was_fused` (False)
+        and `score`. `segmentation` is an (H, W) int32 id map, painted in the order of rising scores (of equals, the
+        later query is on top), and instances that end up hidden have no row. With `return_binary_maps` it is
+        (n, H, W) bool, with `return_coco_annotation` a list of n dicts {"size": [H, W], "counts": str}: both keep
         overlaps and follow the order of the rows.
-
-    Raises:
-        ValueError: both kinds of masks were asked for, the number of sizes is not B, or an image does not fit.
     """
     if return_binary_maps and return_coco_annotation:
         raise ValueError("return_binary_maps and return_coco_annotation exclude each other; ask for one of them")
@@ -278,8 +260,7 @@ def measure(tiles: MaskTiles, mask_threshold: float) -> MeasuredMasks:
 def paint_ids(masks: MeasuredMasks, mask_of_pair: Tensor, scores: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Paint the kept ones of P pairs in the order of rising scores, without synchronising the device.
 
-    Returns:
-        (H, W) int32 id map, and which pairs (P,) are visible in it.
+    Returns the (H, W) int32 id map, and which pairs (P,) are visible in it.
     """
     device = scores.device
     # Ranks from 1, 0 for what is not painted: then the topmost mask of a pixel is a maximum over the masks.
@@ -307,7 +288,7 @@ def paint_masks(masks: MeasuredMasks, chosen: list[int]) -> Tensor:
         if len(members) == len(masks.areas):
             maps[:, rows, columns] = inside[:, everywhere].transpose(0, 1)
             continue
-        # Tiles with some of the masks exist on a CPU alone, so reading the indices costs no synchronisation.
+        # Only on a CPU do tiles hold a subset of the masks, so reading the indices costs no synchronisation.
         for number, position in (wanted[:, None] == members).nonzero().tolist():
             maps[number, rows, columns] = inside[:, position]
     return maps

@@ -64,13 +64,9 @@ def semantic_segments(
         input_size: (height, width) of the model input, where scores are computed; None computes them on the cells of
             the masks, which is faster and coarser.
         content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
-        return_segmentation_scores: return the scores beside each map.
 
     Returns:
         For each image the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
-
-    Raises:
-        ValueError: the number of sizes is not B, or an image does not fit into the input.
     """
     height, width = input_size or masks_queries_logits.shape[-2:]
     sizes = image_sizes(len(class_queries_logits), target_sizes, (height, width), content_sizes)
@@ -95,22 +91,13 @@ def semantic_segments_from_windows(
     window_size: Size | int,
     return_segmentation_scores: bool = False,
 ) -> list[Any]:
-    """Semantic maps of images that were scaled and cut into windows along one axis.
+    """Semantic maps, as by `semantic_segments`, of images that were scaled and cut into N windows along one axis.
 
     Args:
-        class_queries_logits: (N, Q, C+1), no-object last.
-        masks_queries_logits: (N, Q, h, w).
-        windows: N rows (image, start, end), see `image_geometry.windows_of`.
+        windows: rows (image, start, end), one for each prediction; see `image_geometry.windows_of`.
         image_sizes: (height, width) of each scaled image.
         target_sizes: (height, width) of each result; None: the size of the scaled images.
         window_size: (height, width) of a window, or its side.
-        return_segmentation_scores: return the scores beside each map.
-
-    Returns:
-        For each image the (H, W) int64 map of classes; with scores, pairs of that and (C, H, W) float32.
-
-    Raises:
-        ValueError: the numbers of windows and predictions, or of sizes and images, differ; or an image is not covered.
     """
     height, width = (window_size, window_size) if isinstance(window_size, int) else window_size
     if len(windows) != len(class_queries_logits):
@@ -129,11 +116,11 @@ def semantic_segments_from_windows(
         masks = _masks(masks_queries_logits[index])
         images[image].append(_Window(offset, (height, width), probabilities[index], masks))
     # A pixel without a window would divide by zero windows, and get class C - 1 from the NaN.
-    for image, (parts, size) in enumerate(zip(images, scaled, strict=True)):
-        _check_coverage(image, parts, size)
+    for image, (image_windows, size) in enumerate(zip(images, scaled, strict=True)):
+        _check_coverage(image, image_windows, size)
     return [
-        _classify(parts, size, target, return_segmentation_scores)
-        for parts, size, target in zip(images, scaled, targets, strict=True)
+        _classify(image_windows, size, target, return_segmentation_scores)
+        for image_windows, size, target in zip(images, scaled, targets, strict=True)
     ]
 
 
@@ -173,7 +160,7 @@ def _classify(
     segmentation = torch.empty(target_size, dtype=torch.int64, device=device)
     scores = torch.empty((num_classes, *target_size), device=device) if return_scores else None
     all_classes = torch.arange(num_classes, device=device)
-    # Elsewhere, finding the contenders costs more than computing everything; scores are wanted of all classes.
+    # Elsewhere, finding the contenders costs more than it saves; and returned scores need all classes.
     prune = device.type == "cpu" and not return_scores
     # Autocast would compute the products in half precision, where close classes become equal.
     with torch.autocast(device.type, enabled=False):
@@ -202,7 +189,7 @@ _Part = tuple[_Window, Tensor, AxisBlock, AxisBlock]
 
 
 def _window_blocks(target_block: AxisBlock, windows: list[_Window], axis: int) -> list[AxisBlock | None]:
-    """For each window, what it contributes along an axis to the scaled pixels behind a target block; None if nothing."""
+    """For each window, what it contributes along an axis to the pixels behind a target block, if anything."""
     wanted = target_block.cells
     blocks: list[AxisBlock | None] = []
     for window in windows:

@@ -1,13 +1,9 @@
-"""What Transformers calls things in its own `eomt` and `eomt_dinov3`, in our words.
+"""Translation of Transformers' own `eomt` and `eomt_dinov3` checkpoints.
 
-Config fields and parameter names, so that a folder of either type loads directly. Giant checkpoints come with two
-generations of SwiGLU names: `weights_in` (gate and value in one matrix) and `weights_out` were renamed to `gate_proj`,
-`up_proj` and `down_proj`; both are understood.
-
-The weights are read from safetensors only. Their names change once, on the way in; nothing stays registered, so what is
-saved afterwards carries this package's own names. The settings of Transformers' image processor are in its
-preprocessor_config.json (size, normalisation, windows) and the config.json beside it (the classes, from which follow
-stuff and, where all of them are things, the task).
+Config fields, parameter names, and the settings of the image processor, so that a folder of either type loads
+directly. Giant checkpoints come with two generations of SwiGLU names, `weights_in` (gate and value in one matrix) and
+`weights_out`, later `gate_proj`, `up_proj` and `down_proj`; both are understood. Weights are read from safetensors
+only; names change on loading, so what is saved afterwards has this package's own names.
 """
 
 import json
@@ -16,7 +12,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import load_state_dict
@@ -24,6 +19,8 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .published_labels import find_published_labels
+
+logger = logging.get_logger(__name__)
 
 TRANSFORMERS_EOMT_TYPES = ("eomt", "eomt_dinov3")
 
@@ -49,10 +46,10 @@ SHARED_FIELDS = (
     "num_queries",
     "num_register_tokens",
 )
-# Fields of every Transformers config that travel along unchanged.
+# Fields of every Transformers config, kept unchanged.
 _GENERAL_FIELDS = ("id2label", "label2id", "num_labels", "dtype", "torch_dtype", "name_or_path")
 
-# Their defaults where a config.json may leave a field out and ours differs, or we need it to translate another.
+# Transformers' defaults of fields that a config.json may omit, where ours differ or another field follows from them.
 _DEFAULTS: dict[str, Any] = {
     "hidden_size": 1024,
     "image_size": 640,
@@ -68,7 +65,7 @@ _RENAMED_KEYS = (
     (r"\.attention\.o_proj\.", r".attention.out_proj."),
     (r"(layers\.\d+)\.mlp\.weights_out\.", r"\1.mlp.down_proj."),
 )
-# eomt_dinov3 calls the two layers of a plain MLP what a gated one calls its outer ones.
+# eomt_dinov3 gives the two layers of a plain MLP the names of a gated one's outer layers.
 _PLAIN_MLP_KEYS = ((r"\.mlp\.up_proj\.", r".mlp.fc1."), (r"\.mlp\.down_proj\.", r".mlp.fc2."))
 
 
@@ -78,18 +75,7 @@ def is_transformers_eomt(config_dict: dict[str, Any]) -> bool:
 
 
 def translate_config(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """The fields of `EoMTConfig` that describe the same model.
-
-    Args:
-        config_dict: the config.json of an `eomt` or `eomt_dinov3` checkpoint.
-
-    Returns:
-        Keyword arguments for `EoMTConfig`. Masked-attention probabilities are not among them: upstream keeps them in
-        the weights (`attn_mask_probs`), where `EoMTForUniversalSegmentation.from_pretrained` reads them.
-
-    Raises:
-        ValueError: the model uses something that ours does not have; the message names it.
-    """
+    """Keyword arguments for `EoMTConfig` from the config.json of an `eomt` or `eomt_dinov3` checkpoint."""
     theirs = {**_DEFAULTS, **config_dict}
     ours = {name: theirs[name] for name in (*SHARED_FIELDS, *_GENERAL_FIELDS) if name in theirs}
     ours["model_type"] = "segvit_eomt"
@@ -118,27 +104,22 @@ def translate_config(config_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def translate_state_dict(
-    state_dict: dict[str, torch.Tensor], prefix: str = "eomt."
-) -> tuple[dict[str, torch.Tensor], list[float] | None]:
+    state_dict: dict[str, Tensor], prefix: str = "eomt."
+) -> tuple[dict[str, Tensor], list[float] | None]:
     """Rename the weights of a Transformers `eomt` or `eomt_dinov3` checkpoint.
 
-    Args:
-        state_dict: upstream's flat names to tensors.
-        prefix: where our model keeps everything but the class head; "" for a bare `EoMTModel`.
-
-    Returns:
-        Our names to the same tensors, and upstream's `attn_mask_probs` as floats, one per query layer (`None` if the
-        checkpoint holds none).
+    `prefix` is where our model keeps everything but the class head; "" for a bare `EoMTModel`. Returns the renamed
+    weights, and `attn_mask_probs` as floats, one per query layer (`None` if the checkpoint holds none).
     """
     renamed_keys = _RENAMED_KEYS if _is_gated(state_dict) else _RENAMED_KEYS + _PLAIN_MLP_KEYS
-    ours: dict[str, torch.Tensor] = {}
+    ours: dict[str, Tensor] = {}
     probabilities: list[float] | None = None
     for name, tensor in state_dict.items():
-        if name == "attn_mask_probs":
+        if name == "attn_mask_probs":  # a buffer there, a config field here
             probabilities = [float(p) for p in tensor]
             continue
         if name == "criterion.empty_weight" or name.endswith((".position_ids", ".inv_freq")):
-            continue  # derived from the config
+            continue  # buffers that follow from the config
         if name.startswith("class_predictor."):
             ours[name] = tensor
             continue
@@ -154,7 +135,7 @@ def translate_state_dict(
     return ours, probabilities
 
 
-def _is_gated(state_dict: dict[str, torch.Tensor]) -> bool:
+def _is_gated(state_dict: dict[str, Tensor]) -> bool:
     return any(".mlp.gate_proj." in name or ".mlp.weights_in." in name for name in state_dict)
 
 
@@ -167,16 +148,12 @@ def _single_patch_size(patch_size: Any) -> int:
 
 
 def transformers_eomt_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """Turn the arguments for loading a Transformers checkpoint into those for loading its translation.
+    """Arguments to load a Transformers checkpoint by `from_pretrained(None, ...)`, or `None` for another source.
 
     Args:
         cls: `EoMTModel` or `EoMTForUniversalSegmentation`.
         source: folder or Hub id, as given to `from_pretrained`.
         kwargs: the keyword arguments of `from_pretrained`.
-
-    Returns:
-        Keyword arguments for `from_pretrained(None, ...)` with `config` and `state_dict`, or `None` where the source
-        is not of type `eomt` or `eomt_dinov3`.
 
     Raises:
         OSError: the source has no safetensors weights.
@@ -191,6 +168,7 @@ def transformers_eomt_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -
 
     kwargs = dict(kwargs)
     config = kwargs.pop("config", None)
+    # Probabilities that the user passed take precedence over the checkpoint's.
     given = "masked_attention_probabilities" in kwargs or isinstance(config, PreTrainedConfig)
     if not isinstance(config, PreTrainedConfig):
         config, kwargs = cls.config_class.from_pretrained(config or source, return_unused_kwargs=True, **kwargs)
@@ -203,7 +181,7 @@ def transformers_eomt_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -
 
 
 def _read_weights(source: str | os.PathLike, where: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors` or of the shards that its index names."""
+    """All tensors of `model.safetensors`, or of the shards that its index names."""
     quiet = {"_raise_exceptions_for_missing_entries": False}
     single = cached_file(source, "model.safetensors", **where, **quiet)
     if single is not None:
@@ -218,6 +196,7 @@ def _read_weights(source: str | os.PathLike, where: dict[str, Any]) -> dict[str,
         shards = sorted(set(json.load(file)["weight_map"].values()))
     state_dict: dict[str, Tensor] = {}
     for shard in shards:
+        # An index is untrusted: a path in it could lead out of the folder.
         if os.path.basename(shard) != shard:
             raise ValueError(f"{index} names the shard {shard!r}, which is not a file beside it")
         path = cached_file(source, shard, **where)
@@ -225,8 +204,6 @@ def _read_weights(source: str | os.PathLike, where: dict[str, Any]) -> dict[str,
         state_dict.update(load_state_dict(path))
     return state_dict
 
-
-logger = logging.get_logger(__name__)
 
 _PROCESSOR_TYPES = ("EomtImageProcessor", "EomtImageProcessorFast", "EomtImageProcessorPil")
 # Settings that mean the same under the same name.
@@ -252,18 +229,10 @@ def is_transformers_eomt_processor(settings: dict[str, Any]) -> bool:
 def translate_image_processor(
     settings: dict[str, Any], pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
 ) -> dict[str, Any]:
-    """Settings of `EoMTImageProcessor` for a checkpoint that Transformers' processor belongs to.
+    """`translated_settings` of a folder or Hub repository, with a warning if its stuff classes are unknown.
 
-    Args:
-        settings: its preprocessor_config.json.
-        pretrained_model_name_or_path: the folder or Hub repository that holds it, where the config.json is looked up.
-        kwargs: what `from_pretrained` was given; the arguments that concern the Hub are used.
-
-    Returns:
-        Our settings, see `translated_settings`; a warning says where stuff is not known.
-
-    Raises:
-        ValueError: the size cannot be expressed here.
+    `settings` are its preprocessor_config.json; the classes come from the config.json beside it. Of `kwargs`, what
+    `from_pretrained` was given, the arguments that concern the Hub are used.
     """
     id2label = _id2label(pretrained_model_name_or_path, kwargs)
     ours = translated_settings(settings, id2label)
@@ -279,15 +248,13 @@ def translated_settings(settings: Mapping[str, Any], id2label: Mapping[Any, str]
     """Settings of `EoMTImageProcessor` from those of Transformers' processor and the names of the model's classes.
 
     The task is semantic if images are cut into windows, instance if the classes are the things of a published data
-    set, else panoptic; `stuff_classes` are those of the published set, or empty. There `ignore_index` also means that
-    labels are counted from 1, which here is `do_reduce_labels`.
-
-    Raises:
-        ValueError: the size cannot be expressed here.
+    set, else panoptic; `stuff_classes` are those of the published set, or empty. A ValueError if the size cannot be
+    expressed here.
     """
     ours = {name: settings[name] for name in SHARED_SETTINGS if settings.get(name) is not None}
     windowed = bool(settings.get("do_split_image"))
     ours["size"] = _input_size(settings.get("size") or {"shortest_edge": 640, "longest_edge": 640}, windowed)
+    # In Transformers an `ignore_index` also means that labels are counted from 1.
     ignore_index = settings.get("ignore_index")
     ours["do_reduce_labels"] = bool(settings.get("do_reduce_labels", ignore_index is not None))
     if ignore_index is not None:
@@ -308,6 +275,7 @@ def _input_size(size: Any, windowed: bool) -> dict[str, int]:
     if size.get("height") and size.get("width"):
         return {"height": size["height"], "width": size["width"]}
     shortest, longest = size.get("shortest_edge"), size.get("longest_edge")
+    # Windows take their side from the shortest edge; padding needs to know both sides, so they must agree.
     if shortest is None or (not windowed and longest not in (None, shortest)):
         raise ValueError(
             f"size={size}: images that are padded need one input size; pass size={{'height': H, 'width': W}} of the "
@@ -317,7 +285,7 @@ def _input_size(size: Any, windowed: bool) -> dict[str, int]:
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments of a `from_pretrained` that say where and how a file is fetched."""
+    """The arguments of a `from_pretrained` that say where and how a file is fetched."""
     return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
 
 
