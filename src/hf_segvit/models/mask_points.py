@@ -162,7 +162,7 @@ def query_points(
         )
     if content_sizes is None:
         raise ValueError(
-            "patch_offsets came without content_sizes, so it is not known where a window lies in its image; give the "
+            "patch_offsets came without content_sizes, so the position of a window in its image is unknown; give the "
             "model all that the processor returned"
         )
     in_window = points_from_masks(masks_queries_logits)
