@@ -1,11 +1,8 @@
-"""What every metric here shares: books of counts that fill batch by batch and merge across processes.
+"""Base class of the metrics: counts that add up over batches and processes.
 
-`ImageMetric` is the base class: a metric says how it counts one image and how counts add up; the base class checks
-the batch, refuses an image that was counted before, and turns the books into plain objects that can be stored or sent.
-`Metric` is what an evaluation needs of any metric. `merge_across_processes` sums the books of all processes of a run
-through Accelerate.
-
-H W pixels, C classes.
+A subclass of `ImageMetric` counts one image; the base class checks the batch, refuses repeated images, and makes the
+counts storable. `Metric` is the protocol that an evaluation needs. `merge_across_processes` sums the counts of all
+processes through Accelerate. The functions at the end are checks that several metrics share. H W pixels.
 """
 
 from __future__ import annotations
@@ -19,26 +16,27 @@ from accelerate.utils import gather_object
 
 
 class ImageMetric(ABC):
-    """A metric over a data set that keeps counts, never images: feed batches, merge processes, compute."""
+    """A metric over a data set that keeps counts, never images."""
 
-    # Books to keep apart before they are summed up; many where a sum copies all that there is.
-    _max_parts = 1
+    # How many sets of counts wait before they are summed. Subclasses whose sum copies all earlier counts raise it,
+    # since summing after every batch would then take quadratic time.
+    _max_unsummed = 1
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Forget everything that was added."""
-        self._parts = [self._no_counts()]
+        self._unsummed = [self._no_counts()]
         self.num_images = 0
         self.image_ids: set[Hashable] = set()
 
     @property
     def counts(self) -> dict[str, np.ndarray]:
-        """The books so far."""
-        if len(self._parts) > 1:
-            self._parts = [self._sum(self._parts)]
-        return self._parts[0]
+        """The counts so far."""
+        if len(self._unsummed) > 1:
+            self._unsummed = [self._sum(self._unsummed)]
+        return self._unsummed[0]
 
     def add_batch(
         self,
@@ -47,16 +45,13 @@ class ImageMetric(ABC):
         references: Sequence[Any],
         image_ids: Sequence[Hashable] | None = None,
     ) -> None:
-        """Count a batch; on an error nothing of the batch is counted.
+        """Count a batch; if any image of it is refused, none is counted.
 
-        Args:
-            predictions: one per image, see the class.
-            references: as many, in the same order and at the same (H, W).
-            image_ids: as many names, all of them new to this metric; without them nothing is checked.
+        Predictions and references, one per image in the same order and at the same (H, W), have the forms that the
+        subclass describes. Image ids are unique over the data set; without them, repeated images go unnoticed.
 
         Raises:
-            ValueError: lengths or sizes differ, an image id was seen before, or a prediction or reference cannot be
-                counted; the message names the image's place in the batch, and its id.
+            ValueError: lengths or sizes differ, an image id was seen before, or an image cannot be counted.
         """
         lengths = {"predictions": len(predictions), "references": len(references)}
         if image_ids is not None:
@@ -67,29 +62,29 @@ class ImageMetric(ABC):
         predictions, references = self._prepared(predictions), self._prepared(references)
         batch = [self._no_counts()]
         for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+            # Errors name the position in the batch too: without ids it is all that the user can look up.
             name = f"image {index}" if image_ids is None else f"image {index} (id {image_ids[index]!r})"
             key = self.num_images + index if image_ids is None else image_ids[index]
             batch.append(self._count(prediction, reference, name, key))
+        # Added only now, so that an error above leaves the metric as it was.
         self._add(self._sum(batch), len(predictions), image_ids or ())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything accumulated, as plain objects and arrays that can be sent between processes or stored."""
+        """Everything accumulated, as plain objects and arrays that can be stored or sent."""
         counts = {name: value.copy() for name, value in self.counts.items()}
         return {"counts": counts, "num_images": self.num_images, "image_ids": list(self.image_ids)}
 
     def merge(self, other: ImageMetric | Mapping[str, Any]) -> None:
-        """Add what another process counted: its metric, or that metric's `state_dict()`.
-
-        Raises:
-            ValueError: the books do not belong to the same kind of metric, or both saw the same image id.
+        """Add what another process counted (its metric or `state_dict()`); the metrics must be alike and share no image
+        id.
         """
         state = other.state_dict() if isinstance(other, ImageMetric) else other
         counts = {name: np.asarray(value) for name, value in state["counts"].items()}
         empty = self._no_counts()
-        # Empty books without rows grow by rows; all others keep their shape.
+        # Counts that start without rows grow by rows, so their first dimension says nothing; others keep their shape.
         theirs, ours = (
-            {name: value.shape[not len(empty.get(name, ())) :] for name, value in books.items()}
-            for books in (counts, empty)
+            {name: value.shape[not len(empty.get(name, ())) :] for name, value in arrays.items()}
+            for arrays in (counts, empty)
         )
         if theirs != ours:
             raise ValueError(f"cannot merge counts of shapes {theirs} into counts of {ours}: the metrics differ")
@@ -98,28 +93,28 @@ class ImageMetric(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, Any]:
-        """The result so far. Nothing is reset."""
+        """The result so far; nothing is reset."""
 
     def _prepared(self, sides: Sequence[Any]) -> Sequence[Any]:
-        """The predictions or references of a batch, after what is quicker to do for all of them at once."""
+        """Hook for work that is faster for a whole batch of predictions or references than one by one."""
         return sides
 
     @abstractmethod
     def _no_counts(self) -> dict[str, np.ndarray]:
-        """Empty books: an array for each name."""
+        """Counts of no image: an array for each name."""
 
     @abstractmethod
     def _count(self, prediction: Any, reference: Any, name: str, image_id: Hashable) -> dict[str, np.ndarray]:
-        """The books of one image; errors start with `name`."""
+        """The counts of one image; error messages start with `name`."""
 
-    def _sum(self, books: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """Several books in one."""
-        return {name: np.sum([book[name] for book in books], axis=0) for name in books[0]}
+    def _sum(self, counts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """One set of counts from several."""
+        return {name: np.sum([each[name] for each in counts], axis=0) for name in counts[0]}
 
     def _add(self, counts: dict[str, np.ndarray], num_images: int, image_ids: Sequence[Hashable]) -> None:
-        self._parts.append(counts)
-        if len(self._parts) > self._max_parts:
-            self._parts = [self._sum(self._parts)]
+        self._unsummed.append(counts)
+        if len(self._unsummed) > self._max_unsummed:
+            self._unsummed = [self._sum(self._unsummed)]
         self.num_images += num_images
         self.image_ids.update(image_ids)
 
@@ -135,12 +130,11 @@ class ImageMetric(ABC):
 
 
 class Metric(Protocol):
-    """What an evaluation needs of a metric; `ImageMetric` has it, and whatever else has these methods will do.
+    """What an evaluation needs of a metric; `ImageMetric` provides it, but any class with these methods will do.
 
-    A metric of one's own, for `evaluate(..., metrics=[Class])` and `hf-segvit evaluate --metrics package.module:Class`,
-    is a class that is called as `Class(id2label=..., stuff_classes=...)`: names by label id, and the label ids that are
-    stuff, of the data set. It is fed what the task's own metric is fed, one image at a time. The least work is to
-    derive from `ImageMetric` and write `__init__`, `_no_counts`, `_count` and `compute`.
+    Your own metric, for `evaluate(..., metrics=[Class])` and `hf-segvit evaluate --metrics package.module:Class`, is
+    constructed as `Class(id2label=..., stuff_classes=...)` with the data set's label names and stuff label ids. The
+    shortest way is to derive from `ImageMetric` and write `__init__`, `_no_counts`, `_count` and `compute`.
     """
 
     def reset(self) -> None:
@@ -149,33 +143,28 @@ class Metric(Protocol):
     def add_batch(
         self, *, predictions: Sequence[Any], references: Sequence[Any], image_ids: Sequence[Hashable]
     ) -> None:
-        """Count images; predictions and references have the forms that the metric of the task describes."""
+        """Count images, one at a time, in the forms that the task's own metric describes."""
 
     def compute(self) -> dict[str, Any]:
-        """Values by name, numbers in [0, 1] shown in percent; of an empty metric the same names, with NaN.
-
-        No other metric of the evaluation may have one of these names, but for `per_class`, which is left out.
-        """
+        """Values by name, unique in the evaluation except `per_class`, which is left out; NaN if it is empty."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything accumulated: nested dictionaries with string keys, of arrays and of what JSON can hold."""
+        """Everything accumulated: nested dictionaries with string keys, of arrays and JSON values."""
 
     def merge(self, other: Any) -> None:
-        """Add the `state_dict()` of another, from another process or from disk."""
+        """Add another metric's `state_dict()`, from another process or from disk."""
 
 
+# For a check by name: a Protocol that is checked at run time would not say which method is missing.
 METRIC_METHODS = ("reset", "add_batch", "compute", "state_dict", "merge")
 
 
 def merge_across_processes(metric: Metric) -> None:
     """Make a metric hold what all processes of the run have counted; every process must call it.
 
-    Alone, it changes nothing. An image that two processes counted, as samplers that pad their shards make happen, is
-    an error if the batches came with image ids.
-
-    Raises:
-        ValueError: two processes counted the same image id.
+    An image id that two processes counted, as samplers that pad their shards cause, is a `ValueError`.
     """
+    # Every process gets all states, its own among them: without the reset its own would count twice.
     states = gather_object([metric.state_dict()])
     metric.reset()
     for state in states:
@@ -183,11 +172,7 @@ def merge_across_processes(metric: Metric) -> None:
 
 
 def integer_array(values: Any, what: str) -> np.ndarray:
-    """An (H, W) map of integers, from a tensor or array.
-
-    Raises:
-        ValueError: it has other dimensions, or values that are no integers; the message starts with `what`.
-    """
+    """An (H, W) array of integers from a tensor or array; errors start with `what`."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
     array = np.asarray(values)
@@ -199,3 +184,31 @@ def integer_array(values: Any, what: str) -> np.ndarray:
     if array.dtype.kind not in "biu":
         raise ValueError(f"{what} is {array.dtype}; it must hold integers")
     return array
+
+
+def require_keys(side: Mapping[str, Any], name: str) -> None:
+    """Refuse a prediction or reference without a map or masks, or without rows."""
+    missing = [key for key in ("segmentation", "segments_info") if key not in side]
+    if missing:
+        raise ValueError(f"{name}: there is no {missing} among its keys {sorted(side)}; give both")
+
+
+def label_ids(rows: Sequence[Mapping[str, Any]], num_labels: int, name: str) -> np.ndarray:
+    """(rows,) int64 label ids of `segments_info`; ids outside [0, num_labels) are refused."""
+    for row in rows:
+        if not 0 <= row["label_id"] < num_labels:
+            raise ValueError(
+                f"{name}: segment {row.get('id')} has label_id {row['label_id']}, outside 0..{num_labels - 1}; map the "
+                "data set's category ids to label ids first, or give the right num_labels"
+            )
+    return np.array([row["label_id"] for row in rows], dtype=np.int64)
+
+
+def require_same_size(predicted: tuple[int, ...], true: tuple[int, ...], name: str) -> None:
+    """Refuse a prediction whose (H, W) is not the reference's."""
+    # Never resized here: interpolated ids or labels would be silently wrong.
+    if predicted != true:
+        raise ValueError(
+            f"{name}: the prediction has (height, width) {predicted} but the reference {true}; pass target_sizes= to "
+            "the post-processing"
+        )

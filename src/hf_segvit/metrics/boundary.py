@@ -1,10 +1,9 @@
-"""Boundary IoU and boundary AP: masks compared near their outlines, where area hides mistakes of large objects.
+"""Boundary IoU and boundary AP: masks compared near their outlines.
 
-The boundary region of a mask holds its pixels at most `dilation_ratio` of the image's diagonal from its outline, the
-image's edge included. `BoundaryIoU` compares the regions of each class of label maps; `BoundaryAveragePrecision` is
-mask AP with the smaller of mask IoU and boundary IoU. Source: Cheng et al., "Boundary IoU", CVPR 2021.
-
-C classes, H W pixels, n predicted and m true masks.
+The boundary region of a mask holds its pixels at most `dilation_ratio` of the image's diagonal from its outline.
+`BoundaryIoU` compares the regions of each class of label maps; `BoundaryAveragePrecision` is mask AP with the smaller
+of mask IoU and boundary IoU. Source: Cheng et al., "Boundary IoU", CVPR 2021. C classes, H W pixels, n predicted and m
+true masks.
 """
 
 from __future__ import annotations
@@ -21,23 +20,16 @@ from .accumulation import ImageMetric
 from .mask_average_precision import IOU_THRESHOLDS, MaskAveragePrecision, mask_overlap
 from .mean_iou import Absent, MeanIoU, label_maps, mean_iou_of_classes
 
-DILATION_RATIO = 0.02
+DILATION_RATIO = 0.02  # of the diagonal; the paper's value for COCO
 
 
 class BoundaryIoU(ImageMetric):
-    """Boundary IoU of semantic segmentation over a data set: feed batches of label maps, merge processes, compute.
+    """Boundary IoU of semantic segmentation over a data set.
 
-    Predictions and references are those of `MeanIoU`. Pixels that are not counted belong to no region, in the
-    prediction neither, so that the outline of void is no mistake.
+    Predictions, references and other arguments are those of `MeanIoU`; pixels that are not counted belong to no region.
 
     Args:
-        num_labels: number of classes C.
-        ignore_index: label of reference pixels that are not counted, besides negative ones.
-        absent: what classes that occur nowhere mean for the average, see `MeanIoU`.
         dilation_ratio: width of the regions, as a share of the image's diagonal; at least one pixel.
-
-    Raises:
-        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -47,14 +39,14 @@ class BoundaryIoU(ImageMetric):
         absent: Absent = "exclude",
         dilation_ratio: float = DILATION_RATIO,
     ) -> None:
-        MeanIoU(num_labels, ignore_index, absent)  # refuses bad arguments
+        MeanIoU(num_labels, ignore_index, absent)  # only for its checks of these arguments
         _check_ratio(dilation_ratio)
         self.num_labels, self.ignore_index, self.absent = num_labels, ignore_index, absent
         self.dilation_ratio = dilation_ratio
         super().__init__()
 
     def compute(self) -> dict[str, Any]:
-        """The result so far: `boundary_iou` in [0, 1], `absent`, `num_classes`, and `per_class` with `iou`."""
+        """`boundary_iou` in [0, 1], `absent`, `num_classes`, and `per_class` with `iou`."""
         intersection, true, predicted = self.counts["boundary"].T
         mean, iou, num_classes = mean_iou_of_classes(intersection, true, predicted, self.absent)
         return {
@@ -65,11 +57,11 @@ class BoundaryIoU(ImageMetric):
         }
 
     def _no_counts(self) -> dict[str, np.ndarray]:
-        # Pixels of the intersection, of the true and of the predicted region.
-        return {"boundary": np.zeros((self.num_labels, 3), dtype=np.int64)}
+        return {"boundary": np.zeros((self.num_labels, 3), dtype=np.int64)}  # pixels: intersection, true, predicted
 
     def _count(self, prediction: Any, reference: Any, name: str, image_id: Hashable) -> dict[str, np.ndarray]:
         true, predicted = label_maps(prediction, reference, self.num_labels, self.ignore_index, name)
+        # In the prediction too, so that it is not judged by the outline of void.
         predicted[true == self.num_labels] = self.num_labels
         counts = np.zeros((self.num_labels, 3), dtype=np.int64)
         for label in np.union1d(true, predicted).tolist():
@@ -80,15 +72,7 @@ class BoundaryIoU(ImageMetric):
 
 
 class BoundaryAveragePrecision(MaskAveragePrecision):
-    """Boundary AP over a data set, fed and read like `MaskAveragePrecision`.
-
-    Args:
-        num_labels: number of classes.
-        dilation_ratio: width of the boundary regions, as a share of the image's diagonal; at least one pixel.
-
-    Raises:
-        ValueError: an argument is out of its range.
-    """
+    """Boundary AP over a data set, used like `MaskAveragePrecision`; `dilation_ratio` as for `BoundaryIoU`."""
 
     def __init__(self, num_labels: int, dilation_ratio: float = DILATION_RATIO) -> None:
         _check_ratio(dilation_ratio)
@@ -96,9 +80,9 @@ class BoundaryAveragePrecision(MaskAveragePrecision):
         super().__init__(num_labels)
 
     def overlap(self, predicted: list[dict[str, Any]], true: list[dict[str, Any]], is_crowd: np.ndarray) -> np.ndarray:
-        """(n, m) smaller of mask IoU and boundary IoU, exact where it can reach a threshold; of crowds the former."""
+        """(n, m) smaller of mask IoU and boundary IoU, exact where it can reach a threshold; mask IoU for crowds."""
         overlaps = mask_overlap(predicted, true, is_crowd)
-        # The smaller of the two cannot reach a threshold that the mask IoU misses, and outlines cost most of the time.
+        # The smaller of the two cannot reach a threshold that mask IoU misses, and outlines take most of the time.
         reaches = (overlaps >= IOU_THRESHOLDS[0]) & ~is_crowd
         rows, columns = np.flatnonzero(reaches.any(1)), np.flatnonzero(reaches.any(0))
         if len(rows):
@@ -115,23 +99,20 @@ class BoundaryAveragePrecision(MaskAveragePrecision):
 
 
 def boundary_region(mask: np.ndarray, dilation_ratio: float = DILATION_RATIO) -> np.ndarray:
-    """The pixels of a mask near its outline.
+    """(H, W) bool: the pixels of a mask near its outline.
 
-    Args:
-        mask: (H, W) bool.
-        dilation_ratio: width of the region, as a share of the image's diagonal; at least one pixel.
-
-    Returns:
-        (H, W) bool: pixels of the mask that have a pixel outside it, or outside the image, at most that far away
-        along rows and along columns.
+    They have a pixel outside the mask, or outside the image, at most `dilation_ratio` of the diagonal (at least one
+    pixel) away along both rows and columns.
     """
     distance = max(1, round(dilation_ratio * float(np.hypot(*mask.shape))))
     region = np.zeros(mask.shape, dtype=bool)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return region
+    # Only the bounding box is filtered; everything outside it is background anyway.
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     inner = np.ascontiguousarray(mask[window]).view(np.uint8)
+    # Erosion by a square, as two passes over lines; cval=0 makes the edge of the image an outline.
     for axis in (0, 1):
         inner = ndimage.minimum_filter1d(inner, 2 * distance + 1, axis, mode="constant", cval=0)
     region[window] = mask[window] & (inner == 0)

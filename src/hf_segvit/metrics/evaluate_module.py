@@ -1,11 +1,8 @@
-"""The base of this package's metrics as modules of the `evaluate` library (the folders in evaluate_modules/).
+"""Base class of the modules for the `evaluate` library (the folders in evaluate_modules/).
 
-`CountingMetric` is an `evaluate.Metric` that counts each batch as it comes into one of the package's metrics, where
-`evaluate` would write the images to a table and read them all at the end. A module names that metric and describes it;
-`add`, `add_batch`, `compute`, `evaluate.combine` and several processes then work as for any other module.
-`compute_from_json` and `space_interface` are what a module shows as a Space of the Hub.
-
-Needs `evaluate`, which the rest of the package does not; `space_interface` also needs `gradio`.
+`CountingMetric` is an `evaluate.Metric` that counts each batch at once with one of this package's metrics, instead of
+writing images to a table and reading them at the end. `compute_from_json` and `space_interface` are what a module shows
+as a Space of the Hub. Needs `evaluate`, which the rest of the package does not; `space_interface` also needs `gradio`.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from .accumulation import ImageMetric
 _INPUTS = ("predictions", "references", "image_ids")
 
 
-# Abstract, as `evaluate.load` takes the first class of a script that is not, and scripts import this one.
+# Abstract, since `evaluate.load` takes the first concrete class of a script, and scripts import this one.
 class CountingMetric(evaluate.Metric, ABC):
     """A metric of `evaluate` that keeps counts, never images.
 
@@ -38,17 +35,12 @@ class CountingMetric(evaluate.Metric, ABC):
     the others by `evaluate`'s own locks, merges the files and removes them.
 
     Args:
-        config_name: as `evaluate.Metric` takes it.
-        require_image_ids: every image must come with an id. `image_ids` is then one of the `features`, without which
-            `evaluate.combine` does not pass it on from its `add` and `add_batch`.
+        require_image_ids: every image must come with an id; `image_ids` is then one of the `features`.
         **arguments: those of `metric_class` (they may also wait for `compute`) and those of `evaluate.Metric`.
-
-    Raises:
-        ValueError: an argument is known to neither, or out of its range.
     """
 
     metric_class: type[ImageMetric]
-    filelock: Any  # of `evaluate`, which says nothing of its type
+    filelock: Any  # set by `evaluate`, which has no annotation for it
 
     def __init__(self, config_name: str | None = None, *, require_image_ids: bool = False, **arguments: Any) -> None:
         of_evaluate = set(inspect.signature(evaluate.EvaluationModule.__init__).parameters) - {"self", "kwargs"}
@@ -58,10 +50,11 @@ class CountingMetric(evaluate.Metric, ABC):
         self._stored: Path | None = None
         super().__init__(config_name, **{name: arguments[name] for name in arguments.keys() - self._settings.keys()})
         if require_image_ids:
+            # `evaluate.combine` passes on only what is among the features.
             self.info.features = _with_image_ids(self.info.features)
         self._reject_unknown({})
         if not self._missing({}):
-            self._new_metric({})  # refuses bad settings now, not after an hour of predictions
+            self._new_metric({})  # refuse bad settings now, not after an hour of predictions
 
     def __len__(self) -> int:
         """Images counted since the last `compute`."""
@@ -75,10 +68,10 @@ class CountingMetric(evaluate.Metric, ABC):
         """Count one image.
 
         Args:
-            prediction: see below.
-            reference: see below.
-            image_id: a string or an integer that no other image has; without it nothing is checked.
-            **kwargs: the three under the plural names of the features, as `evaluate.combine` passes them.
+            image_id: a string or integer that is unique; without it, repeated images go unnoticed.
+            **kwargs: the same three under the plural names of the features, as `evaluate.combine` passes them.
+
+        The form of prediction and reference:
 
         """
         image = {"predictions": prediction, "references": reference, "image_ids": image_id} | kwargs
@@ -92,13 +85,10 @@ class CountingMetric(evaluate.Metric, ABC):
         image_ids: Sequence[Hashable] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Count a batch of images; on an error nothing of the batch is counted.
+        """Count a batch of images; if any of it is refused, none is counted.
 
-        Args:
-            predictions: one per image, see below.
-            references: as many, in the same order.
-            image_ids: as many strings or integers, each a new one; without them nothing is checked.
-            **kwargs: refused.
+        Predictions and references are given one per image in the same order, image ids as unique strings or integers.
+        Their forms:
 
         """
         if kwargs:
@@ -118,20 +108,15 @@ class CountingMetric(evaluate.Metric, ABC):
         image_ids: Sequence[Hashable] | None = None,
         **settings: Any,
     ) -> dict[str, Any] | None:
-        """The result over all images since the last `compute`, which are forgotten afterwards.
+        """The result over all images since the last `compute`, which are forgotten; `None` on processes other than 0.
 
         Args:
-            predictions: a last batch, or all images at once, see `add_batch`.
-            references: as many.
-            image_ids: as many.
-            **settings: arguments of the metric that `evaluate.load` was not given; only where nothing was added before.
-
-        Returns:
-            The result on process 0, `None` on others.
+            predictions: a last batch, or all images at once, see `add_batch`; the same for references and image_ids.
+            **settings: arguments of the metric that `evaluate.load` was not given; only if nothing was added before.
 
         """
         settings = _plain(settings)
-        # Settings of one call must not outlive it, as they would in a metric kept although counting fails.
+        # A new metric is not stored on self: if counting fails, the settings of this call must not outlive it.
         metric = self._metric if self._metric is not None and len(self) else self._new_metric(settings)
         if len(self) and self._complete(settings) != self._complete({}):
             raise ValueError(
@@ -158,7 +143,7 @@ class CountingMetric(evaluate.Metric, ABC):
         image_ids: Sequence[Hashable] | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
-        """The result over these images alone; what was added before neither counts nor is forgotten."""
+        """The result over these images alone; images added before are neither counted nor forgotten."""
         metric = self._new_metric(_plain(settings))
         metric.add_batch(predictions=predictions, references=references, image_ids=image_ids)
         return metric.compute()
@@ -189,22 +174,19 @@ class CountingMetric(evaluate.Metric, ABC):
             raise ValueError(f"{self.name} has no settings {unknown}; it has {list(parameters)}")
 
     def _missing(self, settings: dict[str, Any]) -> list[str]:
-        """Arguments of the metric that neither `evaluate.load` nor `settings` gave."""
+        """Required arguments of the metric that neither `evaluate.load` nor `settings` gave."""
         parameters = inspect.signature(self.metric_class).parameters.values()
         given = self._settings | settings
         return [each.name for each in parameters if each.default is each.empty and each.name not in given]
 
     def _complete(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """All arguments of the metric, defaults too."""
+        """All arguments of the metric, defaults included."""
         parameters = inspect.signature(self.metric_class).parameters.values()
         defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
         return _plain(defaults) | self._settings | settings
 
     def _meet(self) -> None:
-        """Wait for the other processes, before the first image of a round, and hold the lock of this one's file.
-
-        These are the locks of `evaluate`: a process lets go of its own when its counts are stored.
-        """
+        """Wait for the other processes before the first image of a round, holding the lock of this one's file."""
         if self.num_process == 1 or self.filelock is not None:
             return
         if self._stored is not None:
@@ -214,9 +196,9 @@ class CountingMetric(evaluate.Metric, ABC):
                 name = f"{self.experiment_id}-{self.num_process}-rdv.lock"
                 self.rendez_vous_lock = FileLock(str(Path(self.data_dir) / name))
                 self.rendez_vous_lock.acquire(timeout=self.timeout)
-            # Longer than evaluate's second: process 0 may still be letting go after the last round.
+            # evaluate waits one second here, too short if process 0 is still releasing the locks of the last round.
             self.cache_file_name, self.filelock = self._create_cache_file(timeout=self.timeout)
-            _counts_path(self.cache_file_name).unlink(missing_ok=True)  # of a run that broke off
+            _counts_path(self.cache_file_name).unlink(missing_ok=True)  # left by a run that crashed
             if self.process_id == 0:
                 self._check_all_processes_locks()
             else:
@@ -237,7 +219,7 @@ class CountingMetric(evaluate.Metric, ABC):
         """Store the counts of this process or, as process 0, add those of all others."""
         if self.num_process == 1:
             return
-        self._meet()  # a process without images did not so far
+        self._meet()  # processes without any image have not yet
         locks, paths = [self.filelock], [_counts_path(self.cache_file_name)]
         try:
             if self.process_id > 0:
@@ -252,7 +234,7 @@ class CountingMetric(evaluate.Metric, ABC):
             if self.process_id == 0:
                 for path in paths:
                     path.unlink(missing_ok=True)
-            # The lock of process 0 first: a quick process that starts the next round must not take it for that round's.
+            # The lock of process 0 goes first: a fast process in the next round must not mistake it for that round's.
             for lock in locks:
                 lock.release()
             self._release()
@@ -275,13 +257,7 @@ class CountingMetric(evaluate.Metric, ABC):
 
 
 def compute_from_json(module: str | Path, predictions: str, references: str, settings: str) -> str:
-    """The result of a module, all in JSON.
-
-    Args:
-        module: path of the module's script.
-        predictions: list, one entry per image.
-        references: as many.
-        settings: object with the arguments of the metric.
+    """The result of a module, with predictions and references (lists) and settings (an object) all in JSON.
 
     Raises:
         ValueError: an argument is not JSON, or the metric refuses it.
@@ -292,20 +268,14 @@ def compute_from_json(module: str | Path, predictions: str, references: str, set
             values[name] = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"the {name} are not JSON: {error}") from error
-    # Not to evaluate.load: a stranger who types in a Space must not choose where it writes.
+    # Settings never go to evaluate.load: a visitor of a Space must not choose where it writes.
     result = evaluate.load(str(module)).compute(**values.pop("settings"), **values)
     return json.dumps(result, indent=2)
 
 
 def space_interface(module: Path, *, predictions: list[Any], references: list[Any], **settings: Any) -> Any:
-    """A gradio page that computes a metric from JSON, as a Space shows it; `evaluate`'s own widget takes no maps.
-
-    Args:
-        module: path of the module's script, which has its card beside it.
-        predictions: example that the page shows at first.
-        references: as many.
-        **settings: of the example.
-    """
+    """A gradio page for the script `module`, which shows the given example at first."""
+    # Our own page, since `evaluate`'s widget takes no maps; imported here as only Spaces have gradio.
     import gradio
 
     def compute(predictions: str, references: str, settings: str) -> str:
@@ -332,12 +302,12 @@ def _with_image_ids(features: Any) -> Any:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON has them, which two processes can compare; what can be read only once becomes a list."""
+    """Settings as JSON holds them, which processes can compare; iterators, readable only once, become lists."""
     return json.loads(json.dumps(settings, default=lambda value: getattr(value, "tolist", lambda: list(value))()))
 
 
 def _plain_id(image_id: Any, index: int) -> str | int:
-    """An id as JSON has it, so that it is the same in all processes."""
+    """An image id as JSON holds it, so that it is the same in all processes."""
     if isinstance(image_id, np.integer):
         image_id = int(image_id)
     if not isinstance(image_id, str | int):

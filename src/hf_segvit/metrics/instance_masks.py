@@ -1,9 +1,7 @@
-"""Masks of instances as metrics take them, checked and brought to COCO's run-length encoding (RLE).
+"""Instance masks checked and brought to COCO's run-length encoding (RLE).
 
-`instance_masks` reads a prediction or reference, whichever of the three forms its masks have. Everything is checked
-here, before pycocotools sees it: its C code answers malformed runs with uninitialised memory, or crashes.
-
-H W pixels, n masks.
+`instance_masks` reads a prediction or reference in any of its three forms; `check_rles_together` checks a batch of RLEs
+in one pass; `decoded_masks` gives binary masks. H W pixels, n masks.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_masks
 
 from ..models.mask_encoding import decode_counts, decode_counts_together, decode_mask, encode_counts
-from .accumulation import integer_array
+from .accumulation import integer_array, label_ids, require_keys
 
 
 @dataclass(frozen=True)
@@ -25,11 +23,10 @@ class InstanceMasks:
 
     Attributes:
         rles: n masks as pycocotools takes them, {"size": [H, W], "counts": bytes}.
-        size: (H, W), `None` where nothing tells it, as there is no mask.
-        labels: (n,) int64 label ids.
-        areas: (n,) float64 pixels: the row's own `area` where it has one.
-        scores: (n,) float64; of references, 1.
-        is_crowd: (n,) bool; of predictions, False.
+        size: (H, W); `None` if there is no mask to tell it.
+        areas: (n,) float64 pixels; a row's own `area` where it has one.
+        scores: (n,) float64; 1 in references.
+        is_crowd: (n,) bool; False in predictions.
     """
 
     rles: list[dict[str, Any]]
@@ -44,42 +41,30 @@ class InstanceMasks:
 
 
 def instance_masks(side: Mapping[str, Any], num_labels: int, name: str, *, is_reference: bool) -> InstanceMasks:
-    """Read the masks of one image.
+    """Read the masks of one image from `segmentation` and `segments_info`, see `MaskAveragePrecision`.
 
-    Args:
-        side: `segmentation` and `segments_info`, see `MaskAveragePrecision`.
-        num_labels: number of classes.
-        name: of the image and side, for errors.
-        is_reference: rows have `is_crowd` and perhaps `area`, but no `score`.
-
-    Raises:
-        ValueError: masks and rows do not fit together, a mask is malformed, or a row holds an impossible value.
+    Only rows of a reference have `is_crowd` and perhaps `area`, only those of a prediction a `score`. Whatever is
+    malformed or does not fit together is a `ValueError` that starts with `name`.
     """
-    missing = [key for key in ("segmentation", "segments_info") if key not in side]
-    if missing:
-        raise ValueError(f"{name}: there is no {missing} among its keys {sorted(side)}; give both")
+    require_keys(side, name)
     rows = list(side["segments_info"])
-    for row in rows:
-        if not 0 <= row["label_id"] < num_labels:
-            raise ValueError(
-                f"{name}: segment {row.get('id')} has label_id {row['label_id']}, outside 0..{num_labels - 1}; map the "
-                "data set's category ids to label ids first, or give the right num_labels"
-            )
+    labels = label_ids(rows, num_labels, name)
     rles, size = _encoded(side["segmentation"], rows, name)
     if len(rles) != len(rows):
         raise ValueError(f"{name}: {len(rles)} masks for {len(rows)} rows of segments_info; give one mask for each row")
     areas = coco_masks.area(rles).astype(np.float64) if rles else np.zeros(0)
     scores = np.ones(len(rows))
     if is_reference:
-        given = [(index, row["area"]) for index, row in enumerate(rows) if row.get("area") is not None]
-        for index, area in given:
-            areas[index] = area
+        # COCO's own areas are those of polygons, and decide between small, medium and large as in its evaluator.
+        for index, row in enumerate(rows):
+            if row.get("area") is not None:
+                areas[index] = row["area"]
     else:
         scores = np.array([_score(row, name) for row in rows], dtype=np.float64)
     return InstanceMasks(
         rles=rles,
         size=size,
-        labels=np.array([row["label_id"] for row in rows], dtype=np.int64),
+        labels=labels,
         areas=areas,
         scores=scores,
         is_crowd=np.array([is_reference and bool(row.get("is_crowd", False)) for row in rows], dtype=bool),
@@ -91,21 +76,16 @@ class CheckedRles(list):
 
 
 def check_rles_together(sides: Sequence[Any]) -> list[Any]:
-    """Check the RLE masks of many images in one pass, which is quicker than one by one.
+    """Check the RLE masks of many predictions or references in one pass, faster than one by one.
 
-    Args:
-        sides: predictions or references, see `MaskAveragePrecision`.
-
-    Returns:
-        The same, with `CheckedRles` where masks are RLE. Where any is malformed, the sides as they are: checking one by
-        one tells which.
+    Returns them with `CheckedRles` where masks are RLE, or unchanged if any is malformed.
     """
     lists: list[Any] = [side.get("segmentation") if isinstance(side, Mapping) else () for side in sides]
     chosen = [index for index, masks in enumerate(lists) if isinstance(masks, list | tuple) and masks]
     try:
         checked = iter(_checked_rles([rle for index in chosen for rle in lists[index]], "masks") if chosen else [])
     except (ValueError, TypeError, KeyError):
-        return list(sides)
+        return list(sides)  # checking each image on its own will name the malformed mask
     together = list(sides)
     for index in chosen:
         together[index] = {**sides[index], "segmentation": CheckedRles(next(checked) for _ in lists[index])}
@@ -157,7 +137,7 @@ def _encoded(
 
 
 def _checked_rles(rles: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
-    """Masks whose runs are known to fill their sizes exactly."""
+    """Masks with counts as bytes, whose runs fill their sizes exactly."""
     checked: list[dict[str, Any]] = []
     for index, rle in enumerate(rles):
         missing = [key for key in ("size", "counts") if key not in rle]
@@ -168,6 +148,7 @@ def _checked_rles(rles: Sequence[Mapping[str, Any]], name: str) -> list[dict[str
             counts = encode_counts(np.asarray(counts, dtype=np.int64))
         counts = counts.encode("utf-8") if isinstance(counts, str) else bytes(counts)
         checked.append({"size": [int(length) for length in rle["size"]], "counts": counts})
+    # pycocotools' C code answers malformed runs with uninitialised memory, or crashes: nothing unchecked may reach it.
     totals, shortest = _run_totals([rle["counts"] for rle in checked], name)
     for index, (rle, total, least) in enumerate(zip(checked, totals, shortest, strict=True)):
         height, width = rle["size"]
@@ -181,7 +162,7 @@ def _checked_rles(rles: Sequence[Mapping[str, Any]], name: str) -> list[dict[str
 
 
 def _run_totals(counts: Sequence[bytes], name: str) -> tuple[list[int], list[int]]:
-    """Sum and minimum of the run lengths of every mask (n compressed counts)."""
+    """Sum and minimum of the run lengths of each mask (n compressed counts)."""
     try:
         runs, sizes = decode_counts_together(counts)
     except ValueError:
@@ -198,11 +179,7 @@ def _run_totals(counts: Sequence[bytes], name: str) -> tuple[list[int], list[int
 
 
 def decoded_masks(segmentation: Any, rows: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
-    """(n, H, W) bool of masks in any of the forms that `instance_masks` takes.
-
-    Raises:
-        ValueError: a mask is malformed or has another size.
-    """
+    """(n, H, W) bool of masks in any of the forms that `instance_masks` takes; other sizes are refused."""
     rles, found = _encoded(segmentation, rows, "the masks")
     if found and found != size:
         raise ValueError(f"the masks have (height, width) {found}, the image {size}; pass target_sizes=")

@@ -1,15 +1,9 @@
-"""Average precision (AP) of instance segmentation over a data set, equal to pycocotools', COCO's evaluator.
+"""Average precision (AP) of instance segmentation, equal to COCO's evaluator (pycocotools).
 
-`MaskAveragePrecision` accumulates records of matches (never masks) over batches and processes;
-`average_precision_from_records` turns them into the result. Masks are compared once, when they are added, with
-pycocotools' own IoU; a record takes some 40 bytes, so that a data set of any size fits. `instance_records` makes the
-records of an image, one for every prediction and reference.
-
-A prediction may match a reference of its class whose IoU reaches a threshold. In order of falling score, each takes the
-free reference of highest IoU. References that do not count (crowds, and those outside a range of areas) are taken only
-where no other is left; what matches them does not count either, and crowds may be taken any number of times.
-
-C classes, n predictions and m references of one class, T IoU thresholds, A ranges of areas, R recall levels.
+`MaskAveragePrecision` accumulates records of matches over batches and processes; `average_precision_from_records` turns
+them into the result; `instance_records` makes those of an image. Masks are compared once, when they are added, and not
+kept: a record takes some 40 bytes. C classes, n predictions and m references of one class, T IoU thresholds, A ranges
+of areas, R recall levels.
 """
 
 from __future__ import annotations
@@ -21,11 +15,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_masks
 
-from .accumulation import ImageMetric
+from .accumulation import ImageMetric, require_same_size
 from .instance_masks import InstanceMasks, check_rles_together, instance_masks
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_LARGEST = 1e5**2
+_LARGEST = 1e5**2  # pixels; COCO's stand-in for infinity
 # COCO's ranges of areas in pixels, both ends included.
 AREA_RANGES = {
     "all": (0.0, _LARGEST),
@@ -33,7 +27,7 @@ AREA_RANGES = {
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, _LARGEST),
 }
-MAX_DETECTIONS = 100  # of one class in one image
+MAX_DETECTIONS = 100  # of one class in one image, as in COCO
 
 # (n, m) overlaps of predicted and true RLE masks, given which (m,) are crowds.
 Overlap = Callable[[list[dict[str, Any]], list[dict[str, Any]], np.ndarray], np.ndarray]
@@ -46,6 +40,7 @@ def mask_overlap(predicted: list[dict[str, Any]], true: list[dict[str, Any]], is
 
 def no_records() -> dict[str, np.ndarray]:
     """Records of no image, see `instance_records`."""
+    # Packed into bits: the flags for every range and threshold would else be most of a record.
     packed = -(-len(AREA_RANGES) * len(IOU_THRESHOLDS) // 8)
     return {
         "prediction_label": np.zeros(0, np.int64),
@@ -70,20 +65,16 @@ def instance_records(
     """Compare the masks of one image; the first arguments are described at `MaskAveragePrecision`.
 
     Returns:
-        For each prediction that counts its `label`, `score`, `image` (the given order), `rank` among those of its
-        class, and whether it is `matched` and `ignored` for every range of areas and threshold, (A, T) packed into
-        bits; for each reference its `label` and whether it `counts` in every range of areas.
-
-    Raises:
-        ValueError: see `instance_masks`, or the two sides have masks of different sizes.
+        For each prediction that counts its `label`, `score`, `image` (`image_order`), `rank` in its class, and whether
+        it
+        is `matched` and `ignored` for every range of areas and threshold, (A, T) packed into bits; for each reference
+        its
+        `label` and whether it `counts` in every range of areas.
     """
     predicted = instance_masks(prediction, num_labels, f"{name}, prediction", is_reference=False)
     true = instance_masks(reference, num_labels, f"{name}, reference", is_reference=True)
-    if predicted.size and true.size and predicted.size != true.size:
-        raise ValueError(
-            f"{name}: the prediction has (height, width) {predicted.size} but the reference {true.size}; pass "
-            "target_sizes= to the post-processing"
-        )
+    if predicted.size and true.size:
+        require_same_size(predicted.size, true.size, name)
     records = no_records()
     is_outside_true, is_outside_predicted = _outside(true.areas), _outside(predicted.areas)
     ignored_references = is_outside_true | true.is_crowd[:, None]
@@ -97,6 +88,7 @@ def instance_records(
         if len(columns):
             overlaps = overlap(_pick(predicted, rows), _pick(true, columns), true.is_crowd[columns])
             _match(overlaps, ignored_references[columns].T, true.is_crowd[columns], matched, ignored)
+        # A false positive outside the range is no error there; a match is judged by its reference alone.
         ignored |= ~matched & is_outside_predicted[rows][:, :, None]
         kept.append(rows)
         ranks.append(np.arange(len(rows)))
@@ -134,11 +126,16 @@ def _pick(masks: InstanceMasks, rows: np.ndarray) -> list[dict[str, Any]]:
 def _match(
     overlaps: np.ndarray, is_ignored: np.ndarray, is_crowd: np.ndarray, matched: np.ndarray, ignored: np.ndarray
 ) -> None:
-    """Fill `matched` and `ignored` (n, A, T) from overlaps (n, m), ignored references (A, m) and crowds (m,)."""
+    """Fill `matched` and `ignored` (n, A, T) from overlaps (n, m), ignored references (A, m) and crowds (m,).
+
+    By falling score, each prediction takes the free reference of its class with the highest IoU that reaches the
+    threshold. References that do not count (crowds, areas outside the range) are taken only if no other is left, and
+    what matches them does not count either; a crowd may be taken any number of times.
+    """
     reaches = overlaps[:, None, :] >= np.minimum(IOU_THRESHOLDS, 1 - 1e-10)[:, None]  # (n, T, m)
     candidates = reaches[:, 0]
     if candidates.sum(1).max() <= 1 and candidates[:, ~is_crowd].sum(0).max(initial=0) <= 1:
-        # No two compete, as mostly: everyone takes what it reaches.
+        # The common case: no two predictions compete for a reference, so each takes what it reaches.
         for row, column in zip(*np.nonzero(candidates), strict=True):
             matched[row] = reaches[row, :, column]
             ignored[row] = matched[row] & is_ignored[:, column, None]
@@ -163,23 +160,16 @@ FEWER_DETECTIONS = (1, 10)  # recall is also reported for so many predictions of
 
 
 class MaskAveragePrecision(ImageMetric):
-    """Average precision of masks over a data set: feed batches, merge processes, compute.
+    """Average precision of masks over a data set.
 
     A prediction is what `post_process_instance_segmentation` returns: `segmentation`, which is masks (n, H, W)
     (`return_binary_maps=True`), a list of n COCO RLEs (`return_coco_annotation=True`) or, where masks do not overlap,
     an id map (H, W); and `segments_info`, n rows with `label_id` and `score` (and `id`, for an id map). A reference is
-    the same with `is_crowd` in its rows (absent means False) and, instead of a score, `area` (absent means the mask's
-    own; COCO's annotations have the polygon's, which decides between small, medium and large).
-
-    Args:
-        num_labels: number of classes; label ids are 0 .. num_labels - 1.
-
-    Raises:
-        ValueError: `num_labels` is not positive.
+    the same with `is_crowd` (absent means False) and `area` (absent means the mask's own) instead of a score.
     """
 
     overlap: Overlap = staticmethod(mask_overlap)
-    _max_parts = 2**31  # a sum is a copy of all records
+    _max_unsummed = 2**31  # a sum is a copy of all records
 
     def __init__(self, num_labels: int) -> None:
         if num_labels < 1:
@@ -188,7 +178,7 @@ class MaskAveragePrecision(ImageMetric):
         super().__init__()
 
     def compute(self) -> dict[str, Any]:
-        """The result so far; see `average_precision_from_records`. Nothing is reset."""
+        """The result so far; see `average_precision_from_records`."""
         return average_precision_from_records(self.counts, self.num_labels)
 
     def _prepared(self, sides: Sequence[Any]) -> Sequence[Any]:
@@ -201,28 +191,25 @@ class MaskAveragePrecision(ImageMetric):
         order = _order(image_id)
         return instance_records(prediction, reference, self.num_labels, order, name, self.overlap)
 
-    def _sum(self, books: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        return {name: np.concatenate([book[name] for book in books]) for name in books[0]}
+    def _sum(self, counts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([each[name] for each in counts]) for name in counts[0]}
 
 
 def average_precision_from_records(records: dict[str, np.ndarray], num_labels: int) -> dict[str, Any]:
-    """Average precision and recall from records of matches.
-
-    Args:
-        records: see `instance_records`.
-        num_labels: number of classes.
+    """Average precision and recall from the records of `instance_records`.
 
     Returns:
         `ap` (mean over IoU 0.50 to 0.95), `ap_50`, `ap_75`, `ap_small`, `ap_medium`, `ap_large`, and the recalls
-        `ar_1`, `ar_10`, `ar_100`, `ar_small`, `ar_medium`, `ar_large`, in [0, 1]: means over the classes that have a
-        reference that counts, NaN where none has (pycocotools says -1). `num_classes` is the number of those classes.
-        `per_class` maps every label id to its `ap`, `ap_50`, `ap_75`, `ar_100`, and the numbers `references` (that
-        count) and `predictions`.
+        `ar_1`,
+        `ar_10`, `ar_100`, `ar_small`, `ar_medium`, `ar_large`, in [0, 1]: means over the `num_classes` classes with a
+        reference that counts, NaN if there is none (pycocotools says -1). `per_class` by label id: `ap`, `ap_50`,
+        `ap_75`,
+        `ar_100`, and the numbers `references` (that count) and `predictions`.
     """
     precision = np.full((num_labels, len(AREA_RANGES), len(IOU_THRESHOLDS)), np.nan)
     limits = (*FEWER_DETECTIONS, MAX_DETECTIONS)
     recall = np.full((num_labels, len(limits), len(AREA_RANGES), len(IOU_THRESHOLDS)), np.nan)
-    # Exact ties in score fall in the order of image ids, whatever process saw them.
+    # Ties in score are broken by image id, so that the result does not depend on which process saw an image.
     order = np.lexsort((records["prediction_rank"], records["prediction_image"], -records["prediction_score"]))
     labels = records["prediction_label"][order]
     num_references = np.zeros((num_labels, len(AREA_RANGES)), np.int64)
@@ -235,8 +222,8 @@ def average_precision_from_records(records: dict[str, np.ndarray], num_labels: i
         exists = totals[:, 0] > 0
         precision[label, exists] = _mean_precision(true_positive[:, exists], false_positive[:, exists], totals[exists])
         for index, limit in enumerate(limits):
-            found = true_positive[records["prediction_rank"][rows] < limit].sum(0)
-            recall[label, index, exists] = found[exists] / totals[exists]
+            num_found = true_positive[records["prediction_rank"][rows] < limit].sum(0)
+            recall[label, index, exists] = num_found[exists] / totals[exists]
 
     all_areas = precision[:, 0]
     # IoU 0.50 is the first threshold and 0.75 the sixth.
@@ -261,20 +248,21 @@ def average_precision_from_records(records: dict[str, np.ndarray], num_labels: i
 
 
 def _mean_precision(true_positive: np.ndarray, false_positive: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """(A, T) precision, averaged over recall levels, of (n, A, T) flags in falling order of score and (A, 1) totals."""
+    """(A, T) precision averaged over recall levels, from (n, A, T) flags by falling score and (A, 1) totals."""
     num_predictions, num_areas, num_thresholds = true_positive.shape
     if not num_predictions:
         return np.zeros((num_areas, num_thresholds))
     found = true_positive.cumsum(0, dtype=np.float64)
-    precision = found / (false_positive.cumsum(0, dtype=np.float64) + found + np.spacing(1))
+    precision = found / (false_positive.cumsum(0, dtype=np.float64) + found + np.spacing(1))  # pycocotools' own epsilon
     # Precision at a recall is the best at that recall or a higher one.
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     recall = found / totals
     sums = np.zeros((num_areas, num_thresholds))
     for area in range(num_areas):
         for threshold in range(num_thresholds):
-            place = np.searchsorted(recall[:, area, threshold], RECALL_LEVELS, side="left")
-            sums[area, threshold] = precision[place[place < num_predictions], area, threshold].sum()
+            index = np.searchsorted(recall[:, area, threshold], RECALL_LEVELS, side="left")
+            # Recall levels that are never reached have precision 0.
+            sums[area, threshold] = precision[index[index < num_predictions], area, threshold].sum()
     return sums / len(RECALL_LEVELS)
 
 
@@ -284,8 +272,9 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _order(image_id: Hashable) -> int:
-    """A number that orders images alike in every process: an integer id itself, of others a digest."""
+    """A number that orders images alike in every process: an integer id itself, a digest of any other."""
     if isinstance(image_id, int | np.integer) and abs(int(image_id)) < 2**63:
         return int(image_id)
+    # Not hash(), which differs from process to process.
     digest = hashlib.blake2b(str(image_id).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return int.from_bytes(digest, "big") >> 1  # fits int64

@@ -1,12 +1,8 @@
-"""Mean intersection over union (mIoU) of semantic segmentation, from one matrix of counts.
+"""Mean intersection over union (mIoU) of semantic segmentation.
 
-`MeanIoU` accumulates the matrix over batches and processes; `mean_iou_from_counts` turns it into the result. Counts are
-int64 (C, C + 1): pixels by true class (row) and predicted class (column); the last column counts pixels that were
-given no class. C classes, H W pixels.
-
-Papers differ in what they do with a class that occurs neither in the truth nor in the predictions of a data set. Most
-leave it out of the mean (`absent="exclude"`); torchmetrics' plain mean, which the official EoMT code uses, counts it as
-zero (`absent="zero"`). The choice is part of the result.
+`MeanIoU` accumulates a matrix of counts over batches and processes; `mean_iou_from_counts` turns it into the result.
+Counts are int64 (C, C + 1): pixels by true class (row) and predicted class (column); the last column counts pixels that
+were given no class. C classes, H W pixels.
 """
 
 from __future__ import annotations
@@ -16,25 +12,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .accumulation import ImageMetric, integer_array
+from .accumulation import ImageMetric, integer_array, require_same_size
 
+# Papers treat a class that occurs neither in the truth nor in the predictions in two ways: most leave it out of the
+# mean; torchmetrics' plain mean, which the official EoMT code uses, counts it as zero.
 Absent = Literal["exclude", "zero"]
 
 
 class MeanIoU(ImageMetric):
-    """Mean intersection over union over a data set: feed batches of label maps, merge processes, compute.
+    """Mean intersection over union over a data set.
 
     A prediction is what `post_process_semantic_segmentation` returns for an image: a tensor or array (H, W) of label
-    ids. A reference is the same. Reference pixels that are negative or `ignore_index` are not counted. A prediction
-    outside [0, num_labels) is "no class": wrong wherever the reference has a class.
+    ids. A reference is the same. A prediction outside [0, num_labels) is "no class": wrong wherever the reference has a
+    class.
 
     Args:
         num_labels: number of classes C; label ids are 0 .. C - 1.
         ignore_index: label of reference pixels that are not counted, besides negative ones.
-        absent: what classes that occur nowhere mean for the averages, see the module.
-
-    Raises:
-        ValueError: an argument is out of its range.
+        absent: "exclude" leaves classes that occur nowhere out of the means, "zero" counts them as 0.
     """
 
     def __init__(self, num_labels: int, ignore_index: int | None = 255, absent: Absent = "exclude") -> None:
@@ -51,7 +46,7 @@ class MeanIoU(ImageMetric):
         super().__init__()
 
     def compute(self) -> dict[str, Any]:
-        """The result so far; see `mean_iou_from_counts`. Nothing is reset."""
+        """The result so far; see `mean_iou_from_counts`."""
         return mean_iou_from_counts(self.counts["confusion"], self.absent)
 
     def _no_counts(self) -> dict[str, np.ndarray]:
@@ -64,15 +59,9 @@ class MeanIoU(ImageMetric):
 def confusion_counts(
     prediction: Any, reference: Any, num_labels: int, ignore_index: int | None = 255, name: str = "the image"
 ) -> np.ndarray:
-    """Count the pixels of one image by true and predicted class; the arguments are described at `MeanIoU`.
-
-    Returns:
-        (C, C + 1) int64.
-
-    Raises:
-        ValueError: sizes differ, or a reference label is out of range; the message starts with `name`.
-    """
+    """(C, C + 1) int64 pixels of one image by true and predicted class; arguments and errors as for `MeanIoU`."""
     true, predicted = label_maps(prediction, reference, num_labels, ignore_index, name)
+    # Both maps in one number per pixel, so that one pass counts all pairs of classes.
     pairs = np.bincount(true.ravel() * (num_labels + 1) + predicted.ravel(), minlength=(num_labels + 1) ** 2)
     return pairs.reshape(num_labels + 1, num_labels + 1)[:num_labels]
 
@@ -80,23 +69,20 @@ def confusion_counts(
 def label_maps(
     prediction: Any, reference: Any, num_labels: int, ignore_index: int | None, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and prediction (H, W) int64, checked, where C stands for "not counted" and for "no class"."""
+    """Checked reference and prediction (H, W) int64, in which C means "not counted" and "no class"."""
     predicted = integer_array(prediction, f"{name}: the prediction")
     true = integer_array(reference, f"{name}: the reference")
-    if predicted.shape != true.shape:
-        raise ValueError(
-            f"{name}: the prediction has (height, width) {predicted.shape} but the reference {true.shape}; pass "
-            "target_sizes= to the post-processing"
-        )
+    require_same_size(predicted.shape, true.shape, name)
     true, predicted = true.astype(np.int64), predicted.astype(np.int64)
     is_ignored = true < 0
     if ignore_index is not None:
         is_ignored |= true == ignore_index
     true[is_ignored] = num_labels
+    # Two cheap passes tell whether a label is out of range; which one is searched for only then.
     if true.max() > num_labels or (true == num_labels).sum() > is_ignored.sum():
-        strangers = np.unique(true[(true >= num_labels) & ~is_ignored])[:5].tolist()
+        unknown = np.unique(true[(true >= num_labels) & ~is_ignored])[:5].tolist()
         raise ValueError(
-            f"{name}: the reference holds labels {strangers}, outside 0..{num_labels - 1}, and ignore_index is "
+            f"{name}: the reference holds labels {unknown}, outside 0..{num_labels - 1}, and ignore_index is "
             f"{ignore_index}; map the data set's labels to label ids first, or give the right num_labels"
         )
     predicted[(predicted < 0) | (predicted >= num_labels)] = num_labels
@@ -104,23 +90,20 @@ def label_maps(
 
 
 def mean_iou_from_counts(confusion: np.ndarray, absent: Absent = "exclude") -> dict[str, Any]:
-    """Mean intersection over union from counts.
-
-    Args:
-        confusion: (C, C + 1) or (C, C) pixels by true and predicted class.
-        absent: see the module.
+    """Mean intersection over union from counts (C, C + 1) or (C, C) of pixels by true and predicted class.
 
     Returns:
-        `mean_iou` and `mean_accuracy` (recall of a class, averaged), `frequency_weighted_iou` (weights: share of the
-        true pixels) and `pixel_accuracy`, all in [0, 1], NaN where there is nothing to average; `absent`, and
-        `num_classes`, the number of classes that `mean_iou` averages over. `per_class` maps every label id to its
-        `iou`, `accuracy` (NaN where undefined), and the pixels `intersection`, `reference`, `prediction`.
+        `mean_iou`, `mean_accuracy` (mean recall of the classes), `frequency_weighted_iou` (weighted by the share of the
+        true pixels) and `pixel_accuracy`, in [0, 1] or NaN; `absent`; `num_classes`, how many classes `mean_iou`
+        averages.
+        `per_class` by label id: `iou`, `accuracy` (NaN where undefined) and the pixels `intersection`, `reference`,
+        `prediction`.
     """
     num_labels = len(confusion)
     intersection = confusion.diagonal().astype(np.float64)
     reference, prediction = confusion.sum(1), confusion[:, :num_labels].sum(0)
     mean_iou, iou, num_classes = mean_iou_of_classes(intersection, reference, prediction, absent)
-    occurs, accuracy = ~np.isnan(iou), _share(intersection, reference)
+    occurs, accuracy = ~np.isnan(iou), _ratio(intersection, reference)
     total = reference.sum()
     return {
         "mean_iou": mean_iou,
@@ -145,23 +128,21 @@ def mean_iou_from_counts(confusion: np.ndarray, absent: Absent = "exclude") -> d
 def mean_iou_of_classes(
     intersection: np.ndarray, reference: np.ndarray, prediction: np.ndarray, absent: Absent
 ) -> tuple[float, np.ndarray, int]:
-    """Mean IoU, the IoU of each class and the number of classes that the mean is over, from pixels (C,).
-
-    The IoU of a class that occurs nowhere is NaN, and so is a mean without any class.
-    """
-    iou = _share(intersection, reference + prediction - intersection)
-    return _mean_of_classes(iou, absent)[0], iou, _mean_of_classes(iou, absent)[1]
+    """Mean IoU, IoU of each class (NaN if it occurs nowhere), number of classes averaged, from pixels (C,)."""
+    iou = _ratio(intersection, reference + prediction - intersection)
+    mean, num_classes = _mean_of_classes(iou, absent)
+    return mean, iou, num_classes
 
 
 def _mean_of_classes(values: np.ndarray, absent: Absent) -> tuple[float, int]:
-    """Mean over the classes that have a value, or over all if those without shall count zero; and their number."""
-    present = values[~np.isnan(values)]
+    """The mean over classes, NaN without any, and how many classes it is over."""
+    present = values[~np.isnan(values)]  # a class that occurs nowhere has 0 / 0
     if not len(present):
         return float("nan"), 0
     counted = np.nan_to_num(values) if absent == "zero" else present
     return float(counted.mean()), len(counted)
 
 
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Part divided by whole, NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Elementwise ratio, NaN where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)

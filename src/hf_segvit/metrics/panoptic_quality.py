@@ -1,13 +1,9 @@
-"""Panoptic quality (PQ) over a data set, equal to panopticapi's, COCO's reference evaluator.
+"""Panoptic quality (PQ) over a data set, equal to panopticapi's.
 
-`PanopticQuality` accumulates counts (never images) over batches and processes, and documents the rules;
-`panoptic_quality_from_counts` turns counts into the result. `panoptic_counts` scores one image: it checks the two maps
-and their rows, counts in one pass the pixels that every pair of segments shares, and decides which segments match,
-which are missed, and which are false or forgiven. Counts are float64 arrays (C, 4): true positives, false positives,
-false negatives, summed IoU of the true positives; the metric holds them as `counts["panoptic"]`.
-
-C classes, H W pixels, P predicted and R reference segments, N runs of equal (reference, prediction) ids.
-Source of the measure: Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4.
+`PanopticQuality` accumulates counts (never images) over batches and processes; `panoptic_quality_from_counts` turns
+them into the result. `panoptic_counts` scores one image. Counts are float64 (C, 4): true positives, false positives,
+false negatives, summed IoU of the true positives. C classes, H W pixels, P predicted and R reference segments, N runs
+of equal (reference, prediction) ids. Source: Kirillov et al., "Panoptic Segmentation", CVPR 2019, section 4.
 """
 
 from __future__ import annotations
@@ -17,45 +13,40 @@ from typing import Any
 
 import numpy as np
 
-from .accumulation import ImageMetric, integer_array
+from .accumulation import ImageMetric, integer_array, label_ids, require_keys, require_same_size
 
 
 class PanopticQuality(ImageMetric):
-    """Panoptic quality over a data set: feed batches, merge processes, compute.
+    """Panoptic quality over a data set.
 
     A prediction is what `post_process_panoptic_segmentation` returns: `segmentation` (H, W), a tensor or array of
     segment ids, and `segments_info`, rows with `id` and `label_id`. A reference is the same with `is_crowd` in its
     rows (absent means False). Every id in a map has a row and every row has pixels; -1 is void.
 
-    The rules are panopticapi's. Segments of one class match where their IoU is above 0.5, counting in the union no
-    pixel where the reference is void. Crowd regions never match and are never missed. An unmatched prediction is
-    forgiven if more than half of it lies on void and on the crowd region of its class (the last in row order, if
-    there are several).
+    Segments of one class match where their IoU is above 0.5; pixels that are void in the reference are left out of the
+    union. Crowd regions never match and are never missed. An unmatched prediction is forgiven if more than half of it
+    lies on void and on the crowd region of its class.
 
     Args:
         num_labels: number of classes; label ids are 0 .. num_labels - 1.
-        stuff_classes: label ids that are stuff, all others are things. Only the `_things` and `_stuff` averages
-            depend on it.
+        stuff_classes: label ids that are stuff; only the `_things` and `_stuff` averages depend on them.
         void_ids: ids that mean void where no row has them. Transformers' Mask2Former, MaskFormer and OneFormer
             processors write void as 0 and number segments from 1: give (-1, 0) for those.
-
-    Raises:
-        ValueError: `num_labels` is not positive, or a stuff class is not a label id.
     """
 
     def __init__(self, num_labels: int, stuff_classes: Iterable[int], void_ids: Sequence[int] = (-1,)) -> None:
         if num_labels < 1:
             raise ValueError(f"num_labels is {num_labels}; give the number of classes, at least 1")
         self.stuff_classes = sorted(set(stuff_classes))
-        strangers = [label for label in self.stuff_classes if not 0 <= label < num_labels]
-        if strangers:
-            raise ValueError(f"stuff_classes {strangers} are not label ids; those are 0..{num_labels - 1}")
+        unknown = [label for label in self.stuff_classes if not 0 <= label < num_labels]
+        if unknown:
+            raise ValueError(f"stuff_classes {unknown} are not label ids; those are 0..{num_labels - 1}")
         self.num_labels = num_labels
         self.void_ids = tuple(void_ids)
         super().__init__()
 
     def compute(self) -> dict[str, Any]:
-        """The result so far, in [0, 1]; see `panoptic_quality_from_counts`. Nothing is reset."""
+        """The result so far, in [0, 1]; see `panoptic_quality_from_counts`."""
         return panoptic_quality_from_counts(self.counts["panoptic"], self.stuff_classes)
 
     def _no_counts(self) -> dict[str, np.ndarray]:
@@ -66,17 +57,12 @@ class PanopticQuality(ImageMetric):
 
 
 def panoptic_quality_from_counts(counts: np.ndarray, stuff_classes: Iterable[int]) -> dict[str, Any]:
-    """Panoptic quality from counts.
-
-    Args:
-        counts: (C, 4) true positives, false positives, false negatives, summed IoU of the true positives.
-        stuff_classes: label ids that are stuff.
+    """Panoptic quality from counts (C, 4).
 
     Returns:
-        `pq`, `sq`, `rq` in [0, 1] and `num_classes`, the number of classes that they average over: those that occur
-        in a reference or in a false positive. The same with `_things` and `_stuff`. All three are NaN where no class
-        occurs. `per_class` maps every label id to its `pq`, `sq`, `rq` (0.0 for a class that does not occur), the
-        counts `tp`, `fp`, `fn` and the summed `iou`.
+        `pq`, `sq`, `rq` in [0, 1], NaN where no class occurs, and `num_classes`, the number of classes averaged: those
+        that occur in a reference or in a false positive. The same with `_things` and `_stuff`. `per_class` by label id:
+        `pq`, `sq`, `rq` (0.0 for a class that does not occur), the counts `tp`, `fp`, `fn` and the summed `iou`.
     """
     tp, fp, fn, iou = counts.T
     denominator = tp + 0.5 * fp + 0.5 * fn
@@ -107,30 +93,17 @@ def panoptic_counts(
     void_ids: Sequence[int] = (-1,),
     name: str = "the image",
 ) -> np.ndarray:
-    """Count matches and errors of one image; the arguments are described at `PanopticQuality`.
-
-    Returns:
-        (C, 4) float64: true positives, false positives, false negatives, summed IoU of the true positives.
-
-    Raises:
-        ValueError: sizes differ, a label id is out of range, or a map and its rows disagree; the message starts
-            with `name`.
-    """
+    """(C, 4) float64 counts of one image, see the module; arguments and errors as for `PanopticQuality`."""
     prediction_name, reference_name = f"{name}, prediction", f"{name}, reference"
     prediction_map, prediction_rows = _map_and_rows(prediction, prediction_name)
     reference_map, reference_rows = _map_and_rows(reference, reference_name)
-    if prediction_map.shape != reference_map.shape:
-        raise ValueError(
-            f"{name}: the prediction has (height, width) {prediction_map.shape} but the reference "
-            f"{reference_map.shape}; pass target_sizes= to the post-processing"
-        )
-    prediction_labels = _label_ids(prediction_rows, num_labels, prediction_name)
-    reference_labels = _label_ids(reference_rows, num_labels, reference_name)
+    require_same_size(prediction_map.shape, reference_map.shape, name)
+    prediction_labels = label_ids(prediction_rows, num_labels, prediction_name)
+    reference_labels = label_ids(reference_rows, num_labels, reference_name)
 
-    # Segments are compact, so an image has far fewer runs than pixels: ids are looked up once per run.
-    reference_ids, prediction_ids, lengths = _runs(reference_map.reshape(-1), prediction_map.reshape(-1))
-    prediction_index = _row_numbers(prediction_ids, prediction_rows, void_ids, prediction_name)
-    reference_index = _row_numbers(reference_ids, reference_rows, void_ids, reference_name)
+    reference_ids, prediction_ids, lengths = equal_runs(reference_map, prediction_map)
+    prediction_index = _row_indices(prediction_ids, prediction_rows, void_ids, prediction_name)
+    reference_index = _row_indices(reference_ids, reference_rows, void_ids, reference_name)
     num_columns = len(prediction_rows) + 1
     num_pairs = (len(reference_rows) + 1) * num_columns
     pairs = np.bincount(reference_index * num_columns + prediction_index, lengths, minlength=num_pairs)
@@ -141,11 +114,13 @@ def panoptic_counts(
 
     is_crowd = np.array([bool(row.get("is_crowd", False)) for row in reference_rows], dtype=bool)
     intersection, on_void = overlap[1:, 1:], overlap[0, 1:]
+    # Void is taken off the union, as panopticapi does: nobody knows what lies there.
     iou = intersection / (reference_areas[:, None] + prediction_areas - intersection - on_void)
     # Predictions stay disjoint without their void pixels, so an IoU above 0.5 pairs one with one.
     matched = (iou > 0.5) & (reference_labels[:, None] == prediction_labels) & ~is_crowd[:, None]
 
     forgiven = on_void.copy()
+    # panopticapi keeps one crowd of each class, the last: its dictionary by class is overwritten.
     last_crowd_of_class = {reference_labels[row]: row for row in np.flatnonzero(is_crowd)}
     for label, row in last_crowd_of_class.items():
         forgiven += intersection[row] * (prediction_labels == label)
@@ -165,40 +140,30 @@ def panoptic_counts(
 
 def _map_and_rows(side: Mapping[str, Any], name: str) -> tuple[np.ndarray, Sequence[Mapping[str, Any]]]:
     """(H, W) integer array and rows of a prediction or reference."""
-    missing = [key for key in ("segmentation", "segments_info") if key not in side]
-    if missing:
-        raise ValueError(f"{name}: there is no {missing} among its keys {sorted(side)}; give both")
+    require_keys(side, name)
     array = integer_array(side["segmentation"], f"{name}: the segmentation")
+    # A bool map is valid for integer_array, but here it is one binary mask given instead of an id map.
     if array.dtype.kind == "b":
         raise ValueError(f"{name}: the segmentation is bool; it must hold integer segment ids")
     return array, side["segments_info"]
 
 
-def _label_ids(rows: Sequence[Mapping[str, Any]], num_labels: int, name: str) -> np.ndarray:
-    """(rows,) int64 label ids, checked."""
-    for row in rows:
-        if not 0 <= row["label_id"] < num_labels:
-            raise ValueError(
-                f"{name}: segment {row['id']} has label_id {row['label_id']}, outside 0..{num_labels - 1}; map the "
-                "data set's category ids to label ids first, or give the right num_labels"
-            )
-    return np.array([row["label_id"] for row in rows], dtype=np.int64)
-
-
-def _runs(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cut two maps (H*W,) where either changes: reference ids, prediction ids and lengths, each (N,)."""
-    changes = (reference[1:] != reference[:-1]) | (prediction[1:] != prediction[:-1])
+def equal_runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut two maps (H, W) wherever either changes: values of both and lengths, each (N,)."""
+    # Segments are compact, so an image has far fewer runs than pixels: callers look ids up once per run.
+    first, second = first.reshape(-1), second.reshape(-1)
+    changes = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
     starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    return reference[starts], prediction[starts], np.diff(starts, append=len(reference))
+    return first[starts], second[starts], np.diff(starts, append=len(first))
 
 
-def _row_numbers(ids: np.ndarray, rows: Sequence[Mapping[str, Any]], void_ids: Sequence[int], name: str) -> np.ndarray:
-    """(N,) number of the row that each id has, counted from 1; 0 for void."""
+def _row_indices(ids: np.ndarray, rows: Sequence[Mapping[str, Any]], void_ids: Sequence[int], name: str) -> np.ndarray:
+    """(N,) index of the row that each id has, counted from 1; 0 for void."""
     row_ids = np.array([row["id"] for row in rows], dtype=np.int64)
     if -1 in row_ids:
         raise ValueError(f"{name}: segments_info has a row of id -1, which means void; number segments from 0")
     order = np.argsort(row_ids, kind="stable")
-    # Void stands first, as row 0, so that the search below always finds something to compare with.
+    # A smallest element in front, as row 0, so that the search below never falls off the left end.
     ordered = np.concatenate([[np.iinfo(np.int64).min], row_ids[order]])
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(repeated):
@@ -206,11 +171,11 @@ def _row_numbers(ids: np.ndarray, rows: Sequence[Mapping[str, Any]], void_ids: S
     ids = ids.astype(np.int64)
     position = np.searchsorted(ordered, ids, side="right") - 1
     has_row = ordered[position] == ids
-    strangers = ids[~has_row]
+    unknown = ids[~has_row]
     for void_id in void_ids:
-        strangers = strangers[strangers != void_id]
-    if len(strangers):
-        listed = np.unique(strangers)[:5].tolist()
+        unknown = unknown[unknown != void_id]
+    if len(unknown):
+        listed = np.unique(unknown)[:5].tolist()
         raise ValueError(
             f"{name}: the segmentation holds ids {listed} that segments_info has no row for; add the rows, or write "
             f"void pixels as {void_ids[0]} (void_ids= changes which ids are void)"

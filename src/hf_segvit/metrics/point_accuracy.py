@@ -1,11 +1,8 @@
-"""Accuracy of point classification: top-1, top-5, by class, and how far confidence can be trusted.
+"""Accuracy of point classification: top-1, top-5, by class, and calibration.
 
 `PointAccuracy` accumulates counts over batches and processes; `point_accuracy_from_counts` turns them into the result.
-Calibration is the expected calibration error of Guo et al. (ICML 2017) with `NUM_BINS` bins of equal width: bin k holds
-the points whose highest probability lies in (k / 15, (k + 1) / 15]; the error is the mean over the points of the
-distance between the share of right answers and the mean confidence of their bin.
-
-C classes, N points of an image.
+Calibration is the expected calibration error of Guo et al. (ICML 2017): the mean over the points of the distance
+between accuracy and mean confidence of their bin. C classes, N points of an image.
 """
 
 from __future__ import annotations
@@ -18,24 +15,15 @@ import numpy as np
 
 from .accumulation import ImageMetric
 
-NUM_BINS = 15
+NUM_BINS = 15  # of equal width, as in Guo et al.; bin k is (k / 15, (k + 1) / 15]
 TOP_K = 5
 
 
 class PointAccuracy(ImageMetric):
-    """Accuracy of point classification over a data set: feed batches, merge processes, compute.
+    """Accuracy of point classification over a data set.
 
-    A prediction holds the logits (or probabilities) of an image's points: a tensor or array (N, C). A reference holds
-    their label ids (N,). Points whose reference is `ignore_index` or negative are not counted. Where two classes score
-    alike the one with the lower label id wins, as `argmax` has it.
-
-    Args:
-        num_labels: number of classes C.
-        ignore_index: label of points that are not counted, besides negative ones.
-        probabilities: predictions are probabilities already, each row summing to 1.
-
-    Raises:
-        ValueError: an argument is out of its range.
+    A prediction holds the logits of an image's points, a tensor or array (N, C), or with `probabilities` rows that sum
+    to 1. A reference holds their label ids (N,); `ignore_index` and negative ones are not counted.
     """
 
     def __init__(self, num_labels: int, ignore_index: int | None = -100, probabilities: bool = False) -> None:
@@ -49,7 +37,7 @@ class PointAccuracy(ImageMetric):
         super().__init__()
 
     def compute(self) -> dict[str, Any]:
-        """The result so far; see `point_accuracy_from_counts`. Nothing is reset."""
+        """The result so far; see `point_accuracy_from_counts`."""
         return point_accuracy_from_counts(**self.counts)
 
     def _no_counts(self) -> dict[str, np.ndarray]:
@@ -68,9 +56,11 @@ class PointAccuracy(ImageMetric):
         predicted = scores.argmax(1)
         np.add.at(counts["confusion"], (true, predicted), 1)
         own = scores[np.arange(len(true)), true]
+        # Of equal scores the lower label id wins, as argmax has it: top-5 then always contains top-1.
         ahead = (scores > own[:, None]) | ((scores == own[:, None]) & (np.arange(self.num_labels) < true[:, None]))
         counts["top_k"] = np.bincount(true[ahead.sum(1) < TOP_K], minlength=self.num_labels)
         confidence = probabilities.max(1)
+        # Bins are closed above, so a confidence of exactly 1 lies in the last one.
         bins = np.clip(np.ceil(confidence * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
         for column, weights in enumerate((np.ones(len(true)), confidence, (predicted == true).astype(np.float64))):
             counts["bins"][:, column] = np.bincount(bins, weights, minlength=NUM_BINS)
@@ -90,10 +80,10 @@ class PointAccuracy(ImageMetric):
         if self.ignore_index is not None:
             counted &= true != self.ignore_index
         scores, true = scores[counted], true[counted].astype(np.int64)
-        strangers = np.unique(true[true >= self.num_labels])[:5].tolist()
-        if strangers:
+        unknown = np.unique(true[true >= self.num_labels])[:5].tolist()
+        if unknown:
             raise ValueError(
-                f"{name}: the references hold labels {strangers}, outside 0..{self.num_labels - 1}; map void to "
+                f"{name}: the references hold labels {unknown}, outside 0..{self.num_labels - 1}; map void to "
                 f"{self.ignore_index}, or give the right num_labels"
             )
         if not np.isfinite(scores).all():
@@ -114,21 +104,21 @@ def point_accuracy_from_counts(confusion: np.ndarray, top_k: np.ndarray, bins: n
     Args:
         confusion: (C, C) points by true and predicted class.
         top_k: (C,) points by true class, of those whose class is among the five that score highest.
-        bins: (NUM_BINS, 3) points, sum of their confidences, and right answers among them.
+        bins: (NUM_BINS, 3) points, sum of their confidences, and number of correct answers.
 
     Returns:
-        `top_1`, `top_5` and `class_balanced` (top-1 by class, averaged over the classes that occur), all in [0, 1];
-        `expected_calibration_error` and `mean_confidence`; NaN where there is no point. `num_points`, and
-        `num_classes`, how many classes occur. `per_class` maps every label id to its `top_1`, `top_5` (NaN where it
-        does not occur), `points` and `predicted`, how often it was the answer.
+        `top_1`, `top_5`, `class_balanced` (mean top-1 of the classes that occur), `expected_calibration_error` and
+        `mean_confidence`, in [0, 1], NaN without points; `num_points`, and `num_classes` that occur. `per_class` by
+        label
+        id: `top_1`, `top_5` (NaN if the class does not occur), `points`, and `predicted`, how often it was the answer.
     """
-    points, right = confusion.sum(1), confusion.diagonal()
+    points, correct = confusion.sum(1), confusion.diagonal()
     total = int(points.sum())
-    top_1, top_5 = (np.divide(part, points, np.full(len(points), np.nan), where=points > 0) for part in (right, top_k))
     present = points > 0
+    top_1, top_5 = (np.divide(hits, points, np.full(len(points), np.nan), where=present) for hits in (correct, top_k))
     predicted = confusion.sum(0)
     return {
-        "top_1": float(right.sum() / total) if total else math.nan,
+        "top_1": float(correct.sum() / total) if total else math.nan,
         "top_5": float(top_k.sum() / total) if total else math.nan,
         "class_balanced": float(top_1[present].mean()) if total else math.nan,
         "expected_calibration_error": float(np.abs(bins[:, 1] - bins[:, 2]).sum() / total) if total else math.nan,
@@ -148,12 +138,12 @@ def point_accuracy_from_counts(confusion: np.ndarray, top_k: np.ndarray, bins: n
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
-    shares = np.exp(scores - scores.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
+    weights = np.exp(scores - scores.max(1, keepdims=True))  # the maximum is taken off so that exp cannot overflow
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _array(values: Any) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
+        values = (values.float() if values.is_floating_point() else values).numpy()  # NumPy has no bfloat16
     return np.asarray(values)
