@@ -1,8 +1,7 @@
-"""How much ViT-P should count: scores over its weight alpha, from one pass, and how far perfect labels would go.
+"""Scores of a fused model over alpha, the weight of its ViT-P.
 
-`sweep_alphas` asks generator and ViT-P once for each image and post-processes their logits with every alpha.
-`AlphaSweep` holds the scores: alpha 0 is the generator alone, and the oracle's score is that of its masks with perfect
-labels. `sweep_text`, `sweep_content` and `plot_sweep` show them.
+`sweep_alphas` runs generator and ViT-P once for each image and post-processes their logits with every alpha.
+`AlphaSweep` holds the scores; `sweep_text`, `sweep_content` and `plot_sweep` show them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .report import result_content
 from .tasks import evaluation_task
 
 DEFAULT_ALPHAS = tuple(number / 10 for number in range(11))
-_CURVES = 8  # classes in the drawing: as many as colours can be told apart
+_CURVES = 8  # classes in the drawing: more colours could not be told apart
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class AlphaSweep:
     """Scores over alpha.
 
     Attributes:
-        headline: name of the number that the task is judged by.
-        column: name of the same for a class.
-        results: by alpha, ascending; the first is alpha 0.
+        headline: name of the metric that the task is judged by.
+        column: name of the same metric for a single class.
+        results: by alpha, ascending from 0, the generator alone.
     """
 
     headline: str
@@ -47,25 +46,25 @@ class AlphaSweep:
 
     @property
     def best_alpha(self) -> float:
-        """The alpha with the highest score; of equals the lowest."""
+        """The alpha with the highest score, the lowest of several."""
         return max(self.results, key=self.score)
 
     @property
     def oracle(self) -> float | None:
-        """The score of the generator's masks with perfect labels, if it was asked for."""
+        """The score of the generator's masks with perfect labels, if it was computed."""
         return self.generator.metrics.get(f"oracle_{self.headline}")
 
     def score(self, alpha: float) -> float:
-        """The headline's value, in [0, 1]."""
+        """The headline metric, in [0, 1]."""
         return self.results[alpha].metrics[self.headline]
 
     def gap_closed(self, alpha: float) -> float | None:
-        """Share of the way from generator to oracle that ViT-P goes; `None` without oracle, or without a gap."""
+        """Share of the gap from generator to oracle that ViT-P closes; `None` without oracle or gap."""
         gap = math.nan if self.oracle is None else self.oracle - self.score(0.0)
         return (self.score(alpha) - self.score(0.0)) / gap if gap > 0 else None
 
     def by_class(self) -> dict[str, dict[float, float]]:
-        """For every class that occurs its score by alpha, first the one that alpha moves most."""
+        """Scores of each class that occurs, by alpha; the class that alpha changes most comes first."""
         scores: dict[str, dict[float, float]] = {}
         for alpha, result in self.results.items():
             for row in result.classes:
@@ -79,14 +78,13 @@ def sweep_alphas(
     """Score a fused model with several weights of its ViT-P.
 
     Args:
-        segmenter: of the model.
         alphas: weights in [0, 1], rising from 0, the generator alone.
         dataset: entries of our readers.
         id2label: the data set's classes.
-        settings: of `EvaluationSettings`; counts kept in a `partial_folder` are of all alphas.
+        settings: fields of `EvaluationSettings`; counts in a `partial_folder` are for exactly these alphas.
 
     Raises:
-        ValueError: the model is not fused, the alphas do not rise from 0 to at most 1, or as `evaluate` does.
+        ValueError: the model is not fused, the alphas do not rise from 0 to at most 1, or as `evaluate`.
     """
     if not is_fused(segmenter.model):
         raise ValueError(
@@ -95,6 +93,7 @@ def sweep_alphas(
         )
     for alpha in alphas:
         check_alpha(alpha)
+    # Alpha 0 is required: every gain is measured against the generator alone.
     if sorted({float(alpha) for alpha in alphas}) != list(alphas) or alphas[0] != 0:
         raise ValueError(f"alphas {list(alphas)} must rise from 0, the generator alone, and not repeat")
     with_masks = ORACLE in settings.get("more_metrics", ())
@@ -111,11 +110,12 @@ def sweep_alphas(
 
 
 def sweep_text(sweep: AlphaSweep, max_rows: int = 20) -> str:
-    """A table over alpha, the gap to the oracle, and a table over alpha by class; scores in percent."""
+    """Tables over alpha, in total and by class, and the gap to the oracle; scores in percent."""
     generator, best = sweep.generator, sweep.best_alpha
     names = [
         name for name, value in generator.metrics.items() if isinstance(value, float) and not name.startswith("oracle_")
     ]
+    # A stable sort: the headline metric first, the others in their order.
     names.sort(key=lambda name: name != sweep.headline)
     lines = [f"{generator.task}, {generator.num_images} images, generator and ViT-P each asked once"]
     lines += [f"  note: {note}" for note in generator.notes]
@@ -127,9 +127,9 @@ def sweep_text(sweep: AlphaSweep, max_rows: int = 20) -> str:
         bound = [_percent(generator.metrics.get(f"oracle_{name}", math.nan)) for name in names]
         rows.append(["oracle", *bound, "the generator's masks with perfect labels"])
     lines += _table(rows)
-    shares = {alpha: sweep.gap_closed(alpha) for alpha in sweep.results if alpha > 0}
-    if shares and (share := shares[best if best > 0 else max(shares)]) is not None:
-        alpha = best if best > 0 else max(shares)
+    # If the generator alone is best, the largest alpha shows how much ViT-P loses.
+    alpha = best if best > 0 else max(sweep.results)
+    if alpha > 0 and (share := sweep.gap_closed(alpha)) is not None:
         lines.append(f"  with alpha {_name(alpha)} ViT-P closes {100 * share:.0f} % of the gap to perfect labels")
     if len(sweep.results) > 2:
         lines.append("  (an alpha that was chosen on the images that it is scored on flatters)")
@@ -145,7 +145,7 @@ def sweep_text(sweep: AlphaSweep, max_rows: int = 20) -> str:
 
 
 def sweep_content(sweep: AlphaSweep) -> dict[str, Any]:
-    """Everything, for JSON: the scores by alpha under `results`."""
+    """All of a sweep, for JSON; the evaluation results are under `results` by alpha."""
     return {
         "headline": sweep.headline,
         "alphas": list(sweep.results),
@@ -158,11 +158,7 @@ def sweep_content(sweep: AlphaSweep) -> dict[str, Any]:
 
 
 def plot_sweep(path: Path, sweep: AlphaSweep, title: str = "") -> None:
-    """Draw the curve of the headline, with the oracle's level, and those of the classes that alpha moves most.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
+    """Plot the headline metric over alpha, the oracle's level, and the classes that alpha changes most."""
     alphas = list(sweep.results)
     curves = {f"{sweep.headline}/with ViT-P": [(alpha, 100 * sweep.score(alpha)) for alpha in alphas]}
     if sweep.oracle is not None:

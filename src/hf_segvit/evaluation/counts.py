@@ -1,12 +1,9 @@
-"""What an evaluation counts while it runs, also on disk, so that an interrupted one goes on where it stopped.
+"""Counts of a running evaluation, in memory and on disk.
 
-`EvaluationCounts` feeds the metric of a task and further ones with the same answers, and scores each image; its state
-can be stored, sent to another process and merged. `VariantCounts` are those of several answers to the same images.
-`further_metrics` makes what is counted beside the task's own metric: by name from `METRICS`, or a user's classes.
-
-`PartialResults` is a folder of small files, one for each chunk of images that was counted. A file is written whole or
-not at all and never changed, so that any number of processes may write at once, and the next run may have another
-number of them. A file tells what was evaluated; those of another model, data set or setting are an error.
+`EvaluationCounts` feeds the task's metric and further ones with the same answers, and scores each image; its state can
+be stored, sent to another process and merged. `VariantCounts` holds those of several answers to the same images.
+`further_metrics` makes the metrics beside the task's own. `PartialResults` is a folder of small files, one for each
+chunk of images, from which an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from .oracle import OracleClassification
 from .tasks import EvaluationTask
 
 MAIN, ORACLE = "main", "oracle"
-# By name: what else can be counted. Results have the name before theirs, such as `oracle_pq`.
+# Further metrics by name; their values get it as a prefix, such as `oracle_pq`.
 METRICS: dict[str, Callable[[EvaluationTask], Metric]] = {
     ORACLE: lambda task: OracleClassification(task.new_metric()),
     "boundary": lambda task: task.new_boundary_metric(),
@@ -42,7 +39,7 @@ def further_metrics(
     id2label: Mapping[int, str],
     stuff_classes: Sequence[int],
 ) -> dict[str, Metric]:
-    """Empty metrics beside the task's own, by name; a user's class has its import path as name.
+    """Empty metrics beside the task's own, by name; the name of a user's class is its import path.
 
     Raises:
         ValueError: there is no such metric, the task has none of its kind, or a class is given twice.
@@ -60,19 +57,12 @@ def further_metrics(
 
 
 def import_path(cls: type) -> str:
-    """What a class is called where it is named: "package.module:Name"."""
+    """The name of a class as users write it: "package.module:Name"."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 class EvaluationCounts:
-    """Counts of a task, and the scores of the images that they are of.
-
-    Args:
-        task: what is evaluated.
-        further: empty metrics that are counted beside the task's own, by name.
-
-    Raises:
-        ValueError: two metrics have values of the same name.
+    """Counts of a task and the score of each image counted.
 
     Attributes:
         metrics: by name; the task's own is `MAIN`.
@@ -83,51 +73,43 @@ class EvaluationCounts:
         self.task, self.single = task, task.new_metric()
         self.metrics: dict[str, Any] = {MAIN: task.new_metric(), **further}
         self.images: list[list[Any]] = []
-        self.values()  # so that a clash of names is told before hours of counting, not after
+        self.values()  # raises if names clash: before hours of counting, not after
 
     def count(self, index: int, image_id: Any, reference: Any, answer: Any, others: Mapping[str, Any]) -> None:
-        """Count the answer to the image at an index of the data set.
-
-        `others` is what single metrics get in place of the answer, by name.
-        """
-        about = {"references": [reference], "image_ids": [image_id]}
+        """Count the answer to one image; metrics named in `others` get that instead of the answer."""
+        inputs = {"references": [reference], "image_ids": [image_id]}
+        # Counted alone first, for the score of this image; merging is cheaper than counting twice.
         self.single.reset()
-        self.single.add_batch(predictions=[answer], **about)
+        self.single.add_batch(predictions=[answer], **inputs)
         self.metrics[MAIN].merge(self.single)
         for name, metric in self.metrics.items():
             if name != MAIN:
-                metric.add_batch(predictions=[others.get(name, answer)], **about)
+                metric.add_batch(predictions=[others.get(name, answer)], **inputs)
         self.images.append([index, image_id, self.task.image_score(self.single)])
 
     def values(self) -> dict[str, Any]:
-        """What the metrics compute, but for `per_class`; those with a plain name have it before theirs.
-
-        Raises:
-            ValueError: two metrics have values of the same name.
-        """
+        """What the metrics compute, without `per_class`; a name clash is a `ValueError`."""
         values: dict[str, Any] = {}
         for name, metric in self.metrics.items():
-            found = {key: value for key, value in metric.compute().items() if key != "per_class"}
-            if name != MAIN and ":" not in name:
-                found = {
+            computed = {key: value for key, value in metric.compute().items() if key != "per_class"}
+            if name != MAIN and ":" not in name:  # users' classes choose the names of their values themselves
+                computed = {
                     f"{name}_{key.removeprefix(f'{name}_')}": value
-                    for key, value in found.items()
+                    for key, value in computed.items()
                     if isinstance(value, float)
                 }
-            if clashes := sorted(found.keys() & values):
+            if clashes := sorted(computed.keys() & values):
                 raise ValueError(
                     f"the metric {name} has a value {clashes[0]!r}, and so has another metric; give it another name"
                 )
-            # NumPy's numbers are not all known to JSON, and not all of them are floats to a report.
-            values |= {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
+            # Plain numbers, since JSON rejects most of NumPy's and the report looks for float.
+            values |= {key: value.item() if isinstance(value, np.generic) else value for key, value in computed.items()}
         return values
 
     def state_dict(self) -> dict[str, Any]:
         """Everything counted, as plain objects and arrays."""
-        return {
-            "metrics": {name: metric.state_dict() for name, metric in self.metrics.items()},
-            "pictures": self.images,
-        }
+        metrics = {name: metric.state_dict() for name, metric in self.metrics.items()}
+        return {"metrics": metrics, "pictures": self.images}
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Add a `state_dict()`."""
@@ -142,21 +124,21 @@ class EvaluationCounts:
         self.images = []
 
     def merge_across_processes(self) -> None:
-        """Make every process of the run hold what all have counted; all must call it."""
+        """Make every process hold what all have counted; all must call it."""
         for metric in self.metrics.values():
             merge_across_processes(metric)
         self.images = list(gather_object(self.images))
 
 
 class VariantCounts:
-    """Counts of several variants of a model, which all answer the same images: `EvaluationCounts` by name."""
+    """`EvaluationCounts` by name, of several variants of a model that answer the same images."""
 
     def __init__(self, counts: Mapping[str, EvaluationCounts]) -> None:
         self.counts = dict(counts)
 
     @property
     def images(self) -> list[list[Any]]:
-        """[index in the data set, image id, score] of each image, with the score of the first variant."""
+        """[index in the data set, image id, score] of each image, scored by the first variant."""
         return next(iter(self.counts.values())).images
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,7 +157,7 @@ class VariantCounts:
             counts.reset()
 
     def merge_across_processes(self) -> None:
-        """Make every process of the run hold what all have counted; all must call it."""
+        """Make every process hold what all have counted; all must call it."""
         for counts in self.counts.values():
             counts.merge_across_processes()
 
@@ -184,36 +166,35 @@ _PATTERN = "counts-*.npz"
 
 
 class PartialResults:
-    """The chunks of one evaluation.
+    """The chunks of one evaluation in a folder, which is created if needed.
 
-    Args:
-        folder: where they are; it is made if need be.
-        about: what is evaluated, and how.
-
-    Raises:
-        ValueError: the folder holds chunks of something else; the message names what differs.
+    `about` identifies the evaluation: chunks of another model, data set or setting in the folder are a `ValueError`
+    that names the differences.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        self.folder, self.about = folder, json.loads(json.dumps(about))
+        self.folder, self.about = folder, json.loads(json.dumps(about))  # tuples become lists, as in the files
         folder.mkdir(parents=True, exist_ok=True)
         for path in self._paths():
-            found = _read(path)[0]["about"]
-            different = sorted(key for key in {*found, *self.about} if found.get(key) != self.about.get(key))
+            stored = _read(path)[0]["about"]
+            different = sorted(key for key in {*stored, *self.about} if stored.get(key) != self.about.get(key))
             if different:
-                changes = ", ".join(f"{key} {found.get(key)!r} != {self.about.get(key)!r}" for key in different)
+                changes = ", ".join(f"{key} {stored.get(key)!r} != {self.about.get(key)!r}" for key in different)
                 raise ValueError(
                     f"{folder} holds parts of another evaluation ({changes}); choose another --output, or delete it"
                 )
 
     def read(self) -> list[dict[str, Any]]:
-        """The states that were saved."""
+        """The saved states."""
         return [_read(path)[1] for path in self._paths()]
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Save a state: nested dictionaries with string keys, of arrays and of what JSON can hold."""
+        """Save a state: nested dictionaries with string keys, of arrays and JSON values."""
         arrays: dict[str, np.ndarray] = {}
         text = json.dumps({"about": self.about, "state": _without_arrays(state, "", arrays)})
+        # A new file with a unique name, written whole and never changed: any number of processes may write at once, and
+        # a
+        # resumed run may have another number of them.
         with replacing(self.folder / f"counts-{uuid.uuid4().hex}.npz") as partial, open(partial, "wb") as file:
             np.savez_compressed(file, **{"json": np.array(text)}, **arrays)  # type: ignore[arg-type]
 
@@ -229,7 +210,7 @@ def delete_partial_results(folder: Path) -> None:
 
 
 def _without_arrays(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
-    """The value with arrays moved to `arrays` under their paths."""
+    """The value with its arrays moved to `arrays`, under their paths."""
     if isinstance(value, Mapping):
         return {key: _without_arrays(entry, f"{path}/{key}", arrays) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
@@ -247,7 +228,7 @@ def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The JSON part of a file, and its state."""
+    """The JSON part of a file, and the state in it."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             content = json.loads(str(arrays["json"]))

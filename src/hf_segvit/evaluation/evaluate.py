@@ -1,9 +1,9 @@
-"""Evaluation of a segmentation model: what it scores, which classes cost most, and the score of every image.
+"""Evaluate a segmentation model: its score, the classes that cost most, the score of every image.
 
 `evaluate` is for one answer to each image, `evaluate_variants` for several from one pass; `EvaluationSettings` are the
-settings of both. Under them `count_images` is the loop of every evaluation: each image is counted once, and counts are
-kept on disk until the result is there. Started by `accelerate launch`, each process takes its share of the images, by
-index and without padding, and the counts are merged at the end; alone it does everything itself.
+settings of both. `count_images` is the loop under them, and under the evaluation of points: each image is counted once,
+and counts are kept on disk until the result is there. Started by `accelerate launch`, each process takes its share of
+the images and the counts are merged at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .counts import MAIN, ORACLE, EvaluationCounts, PartialResults, VariantCount
 from .oracle import masks_to_label
 from .tasks import EvaluationTask, MaskedAnswer, evaluation_task
 
-CHUNK_SIZE = 200  # images that an interruption can lose
+CHUNK_SIZE = 200  # images that an interruption can cost each process
 
 logger = logging.get_logger(__name__)
 
@@ -40,22 +40,15 @@ class EvaluationSettings:
 
     Attributes:
         stuff_classes: label ids of the data set that are stuff.
-        absent: what classes that occur nowhere mean for mean IoU, see `MeanIoU`.
-        more_metrics: what to compute beside the task's own metric: "oracle", the score that the model's masks would
-            reach with perfect labels (see oracle.py), and "boundary", boundary IoU or boundary AP.
-        metrics: classes of further metrics, fed with the same answers and truths as the task's own. Each is called as
-            `Class(id2label=..., stuff_classes=...)`, with the data set's; `Metric` says what it must have. Its values
-            stand in the result under the names that it gives them.
-        batch_size: images at a time.
+        absent: how mean IoU treats classes that occur nowhere, see `MeanIoU`.
+        more_metrics: "oracle", the score that the model's masks would reach with perfect labels (see oracle.py), and
+            "boundary", boundary IoU or boundary AP.
+        metrics: classes of further metrics, fed with the same answers and truths as the task's own, see `Metric`.
         num_workers: processes that read images.
-        partial_folder: keep counts here, and go on from those that are there; `None` keeps none. They stay when the
-            result is returned: the caller deletes them once it has written that.
-        about: what is evaluated; counts in the folder of something else are an error.
+        partial_folder: keep counts here and resume from them; `None` keeps none. The caller deletes them once it has
+            written the result.
+        about: identifies what is evaluated; counts of something else in the folder are an error.
         chunk_size: images to count before counts are saved.
-        progress: show a progress bar.
-
-    Raises:
-        ValueError: a size is below 1.
     """
 
     stuff_classes: Sequence[int] = ()
@@ -83,8 +76,8 @@ class ImageScore:
     Attributes:
         index: its index in the data set.
         image_id: its name there.
-        score: in [0, 1]: of all segments together the panoptic quality, the mean IoU of the classes in the image, or
-            the F1 of instances at IoU 0.5; NaN where there is nothing to find and nothing was found.
+        score: in [0, 1]: panoptic quality of all segments together, mean IoU of the classes in the image, or F1 of
+            instances at IoU 0.5; NaN if there is nothing to find and nothing was found.
     """
 
     index: int
@@ -94,17 +87,15 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         task: `panoptic`, `instance`, `semantic` or `points`.
-        num_images: images that were counted.
-        metrics: what the metric computes, without its `per_class`; with further metrics also theirs, as `oracle_pq`
-            and the like.
-        classes: a row for every class that occurs, what hurts most first: `label_id`, `label`, `loss` (by how much the
-            mean would rise if the class were perfect), the columns of the task, and the main one of further metrics.
+        metrics: values of the task's metric without `per_class`, and of further ones, such as `oracle_pq`.
+        classes: a row for every class that occurs, the costliest first: `label_id`, `label`, `loss` (how much the mean
+            would rise if the class were perfect), the columns of the task, and the main one of further metrics.
         images: the score of every image, the worst first.
-        notes: what a reader of the numbers should know.
+        notes: remarks for readers of the numbers.
     """
 
     task: str
@@ -119,15 +110,17 @@ def evaluate(segmenter: Segmenter, dataset: Any, id2label: Mapping[int, str], **
     """Evaluate a model; every process of the run must call it, and all get the same result.
 
     Args:
-        segmenter: the model, for the task that is evaluated; whatever has its `task`, `id2label` and `answers` will do.
-        dataset: entries of our readers, each with an `image_id` of its own.
+        segmenter: the model, for the task that is evaluated; anything with `task`, `id2label` and `answers` will do.
+        dataset: entries of our readers, each with a unique `image_id`.
         id2label: the data set's classes.
-        settings: of `EvaluationSettings`.
+        settings: fields of `EvaluationSettings`.
 
     Raises:
         ValueError: model and data set have different classes, an image cannot be read, segmented or counted, or the
-            folder holds another evaluation; the message says which and why.
+            folder holds another evaluation.
     """
+    # Only a Segmenter gives masks from before labels decided; of other models the oracle relabels the answers
+    # themselves.
     with_masks = ORACLE in settings.get("more_metrics", ()) and isinstance(segmenter, Segmenter)
 
     def predict(images: list[Image.Image]) -> list[list[Any]]:
@@ -146,21 +139,18 @@ def evaluate_variants(
     variants: Sequence[str],
     **settings: Any,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate several variants of a model that answer together; otherwise as `evaluate`.
+    """Evaluate several variants of a model that answer together; other arguments and errors as for `evaluate`.
 
     Args:
-        segmenter: the model, of which `task` and `id2label` are asked.
-        predict: for each image of a batch the answers of all variants, in their order.
-        dataset: entries of our readers.
-        id2label: the data set's classes.
-        variants: their names.
-        settings: of `EvaluationSettings`.
+        segmenter: only its `task` and `id2label` are used.
+        predict: for each image of a batch, the answers of all variants in their order.
+        variants: names of the variants.
 
     Returns:
         The result of each variant, by name.
     """
-    how = EvaluationSettings(**settings)
-    task = evaluation_task(segmenter.task, len(id2label), how.stuff_classes, how.absent)
+    options = EvaluationSettings(**settings)
+    task = evaluation_task(segmenter.task, len(id2label), options.stuff_classes, options.absent)
     labels = match_labels(segmenter.id2label, id2label)
     if labels.warning and PartialState().is_main_process:
         logger.warning(labels.warning)
@@ -169,15 +159,15 @@ def evaluate_variants(
         rows = predict([to_rgb(entry["image"]) for _, entry in batch])
         for (index, entry), answers in zip(batch, rows, strict=True):
             reference = task.reference(entry)
-            for one, answer in zip(counts.counts.values(), answers, strict=True):
+            for variant, answer in zip(counts.counts.values(), answers, strict=True):
                 if labels.table is not None:
                     answer = task.relabel_both(answer, labels.table)
                 others = {}
                 if isinstance(answer, MaskedAnswer):
                     answer, others = answer.answer, {ORACLE: answer.masks}
-                one.count(index, entry["image_id"], reference, answer, others)
+                variant.count(index, entry["image_id"], reference, answer, others)
 
-    return count_images(task, dataset, id2label, count_batch, how, variants, notes=[labels.warning])
+    return count_images(task, dataset, id2label, count_batch, options, variants, notes=[labels.warning])
 
 
 @torch.inference_mode()
@@ -187,18 +177,16 @@ def variant_answers(
     alphas: Sequence[float] | None = None,
     with_masks: bool = False,
 ) -> list[list[Any]]:
-    """The answers to images with each weight of a ViT-P, which is asked once, as is the generator.
+    """The answers to upright RGB images with each weight of a ViT-P, from one pass of generator and ViT-P.
 
     Args:
-        segmenter: of a fused model, or without alphas of any.
-        images: upright RGB images.
-        alphas: weights of ViT-P; `None`: one answer, as the model is.
+        alphas: weights of the fused model's ViT-P; `None`: one answer, as the model is.
         with_masks: make each answer a `MaskedAnswer`; the masks are the same for each alpha.
     """
     threshold = segmenter.ranking_threshold
     changes = [None] if alphas is None else [segmenter.with_alpha(alpha) for alpha in alphas]
     rows: list[list[Any]] = []
-    # Alpha 1 has ViT-P asked about all queries, so that its answers serve any alpha.
+    # With alpha 1 every query is classified, so that the logits of ViT-P serve any alpha.
     for asked in segmenter.ask(images, threshold, alpha=None if alphas is None else 1.0):
         columns = [segmenter.post_process(asked, threshold, change) for change in changes]
         batch = [list(answers) for answers in zip(*columns, strict=True)]
@@ -222,25 +210,19 @@ def count_images(
     """Count all images of a data set; every process of the run must call it, and all get the same results.
 
     Args:
-        task: what is evaluated.
-        dataset: what is asked for by index, in the processes that read.
-        id2label: its classes.
+        dataset: indexed in the processes that read.
         count_batch: adds a batch of (index in the data set, entry) to counts.
-        settings: see there.
         variants: names of the answers that each image gets.
         further: makes metrics beside those of the settings, by name.
         notes: for the results; empty ones are left out.
-
-    Raises:
-        ValueError: there is no image, or the folder holds another evaluation.
     """
     if not len(dataset):
         raise ValueError("the data set has no images; check its split")
 
     def new_counts() -> VariantCounts:
-        asked = settings.more_metrics, settings.metrics, id2label, settings.stuff_classes
+        arguments = settings.more_metrics, settings.metrics, id2label, settings.stuff_classes
         return VariantCounts(
-            {name: EvaluationCounts(task, {**further(), **further_metrics(task, *asked)}) for name in variants}
+            {name: EvaluationCounts(task, {**further(), **further_metrics(task, *arguments)}) for name in variants}
         )
 
     state = PartialState()
@@ -252,13 +234,14 @@ def count_images(
         about = {**settings.about, "metrics": metrics, "variants": list(variants), "pictures": len(dataset)}
         partial = PartialResults(settings.partial_folder, about)
         saved = partial.read()
-    state.wait_for_everyone()  # before anyone writes what others must not read
+    state.wait_for_everyone()  # all must have read the folder before anyone writes to it
 
-    done = {image[0] for part in saved for image in part["pictures"]}
+    done = {image[0] for chunk_state in saved for image in chunk_state["pictures"]}
     waiting = [index for index in range(len(dataset)) if index not in done]
-    if state.is_main_process:
-        for part in saved:
-            counts.merge(part)
+    if state.is_main_process:  # one process only, since the counts of all are added up at the end
+        for chunk_state in saved:
+            counts.merge(chunk_state)
+    # A strided share without padding: samplers that pad would count some images twice.
     own = waiting[state.process_index :: state.num_processes]
     loader: DataLoader = DataLoader(
         _Indexed(dataset, own), batch_size=settings.batch_size, num_workers=settings.num_workers, collate_fn=list
@@ -273,8 +256,8 @@ def count_images(
     if chunk.images:
         _move(chunk, counts, partial)
     counts.merge_across_processes()
-    kept = [note for note in notes if note]
-    return {name: _result(task, one, id2label, kept) for name, one in counts.counts.items()}
+    given = [note for note in notes if note]
+    return {name: _result(task, variant, id2label, given) for name, variant in counts.counts.items()}
 
 
 def _move(chunk: VariantCounts, counts: VariantCounts, partial: PartialResults | None) -> None:
@@ -303,20 +286,23 @@ def _result(
     task: EvaluationTask, counts: EvaluationCounts, id2label: Mapping[int, str], notes: list[str]
 ) -> EvaluationResult:
     metric, column, values = counts.metrics[MAIN], task.columns[0], counts.values()
-    per_class = {name: one.compute()["per_class"] for name, one in counts.metrics.items() if ":" not in name}
+    per_class = {name: each.compute()["per_class"] for name, each in counts.metrics.items() if ":" not in name}
     num_classes = max(values["num_classes"], 1)
     rows = []
     for label, of_class in per_class.pop(MAIN).items():
         columns = task.row(label, of_class, metric)
         score = columns.pop(column)
+        # Classes without any segment have a PQ of 0, not NaN, and are recognised by their counts.
         if math.isnan(score) or ("tp" in of_class and not of_class["tp"] + of_class["fp"] + of_class["fn"]):
             continue
         if columns.get("mostly taken for") is not None:
             columns["mostly taken for"] = id2label[columns["mostly taken for"]]
+        # The mean weighs all classes alike, so a class can raise it by its own distance to 1 over their number.
         row = {"label_id": label, "label": id2label[label], "loss": (1 - score) / num_classes, column: score}
         rows.append(row | {name: further[label][column] for name, further in per_class.items()} | columns)
-    weights = ("pixels", "points", "references", "missed")  # how much there is of a class, by task
+    weights = ("pixels", "points", "references", "missed")  # by task: frequent classes first among equal losses
     rows.sort(key=lambda row: (-row["loss"], -next(row[name] for name in weights if name in row), row["label_id"]))
     images = [ImageScore(*image) for image in counts.images]
+    # NaN compares with nothing, so images without a score are put last by hand.
     images.sort(key=lambda image: (math.isnan(image.score), image.score, image.index))
     return EvaluationResult(task.name, metric.num_images, values, rows, images, notes)

@@ -1,15 +1,10 @@
-"""The score that a model's masks would reach if every one of them were labelled perfectly.
+"""The score that a model's masks would reach with perfect labels.
 
-`OracleClassification` wraps a metric: each predicted mask first gets the label of the true segment that it fits best,
-then the metric counts as always. The difference to the plain score is what a better classifier can gain; the ViT-P
-paper calls it the upper bound. `relabel_segments`, `relabel_instances` and `relabel_regions` relabel one image.
-
-An answer holds only what the model's labels let through: masks that compete under a wrong name, or fall below a
-threshold as two classes share their probability, would be missing from what perfect labels could do. So the oracle gets
-the masks as they are before that, from `masks_to_label`: each query has all of its object probability on one class
-(`sure_outputs`), and keeps the probability of no-object that the generator gave it; for semantic segmentation the
-strongest mask has the pixel (`mask_owners`). Perfect labels in a fusion of alpha 1 (`normalization="oneformer"`) do
-just this.
+`OracleClassification` wraps a metric and gives each predicted mask the label of the true segment that it fits best. The
+difference to the plain score is what a better classifier can gain; the ViT-P paper calls it the upper bound.
+`masks_to_label` gives the masks as they are before labels decide which survive: each query has all of its object
+probability on one class (`sure_outputs`); for semantic segmentation the strongest mask owns the pixel (`mask_owners`).
+Perfect labels in a fusion of alpha 1 (`normalization="oneformer"`) do just this.
 
 Shapes: R rows of the outputs (images, or windows), Q queries, C classes without no-object, H W pixels of the answer, P
 predicted and R true segments.
@@ -28,27 +23,29 @@ from transformers.utils.generic import ModelOutput
 
 from ..inference.segmenter import Asked, Segmenter
 from ..inference.views import View, post_processed
-from ..metrics.accumulation import integer_array
+from ..metrics.accumulation import integer_array, require_same_size
 from ..metrics.instance_masks import instance_masks
 from ..metrics.mask_average_precision import MaskAveragePrecision, mask_overlap
 from ..metrics.mean_iou import MeanIoU
-from ..metrics.panoptic_quality import PanopticQuality
+from ..metrics.panoptic_quality import PanopticQuality, equal_runs
 from ..models.image_geometry import patch_offsets
 
-_ABOVE_ZERO = 1e-12  # a score: classes of which a query is sure that they are wrong have 0
+_ABOVE_ZERO = 1e-12  # smallest score to keep: in `sure_outputs` all classes but one have 0
 
 
 def masks_to_label(segmenter: Segmenter, asked: Asked) -> list[Any]:
-    """The masks of images as `OracleClassification` takes them; the same whatever the weight of a classifier."""
+    """The masks of images as `OracleClassification` takes them, whatever the weight of a classifier."""
+    # Not the answer's own masks: those that compete under a wrong name, or fall below a threshold as two classes share
+    # their probability, would be missing from what perfect labels could do.
     if segmenter.task == "semantic":
         return mask_owners(segmenter.processor, asked.views, asked.sizes)
     threshold = _ABOVE_ZERO if segmenter.task == "instance" else segmenter.ranking_threshold
-    # Nothing is merged here: what is one by its true class is merged when that is known.
+    # Stuff is not merged yet: what belongs together depends on the true classes.
     return segmenter.post_process(asked, threshold, sure_outputs, stuff_classes=())
 
 
 def sure_outputs(outputs: Any) -> Any:
-    """Outputs in which a query's most probable class, by a fused model's generator, has all its object probability."""
+    """Outputs in which each query's most probable class (by the generator) has all its object probability."""
     logits = _generated(outputs)
     objects, nothing = _object_log_probabilities(logits)
     sure = torch.full_like(logits, -torch.inf, dtype=torch.float32)
@@ -58,11 +55,11 @@ def sure_outputs(outputs: Any) -> Any:
 
 
 def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """The strongest mask of all views (and windows) at each pixel: object probability x mask probability.
+    """The strongest mask of all views (and windows) at each pixel, by object probability x mask probability.
 
     Returns:
-        For each image `segmentation` (H, W) int64 on the CPU and `segments_info`, rows of `id` and `label_id`, the
-        class that the mask's query finds most probable.
+        For each image `segmentation` (H, W) int64 on the CPU and `segments_info`, rows of `id` and `label_id`, the most
+        probable class of the mask's query.
     """
     rows: list[list[dict[str, Any]]] = [[] for _ in target_sizes]
     strongest: list[Tensor] = []
@@ -74,16 +71,17 @@ def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tu
             strongest = post_processed(processor, view, target_sizes, None)
         else:
             answers = post_processed(processor, view, target_sizes, None, return_segmentation_scores=True)
-            found = [answer["segmentation_scores"].max(0) for answer in answers]
+            best = [answer["segmentation_scores"].max(0) for answer in answers]
             if view.flipped:
-                found = [(score.flip(-1), owner.flip(-1)) for score, owner in found]
-            owners = [owner + len(known) for (_, owner), known in zip(found, rows, strict=True)]
+                best = [(score.flip(-1), owner.flip(-1)) for score, owner in best]
+            # Queries are numbered through all views: the same query draws another mask in each.
+            owners = [owner + len(known) for (_, owner), known in zip(best, rows, strict=True)]
             if strongest:
-                wins = [new > old for (new, _), old in zip(found, scores, strict=True)]
+                wins = [new > old for (new, _), old in zip(best, scores, strict=True)]
                 strongest = [torch.where(*each) for each in zip(wins, owners, strongest, strict=True)]
-                scores = [torch.maximum(new, old) for (new, _), old in zip(found, scores, strict=True)]
+                scores = [torch.maximum(new, old) for (new, _), old in zip(best, scores, strict=True)]
             else:
-                strongest, scores = owners, [score for score, _ in found]
+                strongest, scores = owners, [score for score, _ in best]
         for known, own in zip(rows, labels, strict=True):
             known += [{"id": len(known) + query, "label_id": label} for query, label in enumerate(own)]
     answers = []
@@ -95,9 +93,10 @@ def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tu
 
 
 def _queries_as_classes(outputs: Any, num_images: int) -> tuple[Any, list[list[int]]]:
-    """Outputs in which every query of an image is a class of its own, and for each image the queries' own classes.
+    """Outputs in which every query of an image is a class of its own, and for each image its queries' most probable
+    classes.
 
-    Queries of an image's windows are counted on.
+    Queries of an image's windows are numbered consecutively.
     """
     logits = _generated(outputs)
     num_queries = logits.shape[1]
@@ -109,8 +108,8 @@ def _queries_as_classes(outputs: Any, num_images: int) -> tuple[Any, list[list[i
         first.append(len(labels[image]))
         labels[image] += row
     objects, nothing = _object_log_probabilities(logits)
-    most = max(map(len, labels))
-    classes = torch.full((*logits.shape[:2], most + 1), -torch.inf, device=logits.device)
+    num_classes = max(map(len, labels))
+    classes = torch.full((*logits.shape[:2], num_classes + 1), -torch.inf, device=logits.device)
     columns = torch.tensor(first, device=logits.device)[:, None] + torch.arange(num_queries, device=logits.device)
     classes.scatter_(-1, columns[..., None], objects)
     classes[..., -1:] = nothing
@@ -124,13 +123,13 @@ def _generated(outputs: Any) -> Tensor:
 
 
 def _object_log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of the probability of any object, and of none, both (R, Q, 1) float32."""
+    """Log probabilities of any object and of no object, both (R, Q, 1) float32."""
     log_probabilities = logits.float().log_softmax(-1)
     return log_probabilities[..., :-1].logsumexp(-1, keepdim=True), log_probabilities[..., -1:]
 
 
 def _with_classes(outputs: Any, logits: Tensor) -> Any:
-    changed = ModelOutput()  # of no type of its own, which would ask for a loss or refuse a field
+    changed = ModelOutput()  # the plain class: a subclass may require a loss or refuse a field
     for name, value in {**outputs, "class_queries_logits": logits}.items():
         changed[name] = value
     return changed
@@ -143,19 +142,11 @@ class OracleClassification:
     """A metric, fed with perfectly labelled predictions.
 
     Predictions and references are those of the wrapped metric. For `MeanIoU` a prediction may also be `segmentation`
-    and `segments_info`, as post-processing returns them for panoptic segmentation: then the masks are its segments, and
-    otherwise the regions of its classes.
+    and `segments_info`, as for panoptic segmentation; otherwise its masks are the regions of its classes.
 
-    A mask that touches no true segment keeps its label. Instances and panoptic segments take the label of the segment
-    of highest IoU (for instances: of a crowd only where they touch nothing else); of panoptic segments, those that
-    become stuff of the same class are merged, as post-processing merges them. For mean IoU a mask takes the label of
-    most of its pixels.
-
-    Args:
-        metric: an empty metric, which `compute` asks.
-
-    Raises:
-        ValueError: the metric is of another kind.
+    A mask that touches no true segment keeps its label. Instances and panoptic segments take the label of the true
+    segment of highest IoU, instances that of a crowd only if they touch nothing else. For mean IoU a mask takes the
+    label of most of its pixels.
     """
 
     def __init__(self, metric: Metric) -> None:
@@ -177,14 +168,14 @@ class OracleClassification:
         image_ids: Sequence[Hashable] | None = None,
     ) -> None:
         """Relabel a batch and count it; arguments and errors are those of the metric."""
-        relabelled = list(predictions)
+        relabelled = list(predictions)  # other lengths are left to the metric, which refuses them
         if len(predictions) == len(references):
             for index, pair in enumerate(zip(predictions, references, strict=True)):
                 relabelled[index] = self._relabelled(*pair, f"image {index}")
         self.metric.add_batch(predictions=relabelled, references=references, image_ids=image_ids)
 
     def compute(self) -> dict[str, Any]:
-        """What the metric computes. Nothing is reset."""
+        """What the metric computes; nothing is reset."""
         return self.metric.compute()
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,19 +197,9 @@ class OracleClassification:
 def relabel_segments(
     prediction: Mapping[str, Any], reference: Mapping[str, Any], stuff_classes: Sequence[int] = (), name: str = "image"
 ) -> dict[str, Any]:
-    """Label panoptic segments by the true segments of highest IoU, and merge stuff of the same class.
+    """Label panoptic segments (`segmentation` (H, W), `segments_info`) by the true segments of highest IoU.
 
-    Args:
-        prediction: `segmentation` (H, W) and `segments_info`.
-        reference: the same.
-        stuff_classes: label ids whose segments are merged.
-        name: of the image, for errors.
-
-    Returns:
-        The prediction with other label ids; a new map where segments were merged.
-
-    Raises:
-        ValueError: the maps differ in size.
+    Segments that become stuff of the same class are merged, as in post-processing. Errors name the image by `name`.
     """
     id_map = integer_array(prediction["segmentation"], f"{name}: the prediction")
     true_map = integer_array(reference["segmentation"], f"{name}: the reference")
@@ -233,6 +214,7 @@ def relabel_segments(
         label = row["label_id"]
         if row["id"] in best:
             label = label_of[int(true_ids[best[row["id"]].argmax()])]
+        # Without merging, all but one segment of a stuff class would count as false positives.
         if label in stuff_classes and label in survivors:
             new_id[row["id"]] = survivors[label]
             continue
@@ -248,23 +230,13 @@ def relabel_segments(
 def relabel_instances(
     prediction: Mapping[str, Any], reference: Mapping[str, Any], num_labels: int, name: str = "image"
 ) -> dict[str, Any]:
-    """Label instances by the true instances of highest IoU; their scores stay.
-
-    Args:
-        prediction: masks and rows, see `MaskAveragePrecision`.
-        reference: the same.
-        num_labels: number of classes.
-        name: of the image, for errors.
-
-    Raises:
-        ValueError: masks or rows are malformed.
-    """
-    found = instance_masks(prediction, num_labels, f"{name}, prediction", is_reference=False)
+    """Label instances (see `MaskAveragePrecision`) by the true instances of highest IoU; their scores stay."""
+    predicted = instance_masks(prediction, num_labels, f"{name}, prediction", is_reference=False)
     true = instance_masks(reference, num_labels, f"{name}, reference", is_reference=True)
     rows = [dict(row) for row in prediction["segments_info"]]
-    if len(found) and len(true) and found.size == true.size:
-        iou = mask_overlap(found.rles, true.rles, np.zeros(len(true), dtype=bool))
-        # A crowd is second to any instance; IoU is at most 1.
+    if len(predicted) and len(true) and predicted.size == true.size:
+        iou = mask_overlap(predicted.rles, true.rles, np.zeros(len(true), dtype=bool))
+        # IoU is at most 1, so adding 1 ranks every instance above any crowd.
         rank = np.where(iou > 0, iou + np.where(true.is_crowd, 0, 1), 0)
         for row, ranks in zip(rows, rank, strict=True):
             if ranks.any():
@@ -277,15 +249,10 @@ def relabel_regions(prediction: Any, reference: Any, ignore_index: int | None = 
 
     Args:
         prediction: a label map (H, W), or `segmentation` (H, W) and `segments_info`.
-        reference: the true label map (H, W).
-        ignore_index: label of reference pixels that are not counted, besides negative ones.
-        name: of the image, for errors.
+        reference: the true label map (H, W), in which `ignore_index` and negative labels do not count.
 
     Returns:
         (H, W) int64 label map; -1 where the prediction has no segment.
-
-    Raises:
-        ValueError: the maps differ in size.
     """
     is_map = not isinstance(prediction, Mapping)
     id_map = integer_array(prediction if is_map else prediction["segmentation"], f"{name}: the prediction")
@@ -301,19 +268,12 @@ def relabel_regions(prediction: Any, reference: Any, ignore_index: int | None = 
     return labels[np.searchsorted(ids, id_map)]
 
 
-def _overlap(first: np.ndarray, second: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _overlap(predicted: np.ndarray, true: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values of two maps (H, W), ascending, and the pixels (P, R) that each pair of values shares."""
-    if first.shape != second.shape:
-        raise ValueError(
-            f"{name}: the prediction has (height, width) {first.shape} but the reference {second.shape}; pass "
-            "target_sizes= to the post-processing"
-        )
-    ours, theirs = first.reshape(-1), second.reshape(-1)
-    # Segments are compact: values are looked up once for each run of equal pairs.
-    starts = np.concatenate([[0], np.flatnonzero((ours[1:] != ours[:-1]) | (theirs[1:] != theirs[:-1])) + 1])
-    lengths = np.diff(starts, append=len(ours))
-    values, rows = np.unique(ours[starts], return_inverse=True)
-    true_values, columns = np.unique(theirs[starts], return_inverse=True)
+    require_same_size(predicted.shape, true.shape, name)
+    predicted_runs, true_runs, lengths = equal_runs(predicted, true)
+    values, rows = np.unique(predicted_runs, return_inverse=True)
+    true_values, columns = np.unique(true_runs, return_inverse=True)
     overlap = np.zeros((len(values), len(true_values)), dtype=np.int64)
     np.add.at(overlap, (rows, columns), lengths)
     return values, true_values, overlap

@@ -1,10 +1,10 @@
-"""Evaluation of a point classifier: top-1, top-5, by class, and calibration, at points of one's choice.
+"""Evaluate a point classifier: top-1, top-5, by class, and calibration.
 
-`evaluate_points` runs it; what is computed is in `metrics/point_accuracy.py`. Points, with the true class of each:
+`evaluate_points` runs it; metrics/point_accuracy.py computes the scores. `point_source` chooses the labelled points:
 
 - `RandomPoints`: all classes of the image equally often, each of their pixels equally likely, as in training.
 - `InteriorPoints`: the innermost pixel of every true segment, what a perfect mask generator would ask about.
-- `MaximumPoints`: the highest-valued point of every mask that a generator proposes, and the generator's own opinion.
+- `MaximumPoints`: the highest-valued point of every mask of a generator, with the generator's own class probabilities.
 
 H W pixels, N points, C classes.
 """
@@ -43,7 +43,7 @@ class LabelledPoints:
     Attributes:
         points: (N, 2) float32 x, y in [0, 1].
         labels: (N,) int64 true label ids, `IGNORED` where void.
-        rival: (N, C) class probabilities of the generator whose masks these are; `None` where there is none.
+        rival: (N, C) class probabilities of the generator whose masks these are, if any.
     """
 
     points: Tensor
@@ -53,12 +53,7 @@ class LabelledPoints:
 
 @dataclass(frozen=True)
 class RandomPoints:
-    """Random points, the same ones at every call.
-
-    Attributes:
-        num_points: N.
-        seed: of the random numbers.
-    """
+    """Random points, the same ones at every call."""
 
     num_points: int = 200
     seed: int = 0
@@ -81,10 +76,10 @@ class InteriorPoints:
         for segment, window in enumerate(find_objects(segment_map + 1)):
             if window is None:
                 continue
-            # The image's border counts as one of the segment.
+            # Padded, so that the edge of the image counts as an edge of the segment.
             depth = distance_transform_edt(np.pad(segment_map[window] == segment, 1))[1:-1, 1:-1]
             row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-            points.append((window[1].start + column + 0.5, window[0].start + row + 0.5))
+            points.append((window[1].start + column + 0.5, window[0].start + row + 0.5))  # centre of the pixel
             point_labels.append(labels[segment])
         size = segment_map.shape[::-1]
         located = torch.tensor(np.array(points).reshape(-1, 2) / size, dtype=torch.float32)
@@ -95,8 +90,7 @@ class MaximumPoints:
     """The highest-valued point of each mask that a generator is sure of.
 
     Args:
-        generator: any model for universal segmentation.
-        label_table: (C,) the data set's label id of each of the generator's classes; `None` where they are the same.
+        label_table: (C,) the data set's label id of each of the generator's classes; `None` if they are the same.
         threshold: probability that the generator's class must have.
     """
 
@@ -105,7 +99,7 @@ class MaximumPoints:
 
     @torch.inference_mode()
     def __call__(self, entry: Mapping[str, Any], index: int) -> LabelledPoints:
-        """Points of an image; the truth of a point is the class of the pixel that it lies in.
+        """Points of an image; the true class of a point is that of the pixel it lies in.
 
         Raises:
             ValueError: the generator cuts images into windows.
@@ -125,22 +119,19 @@ class MaximumPoints:
         )
         content = _content_cells(inputs, mask_logits)
         points = points_from_masks(mask_logits[:, kept], content_sizes=content)[0].cpu()
-        opinions = class_logits[0, kept, :-1].softmax(-1).cpu()
+        # Renormalised without no-object, as ViT-P has no such class either.
+        class_probabilities = class_logits[0, kept, :-1].softmax(-1).cpu()
         if self.label_table is not None:
-            opinions = reordered_scores(opinions, self.label_table)
+            class_probabilities = reordered_scores(class_probabilities, self.label_table)
         height, width = segment_map.shape
-        columns = (points[:, 0] * width).long().clamp(max=width - 1)
+        columns = (points[:, 0] * width).long().clamp(max=width - 1)  # a coordinate may be exactly 1
         rows = (points[:, 1] * height).long().clamp(max=height - 1)
         true = np.append(labels, IGNORED)[segment_map[rows.numpy(), columns.numpy()]]
-        return LabelledPoints(points, torch.from_numpy(true), opinions)
+        return LabelledPoints(points, torch.from_numpy(true), class_probabilities)
 
 
 def labelled_segments(entry: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) indices of segments, -1 where void or a crowd, and (n,) their label ids.
-
-    Raises:
-        ValueError: segments may overlap, so that a point has no one class.
-    """
+    """(H, W) indices of segments, -1 where void or a crowd, and (n,) label ids; overlapping segments are refused."""
     decoded = decode_entry(entry)
     if decoded.masks is not None:
         raise ValueError(
@@ -158,7 +149,7 @@ def reordered_scores(scores: Tensor, table: np.ndarray) -> Tensor:
 
 
 def _content_cells(inputs: Mapping[str, Any], mask_logits: Tensor) -> Tensor | None:
-    """(1, 2) height and width of the image in cells of the masks; `None` where it fills them."""
+    """(1, 2) height and width of the image in cells of the mask logits; `None` if it fills them."""
     input_size = torch.tensor(inputs["pixel_values"].shape[-2:], dtype=torch.float32)
     if inputs.get("content_sizes") is not None:
         content = torch.as_tensor(inputs["content_sizes"], dtype=torch.float32).cpu()
@@ -182,17 +173,14 @@ def point_source(
     seed: int = 0,
     generator: Segmenter | None = None,
 ) -> PointSource:
-    """The points of a kind.
+    """The points of a kind, one of `POINT_KINDS`.
 
     Args:
-        kind: one of `POINT_KINDS`.
-        id2label: the data set's classes.
-        num_points: of an image, for random points.
-        seed: of random points.
-        generator: that proposes masks, for "maximum".
+        num_points: points of an image, if random; likewise `seed`.
+        generator: proposes masks, for "maximum".
 
     Raises:
-        ValueError: there is no such kind, or "maximum" without a generator, or a generator of other classes.
+        ValueError: there is no such kind, or "maximum" has no generator, or one of other classes.
     """
     if kind not in POINT_KINDS:
         raise ValueError(f"there are no points of kind {kind!r}; {suggestion(kind, POINT_KINDS)}")
@@ -235,41 +223,35 @@ GENERATOR = "generator"
 def evaluate_points(
     classifier: PointClassifier, dataset: Any, id2label: Mapping[int, str], points: PointSource, **settings: Any
 ) -> EvaluationResult:
-    """Evaluate a point classifier; every process of the run must call it, and all get the same result.
+    """Evaluate a point classifier; arguments and errors as for `evaluate` if not named here.
 
     Args:
-        classifier: the model.
-        dataset: entries of our readers, each with an `image_id` of its own.
-        id2label: the data set's classes.
         points: where to ask, from `point_source`.
-        settings: of `EvaluationSettings`; `about` says which points there are. Further metrics get logits (N, C) and
+        settings: fields of `EvaluationSettings`; `about` should name the points. Further metrics get logits (N, C) and
             label ids (N,), as `PointAccuracy` does.
 
     Returns:
-        Metrics of `PointAccuracy`; where the points are those of a generator also `generator_...`, the same of its own
-        classes. The score of an image is its top-1.
-
-    Raises:
-        ValueError: model and data set have different classes, an image cannot be read or counted, or the folder holds
-            another evaluation.
+        Metrics of `PointAccuracy`; for points of a generator also `generator_...`, the same of its own classes. The
+        score
+        of an image is its top-1.
     """
     labels = match_labels(classifier.id2label, id2label)
     by_generator = isinstance(points, MaximumPoints)
 
     def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
-        located = [found or points(entry, index) for index, (entry, found) in batch]
-        answers = classifier([to_rgb(entry["image"]) for _, (entry, _) in batch], [one.points for one in located])
-        for (index, (entry, _)), one, answer in zip(batch, located, answers, strict=True):
+        labelled = [known or points(entry, index) for index, (entry, known) in batch]
+        answers = classifier([to_rgb(entry["image"]) for _, (entry, _) in batch], [each.points for each in labelled])
+        for (index, (entry, _)), truth, answer in zip(batch, labelled, answers, strict=True):
             if labels.table is not None:
                 answer = reordered_scores(answer, labels.table)
-            counts.counts[MAIN].count(index, entry["image_id"], one.labels, answer, {GENERATOR: one.rival})
+            counts.counts[MAIN].count(index, entry["image_id"], truth.labels, answer, {GENERATOR: truth.rival})
 
     def generators() -> dict[str, PointAccuracy]:
         return {GENERATOR: PointAccuracy(len(id2label), probabilities=True)} if by_generator else {}
 
     return count_images(
         PointTask(len(id2label)),
-        # Only points that need no model are found by the processes that read.
+        # Readers cannot run a model, so points of a generator are found in count_batch.
         _Pointed(dataset, None if by_generator else points),
         id2label,
         count_batch,
@@ -280,7 +262,7 @@ def evaluate_points(
 
 
 class _Pointed(Dataset):
-    """Entries of a data set and, where a worker can tell, the points."""
+    """Entries of a data set with their points, or `None` where those need a model."""
 
     def __init__(self, dataset: Any, points: PointSource | None) -> None:
         self.dataset, self.points = dataset, points

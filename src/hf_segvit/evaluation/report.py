@@ -1,4 +1,4 @@
-"""The result of an evaluation for people and machines: a table, content for JSON, and drawings of the worst images."""
+"""The result of an evaluation as a table, as JSON content, and as drawings of the worst images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ORACLE = "oracle_"
 
 
 def result_text(result: EvaluationResult, max_rows: int = 20) -> str:
-    """The metrics, with the oracle's beside them, and the classes that hurt most; scores are in percent."""
+    """The metrics with the oracle's beside them, and the costliest classes; scores in percent."""
     scores = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
     oracle = {name.removeprefix(_ORACLE): value for name, value in scores.items() if name.startswith(_ORACLE)}
     metrics = {name: value for name, value in scores.items() if not name.startswith(_ORACLE)}
@@ -50,13 +50,14 @@ def result_text(result: EvaluationResult, max_rows: int = 20) -> str:
 
 
 def result_content(result: EvaluationResult) -> dict[str, Any]:
-    """Everything that an evaluation found, for JSON."""
+    """All of a result, for JSON."""
     return {
         "task": result.task,
         "num_images": result.num_images,
         "notes": result.notes,
         "metrics": result.metrics,
         "classes": result.classes,
+        # The key's name is part of the file format.
         "pictures": [vars(image) for image in result.images],
     }
 
@@ -68,13 +69,10 @@ def draw_worst(
     id2label: Mapping[int, str],
     scores: Sequence[ImageScore],
 ) -> None:
-    """Draw images, their truth and the model's answer side by side; the model is asked again.
-
-    Raises:
-        ValueError: the file cannot be written.
-    """
+    """Draw images, their truth and the model's answer side by side."""
     task = evaluation_task(segmenter.task, len(id2label))
     table = match_labels(segmenter.id2label, id2label).table
+    # Answers are not kept during an evaluation, which would fill the memory, so the model runs again on these few.
     panels = []
     for score in scores:
         entry = dataset[score.index]
@@ -95,6 +93,7 @@ def draw_worst(
         raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
 
 
+# Floats up to 1 are scores, shown in percent; larger whole numbers are counts.
 def _cell(value: Any) -> str:
     if value is None:
         return "-"

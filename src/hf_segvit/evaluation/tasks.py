@@ -1,10 +1,8 @@
-"""What evaluation needs to know of each task: the metric, the truth it takes, and what its counts mean for one image.
+"""What evaluation needs to know of each task: metric, truth, and score of one image.
 
-`EvaluationTask` is the interface, `SegmentationTask` that of the kinds of segmentation, among which `evaluation_task`
-chooses by name. Label ids are those of the data set; `relabel` brings the model's answers to them where the two number
-the same classes differently (models/label_spaces.py).
-
-C classes, H W pixels.
+`EvaluationTask` is the interface, `SegmentationTask` that of the kinds of segmentation; `evaluation_task` chooses one
+by name. Label ids are those of the data set; `relabel` converts a model's ids where the two number the same classes
+differently (models/label_spaces.py).
 """
 
 from __future__ import annotations
@@ -28,11 +26,11 @@ from ..metrics.panoptic_quality import PanopticQuality
 
 @dataclass(frozen=True)
 class MaskedAnswer:
-    """An answer, and what the oracle labels anew instead of it.
+    """An answer, and the masks that the oracle labels instead of it.
 
     Attributes:
-        answer: what the metric of the task takes.
-        masks: the model's masks as the oracle takes them, see oracle.py.
+        answer: as the task's metric takes it.
+        masks: as the oracle takes them, see oracle.py.
     """
 
     answer: Any
@@ -43,8 +41,8 @@ class EvaluationTask(ABC):
     """What a model is scored at.
 
     Attributes:
-        name: as users say it.
-        headline: name of the number that the result is judged by.
+        name: as users write it.
+        headline: name of the metric that the result is judged by.
         columns: of the table by class, after the class.
     """
 
@@ -57,18 +55,14 @@ class EvaluationTask(ABC):
         """An empty metric."""
 
     def new_boundary_metric(self) -> Any:
-        """An empty metric of the same kind that looks at outlines.
-
-        Raises:
-            ValueError: the task has none.
-        """
+        """An empty metric of the same kind that looks at outlines; tasks without one refuse."""
         raise ValueError(
             f"boundaries are scored for the tasks semantic and instance, not for {self.name}; leave them out"
         )
 
     @abstractmethod
     def image_score(self, metric: Any) -> float:
-        """How well an image is done, in [0, 1], from a metric that has seen it alone; NaN where undefined."""
+        """Score of an image in [0, 1], from a metric that has seen it alone; NaN where undefined."""
 
     @abstractmethod
     def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
@@ -85,13 +79,14 @@ class SegmentationTask(EvaluationTask):
     def reference(self, entry: Mapping[str, Any]) -> Any:
         """The truth of a data set's entry, as the metric takes it."""
 
-    @abstractmethod
     def relabel(self, prediction: Any, table: np.ndarray) -> Any:
         """The prediction with every label id replaced by its entry in the table."""
+        return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
 
     def relabel_both(self, answer: Any, table: np.ndarray) -> Any:
-        """`relabel` of an answer and, of a `MaskedAnswer`, its masks too."""
+        """`relabel` of an answer and, in a `MaskedAnswer`, of its masks too."""
         if isinstance(answer, MaskedAnswer):
+            # The masks have rows in every task, so semantic's own relabel does not fit them.
             masks = {**answer.masks, "segments_info": _relabelled_rows(answer.masks["segments_info"], table)}
             return MaskedAnswer(self.relabel(answer.answer, table), masks)
         return self.relabel(answer, table)
@@ -111,21 +106,18 @@ class PanopticTask(SegmentationTask):
 
     def new_metric(self) -> PanopticQuality:
         """An empty metric."""
-        # Some write void as 0, as Transformers' processors do, where there is no segment of that id.
+        # Transformers' processors write void as 0 and number segments from 1.
         return PanopticQuality(self.num_labels, self.stuff_classes, void_ids=(-1, 0))
 
     def reference(self, entry: Mapping[str, Any]) -> Any:
         """The truth, as the metric takes it."""
         return {"segmentation": np.asarray(entry["segment_map"]), "segments_info": entry["segments"]}
 
-    def relabel(self, prediction: Any, table: np.ndarray) -> Any:
-        """The prediction with other label ids."""
-        return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
-
     def image_score(self, metric: PanopticQuality) -> float:
         """Panoptic quality of all segments together, whatever their class."""
-        found, false, missed, iou = metric.counts["panoptic"].sum(0)
-        return _share(iou, found + (false + missed) / 2)
+        # Averaged over classes, as for a data set, one small stray segment could halve the score of an image.
+        tp, fp, fn, iou = metric.counts["panoptic"].sum(0)
+        return _ratio(iou, tp + (fp + fn) / 2)
 
     def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
         """The columns of a class."""
@@ -134,6 +126,7 @@ class PanopticTask(SegmentationTask):
     def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """An id map and its rows."""
         id_map, rows = super().segments(answer, size)
+        # The map may hold ids without rows, such as 0 for void, which cannot be drawn.
         id_map[~np.isin(id_map, [row["id"] for row in rows])] = -1
         return id_map, rows
 
@@ -184,7 +177,7 @@ class InstanceTask(SegmentationTask):
     name = "instance"
     headline = "ap"
     columns = ("ap", "ap_50", "ap_75", "ar_100", "references", "predictions")
-    shown_score = 0.5  # drawings and scores of images look at predictions that a user would see
+    shown_score = 0.5  # for drawings and scores of images: what a user would see, not all that AP ranks
 
     def new_metric(self) -> MaskAveragePrecision:
         """An empty metric."""
@@ -197,25 +190,22 @@ class InstanceTask(SegmentationTask):
     def reference(self, entry: Mapping[str, Any]) -> Any:
         """The truth, as the metric takes it."""
         rows = entry["segments"]
-        rles = [row.get("rle") for row in rows]
+        rles = [row.get("rle") for row in rows]  # preferred: true instances may overlap, which a map cannot hold
         if rows and all(rle is not None for rle in rles):
             return {"segmentation": rles, "segments_info": rows}
         if entry["segment_map"] is None:
             raise ValueError(f"image {entry['image_id']!r} has neither a segment map nor an rle for each segment")
         return {"segmentation": np.asarray(entry["segment_map"]), "segments_info": rows}
 
-    def relabel(self, prediction: Any, table: np.ndarray) -> Any:
-        """The prediction with other label ids."""
-        return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
-
     def image_score(self, metric: MaskAveragePrecision) -> float:
         """F1 at IoU 0.5, of the predictions whose score reaches `shown_score`."""
         records = metric.counts
         shown = records["prediction_score"] >= self.shown_score
+        # Index 0 is all areas, and the lowest IoU threshold, 0.5.
         matched = unpack(records["prediction_matched"])[shown, 0, 0]
         ignored = unpack(records["prediction_ignored"])[shown, 0, 0]
-        found, false = (matched & ~ignored).sum(), (~matched & ~ignored).sum()
-        return _share(2 * found, found + false + records["reference_counts"][:, 0].sum())
+        tp, fp = (matched & ~ignored).sum(), (~matched & ~ignored).sum()
+        return _ratio(2 * tp, tp + fp + records["reference_counts"][:, 0].sum())
 
     def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
         """The columns of a class."""
@@ -225,6 +215,7 @@ class InstanceTask(SegmentationTask):
         """An id map and its rows."""
         rows = answer["segments_info"]
         masks = decoded_masks(answer["segmentation"], rows, size)
+        # Painted by rising score, so that the best lies on top.
         order = np.argsort([row.get("score", 1.0) for row in rows], kind="stable")
         id_map = np.full(size, -1, dtype=np.int64)
         drawn = []
@@ -236,21 +227,17 @@ class InstanceTask(SegmentationTask):
 
 
 def mostly_taken_for(label: int, metric: Any) -> int | None:
-    """The class that most of another class's pixels or points are taken for, by the metric's confusion counts."""
+    """The wrong class that most pixels or points of a class are given, from the metric's confusion counts."""
     wrong = metric.counts["confusion"][label].copy()
     wrong[label] = 0
-    # A last column is no class.
+    # The last column of mean IoU's counts is "no class", which has no name.
     return int(wrong.argmax()) if wrong.any() and wrong.argmax() < metric.num_labels else None
 
 
 def evaluation_task(
     name: str, num_labels: int, stuff_classes: Sequence[int] = (), absent: Absent = "exclude"
 ) -> SegmentationTask:
-    """The task of a name, for a data set's classes.
-
-    Raises:
-        ValueError: there is no such task.
-    """
+    """The task of a name, for a data set's classes."""
     classes: tuple[type[SegmentationTask], ...] = (PanopticTask, SemanticTask, InstanceTask)
     tasks = {cls.name: cls for cls in classes}
     if name not in tasks:
@@ -262,5 +249,5 @@ def _relabelled_rows(rows: Sequence[Mapping[str, Any]], table: np.ndarray) -> li
     return [{**row, "label_id": int(table[row["label_id"]])} for row in rows]
 
 
-def _share(part: float, whole: float) -> float:
-    return float(part / whole) if whole else math.nan
+def _ratio(numerator: float, denominator: float) -> float:
+    return float(numerator / denominator) if denominator else math.nan
