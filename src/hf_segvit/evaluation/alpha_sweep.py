@@ -75,16 +75,11 @@ class AlphaSweep:
 def sweep_alphas(
     segmenter: Segmenter, alphas: Sequence[float], dataset: Any, id2label: Mapping[int, str], **settings: Any
 ) -> AlphaSweep:
-    """Score a fused model with several weights of its ViT-P.
+    """Score a fused model with several weights of its ViT-P; other arguments and errors as for `evaluate`.
 
     Args:
         alphas: weights in [0, 1], rising from 0, the generator alone.
-        dataset: entries of our readers.
-        id2label: the data set's classes.
         settings: fields of `EvaluationSettings`; counts in a `partial_folder` are for exactly these alphas.
-
-    Raises:
-        ValueError: the model is not fused, the alphas do not rise from 0 to at most 1, or as `evaluate`.
     """
     if not is_fused(segmenter.model):
         raise ValueError(

@@ -1,9 +1,8 @@
 """Counts of a running evaluation, in memory and on disk.
 
-`EvaluationCounts` feeds the task's metric and further ones with the same answers, and scores each image; its state can
-be stored, sent to another process and merged. `VariantCounts` holds those of several answers to the same images.
-`further_metrics` makes the metrics beside the task's own. `PartialResults` is a folder of small files, one for each
-chunk of images, from which an interrupted evaluation resumes.
+`EvaluationCounts` feeds the task's metric and further ones (`further_metrics`) with the same answers, and scores each
+image. `VariantCounts` holds those of several answers to the same images. `PartialResults` is a folder of small files,
+one for each chunk of images, from which an interrupted evaluation resumes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Evaluate a segmentation model: its score, the classes that cost most, the score of every image.
 
-`evaluate` is for one answer to each image, `evaluate_variants` for several from one pass; `EvaluationSettings` are the
-settings of both. `count_images` is the loop under them, and under the evaluation of points: each image is counted once,
-and counts are kept on disk until the result is there. Started by `accelerate launch`, each process takes its share of
-the images and the counts are merged at the end.
+`evaluate` is for one answer to each image, `evaluate_variants` for several from one pass; both take the settings of
+`EvaluationSettings`. `count_images` is the loop under them, and under the evaluation of points. Started by `accelerate
+launch`, each process takes its share of the images and the counts are merged at the end.
 """
 
 from __future__ import annotations
@@ -39,27 +38,22 @@ class EvaluationSettings:
     """How to evaluate: the keyword arguments of `evaluate`, `evaluate_variants`, `sweep_alphas` and `evaluate_points`.
 
     Attributes:
-        stuff_classes: label ids of the data set that are stuff.
         absent: how mean IoU treats classes that occur nowhere, see `MeanIoU`.
-        more_metrics: "oracle", the score that the model's masks would reach with perfect labels (see oracle.py), and
-            "boundary", boundary IoU or boundary AP.
+        more_metrics: "oracle" (see oracle.py) and "boundary", boundary IoU or boundary AP.
         metrics: classes of further metrics, fed with the same answers and truths as the task's own, see `Metric`.
-        num_workers: processes that read images.
-        partial_folder: keep counts here and resume from them; `None` keeps none. The caller deletes them once it has
-            written the result.
+        partial_folder: keep counts here and resume from them; the caller deletes them once the result is written.
         about: identifies what is evaluated; counts of something else in the folder are an error.
-        chunk_size: images to count before counts are saved.
     """
 
-    stuff_classes: Sequence[int] = ()
+    stuff_classes: Sequence[int] = ()  # label ids of the data set
     absent: Absent = "exclude"
     more_metrics: Sequence[str] = ()
     metrics: Sequence[type] = ()
     batch_size: int = 1
-    num_workers: int = 0
+    num_workers: int = 0  # processes that read images
     partial_folder: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
-    chunk_size: int = field(default_factory=lambda: CHUNK_SIZE)
+    chunk_size: int = field(default_factory=lambda: CHUNK_SIZE)  # images to count before counts are saved
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -71,13 +65,10 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class ImageScore:
-    """How well one image was segmented.
+    """How well the image at an index of the data set was segmented, in [0, 1].
 
-    Attributes:
-        index: its index in the data set.
-        image_id: its name there.
-        score: in [0, 1]: panoptic quality of all segments together, mean IoU of the classes in the image, or F1 of
-            instances at IoU 0.5; NaN if there is nothing to find and nothing was found.
+    The score is panoptic quality of all segments together, mean IoU of the classes in the image, or F1 of instances at
+    IoU 0.5; NaN if there is nothing to find and nothing was found.
     """
 
     index: int
@@ -90,7 +81,6 @@ class EvaluationResult:
     """The result of an evaluation.
 
     Attributes:
-        task: `panoptic`, `instance`, `semantic` or `points`.
         metrics: values of the task's metric without `per_class`, and of further ones, such as `oracle_pq`.
         classes: a row for every class that occurs, the costliest first: `label_id`, `label`, `loss` (how much the mean
             would rise if the class were perfect), the columns of the task, and the main one of further metrics.
@@ -139,15 +129,11 @@ def evaluate_variants(
     variants: Sequence[str],
     **settings: Any,
 ) -> dict[str, EvaluationResult]:
-    """Evaluate several variants of a model that answer together; other arguments and errors as for `evaluate`.
+    """Evaluate several variants of a model that answer together, by name; other arguments and errors as for `evaluate`.
 
     Args:
         segmenter: only its `task` and `id2label` are used.
         predict: for each image of a batch, the answers of all variants in their order.
-        variants: names of the variants.
-
-    Returns:
-        The result of each variant, by name.
     """
     options = EvaluationSettings(**settings)
     task = evaluation_task(segmenter.task, len(id2label), options.stuff_classes, options.absent)
@@ -210,11 +196,9 @@ def count_images(
     """Count all images of a data set; every process of the run must call it, and all get the same results.
 
     Args:
-        dataset: indexed in the processes that read.
         count_batch: adds a batch of (index in the data set, entry) to counts.
         variants: names of the answers that each image gets.
         further: makes metrics beside those of the settings, by name.
-        notes: for the results; empty ones are left out.
     """
     if not len(dataset):
         raise ValueError("the data set has no images; check its split")
@@ -256,8 +240,8 @@ def count_images(
     if chunk.images:
         _move(chunk, counts, partial)
     counts.merge_across_processes()
-    given = [note for note in notes if note]
-    return {name: _result(task, variant, id2label, given) for name, variant in counts.counts.items()}
+    notes = [note for note in notes if note]
+    return {name: _result(task, variant, id2label, notes) for name, variant in counts.counts.items()}
 
 
 def _move(chunk: VariantCounts, counts: VariantCounts, partial: PartialResults | None) -> None:

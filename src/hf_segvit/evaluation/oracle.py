@@ -1,12 +1,11 @@
 """The score that a model's masks would reach with perfect labels.
 
-`OracleClassification` wraps a metric and gives each predicted mask the label of the true segment that it fits best. The
-difference to the plain score is what a better classifier can gain; the ViT-P paper calls it the upper bound.
-`masks_to_label` gives the masks as they are before labels decide which survive: each query has all of its object
-probability on one class (`sure_outputs`); for semantic segmentation the strongest mask owns the pixel (`mask_owners`).
-Perfect labels in a fusion of alpha 1 (`normalization="oneformer"`) do just this.
+`OracleClassification` wraps a metric and gives each predicted mask the label of the true segment that it fits best; the
+ViT-P paper calls the result the upper bound of a better classifier. `masks_to_label` gives the masks before labels
+decide which survive: each query has all of its object probability on one class (`sure_outputs`), and for semantic
+segmentation the strongest mask owns the pixel (`mask_owners`).
 
-Shapes: R rows of the outputs (images, or windows), Q queries, C classes without no-object, H W pixels of the answer, P
+R rows of the outputs (images, or windows), Q queries, C classes without no-object, H W pixels of the answer, P
 predicted and R true segments.
 """
 
@@ -44,6 +43,7 @@ def masks_to_label(segmenter: Segmenter, asked: Asked) -> list[Any]:
     return segmenter.post_process(asked, threshold, sure_outputs, stuff_classes=())
 
 
+# Perfect labels in a fusion of alpha 1 (`normalization="oneformer"`) do just this.
 def sure_outputs(outputs: Any) -> Any:
     """Outputs in which each query's most probable class (by the generator) has all its object probability."""
     logits = _generated(outputs)
@@ -57,9 +57,8 @@ def sure_outputs(outputs: Any) -> Any:
 def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     """The strongest mask of all views (and windows) at each pixel, by object probability x mask probability.
 
-    Returns:
-        For each image `segmentation` (H, W) int64 on the CPU and `segments_info`, rows of `id` and `label_id`, the most
-        probable class of the mask's query.
+    For each image `segmentation` (H, W) int64 on the CPU and `segments_info`, with the most probable class of the
+    query.
     """
     rows: list[list[dict[str, Any]]] = [[] for _ in target_sizes]
     strongest: list[Tensor] = []
@@ -93,11 +92,7 @@ def mask_owners(processor: Any, views: Sequence[View], target_sizes: Sequence[tu
 
 
 def _queries_as_classes(outputs: Any, num_images: int) -> tuple[Any, list[list[int]]]:
-    """Outputs in which every query of an image is a class of its own, and for each image its queries' most probable
-    classes.
-
-    Queries of an image's windows are numbered consecutively.
-    """
+    """Outputs in which every query (of all windows) is a class of its own, and the queries' most probable classes."""
     logits = _generated(outputs)
     num_queries = logits.shape[1]
     offsets = patch_offsets(outputs)
@@ -142,11 +137,9 @@ class OracleClassification:
     """A metric, fed with perfectly labelled predictions.
 
     Predictions and references are those of the wrapped metric. For `MeanIoU` a prediction may also be `segmentation`
-    and `segments_info`, as for panoptic segmentation; otherwise its masks are the regions of its classes.
-
-    A mask that touches no true segment keeps its label. Instances and panoptic segments take the label of the true
-    segment of highest IoU, instances that of a crowd only if they touch nothing else. For mean IoU a mask takes the
-    label of most of its pixels.
+    and `segments_info`, as for panoptic segmentation; otherwise its masks are the regions of its classes. Panoptic
+    segments and instances take the label of the true segment of highest IoU, masks for mean IoU that of most of their
+    pixels. A mask that touches no true segment keeps its label.
     """
 
     def __init__(self, metric: Metric) -> None:
@@ -245,14 +238,11 @@ def relabel_instances(
 
 
 def relabel_regions(prediction: Any, reference: Any, ignore_index: int | None = 255, name: str = "image") -> np.ndarray:
-    """Label segments, or the regions of classes, by most of their pixels.
+    """(H, W) int64 label map of segments, or regions of classes, labelled by most of their pixels; -1 without a
+    segment.
 
-    Args:
-        prediction: a label map (H, W), or `segmentation` (H, W) and `segments_info`.
-        reference: the true label map (H, W), in which `ignore_index` and negative labels do not count.
-
-    Returns:
-        (H, W) int64 label map; -1 where the prediction has no segment.
+    The prediction is a label map (H, W), or `segmentation` and `segments_info`; negative labels of the reference (H, W)
+    and `ignore_index` do not count.
     """
     is_map = not isinstance(prediction, Mapping)
     id_map = integer_array(prediction if is_map else prediction["segmentation"], f"{name}: the prediction")

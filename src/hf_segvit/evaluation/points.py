@@ -1,12 +1,7 @@
 """Evaluate a point classifier: top-1, top-5, by class, and calibration.
 
-`evaluate_points` runs it; metrics/point_accuracy.py computes the scores. `point_source` chooses the labelled points:
-
-- `RandomPoints`: all classes of the image equally often, each of their pixels equally likely, as in training.
-- `InteriorPoints`: the innermost pixel of every true segment, what a perfect mask generator would ask about.
-- `MaximumPoints`: the highest-valued point of every mask of a generator, with the generator's own class probabilities.
-
-H W pixels, N points, C classes.
+`evaluate_points` runs it; metrics/point_accuracy.py computes the scores. The points, with their true classes, are
+`RandomPoints`, `InteriorPoints` or `MaximumPoints`, chosen by `point_source`. H W pixels, N points, C classes.
 """
 
 from __future__ import annotations
@@ -53,7 +48,7 @@ class LabelledPoints:
 
 @dataclass(frozen=True)
 class RandomPoints:
-    """Random points, the same ones at every call."""
+    """Random points, the same ones at every call: all classes equally often, as in training."""
 
     num_points: int = 200
     seed: int = 0
@@ -61,13 +56,13 @@ class RandomPoints:
     def __call__(self, entry: Mapping[str, Any], index: int) -> LabelledPoints:
         """Points of the image at this index of the data set."""
         segment_map, labels = labelled_segments(entry)
-        label_map = np.append(labels, -1)[segment_map]
+        label_map = np.append(labels, -1)[segment_map]  # index -1, void, reads the entry appended
         return LabelledPoints(*draw_points(label_map, self.num_points, sample_generator(self.seed, 0, index)))
 
 
 @dataclass(frozen=True)
 class InteriorPoints:
-    """The innermost pixel of every segment."""
+    """The innermost pixel of every true segment, what a perfect mask generator would ask about."""
 
     def __call__(self, entry: Mapping[str, Any], index: int) -> LabelledPoints:
         """Points of an image."""
@@ -99,15 +94,12 @@ class MaximumPoints:
 
     @torch.inference_mode()
     def __call__(self, entry: Mapping[str, Any], index: int) -> LabelledPoints:
-        """Points of an image; the true class of a point is that of the pixel it lies in.
-
-        Raises:
-            ValueError: the generator cuts images into windows.
-        """
+        """Points of an image, with the class of the pixel that each lies in; windows of an image are refused."""
         segment_map, labels = labelled_segments(entry)
         (asked,) = self.generator.ask([to_rgb(entry["image"])])
         inputs, outputs = asked.views[0].inputs, asked.views[0].outputs
         class_logits, mask_logits = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
+        # A point is looked up on the grid of the whole image, which windows do not share.
         if len(mask_logits) != 1:
             raise ValueError(
                 f"image {entry.get('image_id')!r}: the generator cuts it into {len(mask_logits)} windows; give one "
@@ -173,11 +165,7 @@ def point_source(
     seed: int = 0,
     generator: Segmenter | None = None,
 ) -> PointSource:
-    """The points of a kind, one of `POINT_KINDS`.
-
-    Args:
-        num_points: points of an image, if random; likewise `seed`.
-        generator: proposes masks, for "maximum".
+    """The points of a kind, one of `POINT_KINDS`; `num_points` and `seed` are for random ones.
 
     Raises:
         ValueError: there is no such kind, or "maximum" has no generator, or one of other classes.
@@ -223,17 +211,10 @@ GENERATOR = "generator"
 def evaluate_points(
     classifier: PointClassifier, dataset: Any, id2label: Mapping[int, str], points: PointSource, **settings: Any
 ) -> EvaluationResult:
-    """Evaluate a point classifier; arguments and errors as for `evaluate` if not named here.
+    """Evaluate a point classifier at `points` from `point_source`; other arguments and errors as for `evaluate`.
 
-    Args:
-        points: where to ask, from `point_source`.
-        settings: fields of `EvaluationSettings`; `about` should name the points. Further metrics get logits (N, C) and
-            label ids (N,), as `PointAccuracy` does.
-
-    Returns:
-        Metrics of `PointAccuracy`; for points of a generator also `generator_...`, the same of its own classes. The
-        score
-        of an image is its top-1.
+    `about` should name the points. Further metrics get logits (N, C) and label ids (N,), as `PointAccuracy` does. For
+    points of a generator, metrics `generator_...` score its own classes. The score of an image is its top-1.
     """
     labels = match_labels(classifier.id2label, id2label)
     by_generator = isinstance(points, MaximumPoints)

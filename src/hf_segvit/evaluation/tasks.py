@@ -1,8 +1,7 @@
 """What evaluation needs to know of each task: metric, truth, and score of one image.
 
 `EvaluationTask` is the interface, `SegmentationTask` that of the kinds of segmentation; `evaluation_task` chooses one
-by name. Label ids are those of the data set; `relabel` converts a model's ids where the two number the same classes
-differently (models/label_spaces.py).
+by name. Label ids are those of the data set.
 """
 
 from __future__ import annotations
@@ -26,12 +25,7 @@ from ..metrics.panoptic_quality import PanopticQuality
 
 @dataclass(frozen=True)
 class MaskedAnswer:
-    """An answer, and the masks that the oracle labels instead of it.
-
-    Attributes:
-        answer: as the task's metric takes it.
-        masks: as the oracle takes them, see oracle.py.
-    """
+    """An answer as the task's metric takes it, and the masks that the oracle labels instead (see oracle.py)."""
 
     answer: Any
     masks: Any
@@ -41,9 +35,8 @@ class EvaluationTask(ABC):
     """What a model is scored at.
 
     Attributes:
-        name: as users write it.
         headline: name of the metric that the result is judged by.
-        columns: of the table by class, after the class.
+        columns: of the table by class, after the class; the first is the headline metric of the class.
     """
 
     name: str
@@ -81,6 +74,7 @@ class SegmentationTask(EvaluationTask):
 
     def relabel(self, prediction: Any, table: np.ndarray) -> Any:
         """The prediction with every label id replaced by its entry in the table."""
+        # Model and data set may number the same classes differently, see models/label_spaces.py.
         return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
 
     def relabel_both(self, answer: Any, table: np.ndarray) -> Any:

@@ -1,1 +1,1 @@
-"""Segments from images: loading a model, running it on images and writing its answers."""
+"""Segment images: load a model, run it, write its answers."""

@@ -1,7 +1,7 @@
-"""Finding the images that a command line means, and naming the results of each.
+"""Find the images that a command line names, and name their results.
 
-`find_images` expands files, folders (with all below them) and quoted globs; `output_names` gives every image a name
-of its own, so that `a.jpg` and `a.png` do not overwrite each other's results.
+`find_images` expands files, folders (recursively) and quoted globs; `output_names` gives every image a unique name, so
+that `a.jpg` and `a.png` do not overwrite each other's results.
 """
 
 import glob
@@ -13,35 +13,25 @@ from pathlib import Path, PurePosixPath
 
 from ..data.folders import IMAGE_SUFFIXES
 
-# Images that this package writes; a folder that holds them too is not segmented twice.
+# Images that this package writes: running twice on one folder must not segment its own results.
 RESULT_ENDINGS = (".overlay.png", ".comparison.png", ".panoptic.png", ".semantic.png")
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that was asked for.
-
-    Attributes:
-        path: where it is.
-        relative_path: below the folder that was named, or its file name: what results are named after.
-    """
+    """An image that was asked for; `relative_path`, below the folder that was named, names its results."""
 
     path: Path
     relative_path: PurePosixPath
 
 
 def find_images(patterns: Iterable[str]) -> tuple[list[ImageFile], list[str]]:
-    """The images that files, folders and globs mean.
+    """The images that files, folders and globs mean, each once, and the patterns that mean none.
 
-    Args:
-        patterns: paths of files, taken whatever their ending; of folders, searched with all below them; and globs
-            (`*`, `?`, `[...]`, `**` for folders at any depth). Of folders and globs only names that end like images
-            count, but not `RESULT_ENDINGS`.
-
-    Returns:
-        The images, each once, sorted within a folder or glob; and the patterns that mean none.
+    Files are taken whatever their ending. Of folders and globs (`*`, `?`, `[...]`, `**`) only names that end like
+    images count, but not `RESULT_ENDINGS`.
     """
-    found: dict[str, ImageFile] = {}
+    by_real_path: dict[str, ImageFile] = {}
     empty = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
@@ -59,20 +49,13 @@ def find_images(patterns: Iterable[str]) -> tuple[list[ImageFile], list[str]]:
         if not images:
             empty.append(pattern)
         for image in images:
-            found.setdefault(os.path.realpath(image.path), image)
-    return list(found.values()), empty
+            by_real_path.setdefault(os.path.realpath(image.path), image)  # two patterns may mean one file
+    return list(by_real_path.values()), empty
 
 
 def output_names(paths: Sequence[PurePosixPath]) -> list[str]:
-    """A name for the results of each image, all different on every file system.
-
-    Args:
-        paths: paths of images relative to where results go; folders are kept.
-
-    Returns:
-        The path without its ending; with it, where several images share the rest; and with a number, where they
-        share even that.
-    """
+    """Unique names for results: the path without its ending; with it, or also a number, if several images share it."""
+    # Names are compared without case, as some file systems do.
     stems = Counter(str(path.with_suffix("")).casefold() for path in paths)
     names: list[str] = []
     taken: set[str] = set()

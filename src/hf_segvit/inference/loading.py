@@ -1,11 +1,8 @@
-"""Loading a model to use it: the model and its image processor, or one sentence that says why not.
-
-`from_pretrained` is lenient: weights that a checkpoint lacks become random, NaN loads as any number, and a missing
-network shows as whatever the last layer of the client raised. Here each of these is a `ValueError` with a remedy.
+"""Load a model and its image processor; every failure is a ValueError with a remedy.
 
 `load_universal_model` takes any universal segmentation model, ours (fused ones too) and those of Transformers;
 `load_fused_model` joins one with a ViT-P, or loads what was saved as such; `load_segmentation_model`,
-`load_point_classifier` and `load_fused_checkpoint` take one type each.
+`load_point_classifier` and `load_fused_checkpoint` take one type each. Models are in evaluation mode, on the CPU.
 """
 
 import json
@@ -53,12 +50,8 @@ def load_segmentation_model(
         revision: branch, tag or commit of the repository.
         dtype: of the weights.
 
-    Returns:
-        The model, in evaluation mode on the CPU, and its image processor.
-
     Raises:
-        ValueError: the source is not there or cannot be reached, is of another type, is damaged or lacks weights, or a
-            weight is not finite; the message names the source, what is wrong and the remedy.
+        ValueError: the source cannot be reached, is of another type, is damaged, or lacks weights.
     """
     model = _load_model(EoMTForUniversalSegmentation, SEGMENTATION_TYPES, "segments", source, revision, dtype)
     return model, _load_processor(EoMTImageProcessor, source, revision)
@@ -76,7 +69,7 @@ def load_point_classifier(
 def load_fused_checkpoint(
     source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[ViTPFusionForUniversalSegmentation, ViTPFusionImageProcessor]:
-    """Load a checkpoint of a generator and a ViT-P joined, for inference; see `load_segmentation_model`."""
+    """Load a generator and a ViT-P saved as one model; see `load_segmentation_model`."""
     types = (ViTPFusionConfig.model_type,)
     model = _load_model(ViTPFusionForUniversalSegmentation, types, "segments", source, revision, dtype)
     return model, _load_processor(ViTPFusionImageProcessor, source, revision)
@@ -99,7 +92,7 @@ def _load_model(
                 source,
                 revision=revision,
                 dtype=dtype,
-                use_safetensors=True,
+                use_safetensors=True,  # pickled weights could run code
                 ignore_mismatched_sizes=True,  # reported below, with names and sizes
                 output_loading_info=True,
             )
@@ -107,7 +100,7 @@ def _load_model(
         raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
     except SafetensorError as error:
         raise ValueError(f"cannot load {source}: its weights are damaged ({error}); copy or save it again") from error
-    # `from_pretrained` makes up what is missing or of another size; what is left over does no harm.
+    # `from_pretrained` fills what is missing or of another size with random numbers; surplus weights do no harm.
     refuse_misfits(
         sorted(report["missing_keys"]),
         (),
@@ -116,6 +109,7 @@ def _load_model(
         "model.save_pretrained(folder)",
         f"{source}: the weights do not fit its config.json",
     )
+    # NaN would load silently, and segment nothing.
     check_finite(model.state_dict(), source)
     return model.eval()
 
@@ -133,23 +127,21 @@ def _load_processor(cls: Any, source: str, revision: str | None) -> Any:
 
 
 def refuse_missing_folder(source: str) -> None:
-    """Refuse at once what is no folder of a model, and no id that the Hub could know either.
-
-    Raises:
-        ValueError: saying which it is.
-    """
+    """Refuse at once, without asking the Hub, what is neither a model's folder nor formed like a Hub id."""
     path = Path(source)
     if path.is_file():
         raise ValueError(f"{source} is a file; name the folder that holds config.json and model.safetensors")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{source} holds no config.json; name the folder that save_pretrained or training wrote")
+    # A Hub id has exactly one slash; anything else was meant as a path, and the Hub's error would mislead.
     elif path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or "\\" in source:
         raise ValueError(f"there is no folder {source}, and a Hub id looks like owner/name; check the path")
 
 
 def _reason(source: str, error: OSError) -> str:
     """What lies behind an OSError of `from_pretrained`, and the remedy."""
+    # The order matters: GatedRepoError is a RepositoryNotFoundError, and LocalEntryNotFoundError an EntryNotFoundError.
     if _caused_by(error, GatedRepoError):
         return f"access is restricted; ask for it at https://huggingface.co/{source} and log in with `hf auth login`"
     if _caused_by(error, RevisionNotFoundError):
@@ -182,7 +174,7 @@ def _caused_by(error: BaseException, kind: type[BaseException]) -> bool:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without progress bars and reports: what matters of them is checked by the caller."""
+    """Silence Transformers' progress bars and reports; callers check what matters themselves."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -197,23 +189,14 @@ def quiet_transformers() -> Iterator[None]:
 def load_universal_model(
     source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[Any, Any]:
-    """Load a model whose outputs have class and mask logits of queries, ours or Transformers', for inference.
+    """Load any universal segmentation model; arguments and errors as for `load_segmentation_model`.
 
-    Args:
-        source: a folder, or the id of a Hub repository.
-        revision: branch, tag or commit of the repository.
-        dtype: of the weights.
-
-    Returns:
-        The model, in evaluation mode on the CPU, and its image processor (of a OneFormer, its OneFormerProcessor).
-
-    Raises:
-        ValueError: it cannot be loaded, or is of another kind; the message says why.
+    The processor is the image processor, or for a OneFormer its OneFormerProcessor.
     """
     model_type = _model_type(source, revision)
     if model_type == ViTPFusionConfig.model_type:
         return load_fused_checkpoint(source, revision=revision, dtype=dtype)
-    if model_type in (None, *SEGMENTATION_TYPES):  # of none: it is said there what is wrong with it
+    if model_type in (None, *SEGMENTATION_TYPES):  # without a type, loading it explains what is wrong
         return load_segmentation_model(source, revision=revision, dtype=dtype)
     if model_type not in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
         known = (*SEGMENTATION_TYPES, ViTPFusionConfig.model_type, "mask2former", "maskformer", "oneformer")
@@ -250,11 +233,8 @@ def load_fused_model(
         revision: branch, tag or commit of the generator's repository.
         dtype: of the weights of both.
 
-    Returns:
-        The model, in evaluation mode on the CPU, and its image processor.
-
     Raises:
-        ValueError: a part cannot be loaded or is of another kind, or their classes differ; the message says why.
+        ValueError: a part cannot be loaded or is of another kind, or their classes differ.
     """
     if classifier is None:
         if _model_type(generator, revision) != ViTPFusionConfig.model_type:
@@ -269,6 +249,7 @@ def load_fused_model(
             raise ValueError(
                 f"{generator} is a fused model, which has a classifier already; name its generator instead"
             )
+        # `revision` names a commit of the generator's repository only.
         classifier_model, classifier_processor = load_point_classifier(classifier, dtype=dtype)
         model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
             generator_model,
@@ -285,17 +266,14 @@ def load_fused_model(
 
 
 def is_fused(model: Any) -> bool:
-    """Whether a model is one of generator and classifier."""
+    """Whether a model is a generator joined with a classifier."""
     return getattr(getattr(model, "config", None), "model_type", None) == ViTPFusionConfig.model_type
 
 
 def with_alpha(model: ViTPFusionForUniversalSegmentation, outputs: Any, alpha: float) -> Any:
     """Outputs of a fused model for another alpha, from the logits of its parts; 0 is the generator alone.
 
-    Args:
-        model: the fused model.
-        outputs: of the model, with all queries classified unless alpha is 0.
-        alpha: weight of ViT-P.
+    Unless alpha is 0, all queries must have been classified.
     """
     generated = outputs.generator_class_queries_logits
     fused = generated.float() if alpha == 0 else model.fuse(generated, outputs.prompt_logits, alpha=alpha)
@@ -307,4 +285,4 @@ def _model_type(source: str, revision: str | None) -> str | None:
     try:
         return PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     except OSError:
-        return None
+        return None  # the loader that is tried next names the reason

@@ -1,29 +1,13 @@
 """The files that `hf-segvit segment` writes for an image.
 
-`NAME.overlay.png`: the image with its segments tinted, outlined and labelled. `NAME.panoptic.png` (panoptic): segment
-ids in COCO's encoding, id = R + 256 * G + 65536 * B, void 0. `NAME.semantic.png` (semantic): one channel of class ids.
-`NAME.segments.json`: what the segments are, in this form:
+- `NAME.overlay.png`: the image with its segments tinted, outlined and labelled.
+- `NAME.panoptic.png` (panoptic): segment ids in COCO's encoding, id = R + 256 * G + 65536 * B, void 0.
+- `NAME.semantic.png` (semantic): one channel of class ids.
+- `NAME.segments.json`: what the segments are; its form is described at `_description`.
+- `NAME.comparison.png`: with a classifier, the generator's answer beside the fused one.
 
-    {"format": "hf-segvit segments", "version": 1,
-     "model": "...", "task": "panoptic", "threshold": 0.8,        # as given, or the checkpoint's own; null: none
-     "picture": "cat.jpg", "width": 640, "height": 480,
-     "segments": [{"id": 1, "label_id": 15, "label": "cat", "score": 0.98, "area": 1234, "bbox": [x, y, w, h]}]}
-
-`id` is the value of the segment's pixels in the PNG beside: 1, 2, ... (panoptic), the class (semantic, where `score`
-is null). Instances are numbered 1, 2, ... and carry `segmentation`, their mask in COCO's RLE, as they may overlap.
-`area` and `bbox` are in pixels of the image as it is shown, with the EXIF orientation applied. With a classifier the
-fields `classifier` and `alpha` follow `model`; after a comparison there are also NAME.comparison.png and
-
-     "label_changes": [{"id": 1, "area": 1234, "old": {"label_id": 16, "label": "dog", "score": 0.61},
-                        "new": {"label_id": 15, "label": "cat", "score": 0.98}}]
-
-where `old` is null for a segment that the generator alone would not have shown, and `new` (with `id`) for one that no
-longer reaches the threshold.
-
-`write_segment_files` writes them. `label_changes` finds what a classifier changed, the segments that two answers of
-`Segmenter.compare` name differently, and `changes_text` tells it as a table.
-
-Shapes: H W pixels.
+`write_segment_files` writes them. `label_changes` finds the segments whose label a classifier changed; `changes_text`
+formats them as a table. H W pixels.
 """
 
 from collections.abc import Sequence
@@ -40,7 +24,7 @@ from ..drawing.segments import contact_sheet, draw_segments
 from .segmenter import Segment, SegmentedImage
 
 FORMAT, VERSION = "hf-segvit segments", 1
-TITLES = ("image", "generator", "with ViT-P")  # of the comparison
+TITLES = ("image", "generator", "with ViT-P")  # columns of the comparison
 
 
 def write_segment_files(
@@ -51,21 +35,14 @@ def write_segment_files(
     about: dict[str, Any],
     before: SegmentedImage | None = None,
 ) -> list[Path]:
-    """Write the files of one image, each whole or not at all.
+    """Write the files of one image, each whole or not at all, and return their paths.
 
     Args:
         prefix: folder and NAME.
         image: the image, for the overlay.
-        answer: its segments.
         id2label: names of all classes.
-        about: `model`, `threshold` and `image` of the JSON file, and `classifier` and `alpha` if there are.
-        before: what the generator alone answered, to draw and list what changed.
-
-    Returns:
-        The files written.
-
-    Raises:
-        OSError: the folder cannot be written to.
+        about: `model`, `threshold` and `picture` of the JSON file, and `classifier` and `alpha` if there are.
+        before: the generator's own answer, to draw and list what changed.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     endings = ["overlay.png", "segments.json"]
@@ -85,14 +62,27 @@ def write_segment_files(
         alone = draw_segments(image, before.segment_map, before.segments_info, id2label, measures=before.measures)
         with replacing(paths["comparison.png"]) as partial:
             contact_sheet([[image, alone, overlay]], TITLES).save(partial)
-    # Last, so that whoever finds the list finds what it speaks of.
+    # Written last: the list must never name a file that is missing.
     write_json(paths["segments.json"], _description(answer, about, before))
     return list(paths.values())
 
 
+# The JSON file has this form (null threshold: none; `classifier` and `alpha` follow `model` if there is a classifier):
+#
+#     {"format": "hf-segvit segments", "version": 1, "model": "...", "task": "panoptic", "threshold": 0.8,
+#      "picture": "cat.jpg", "width": 640, "height": 480,
+#      "segments": [{"id": 1, "label_id": 15, "label": "cat", "score": 0.98, "area": 1234, "bbox": [x, y, w, h]}],
+#      "label_changes": [{"id": 1, "area": 1234, "old": {"label_id": 16, "label": "dog", "score": 0.61},
+#                         "new": {"label_id": 15, "label": "cat", "score": 0.98}}]}
+#
+# `id` is the value of the segment's pixels in the PNG: 1, 2, ... (panoptic), or the class (semantic, where `score` is
+# null). Instances are numbered 1, 2, ... and carry `segmentation`, their mask in COCO's RLE, as they may overlap.
+# `area` and `bbox` are in pixels of the image as displayed, with its EXIF orientation applied. `label_changes` comes
+# with a comparison; `old` is null for a segment that the generator alone would not have shown, `new` and `id` for one
+# that no longer reaches the threshold.
 def _description(answer: SegmentedImage, about: dict[str, Any], before: SegmentedImage | None) -> dict[str, Any]:
     height, width = answer.segment_map.shape
-    first = 0 if answer.task == "semantic" else 1
+    first = 0 if answer.task == "semantic" else 1  # in the panoptic PNG 0 is void
     segments = []
     for segment in answer.segments:
         row: dict[str, Any] = {
@@ -125,12 +115,12 @@ def _description(answer: SegmentedImage, about: dict[str, Any], before: Segmente
 
 @dataclass(frozen=True)
 class LabelChange:
-    """A segment that is called something else than before, is no more, or is new.
+    """A segment with another label than before, or one that only one answer has.
 
     Attributes:
-        before: the segment, or for semantic segmentation the class, that the generator saw there; `None` if none.
-        after: what is there now; `None` where nothing reaches the threshold any more.
-        area: pixels that both have in common, or of the one that there is.
+        before: the segment (semantic: the class) that the generator saw there, if any.
+        after: the segment with a classifier; `None` if none reaches the threshold any more.
+        area: pixels that both share, or of the only one.
     """
 
     before: Segment | None
@@ -138,10 +128,7 @@ class LabelChange:
     area: int
 
     def as_row(self, first_id: int = 0) -> dict[str, Any]:
-        """For JSON: `id` as in the list of segments, `area`, and `old` and `new`, null or `label_id`, `label`, `score`.
-
-        Ids are counted from `first_id`.
-        """
+        """The entry in the JSON file, with ids counted from `first_id`."""
         old, new = (
             None if side is None else {"label_id": side.label_id, "label": side.label, "score": side.score}
             for side in (self.before, self.after)
@@ -151,15 +138,10 @@ class LabelChange:
 
 
 def label_changes(before: SegmentedImage, after: SegmentedImage) -> list[LabelChange]:
-    """The segments whose label differs, and those that are there in one answer only; the largest first.
+    """The segments whose label differs, and those in one answer only; the largest first.
 
-    Panoptic: two segments are the same where they share more than half of the smaller one, so that stuff which was
-    merged, or is no more, counts too. Instances are the same if their masks are; of several labels for one mask the
-    best counts. Semantic: all pixels that went from one class to another.
-
-    Args:
-        before: the generator's answer.
-        after: that with a classifier, of the same image and task.
+    Panoptic segments are the same if they share more than half of the smaller one; instances if their masks are, with
+    the best of several labels for one mask. Semantic: all pixels that changed from one class to another.
 
     Raises:
         ValueError: the answers are of different tasks or sizes.
@@ -175,6 +157,7 @@ def label_changes(before: SegmentedImage, after: SegmentedImage) -> list[LabelCh
         pairs = [(best_olds[mask], new, new.area) for mask, new in best_news.items() if mask in best_olds]
         olds, news = list(best_olds.values()), list(best_news.values())
     else:
+        # Of the smaller one, so that stuff which was merged, or no longer is, still has its partner.
         least = 0.5 if before.task == "panoptic" else 0.0
         pairs = [pair for pair in _overlaps(before, after) if pair[2] > least * min(pair[0].area, pair[1].area)]
     changes = [LabelChange(*pair) for pair in pairs if pair[0].label_id != pair[1].label_id]
@@ -186,7 +169,7 @@ def label_changes(before: SegmentedImage, after: SegmentedImage) -> list[LabelCh
 
 
 def changes_text(changes: Sequence[LabelChange], num_pixels: int, max_rows: int = 12) -> str:
-    """Changes as a table, a line each: share of the image, old name and score, new name and score."""
+    """Changes as a table: share of the image, old label and score, new label and score."""
     if not changes:
         return "  no label changed"
     lines = []
@@ -211,9 +194,10 @@ def _best_of_masks(segments: Sequence[Segment]) -> dict[str, Segment]:
 
 
 def _overlaps(before: SegmentedImage, after: SegmentedImage) -> list[tuple[Segment, Segment, int]]:
-    """Segments of both answers that share pixels, and how many."""
+    """Pairs of segments of both answers that share pixels, and how many."""
     old_of, new_of = ({segment.id: segment for segment in side.segments} for side in (before, after))
-    columns = int(after.segment_map.max()) + 2  # ids count from 0, void is -1
+    # Both ids in one number, so that one pass counts all pairs. Ids count from 0, void is -1.
+    columns = int(after.segment_map.max()) + 2
     codes = (before.segment_map.astype(np.int64) + 1) * columns + after.segment_map + 1
     pairs, areas = np.unique(codes, return_counts=True)
     return [

@@ -1,9 +1,4 @@
-"""Points and boxes of images in, classes out: a ViT-P with its image processor on a device.
-
-`PointClassifier.classify` names what is at the prompts of an image; a call gives the logits at points, for metrics.
-
-N points, C classes.
-"""
+"""Classify points and boxes of images: a ViT-P with its image processor. N points, C classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,16 +13,10 @@ from .loading import load_point_classifier
 
 
 class PointClassifier:
-    """A point classifier with its image processor.
-
-    Args:
-        model: a `ViTPForPointClassification`.
-        processor: the image processor that belongs to it.
-        device: where to compute; `None` takes the best there is, see `pick_device`.
-    """
+    """A `ViTPForPointClassification` with its image processor; `device` as for `pick_device`."""
 
     def __init__(self, model: Any, processor: Any, device: str | torch.device | None = None) -> None:
-        self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self.device = pick_device(device)
         self.model, self.processor = model.eval().to(self.device), processor
         self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
 
@@ -35,30 +24,22 @@ class PointClassifier:
     def from_pretrained(
         cls, source: str, *, device: str | torch.device | None = None, revision: str | None = None
     ) -> "PointClassifier":
-        """Load a folder or Hub repository.
-
-        Raises:
-            ValueError: as for `load_point_classifier`.
-        """
-        device = device if isinstance(device, torch.device) else pick_device(device)
+        """Load a folder or Hub repository; errors as for `load_point_classifier`."""
+        device = pick_device(device)  # an unknown device is refused before minutes of loading
         return cls(*load_point_classifier(source, revision=revision), device)
 
     def classify(
         self, image: Image.Image, points: Sequence[Any] = (), boxes: Sequence[Any] = (), top_k: int = 1
     ) -> list[list[dict[str, Any]]]:
-        """Say what is at points and in boxes of an image.
+        """Classify what is at points and in boxes of an RGB image.
 
         Args:
-            image: RGB.
             points: (x, y) in pixels.
             boxes: (x0, y0, x1, y1), edges in pixels.
-            top_k: how many classes to tell.
+            top_k: number of classes to return.
 
         Returns:
             For each point, then for each box, its most probable classes, best first: `label_id`, `label`, `score`.
-
-        Raises:
-            ValueError: a prompt lies outside the image, there is none, or `top_k` is below 1.
         """
         outputs = self._ask(self.processor(image, input_points=[list(points)], input_boxes=[list(boxes)]))
         (answer,) = self.processor.post_process_point_classification(outputs, top_k=top_k, id2label=self.id2label)
@@ -72,17 +53,13 @@ class PointClassifier:
         ]
 
     def __call__(self, images: Sequence[Image.Image], points: Sequence[Tensor]) -> list[Tensor]:
-        """Classify points of images, all in one forward pass.
+        """Classify points of RGB images, all in one forward pass.
 
-        Args:
-            images: RGB.
-            points: for each image (N, 2) x, y in [0, 1]; N may differ, and be 0.
-
-        Returns:
-            For each image (N, C) float32 logits, on the CPU.
+        Points are (N, 2) x, y in [0, 1] for each image; N may differ, and be 0. Gives (N, C) float32 logits on the CPU.
         """
         answers = [torch.zeros(0, len(self.id2label)) for _ in images]
         asked = [index for index, located in enumerate(points) if len(located)]
+        # Images without points are left out: they would cost a forward pass, and a row of prompts that are all masked.
         if not asked:
             return answers
         prompts = [self._prompts(images[index], points[index]) for index in asked]
@@ -101,6 +78,7 @@ class PointClassifier:
         return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
 
     def _prompts(self, image: Image.Image, points: Tensor) -> Tensor:
-        if self.model.config.point_origin == "corner":  # to such a model, a pixel is where its upper left corner is
+        # Points given here are pixel centres; such a model was trained with the upper left corner of the pixel.
+        if self.model.config.point_origin == "corner":
             points = (points - 0.5 / torch.tensor([image.width, image.height])).clamp(min=0)
         return torch.cat([points, torch.zeros_like(points)], dim=1)

@@ -1,12 +1,9 @@
-"""Images in, segments out: a model with its image processor on a device.
+"""Segment images: a model with its image processor on a device.
 
-`Segmenter` answers a batch of images for one task, whichever model it holds: ours, any of Transformers' for universal
-segmentation (Mask2Former, MaskFormer, OneFormer, EoMT), whose peculiarities it hides, or one of them joined with a
-ViT-P. A call gives a `SegmentedImage` for each image, with the class, score, area and box of every segment; `compare`
-also what the generator alone would have answered; `answers` what metrics take. These, and `hf_segvit.evaluation`, are
-made of two steps: `ask` runs the model, `post_process` makes answers of what it said.
-
-Shapes: H W pixels of the image as it was given, upright.
+`Segmenter` answers a batch of images for one task, with our models, any of Transformers' for universal segmentation, or
+one of them joined with a ViT-P. A call gives a `SegmentedImage` of `Segment`s for each image; `compare` adds what the
+generator alone would answer; `answers` is for metrics. All are made of two steps: `ask` runs the model, `post_process`
+turns its outputs into answers. H W pixels of the image as it was given, upright.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,14 +31,12 @@ class Segment:
     """One segment of an image.
 
     Attributes:
-        id: its value in the image's segment map; the class itself for semantic segmentation.
-        label_id: its class.
-        label: the name of the class.
+        id: its value in the segment map; for semantic segmentation the label id.
         score: class probability (panoptic), that times the mean mask probability inside (instance), or `None`
             (semantic: a pixel's class is decided by all queries together).
-        area: pixels; for instances, of the whole mask, hidden pixels included.
+        area: pixels; of an instance's whole mask, hidden pixels included.
         bbox: (x, y, width, height) in pixels, around the same pixels as `area`.
-        rle: the mask in COCO's run-length encoding, for instances, which may overlap.
+        rle: an instance's mask in COCO's run-length encoding, since instances may overlap.
     """
 
     id: int
@@ -58,9 +53,7 @@ class SegmentedImage:
     """The answer for one image.
 
     Attributes:
-        task: `panoptic`, `instance` or `semantic`.
-        segment_map: (H, W) int32, the id of the segment at each pixel, void -1. Of overlapping instances the one with
-            the highest score is on top.
+        segment_map: (H, W) int32, the id of the segment at each pixel, void -1; the best of overlapping instances.
         segments: in the order of their ids.
     """
 
@@ -70,23 +63,18 @@ class SegmentedImage:
 
     @property
     def segments_info(self) -> list[dict[str, Any]]:
-        """The segments as Transformers' post-processing tells them: rows of `id`, `label_id` and `score`."""
-        return [{"id": one.id, "label_id": one.label_id, "score": one.score} for one in self.segments]
+        """The rows of Transformers' post-processing: `id`, `label_id` and `score`."""
+        return [{"id": each.id, "label_id": each.label_id, "score": each.score} for each in self.segments]
 
     @property
     def measures(self) -> list[tuple[int, tuple[int, int, int, int]]] | None:
-        """Area and box of each segment in the map; `None` for instances, which may be hidden there in part."""
-        return None if self.task == "instance" else [(one.area, one.bbox) for one in self.segments]
+        """Area and box of each segment in the map; `None` for instances, which the map may hide in part."""
+        return None if self.task == "instance" else [(each.area, each.bbox) for each in self.segments]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a model said about a batch of images, before post-processing.
-
-    Attributes:
-        views: with the model's outputs.
-        sizes: (height, width) of each image.
-    """
+    """Outputs of a model for a batch of images, in its views, and the (height, width) of each image."""
 
     views: list[View]
     sizes: list[tuple[int, int]]
@@ -99,15 +87,11 @@ class Segmenter:
         model: any model whose outputs have `class_queries_logits` and `masks_queries_logits`.
         processor: the image processor that belongs to it (of a OneFormer, its OneFormerProcessor).
         task: `panoptic`, `instance` or `semantic`; `None`: what the checkpoint was trained for.
-        device: where to compute; `None` takes the best there is, see `pick_device`.
+        device: as for `pick_device`.
         threshold: score that a segment needs; `None`: the processor's own value.
         stuff_classes: label ids whose panoptic segments are merged, where the processor stores none.
-        data_labels: classes of the data set that `stuff_classes` numbers; `None` where these are the model's own ids.
-        views: of each image, for semantic segmentation.
-
-    Raises:
-        ValueError: the checkpoint cannot do the task, the task has no use for views or threshold, the threshold is
-            outside [0, 1], the data set has another number of classes, or there is no such device.
+        data_labels: classes of the data set that `stuff_classes` refers to; `None` if these are the model's own ids.
+        views: views of each image, for semantic segmentation only.
     """
 
     def __init__(
@@ -125,11 +109,12 @@ class Segmenter:
         self.task = served_task(processor, task)
         refuse_views(self.task, views)
         refuse_threshold(self.task, threshold)
-        self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self.device = pick_device(device)
         self.model = model.eval().to(self.device)
         self.processor, self.threshold, self.views = processor, threshold, views
         self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
         if data_labels is not None:
+            # Only by names: model and data set may number the same classes differently.
             stuff_classes = match_labels(self.id2label, data_labels).model_ids(stuff_classes)
         self.stuff_classes = list(stuff_classes)
         self._is_ours = isinstance(processor, SegmentationPostProcessing)
@@ -148,23 +133,11 @@ class Segmenter:
         label_mismatch: str = "error",
         **settings: Any,
     ) -> "Segmenter":
-        """Load a folder or Hub repository.
+        """Load a folder or Hub repository; arguments and errors as for `load_universal_model` and `load_fused_model`.
 
-        Args:
-            source: a model of this package, or any of Transformers' for universal segmentation.
-            device: as for the class.
-            revision: branch, tag or commit of the repository.
-            dtype: of the weights.
-            classifier: a ViT-P that corrects the labels.
-            alpha: its weight; `None`: 0.4, or what a fused checkpoint says.
-            label_mismatch: `"keep"` where ViT-P knows other classes, see `ViTPFusionConfig`.
-            settings: `task`, `threshold`, `stuff_classes`, `data_labels` and `views` as for the class.
-
-        Raises:
-            ValueError: as for `load_universal_model` and `load_fused_model`.
+        `settings` are `task`, `threshold`, `stuff_classes`, `data_labels` and `views` as for the class.
         """
-        # A device that is not there is told before minutes are spent on loading.
-        device = device if isinstance(device, torch.device) else pick_device(device)
+        device = pick_device(device)  # an unknown device is refused before minutes of loading
         if classifier is None and alpha is None:
             model, processor = load_universal_model(source, revision=revision, dtype=dtype)
         else:
@@ -180,23 +153,15 @@ class Segmenter:
             return None
         if self.threshold is not None:
             return self.threshold
-        # Transformers' processors store none; 0.5 is what their methods say.
+        # Transformers' processors store none; 0.5 is the default of their methods.
         return getattr(self.processor, "instance_threshold" if self.task == "instance" else "threshold", 0.5)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], threshold: float | None = None) -> list[SegmentedImage]:
-        """Segment images, those that may go together in one forward pass (for each view).
+        """Segment upright RGB images, each at its own size.
 
-        Args:
-            images: upright RGB images, as `open_image` returns them.
-            threshold: score that a segment needs; `None`: the segmenter's, else the processor's stored value.
-
-        Returns:
-            An answer for each image, at its own size.
-
-        Raises:
-            ValueError: an image cannot be brought to the model's input, the threshold is outside [0, 1], or one is
-                given for semantic segmentation, where every pixel has a class.
+        `threshold` is the score that a segment needs; `None` takes the segmenter's or the processor's. One outside [0,
+        1], or given for semantic segmentation, is a `ValueError`, as is an image that does not fit the model's input.
         """
         refuse_threshold(self.task, threshold)
         threshold = self.default_threshold if threshold is None else threshold
@@ -210,20 +175,14 @@ class Segmenter:
     def compare(
         self, images: Sequence[Image.Image], threshold: float | None = None
     ) -> list[tuple[SegmentedImage, SegmentedImage]]:
-        """Segment images with a fused model, and say what its generator alone answers.
-
-        Returns:
-            For each image the generator's answer and the fused one, of the same masks.
-
-        Raises:
-            ValueError: as for a call, or the model has no classifier.
-        """
+        """For each image the answer of a fused model's generator alone and the fused one, of the same masks."""
         refuse_threshold(self.task, threshold)
         if not is_fused(self.model):
             raise ValueError("there is nothing to compare: the model has no classifier; name one")
         threshold = self.default_threshold if threshold is None else threshold
         pairs: list[tuple[SegmentedImage, SegmentedImage]] = []
         for asked in self.ask(images, threshold):
+            # One pass of the model serves both: the answers differ only in how the class logits are fused.
             alone, fused = (self.post_process(asked, threshold, change) for change in (self.with_alpha(0), None))
             for before, after, size in zip(alone, fused, asked.sizes, strict=True):
                 pairs.append((self._image(before, size), self._image(after, size)))
@@ -233,30 +192,25 @@ class Segmenter:
     def answers(self, images: Sequence[Image.Image]) -> list[Any]:
         """Segment images, in the form that the metrics take.
 
-        Returns:
-            For each image a label map (H, W), or `segmentation` and `segments_info`; tensors are on the CPU. Instances
-            are all there, in COCO's run-length encoding, as average precision ranks them.
-
-        Raises:
-            ValueError: an image cannot be brought to the model's input.
+        For each image a label map (H, W), or `segmentation` and `segments_info`; tensors are on the CPU, instances in
+        COCO's run-length encoding, whatever their score.
         """
         threshold = self.ranking_threshold
         return [answer for asked in self.ask(images, threshold) for answer in self.post_process(asked, threshold)]
 
     @property
     def ranking_threshold(self) -> float | None:
-        """The score that a segment needs for metrics: as for a call, but instances are not sorted out."""
+        """The score that a segment needs for metrics: 0 for instances, which average precision ranks itself."""
         return 0.0 if self.task == "instance" else self.default_threshold
 
     def ask(
         self, images: Sequence[Image.Image], threshold: float | None = None, alpha: float | None = None
     ) -> Iterator[Asked]:
-        """Run the model on images, on those at a time that may go together.
+        """Run the model on upright RGB images, in batches that may go together.
 
         Args:
-            images: upright RGB images.
-            threshold: score that will be asked of a segment; a fused model need not classify what cannot reach it.
-            alpha: fuse with this weight, and classify everything.
+            threshold: score that will be required of a segment; a fused model skips queries that cannot reach it.
+            alpha: fuse with this weight, and classify all queries.
         """
         fusion: dict[str, Any] = {}
         if is_fused(self.model):
@@ -266,7 +220,7 @@ class Segmenter:
             views = list(self.views.of(batch, self.processor, patch_size_of(self.model)))
             for view in views:
                 settings: dict[str, Any] = {} if view.size is None else {"size": view.size}
-                if self._is_oneformer:  # it is told in words what to do
+                if self._is_oneformer:  # it takes the task as text
                     settings["task_inputs"] = [self.task] * len(batch)
                 view.inputs = self.processor(images=view.images, return_tensors="pt", **settings).to(self.device)
                 view.outputs = self.model(**view.inputs, **fusion)
@@ -283,10 +237,9 @@ class Segmenter:
         change: Change | None = None,
         stuff_classes: Sequence[int] | None = None,
     ) -> list[Any]:
-        """Answers in the form that the metrics take, from what the model said.
+        """Answers in the form that the metrics take, from the outputs of `ask`.
 
         Args:
-            asked: of `ask`.
             threshold: score that a segment needs; `None`: the processor's.
             change: applied to the outputs first.
             stuff_classes: label ids whose panoptic segments are merged; `None`: the processor's or the segmenter's.
@@ -306,8 +259,8 @@ class Segmenter:
                 return [_renumbered(answer) for answer in answers]
             return [{**answer, "segmentation": answer["segmentation"].cpu()} for answer in answers]
         if self._is_oneformer:
-            # Its processor takes logits for probabilities, and gives masks that do not overlap; the official code's
-            # rule, which is ours too, takes the best pairs of query and class as they are.
+            # Not its own processor, which takes logits for probabilities and gives masks that do not overlap. The
+            # official code's rule, which is ours too, takes the best pairs of query and class as they are.
             height, width = asked.views[0].inputs["pixel_values"].shape[-2:]
             logits = outputs.class_queries_logits, outputs.masks_queries_logits
             return instance_segments(*logits, input_size=(height, width), return_coco_annotation=True, **settings)
@@ -316,7 +269,7 @@ class Segmenter:
         return answers if self._is_ours else [_encoded(answer) for answer in answers]
 
     def _image(self, answer: Any, size: tuple[int, int]) -> SegmentedImage:
-        """What is shown of an answer to an image of size (H, W)."""
+        """The answer for an image of size (H, W) with areas and boxes."""
         rows: Sequence[Mapping[str, Any]] = () if self.task == "semantic" else answer["segments_info"]
         rles: list[Any] = [None] * len(rows)
         if self.task == "instance":
@@ -324,7 +277,7 @@ class Segmenter:
             measures = {}
             for row, rle in sorted(zip(rows, rles, strict=True), key=lambda pair: pair[0]["score"]):
                 mask = decode_mask(rle)
-                segment_map[mask] = row["id"]  # so the best is on top
+                segment_map[mask] = row["id"]  # by rising score, so that the best lies on top
                 measures[row["id"]] = _areas_and_boxes(mask.astype(np.int32) - 1)[0]
         else:
             segment_map = answer.int().numpy() if self.task == "semantic" else answer["segmentation"].numpy()
@@ -340,27 +293,21 @@ class Segmenter:
 
 
 def image_batches(processor: Any, images: Sequence[Image.Image]) -> list[list[Image.Image]]:
-    """Images that may go together, in their order, so that no answer depends on the rest of its batch.
-
-    Processors of Transformers whose size is a rule pad a batch to its largest image; models see that padding, and the
-    post-processing that comes with them stretches it over the image.
-    """
+    """Images, in their order, in batches whose answers do not depend on the rest of the batch."""
     if not images:
         return []
-    own = getattr(processor, "generator", processor)
-    own = getattr(own, "image_processor", own)
-    fixed = isinstance(own, SegmentationPostProcessing) or dict(own.size).get("height")
+    # Processors of Transformers whose size is a rule pad a batch to its largest image. Models see that padding, and the
+    # post-processing stretches it over the image, so only images of one size may go together there.
+    image_processor = getattr(processor, "generator", processor)
+    image_processor = getattr(image_processor, "image_processor", image_processor)
+    fixed = isinstance(image_processor, SegmentationPostProcessing) or dict(image_processor.size).get("height")
     if fixed or len({image.size for image in images}) == 1:
         return [list(images)]
     return [[image] for image in images]
 
 
 def served_task(processor: Any, task: str | None = None) -> str:
-    """The task asked for if the checkpoint can do it, or the one that it was trained for.
-
-    Raises:
-        ValueError: the checkpoint cannot do it; the message names the tasks that it can.
-    """
+    """The task asked for, or by default the one that the checkpoint was trained for; impossible ones are refused."""
     served = [name for name in TASKS if hasattr(processor, f"post_process_{name}_segmentation")]
     if task is None:
         return getattr(processor, "task", served[0])
@@ -373,11 +320,7 @@ def served_task(processor: Any, task: str | None = None) -> str:
 
 
 def refuse_views(task: str, views: Views) -> None:
-    """Refuse several views for tasks whose segments could not be averaged.
-
-    Raises:
-        ValueError: naming the task and the remedy.
-    """
+    """Refuse several views for tasks other than semantic, whose segments cannot be averaged."""
     if not views.is_plain and task != "semantic":
         raise ValueError(
             f"several views (scales {list(views.scales)}, flip={views.flip}) can be averaged for semantic segmentation "
@@ -386,11 +329,7 @@ def refuse_views(task: str, views: Views) -> None:
 
 
 def refuse_threshold(task: str, threshold: float | None) -> None:
-    """Refuse a threshold that is no probability, or that the task has no use for.
-
-    Raises:
-        ValueError: naming the value and the remedy.
-    """
+    """Refuse a threshold that is not a probability, or that the task has no use for."""
     if threshold is None:
         return
     if task == "semantic":
@@ -400,14 +339,13 @@ def refuse_threshold(task: str, threshold: float | None) -> None:
 
 
 def _renumbered(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A panoptic answer of Transformers' processors in our form: ids from 0, void -1, one row for each segment.
-
-    They write a row for every query that they fuse into a segment, and void as 0 or -1, in float32 where all is void.
-    """
+    """A panoptic answer of Transformers' processors in our form: ids from 0, void -1, one row for each segment."""
+    # They write a row for every query fused into a segment, and void as 0 or -1, in float32 if all is void.
     ids = answer["segmentation"].cpu().long()
     rows: dict[int, Mapping[str, Any]] = {}
     for row in answer["segments_info"]:
         rows.setdefault(row["id"], row)
+    # One table for all pixels; its first entry, for id -1, stays -1, as do ids without a row.
     new_ids = torch.full((max([*rows, int(ids.max())]) + 2,), -1, dtype=torch.int32)
     present = set(ids.unique().tolist())
     kept = [row for id_, row in rows.items() if id_ in present]
@@ -419,14 +357,14 @@ def _renumbered(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An instance answer of Transformers' processors, whose masks are binary maps, with COCO's run-length encoding."""
-    rows = answer["segments_info"]  # without any, there is an id map in place of the masks
+    """An instance answer of Transformers' processors with its binary masks in COCO's run-length encoding."""
+    rows = answer["segments_info"]  # without rows, the masks are replaced by an id map
     masks = [encode_mask(mask.numpy()) for mask in answer["segmentation"].cpu()] if rows else []
     return {**answer, "segmentation": masks}
 
 
 def _areas_and_boxes(segment_map: np.ndarray) -> dict[int, tuple[int, tuple[int, int, int, int]]]:
-    """Area and (x, y, width, height) of every id in a map (H, W) with void -1, in one pass over the map."""
+    """Area and (x, y, width, height) of every id in a map (H, W) with void -1, in one pass."""
     areas = np.bincount(segment_map.ravel() + 1)
     return {
         segment_id: (

@@ -160,10 +160,7 @@ METRIC_METHODS = ("reset", "add_batch", "compute", "state_dict", "merge")
 
 
 def merge_across_processes(metric: Metric) -> None:
-    """Make a metric hold what all processes of the run have counted; every process must call it.
-
-    An image id that two processes counted, as samplers that pad their shards cause, is a `ValueError`.
-    """
+    """Make a metric hold what all processes have counted, each image once; every process must call it."""
     # Every process gets all states, its own among them: without the reset its own would count twice.
     states = gather_object([metric.state_dict()])
     metric.reset()
