@@ -238,11 +238,10 @@ def relabel_instances(
 
 
 def relabel_regions(prediction: Any, reference: Any, ignore_index: int | None = 255, name: str = "image") -> np.ndarray:
-    """(H, W) int64 label map of segments, or regions of classes, labelled by most of their pixels; -1 without a
-    segment.
+    """Label segments, or the regions of classes, by most of their pixels.
 
     The prediction is a label map (H, W), or `segmentation` and `segments_info`; negative labels of the reference (H, W)
-    and `ignore_index` do not count.
+    and `ignore_index` do not count. Gives a label map (H, W) int64, -1 where the prediction has no segment.
     """
     is_map = not isinstance(prediction, Mapping)
     id_map = integer_array(prediction if is_map else prediction["segmentation"], f"{name}: the prediction")

@@ -114,7 +114,7 @@ class Segmenter:
         self.processor, self.threshold, self.views = processor, threshold, views
         self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
         if data_labels is not None:
-            # Only by names: model and data set may number the same classes differently.
+            # Model and data set may number the same classes differently.
             stuff_classes = match_labels(self.id2label, data_labels).model_ids(stuff_classes)
         self.stuff_classes = list(stuff_classes)
         self._is_ours = isinstance(processor, SegmentationPostProcessing)
