@@ -1,13 +1,10 @@
-"""The formats of data sets: one module per format, and what is known of each without importing it.
+"""Data set formats, one reader module each, listed without importing any.
 
-A reader is a module with four names: `TASKS`, the tasks that it reads for, its default first; `LAYOUT`, which files it
-expects, in words; `splits(path, wanted=(), **options)`, the splits that are there; and `read(path, split, task,
-problems, **options)`, which returns a `Reading` (reading.py). Readers of this folder also have a `DESCRIPTION` of one
-line, and `VARIANTS` if options of theirs deserve a format name of their own. A module from elsewhere is a reader too:
-by its import path in place of the format, or by name as an entry point in the group `READER_GROUP`.
-
-Modules of readers import the libraries that decode images, which takes seconds. The command line lists the formats
-long before it needs them, so `FORMATS` is read from the readers' source text.
+A reader is a module with four names: `TASKS`, the tasks it supports, default first; `LAYOUT`, the files it expects, in
+words; `splits(path, wanted=(), **options)`, the splits it finds, where `wanted` adds names to look for; and `read(path,
+split, task, problems, **options)`, which returns a `Reading` (../reading.py). Readers in this folder also have a
+one-line `DESCRIPTION`, and `VARIANTS` if some options deserve a format name of their own. A reader in another package
+is named by its import path, or by an entry point in the group `READER_GROUP`.
 """
 
 from __future__ import annotations
@@ -22,31 +19,23 @@ from ...lookup import entry_points
 from ..class_lists import CLASS_FILES, CLASS_FORMS
 
 READER_GROUP = "hf_segvit.readers"
-NOT_OPTIONS = ("path", "split", "task", "problems")  # parameters of `splits` and `read` that each format has
+NOT_OPTIONS = ("path", "split", "task", "problems")  # parameters of `splits` and `read` that every format has
 _CONSTANTS = ("DESCRIPTION", "LAYOUT", "VARIANTS")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format of this folder.
+    """A format that has its reader in this folder."""
 
-    Attributes:
-        module: import path of its reader.
-        description: what it is, in one line.
-        layout: which files it expects.
-        options: names of what may be said after a `?`.
-        preset: options that its name stands for.
-    """
-
-    module: str
+    module: str  # import path of the reader
     description: str
     layout: str
-    options: tuple[str, ...]
-    preset: dict[str, Any] = field(default_factory=dict)
+    options: tuple[str, ...]  # names that may follow a `?`
+    preset: dict[str, Any] = field(default_factory=dict)  # options that the name of a variant stands for
 
 
 def _formats() -> dict[str, Format]:
-    found: dict[str, Format] = {}
+    formats: dict[str, Format] = {}
     for file in sorted(resources.files(__package__).iterdir(), key=lambda file: file.name):
         name = file.name.removesuffix(".py")
         if not file.name.endswith(".py") or name.startswith("_"):
@@ -60,28 +49,26 @@ def _formats() -> dict[str, Format]:
             elif isinstance(node, ast.FunctionDef) and node.name == "read":
                 options = tuple(argument.arg for argument in node.args.args if argument.arg not in NOT_OPTIONS)
         module, layout = f"{__package__}.{name}", constants["LAYOUT"]
-        found[name] = Format(module, constants["DESCRIPTION"], layout, options)
+        formats[name] = Format(module, constants["DESCRIPTION"], layout, options)
         for variant, (description, preset) in constants.get("VARIANTS", {}).items():
-            left = tuple(option for option in options if option not in preset)
-            found[variant] = Format(module, description, layout, left, preset)
-    return found
+            free = tuple(option for option in options if option not in preset)
+            formats[variant] = Format(module, description, layout, free, preset)
+    return formats
 
 
+# From the readers' source text: importing them takes seconds, as they load image libraries, and the command line lists
+# the formats long before it needs a reader.
 FORMATS = _formats()
 
 
 def format_list(width: int = 100) -> str:
-    """What FORMAT:PATH may be, as text for people.
-
-    Args:
-        width: of the text, in characters.
-    """
+    """Help text on FORMAT:PATH, `width` characters wide."""
     lines = ["FORMAT:PATH, with the files at PATH:"]
-    for name, about in FORMATS.items():
-        lines += _wrapped(f"{name}: {about.description}", 2, width)
-        lines += _wrapped(about.layout, 6, width)
-        if about.options:
-            lines += _wrapped(f"options: {', '.join(about.options)}", 6, width)
+    for name, known in FORMATS.items():
+        lines += _wrapped(f"{name}: {known.description}", 2, width)
+        lines += _wrapped(known.layout, 6, width)
+        if known.options:
+            lines += _wrapped(f"options: {', '.join(known.options)}", 6, width)
     for name, point in entry_points(READER_GROUP).items():
         origin = f" of {point.dist.name}" if point.dist else ""
         lines += _wrapped(f"{name}: the reader {point.value}{origin}", 2, width)
@@ -95,6 +82,7 @@ def format_list(width: int = 100) -> str:
 
 def _wrapped(text: str, indent: int, width: int) -> list[str]:
     space = " " * indent
+    # Paths and option names must stay whole, so that they can be copied.
     return textwrap.wrap(
         text, width, initial_indent=space, subsequent_indent=space, break_long_words=False, break_on_hyphens=False
     )

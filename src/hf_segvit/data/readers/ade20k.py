@@ -1,13 +1,9 @@
-"""ADE20K scene parsing: semantic (150 classes), panoptic (100 things, 50 stuff) and instance (100 things).
+"""ADE20K scene parsing: semantic, panoptic or instance.
 
-`images/training/*.jpg`, `annotations/training/*.png` and, for objects, `annotations_instance/training/*.png`, in the
-folder ADEChallengeData2016 or in `ADEChallengeData2016.zip` and `annotations_instance.zip`. A semantic PNG holds the
-class number 1..150, and 0 ("other") where there is none; it becomes 0..149 and void. An instance PNG holds a thing's
-number 1..100 in red and the object's number in green. In panoptic maps stuff comes from the semantic PNG and things
-from the instance PNG, over it, as in the official EoMT code; thing pixels without an object are void. There are no
-crowds.
-
-Ids: stuff has its label id; object n of label l has 256 * (l + 1) + n.
+150 classes: 100 things and 50 stuff. `images/training/*.jpg`, `annotations/training/*.png` and, for objects,
+`annotations_instance/training/*.png`, in the folder ADEChallengeData2016 or in the official zip files. A semantic PNG
+holds class numbers 1 to 150, and 0 ("other") for void; an instance PNG holds thing numbers 1 to 100 in red and object
+numbers in green. There are no crowds.
 """
 
 from __future__ import annotations
@@ -39,25 +35,18 @@ _FOLDERS = {"train": "training", "val": "validation", "training": "training", "v
 _REMEDY = (
     "ADE20K's maps hold 0 (other) to 150; values from 151 on are those of the full ADE20K, which is another data set"
 )
-_OBJECTS = 256  # ids of a thing's objects
+_OBJECTS = 256  # object n of label l has the segment id 256 * (l + 1) + n; stuff has its label id
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The splits whose images are there."""
+    """Splits that have images."""
     folder = DataFolder(path, _ARCHIVES)
     names = ("train", "val", *(name for name in wanted if name in _FOLDERS))
     return [name for name in names if _files(folder, "images", name, IMAGE_SUFFIXES)]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
-    """Read one split.
-
-    Args:
-        path: of the folder.
-        split: "train" or "val", or the official "training" and "validation".
-        task: one of `TASKS`.
-        problems: gets what is wrong.
-    """
+    """Read the split "train" or "val", also by its official name "training" or "validation"."""
     folder, table = DataFolder(path, _ARCHIVES), label_table("ade20k")
     images = by_stem(_files(folder, "images", split, IMAGE_SUFFIXES))
     maps = by_stem(_files(folder, "annotations", split, (".png",)))
@@ -78,15 +67,10 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
 
 @dataclass(frozen=True)
 class ObjectMaps:
-    """Masks of instance PNGs, over stuff from semantic PNGs if there is any.
+    """Masks of instance PNGs, over the stuff of semantic PNGs for the panoptic task."""
 
-    Attributes:
-        stuff: stuff label or void by value of the semantic PNG; `None` where there is none.
-        things: label id of each thing number, from 1.
-    """
-
-    stuff: Mapping[int, int] | None
-    things: tuple[int, ...]
+    stuff: Mapping[int, int] | None  # label id or void by value of the semantic PNG; None: objects only
+    things: tuple[int, ...]  # label ids by thing number, starting with number 1
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
@@ -104,6 +88,7 @@ class ObjectMaps:
             stuff = relabel(read_index_map(maps[0]), self.stuff, location_name(maps[0]), _REMEDY)
             if stuff.shape != ids.shape:
                 raise ValueError(f"{file}: {ids.shape} pixels, but the semantic map {stuff.shape}; get both again")
+            # Objects cover stuff, as in the official EoMT code; thing pixels without an object stay void.
             ids = np.where(ids == VOID, stuff, ids)
         rows = [
             {"id": value, "label_id": value if value < _OBJECTS else value // _OBJECTS - 1, "is_crowd": False}

@@ -1,10 +1,8 @@
-"""Cityscapes: semantic (19 classes), panoptic and instance (8 things), with fine or coarse labels.
+"""Cityscapes with fine or coarse labels: semantic, panoptic or instance.
 
-`leftImg8bit/train/CITY/NAME_leftImg8bit.png` and `gtFine/train/CITY/NAME_gtFine_labelIds.png` / `..._instanceIds.png`,
-in folders or the official archives. Semantic maps come from labelIds (not from labelTrainIds), numbered by train id;
-ids without a train id are void. In instanceIds a bare id below 1000 is a region of that class - a group, that is a
-crowd, if the class is a thing - and 1000 * class + n is object n, as the official panoptic converter reads them.
-Segment ids are those of instanceIds.
+19 classes, 8 of them things. `leftImg8bit/train/CITY/NAME_leftImg8bit.png` and `gtFine/train/CITY/NAME_gtFine_*.png`,
+in folders or the official archives. Semantic maps come from labelIds (not labelTrainIds); panoptic and instance data
+from instanceIds, whose values become the segment ids. Label ids are train ids, and classes without one are void.
 """
 
 from __future__ import annotations
@@ -33,13 +31,10 @@ LAYOUT = (
 )
 VARIANTS = {"cityscapes_coarse": ("Cityscapes with gtCoarse", {"annotations": "gtCoarse"})}
 
-_ARCHIVES = (
-    "leftImg8bit_trainvaltest.zip",
-    "leftImg8bit_trainextra.zip",
-    "gtFine_trainvaltest.zip",
-    "gtCoarse.zip",
-)
+_ARCHIVES = ("leftImg8bit_trainvaltest.zip", "leftImg8bit_trainextra.zip", "gtFine_trainvaltest.zip", "gtCoarse.zip")
 _LAST_LABEL = 33
+# In instanceIds, 1000 * class + n is object n, and a bare class id a region of that class: for a thing a group, which
+# counts as a crowd. The official panoptic converter reads them the same way.
 _FIRST_OBJECT = 1000
 _REMEDY = (
     "labelIds hold 0 to 33; 255 means that these are labelTrainIds under a wrong name: get the official labelIds files"
@@ -47,24 +42,13 @@ _REMEDY = (
 
 
 def splits(path: str, wanted: Sequence[str] = (), annotations: str = "gtFine") -> list[str]:
-    """The splits that have labels."""
+    """Splits that have labels."""
     folder = DataFolder(path, _ARCHIVES)
     return [name for name in ("train", "train_extra", "val", *wanted) if folder.files(f"{annotations}/{name}")]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, annotations: str = "gtFine") -> Reading:
-    """Read one split.
-
-    Args:
-        path: of the folder.
-        split: "train", "val", or with coarse labels "train_extra".
-        task: one of `TASKS`.
-        problems: gets what is wrong.
-        annotations: "gtFine" or "gtCoarse".
-
-    Raises:
-        ValueError: there are no such annotations.
-    """
+    """Read the split "train", "val" or, with `annotations="gtCoarse"`, "train_extra"."""
     if annotations not in ("gtFine", "gtCoarse"):
         raise ValueError(f"annotations is {annotations!r}; choose gtFine or gtCoarse")
     folder, table = DataFolder(path, _ARCHIVES), label_table("cityscapes")
@@ -86,15 +70,10 @@ def read(path: str, split: str, task: str, problems: ProblemList, annotations: s
 
 @dataclass(frozen=True)
 class RegionMaps:
-    """Masks of instanceIds.
+    """Masks of instanceIds."""
 
-    Attributes:
-        labels: label id by Cityscapes class id; classes that are absent are void.
-        things: label ids of things.
-    """
-
-    labels: Mapping[int, int]
-    things: frozenset[int]
+    labels: Mapping[int, int]  # label ids by Cityscapes class id; classes that are absent are void
+    things: frozenset[int]  # label ids
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
@@ -111,13 +90,8 @@ class RegionMaps:
             if label is None:
                 void.append(value)
             else:
-                rows.append(
-                    {
-                        "id": value,
-                        "label_id": label,
-                        "is_crowd": value < _FIRST_OBJECT and label in self.things,
-                    }
-                )
+                is_crowd = value < _FIRST_OBJECT and label in self.things
+                rows.append({"id": value, "label_id": label, "is_crowd": is_crowd})
         table = np.arange(int(ids.max(initial=0)) + 1, dtype=np.int32)
         table[void] = VOID
         return table[ids], rows

@@ -1,18 +1,13 @@
-"""COCO in its official layout: panoptic (133 classes) and instance (80). For other classes see coco_folder.py.
+"""COCO in its official layout: panoptic (133 classes) or instance (80).
 
 `train2017/*.jpg`, `annotations/panoptic_train2017.json`, `annotations/panoptic_train2017/*.png` and
 `annotations/instances_train2017.json`, in folders or in the official archives, which are read in place. Label ids
-follow the published order. A split may be named `train` or `train2017`.
+follow the published order. For other classes see coco_folder.py, which shares most of this module:
 
-- `read_coco_file` checks what both forms share: images, categories and flags. An id that is missing, doubled or unknown
-  is a problem with its file and id, and the entry is left out.
-- `instance_rows`: polygons or run-length masks, which may overlap. Outlines are checked when the file is read, so that
-  training does not stop at one in its third hour; masks are drawn when an image is asked for. Images without
-  annotations are kept: they teach what is no object. An annotation's `area` is kept, as COCO's evaluator takes it, not
-  the mask's, to tell small from large.
-- `panoptic_rows` and `PanopticMasks`: a JSON file with `segments_info`, and PNGs of ids in colours. Segment ids stay
-  those of the files. Regions of a PNG that the JSON does not list are an error when the image is read; segments that
-  the JSON lists but the PNG lacks are dropped then, and told by the data check.
+- `read_coco_file` checks what both formats have in common. An entry with a missing, duplicate or unknown id is reported
+  with its file and id, and left out.
+- `instance_rows`: polygons or run-length masks, which may overlap.
+- `panoptic_rows` and `PanopticMasks`: a JSON file with `segments_info`, and PNGs that encode segment ids as colours.
 """
 
 from __future__ import annotations
@@ -40,22 +35,17 @@ LAYOUT = (
 )
 
 _YEARS = ("2017", "2014", "")
-_NAMES = ("train", "val")
+_LARGEST_ID = 2**24 - 1  # segment ids of panoptic PNGs are stored in three channels of 8 bits
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The splits whose annotations are there."""
-    return [name for name in (*_NAMES, *wanted) if any(_annotation_file(path, name, task)[1] for task in TASKS)]
+    """Splits that have annotations."""
+    names = ("train", "val", *wanted)
+    return [name for name in names if any(_annotation_file(path, name, task)[1] for task in TASKS)]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
-    """Read one split.
-
-    Args:
-        path: of the folder.
-        split: "train", "val", or with the year.
-        task: one of `TASKS`.
-        problems: gets what is wrong.
+    """Read the split "train" or "val", with or without the year.
 
     Raises:
         ValueError: files are missing, or the categories are not COCO's.
@@ -80,19 +70,18 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
 
 def _annotation_file(path: str, split: str, task: str) -> tuple[DataFolder, Location | None, str]:
     """Folder, JSON file, and the split's name with its year."""
+    kind = "panoptic" if task == "panoptic" else "instances"
     for year in [split[-4:]] if split[-4:].isdigit() else _YEARS:
         name = split if split.endswith(year) else f"{split}{year}"
-        folder = DataFolder(
-            path,
-            (
-                f"{name}.zip",
-                f"annotations/panoptic_{name}.zip",
-                f"panoptic_annotations_trainval{year}.zip",
-                f"panoptic_annotations_trainval{year}.zip::annotations/panoptic_{name}.zip",
-                f"annotations_trainval{year}.zip",
-            ),
+        archives = (
+            f"{name}.zip",
+            f"annotations/panoptic_{name}.zip",
+            f"panoptic_annotations_trainval{year}.zip",
+            # The official panoptic archive holds the PNGs as archives within it.
+            f"panoptic_annotations_trainval{year}.zip::annotations/panoptic_{name}.zip",
+            f"annotations_trainval{year}.zip",
         )
-        kind = "panoptic" if task == "panoptic" else "instances"
+        folder = DataFolder(path, archives)
         if location := folder.file(f"annotations/{kind}_{name}.json"):
             return folder, location, name
     return folder, None, split
@@ -100,51 +89,37 @@ def _annotation_file(path: str, split: str, task: str) -> tuple[DataFolder, Loca
 
 def _check_categories(file: CocoFile, table: LabelTable) -> None:
     known = {label.source_id: label.name for label in table.classes}
-    wrong = {number: entry["name"] for number, entry in file.categories.items() if known.get(number) != entry["name"]}
-    if wrong:
-        number, name = next(iter(wrong.items()))
-        raise ValueError(
-            f"{file.name}: category {number} is {name!r}, but in {table.title} it is {known.get(number)!r}; read "
-            "a data set with classes of its own as coco_folder"
-        )
+    for category_id, entry in file.categories.items():
+        if known.get(category_id) != entry["name"]:
+            raise ValueError(
+                f"{file.name}: category {category_id} is {entry['name']!r}, but in {table.title} it is "
+                f"{known.get(category_id)!r}; read a data set with classes of its own as coco_folder"
+            )
 
 
 @dataclass
 class CocoFile:
-    """A COCO JSON file, its parts checked.
+    """A COCO JSON file whose images and categories are checked."""
 
-    Attributes:
-        name: of the file, for errors.
-        images: entries by image id, in the file's order.
-        locations: where the file of each image id is.
-        categories: entries by category id, ascending.
-        annotations: as in the file.
-    """
-
-    name: str
-    images: dict[Any, dict[str, Any]]
-    locations: dict[Any, Location]
-    categories: dict[int, dict[str, Any]]
-    annotations: list[Any]
+    name: str  # of the file, for errors
+    images: dict[Any, dict[str, Any]]  # entries by image id, in the file's order
+    locations: dict[Any, Location]  # image files by image id
+    categories: dict[int, dict[str, Any]]  # entries by category id, ascending
+    annotations: list[Any]  # as in the file, not yet checked
 
 
 def read_coco_file(location: Location, files: FileList, problems: ProblemList) -> CocoFile:
-    """Read a COCO JSON file and find the images that it names.
-
-    Args:
-        location: of the file.
-        files: files by the names that the JSON uses.
-        problems: gets what is wrong with entries.
+    """Read a COCO JSON file and find the images that it names among `files`.
 
     Raises:
-        ValueError: the file is no COCO JSON at all.
+        ValueError: the file is not in COCO's format; faulty image entries are added to `problems` instead.
     """
     name = location_name(location)
     content = read_json(location)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"{name}: there is no list {key!r}; COCO files have images, annotations and categories")
-    images, found = dict[Any, dict[str, Any]](), dict[Any, Location]()
+    images, locations = dict[Any, dict[str, Any]](), dict[Any, Location]()
     for index, image in enumerate(content["images"]):
         item = f"image {image.get('id')!r}" if isinstance(image, dict) else f"images[{index}]"
         if not isinstance(image, dict) or not is_id(image.get("id")):
@@ -155,19 +130,19 @@ def read_coco_file(location: Location, files: FileList, problems: ProblemList) -
             problems.error(name, item, "height and width must be whole numbers above 0, and those of an image")
         else:
             try:
-                found[image["id"]] = find_named(files, image.get("file_name"), f"{name}: {item}")
+                locations[image["id"]] = find_named(files, image.get("file_name"), f"{name}: {item}")
                 images[image["id"]] = image
             except ValueError as error:
                 problems.error(name, item, str(error).removeprefix(f"{name}: {item}: "))
-    return CocoFile(name, images, found, _categories(content["categories"], name), content["annotations"])
+    return CocoFile(name, images, locations, _categories(content["categories"], name), content["annotations"])
 
 
 def crowd_flag(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> bool:
-    """`iscrowd` of an annotation; absent means False, and "0" and "1" are read as numbers."""
+    """`iscrowd` of an annotation; False if it is absent."""
     flag = entry.get("iscrowd", 0)
     if flag in (0, 1):
         return bool(flag)
-    if isinstance(flag, str) and flag.strip() in ("0", "1"):
+    if isinstance(flag, str) and flag.strip() in ("0", "1"):  # some exporters write all values as text
         problems.warn(name, item, f"iscrowd is the text {flag!r}; read as a number")
         return flag.strip() == "1"
     problems.error(name, item, f"iscrowd is {flag!r}; it must be 0 or 1 (read as 0)")
@@ -175,7 +150,8 @@ def crowd_flag(entry: Mapping[str, Any], name: str, item: str, problems: Problem
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value can be an id: a text, or a whole number of 64 bits."""
+    """Whether a value can be an id: text, or a whole number of 64 bits."""
+    # `type`, as True and False are instances of int. Arrow tables hold no larger numbers.
     return isinstance(value, str) or (type(value) is int and -(2**63) <= value < 2**63)
 
 
@@ -201,19 +177,13 @@ def _categories(entries: list[Any], name: str) -> dict[int, dict[str, Any]]:
     names = [entry["name"] for entry in categories.values()]
     if not names:
         raise ValueError(f"{name}: the list of categories is empty; without it no annotation has a class")
-    if doubled := sorted({text for text in names if names.count(text) > 1}):
-        raise ValueError(f"{name}: several categories are called {doubled[0]!r}; name them differently")
+    if duplicates := sorted({text for text in names if names.count(text) > 1}):
+        raise ValueError(f"{name}: several categories are called {duplicates[0]!r}; name them differently")
     return dict(sorted(categories.items()))
 
 
 def instance_rows(file: CocoFile, labels: Mapping[int, int], problems: ProblemList) -> list[dict[str, Any]]:
-    """Rows of all images, in the order of `images`.
-
-    Args:
-        file: the JSON file.
-        labels: label id by category id.
-        problems: gets what is wrong with entries.
-    """
+    """One row for each image, in the file's order; `labels` are label ids by category id."""
     segments: dict[Any, list[dict[str, Any]]] = {image_id: [] for image_id in file.images}
     seen: set[Any] = set()
     for index, entry in enumerate(file.annotations):
@@ -231,18 +201,15 @@ def instance_rows(file: CocoFile, labels: Mapping[int, int], problems: ProblemLi
             problems.error(file.name, item, f"category {entry.get('category_id')!r} is not in the list of categories")
         else:
             image = file.images[entry["image_id"]]
+            # Checked here, so that training does not stop at a faulty outline after hours; masks are drawn on demand.
             outline = _outline(entry, (image["height"], image["width"]), file.name, item, problems)
             if outline is not None:
-                segments[entry["image_id"]].append(
-                    {
-                        "id": annotation_id,
-                        "label_id": labels[entry["category_id"]],
-                        "is_crowd": crowd_flag(entry, file.name, item, problems),
-                        **outline,
-                    }
-                )
+                is_crowd = crowd_flag(entry, file.name, item, problems)
+                row = {"id": annotation_id, "label_id": labels[entry["category_id"]], "is_crowd": is_crowd, **outline}
+                segments[entry["image_id"]].append(row)
         if isinstance(annotation_id, int):
             seen.add(annotation_id)
+    # Images without annotations are kept: they teach the model what is not an object.
     return [
         {"image": file.locations[image_id], "image_id": image_id, "segment_map": [], "segments": segments[image_id]}
         for image_id in file.images
@@ -276,24 +243,22 @@ def _outline(
 
 
 def _check_box(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> None:
-    # Boxes are not used; wrong ones still tell that an export went wrong.
+    # Boxes are not used, but a wrong one is a sign that the export went wrong.
     box = entry.get("bbox")
     if box is not None:
-        plain = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
-        if not plain or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+        has_four_numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
+        if not has_four_numbers or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
             problems.warn(name, item, f"bbox {box!r} is no box; it is not used")
 
 
 def _stated_area(entry: Mapping[str, Any], name: str, item: str, problems: ProblemList) -> float | None:
-    """The annotation's `area` in pixels, which average precision sorts objects by size with; `None`: the mask's own."""
+    """The annotation's `area` in pixels, or None to use that of its mask."""
+    # COCO's evaluator tells small from large objects by this field, not by the mask.
     area = entry.get("area")
     if area is None or (isinstance(area, int | float) and 0 < area <= MAX_IMAGE_PIXELS):
         return None if area is None else float(area)
     problems.warn(name, item, f"area is {area!r}; the mask's own is used")
     return None
-
-
-_LARGEST_ID = 2**24 - 1
 
 
 @dataclass(frozen=True)
@@ -308,24 +273,25 @@ class PanopticMasks:
             ids[ids == 0] = VOID
             present.remove(0)
         rows = segments or []
-        if strangers := sorted(present - {row["id"] for row in rows}):
+        if unlisted := sorted(present - {row["id"] for row in rows}):
             raise ValueError(
-                f"{location_name(maps[0])}: the PNG holds the ids {strangers[:5]}, which segments_info does not list; "
+                f"{location_name(maps[0])}: the PNG holds the ids {unlisted[:5]}, which segments_info does not list; "
                 "PNG and JSON are of different versions: get both from one source"
             )
+        # Segments without pixels only matter to the data check, which reports them.
         return ids, [row for row in rows if row["id"] in present]
 
 
 def panoptic_rows(
     file: CocoFile, maps: FileList, labels: Mapping[int, int], problems: ProblemList
 ) -> list[dict[str, Any]]:
-    """Rows of the images that have a panoptic annotation, in the order of `images`.
+    """One row for each image with a panoptic annotation, in the file's order.
 
     Args:
-        file: the JSON file.
+        file: JSON file with `segments_info`.
         maps: PNG files by the names that the JSON uses.
-        labels: label id by category id.
-        problems: gets what is wrong with entries.
+        labels: label ids by category id.
+        problems: collects faulty entries.
     """
     annotated: dict[Any, dict[str, Any]] = {}
     for index, entry in enumerate(file.annotations):
@@ -345,14 +311,13 @@ def panoptic_rows(
                 continue
             segments = _segments(entry, file.name, item, labels, problems)
             annotated[image_id] = {"segment_map": [location], "segments": segments}
-    missing = [image_id for image_id in file.images if image_id not in annotated]
-    for image_id in missing:
-        problems.warn(file.name, f"image {image_id!r}", "the image has no panoptic annotation; it is left out")
-    return [
-        {"image": file.locations[image_id], "image_id": image_id, **annotated[image_id]}
-        for image_id in file.images
-        if image_id in annotated
-    ]
+    rows = []
+    for image_id in file.images:
+        if image_id in annotated:
+            rows.append({"image": file.locations[image_id], "image_id": image_id, **annotated[image_id]})
+        else:
+            problems.warn(file.name, f"image {image_id!r}", "the image has no panoptic annotation; it is left out")
+    return rows
 
 
 def _segments(

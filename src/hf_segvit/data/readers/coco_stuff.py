@@ -1,7 +1,7 @@
-"""COCO-Stuff-164K: semantic maps of 171 classes on COCO's images.
+"""COCO-Stuff-164K: semantic maps of 171 classes for COCO's images.
 
-`stuffthingmaps/train2017/*.png` (the folder may also be called `annotations`, or be `stuffthingmaps_trainval2017.zip`)
-and the images as in COCO. A PNG holds the class id less one, and 255 where there is none; eleven ids were never used.
+`stuffthingmaps/train2017/*.png` (or `annotations/train2017`, or `stuffthingmaps_trainval2017.zip`), and images as in
+COCO.
 """
 
 from __future__ import annotations
@@ -22,24 +22,18 @@ LAYOUT = "train2017/*.jpg and stuffthingmaps/train2017/*.png, or train2017.zip a
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The splits whose maps are there."""
+    """Splits that have maps."""
     return [name for name in ("train", "val", *wanted) if _maps(path, _with_year(name))]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
-    """Read one split.
-
-    Args:
-        path: of the folder.
-        split: "train" or "val", also with the year.
-        task: "semantic".
-        problems: gets what is wrong.
-    """
+    """Read the split "train" or "val", with or without the year."""
     name = _with_year(split)
     folder = DataFolder(path, (f"{name}.zip",))
     images = by_stem(folder.files(name, f"images/{name}", suffixes=IMAGE_SUFFIXES))
     table = label_table("coco_stuff")
-    labels = {number - 1: label for number, label in table.source_id_to_label.items()}
+    # The PNGs hold the class id less one, and 255 for void; eleven ids were never used.
+    labels = {class_id - 1: label for class_id, label in table.source_id_to_label.items()}
     reader = LabelMaps(labels | {255: VOID}, "values are COCO-Stuff's ids less one, and 255")
     rows = pair_rows(images, [by_stem(_maps(path, name))], problems)
     return Reading(reader, list(table.id2label.values()), table.stuff_classes, rows)
@@ -53,5 +47,5 @@ def _maps(path: str, name: str) -> dict[str, Location]:
     folder = DataFolder(path)
     found = folder.files(f"stuffthingmaps/{name}", f"annotations/{name}", suffixes=(".png",))
     archive = folder.path / "stuffthingmaps_trainval2017.zip"
-    # In the archive the folders are called like those of the images, so it is looked into on its own.
+    # Folders in this archive have the names of COCO's image folders, so it must not be merged with the others.
     return found or (DataFolder(archive).files(name, suffixes=(".png",)) if archive.is_file() else {})

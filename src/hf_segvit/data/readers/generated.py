@@ -1,6 +1,6 @@
-"""Drawn scenes with exact truth, see generated_scenes.py; PATH is the difficulty, such as `easy` or `hard`.
+"""Generated scenes with exact ground truth, see ../generated_scenes.py.
 
-Instance data are the things alone, with classes of their own; all else is void then.
+PATH is the difficulty. For the instance task the things are the only classes, and everything else is void.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LAYOUT = "PATH is one of easy, medium, hard"
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """All there are."""
+    """All splits."""
     return list(SPLITS)
 
 
@@ -38,16 +38,7 @@ def read(
     size: int | tuple[int, int] = (96, 96),
     seed: int = 0,
 ) -> Reading:
-    """Scenes that are drawn when they are asked for.
-
-    Args:
-        path: the difficulty.
-        split: one of `SPLITS`.
-        task: one of `TASKS`.
-        problems: stays empty.
-        num_scenes: length of the data set.
-        size: (H, W) of the scenes, or one number for both.
-        seed: of the whole data set.
+    """List scenes of difficulty `path`, each drawn when it is decoded; `size` is (H, W) or one number for both.
 
     Raises:
         ValueError: there is no such difficulty or split.
@@ -70,21 +61,15 @@ def read(
 
 @dataclass(frozen=True)
 class SceneDecoder:
-    """Draws the scenes of a batch of rows.
-
-    Attributes:
-        scenes: by image id.
-        semantic: merge the segments of a class into one.
-        things: label ids of things alone, by their label ids in the scenes; all other segments become void. `None`
-            keeps all as they are.
-    """
+    """Draws the scenes of a batch of rows."""
 
     scenes: GeneratedScenes
-    semantic: bool = False
+    semantic: bool = False  # merge the segments of each class
+    # New label ids by label id in the scenes; all other segments become void. None keeps all as they are.
     things: Mapping[int, int] | None = None
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Draw; batches without `image_id` stay as they are."""
+        """Decode a batch; one without `image_id` stays as it is."""
         rows: list[dict[str, Any]] = [self.decode({"image_id": image_id}) for image_id in batch.get("image_id", [])]
         return {key: [row[key] for row in rows] if rows else values for key, values in batch.items()}
 
@@ -94,6 +79,7 @@ class SceneDecoder:
         scene["image"] = Image.fromarray(scene["image"])
         segments = scene["segments"]
         if self.semantic:
+            # Void, -1 in the segment map, picks the last entry of the table, here and below.
             table = np.array([*(segment["label_id"] for segment in segments), VOID], dtype=np.int32)
             scene["segment_map"] = table[scene["segment_map"]]
             scene["segments"] = semantic_segments(scene["segment_map"])

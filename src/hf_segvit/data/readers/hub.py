@@ -1,9 +1,8 @@
-"""A data set of the Hub or on disk that `datasets` reads: a column of images and one of masks.
+"""A data set from the Hub or disk, with columns of images and masks.
 
-PATH is a name on the Hub (which is downloaded), a folder that `load_dataset` understands, or one that `save_to_disk`
-wrote. Masks of one channel hold classes (task semantic). Masks with colours hold the class in red and the number of the
-object in green (task panoptic), as Transformers' instance segmentation examples store them. `classes=` says what values
-mean, see class_lists.py.
+PATH is a name on the Hub, a folder that `load_dataset` reads, or one that `save_to_disk` wrote. For the semantic task
+masks have one channel of class values. For panoptic they hold the class in red and the object number in green, as in
+Transformers' instance segmentation examples. `classes=` names the values, see ../class_lists.py.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ DESCRIPTION = "a data set of the Hub, or saved by `datasets`"
 TASKS = ("semantic", "panoptic")
 LAYOUT = "a data set with columns `image` and `annotation`"
 
+# Column names in use on the Hub, the first one present is taken.
 _IMAGES = ("image", "pixel_values", "img")
 _MASKS = (
     "annotation",
@@ -41,11 +41,11 @@ _MASKS = (
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The splits of the data set; elsewhere than on disk a wanted one is taken as there, see `_load`."""
+    """Splits of the data set; the wanted ones are not looked up unless `save_to_disk` wrote it."""
     if _saved(path):
-        found = datasets.load_from_disk(path)
-        return list(found) if isinstance(found, datasets.DatasetDict) else ["train"]
-    if wanted:  # asking would need the network even where the data set lies in the cache
+        saved = datasets.load_from_disk(path)
+        return list(saved) if isinstance(saved, datasets.DatasetDict) else ["train"]
+    if wanted:  # `_load` finds out: a look-up would need the network even if the data set is cached
         return list(wanted)
     try:
         return datasets.get_dataset_split_names(path)
@@ -66,13 +66,13 @@ def read(
     """Read one split.
 
     Args:
-        path: name or folder.
-        split: of the data set.
+        path: name on the Hub, or a folder.
+        split: name of the split.
         task: one of `TASKS`.
-        problems: stays empty, as files are seen when they are decoded.
+        problems: stays empty, as files are not opened before they are decoded.
         classes: file or value for `read_classes`.
-        image_column: by default the usual names are tried.
-        annotation_column: by default the usual names are tried.
+        image_column: None tries the usual names; so does `annotation_column`.
+        annotation_column: see `image_column`.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -82,40 +82,35 @@ def read(
         raise ValueError(
             f'hub:{path}: give classes=, the names by value in the masks, such as {{"0": "background", "1": "road"}}'
         )
-    found = read_classes(classes)
+    class_list = read_classes(classes)
     table = _load(path, split, revision)
     image = _column(table, image_column, _IMAGES, path)
     mask = _column(table, annotation_column, _MASKS, path)
+    # Undecoded, so that our own decoding applies: its limits, its orientation, and errors that name the row.
     undecoded = datasets.Image(decode=False)
     table = table.cast_column(image, undecoded).cast_column(mask, undecoded)
     table = table.select_columns([image, mask]).rename_columns({image: "image", mask: "segment_map"})
     table = table.add_column("image_id", list(range(len(table))))
     row = {
         "id": datasets.Value("int64"),
-        "label_id": datasets.ClassLabel(names=list(found.names)),
+        "label_id": datasets.ClassLabel(names=list(class_list.names)),
         "is_crowd": datasets.Value("bool"),
     }
     table = table.add_column("segments", [None] * len(table), feature=datasets.List(row))
-    decoder = ColumnDecoder(f"hub:{path}, split {split}", found, task == "panoptic")
-    return Reading(None, list(found.names), found.stuff_classes, dataset=table, decoder=decoder)
+    decoder = ColumnDecoder(f"hub:{path}, split {split}", class_list, task == "panoptic")
+    return Reading(None, list(class_list.names), class_list.stuff_classes, dataset=table, decoder=decoder)
 
 
 @dataclass(frozen=True)
 class ColumnDecoder:
-    """Decodes rows whose images and masks are files held by `datasets`.
+    """Decodes rows whose images and masks are files held by `datasets`."""
 
-    Attributes:
-        name: of the data set, for errors.
-        classes: what values mean.
-        numbered: masks have the number of the object in green.
-    """
-
-    name: str
+    name: str  # of the data set, for errors
     classes: ClassList
-    numbered: bool
+    numbered: bool  # whether masks hold object numbers in green
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        """Decode the rows of a batch, whichever columns it has."""
+        """Decode a batch, whichever columns it has."""
         length = len(next(iter(batch.values()), []))
         rows = [self.decode({key: values[index] for key, values in batch.items()}) for index in range(length)]
         return {key: [row[key] for row in rows] for key in batch}
@@ -156,14 +151,12 @@ def _saved(path: str) -> bool:
 def _load(path: str, split: str, revision: str | None) -> datasets.Dataset:
     try:
         if _saved(path):
-            found = datasets.load_from_disk(path)
-            table = found[split] if isinstance(found, datasets.DatasetDict) else found
+            saved = datasets.load_from_disk(path)
+            table = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         else:
             table = datasets.load_dataset(path, split=split, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"hub:{path}: split {split!r} cannot be loaded ({error}); check name and connection"
-        ) from error
+        raise ValueError(f"hub:{path}: split {split!r} cannot be loaded ({error}); check name and network") from error
     return table.with_format(None)
 
 

@@ -1,9 +1,9 @@
-"""labelme: a JSON file of shapes beside each image; instance, or semantic with later shapes over earlier ones.
+"""labelme: a JSON file of shapes beside each image; instance or semantic.
 
-`train/*.json` or, without splits, `*.json`. Polygons, rectangles, circles and masks count; shapes with the same label
-and `group_id` are one object. Points and lines have no area and are left out with a warning, and so are `__ignore__`
-and `_background_`. Classes are the labels of all shapes that count, in alphabetical order, or those of `classes.json` /
-`labels.txt`, see class_lists.py.
+`train/*.json` or, without splits, `*.json`. Polygons, rectangles, circles and masks are read; points and lines have no
+area and are left out with a warning, and so are the labels `__ignore__` and `_background_`. Shapes with the same label
+and `group_id` are one object. In semantic maps later shapes cover earlier ones. Classes are the labels that occur, in
+alphabetical order, or those of `classes.json` or `labels.txt`, see ../class_lists.py.
 """
 
 from __future__ import annotations
@@ -34,25 +34,22 @@ WHOLE = "all"  # the split of a folder without splits
 
 _NO_CLASS = ("__ignore__", "_background_")
 _WITH_AREA = ("polygon", "rectangle", "circle", "mask")
-_CIRCLE_POINTS = 64
+_CIRCLE_POINTS = 64  # corners of the polygon drawn for a circle: 0.2 % less area
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The folders with JSON files, or one split if they lie in the folder directly; with folders only if wanted."""
+    """Folders with JSON files; also, if there are none or it is wanted, "all" for the folder itself."""
     folder = DataFolder(path)
-    found = [name for name in (*folder.folders(), *wanted) if folder.files(name, suffixes=(".json",))]
-    whole = WHOLE in wanted or not found
-    return found + [WHOLE] * (whole and bool(folder.files("", suffixes=(".json",))))
+    names = [name for name in (*folder.folders(), *wanted) if folder.files(name, suffixes=(".json",))]
+    if (WHOLE in wanted or not names) and folder.files("", suffixes=(".json",)):
+        names.append(WHOLE)
+    return names
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
-    """Read one split.
+    """Read the split in a folder of that name, or "all".
 
     Args:
-        path: of the folder.
-        split: name of a folder in it, or "all".
-        task: one of `TASKS`.
-        problems: gets what is wrong.
         classes: file or value for `read_classes`; by default the file in the folder, or all labels.
     """
     folder = DataFolder(path)
@@ -63,13 +60,13 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     contents, labels = dict[str, dict[str, Any]](), set[str]()
     for name, location in files.items():
         is_own = name.startswith(prefix)
-        # Labels are looked for in all splits, so that all number their classes alike.
+        # Without a list of classes, labels are collected from all splits, so that all splits number them alike.
         if posixpath.basename(name) in CLASS_FILES or not (is_own or source is None):
             continue
         try:
             content = _checked(read_json(location), location_name(location))
         except ValueError as error:
-            if is_own:  # those of other splits are told when these are read
+            if is_own:  # problems of other splits are reported when those are read
                 problems.error(location_name(location), "", str(error).removeprefix(f"{location_name(location)}: "))
             continue
         labels |= _labels(content)
@@ -150,6 +147,7 @@ def _segments(
             continue
         group_id = shape.get("group_id")
         group = (group_id if isinstance(group_id, int | str) else None, label)
+        # Polygons of a group merge into one row; a mask, which has none, stays a row of its own.
         if group[0] is not None and group in groups and outline["polygons"] and groups[group]["polygons"]:
             groups[group]["polygons"] += outline["polygons"]
             continue
@@ -164,11 +162,7 @@ def _kind(shape: Mapping[str, Any]) -> Any:
 
 
 def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """`polygons` and `rle` of a shape that has an area.
-
-    Raises:
-        ValueError: it cannot be drawn.
-    """
+    """`polygons` and `rle` of a shape with an area, or `ValueError` if it cannot be drawn."""
     kind = _kind(shape)
     try:
         points = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
@@ -192,7 +186,7 @@ def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _mask(shape: Mapping[str, Any], points: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """RLE of a shape that is a small PNG in base64, placed by its box."""
+    """RLE of a shape stored as a PNG in base64, which covers only the shape's box."""
     try:
         content = base64.b64decode(shape.get("mask") or "", validate=True)
     except (TypeError, binascii.Error) as error:
@@ -204,6 +198,6 @@ def _mask(shape: Mapping[str, Any], points: np.ndarray, size: tuple[int, int]) -
     height, width = part.shape
     if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
         raise ValueError(f"the mask of {height} x {width} pixels at ({left}, {top}) does not fit into the image")
-    whole = np.zeros(size, dtype=bool)
-    whole[top : top + height, left : left + width] = part
-    return encode_mask(whole)
+    mask = np.zeros(size, dtype=bool)
+    mask[top : top + height, left : left + width] = part
+    return encode_mask(mask)

@@ -1,10 +1,10 @@
 """Any folder of images and mask PNGs: semantic, or panoptic with instance PNGs.
 
-`images/train/NAME.jpg` and `annotations/train/NAME.png` (the folder may be called `masks` or `labels` too; without
-splits, files lie directly in it), found by the same name. A mask's values are classes: `classes.json` or `classes.txt`
-in the folder says which, see class_lists.py. Panoptic data has also `instances/train/NAME.png`, whose values number the
-objects of a thing class from 1 (16 bits); thing pixels numbered 0 are a crowd. A segment's id is then the label id for
-stuff and crowds, and number * classes + label id for objects.
+`images/train/NAME.jpg` and `annotations/train/NAME.png` (or `masks` or `labels`); without splits, files are directly in
+`images` and `annotations`. `classes.json` or `classes.txt` names the values in the masks, see ../class_lists.py.
+Panoptic data also has `instances/train/NAME.png` (16 bits), which numbers the objects of each thing class from 1; thing
+pixels numbered 0 are a crowd. Segment ids are label ids for stuff and crowds, and number * classes + label id for
+objects.
 """
 
 from __future__ import annotations
@@ -36,21 +36,18 @@ _MAPS = ("annotations", "masks", "labels")
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The folders in `images`, or one split if images lie in it directly; that is there with folders if wanted."""
+    """Folders in `images`; also, if there are none or it is wanted, "all" for images that are directly in it."""
     folder = DataFolder(path)
     names = folder.folders("images") + [name for name in wanted if folder.files(f"images/{name}")]
-    whole = WHOLE in wanted or not names
-    return names + [WHOLE] * (whole and bool(folder.files("images", suffixes=IMAGE_SUFFIXES)))
+    if (WHOLE in wanted or not names) and folder.files("images", suffixes=IMAGE_SUFFIXES):
+        names.append(WHOLE)
+    return names
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
-    """Read one split.
+    """Read one split of a folder or of a zip archive of it.
 
     Args:
-        path: of the folder, or of a zip archive of it.
-        split: the name of the folder in `images`.
-        task: one of `TASKS`.
-        problems: gets what is wrong.
         classes: file or value for `read_classes`; by default the file in the folder.
 
     Raises:
@@ -64,38 +61,35 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     if source is None and not maps:
         raise ValueError(f"{path}: there are no masks of split {split!r}; expected {LAYOUT}")
     if source is None:
+        # Twenty masks are read within a second and show the values that the user has to name.
         values = [present_values(read_index_map(location)) for location in list(maps.values())[:20]]
         seen = sorted({value for present in values for value in present})
         raise ValueError(
             f"{path}: no file says what the values in the masks mean; write classes.json with the names by value, such "
             f'as {{"0": "road", "1": "car", "255": "void"}} (the first masks hold {seen[:40]}), or give classes='
         )
-    found = read_classes(source)
+    class_list = read_classes(source)
+    known = sorted(value for value, label in class_list.labels.items() if label != VOID)
     remedy = (
-        f"the classes have the values {sorted(value for value, label in found.labels.items() if label != VOID)[:300]}; "
-        "list the value as a class, or as void (ADE20K's maps number classes from 1, with 0 for void)"
+        f"the classes have the values {known[:300]}; list the value as a class, or as void (ADE20K's maps number "
+        "classes from 1, with 0 for void)"
     )
     if task == "semantic":
         rows = pair_rows(images, [maps], problems)
-        return Reading(LabelMaps(found.labels, remedy), list(found.names), found.stuff_classes, rows)
-    if not found.things:
+        return Reading(LabelMaps(class_list.labels, remedy), list(class_list.names), class_list.stuff_classes, rows)
+    if not class_list.things:
         raise ValueError(f"{path}: no class is a thing; say so in classes.json with is_thing, or read it as semantic")
     objects = by_stem(folder.files(f"instances{ending}", suffixes=IMAGE_SUFFIXES))
     rows = pair_rows(images, [maps, objects], problems)
-    return Reading(NumberedMaps(found, remedy), list(found.names), found.stuff_classes, rows)
+    return Reading(NumberedMaps(class_list, remedy), list(class_list.names), class_list.stuff_classes, rows)
 
 
 @dataclass(frozen=True)
 class NumberedMaps:
-    """Masks of a semantic PNG and a PNG that numbers objects.
-
-    Attributes:
-        classes: of the data set.
-        remedy: what to do about other values in the semantic PNG.
-    """
+    """Masks of a semantic PNG and a PNG that numbers objects."""
 
     classes: ClassList
-    remedy: str
+    remedy: str  # ends the error about an unknown value in the semantic PNG
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""

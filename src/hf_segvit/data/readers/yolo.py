@@ -1,9 +1,8 @@
-"""YOLO segmentation: `data.yaml`, images, and a text file of outlines beside each; instance, or semantic.
+"""YOLO segmentation: data.yaml, images and text files of outlines.
 
-A line is `class x1 y1 x2 y2 ...` with coordinates as shares of the upright image's width and height. Labels lie in
-the folder `labels` where the images lie in `images`. `train:`, `val:` and `test:` of data.yaml are read relative to
-the data set's folder; its `path:`, which names a folder on the author's machine, is not used, and leading `../` are
-dropped. An image without a file of labels has no objects.
+For the instance or semantic task. A line is `class x1 y1 x2 y2 ...`, with x and y as shares of the upright image's
+width and height. The label file of `images/train/NAME.jpg` is `labels/train/NAME.txt`; an image without one has no
+objects. `train:`, `val:` and `test:` of data.yaml are read relative to the data set's folder.
 """
 
 from __future__ import annotations
@@ -30,33 +29,28 @@ _SPLITS = ("train", "val", "test")
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
-    """The splits that data.yaml names."""
+    """Splits that data.yaml names."""
     settings, _ = _settings(DataFolder(path))
     return [name for name in (*_SPLITS, *wanted) if settings.get(name)]
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
-    """Read one split.
-
-    Args:
-        path: of the folder, or of a zip archive of it.
-        split: "train", "val" or "test".
-        task: one of `TASKS`.
-        problems: gets what is wrong.
+    """Read the split "train", "val" or "test" of a folder or of a zip archive of it.
 
     Raises:
-        ValueError: data.yaml is missing or has no names, or the split's folder is not there.
+        ValueError: data.yaml is missing or has no names, or the split's folder has no images.
     """
     folder = DataFolder(path)
     settings, name = _settings(folder)
     names = _names(settings.get("names"), name)
-    named = settings[split] if isinstance(settings[split], list) else [settings[split]]
+    subfolders = settings[split] if isinstance(settings[split], list) else [settings[split]]
     rows: list[dict[str, Any]] = []
-    for text in named:
+    for text in subfolders:
         subfolder = _subfolder(text, name)
         images = folder.files(subfolder, suffixes=IMAGE_SUFFIXES)
         if not images:
             raise ValueError(f"{name}: {split} is {text!r}, but there are no images in {folder.path / subfolder}")
+        # As YOLO's loader does: the last `images` of the path becomes `labels`.
         head, _, tail = f"/{subfolder}/".rpartition("/images/")
         labels = folder.files(f"{head}/labels/{tail}".strip("/"), suffixes=(".txt",))
         for file, image in images.items():
@@ -96,6 +90,7 @@ def _names(names: Any, file: str) -> list[str]:
 
 def _subfolder(text: Any, name: str) -> str:
     subfolder = str(text).replace("\\", "/")
+    # Exporters write paths relative to a `path:` on their author's machine, which is ignored, so `../` means nothing.
     while subfolder.startswith(("../", "./")):
         subfolder = subfolder.split("/", 1)[1]
     return safe_name(subfolder, name)
@@ -121,13 +116,14 @@ def _segments(
         except ValueError:
             problems.error(name, item, f"{line[:60]!r} is not a class and numbers")
             continue
-        if label != int(label) if label == label and abs(label) < 2**31 else True:
+        if not (abs(label) < 2**31 and label.is_integer()):  # also true for NaN, for which `int` would fail
             problems.error(name, item, f"the class is {line.split()[0]!r}; it must be a whole number")
         elif not 0 <= label < num_classes:
             problems.error(name, item, f"class {int(label)} is not in data.yaml, whose last is {num_classes - 1}")
         elif len(shares) == 4:
             problems.error(name, item, "a box, not an outline; these are detection labels, which cannot train masks")
         else:
+            # `size` is (height, width), but x comes first.
             polygon = [share * size[1 - index % 2] for index, share in enumerate(shares)]
             if fault := polygon_fault(polygon, size):
                 problems.error(name, item, f"{fault}; coordinates are shares of width and height, in [0, 1]")
