@@ -1,7 +1,7 @@
-"""Checks of a checkpoint folder before anything is done with it, such as publishing it.
+"""Check that a checkpoint folder is complete and loads correctly.
 
-`check_checkpoint` reads what loading would read - configuration, image processor and every tensor of the safetensors
-files - and refuses what would not load or would load wrongly. No code of the folder runs, and pickles are not opened.
+`check_checkpoint` reads configuration, image processor and every tensor of the safetensors files, and refuses a folder
+that would not load or would load wrongly. It runs no code from the folder and opens no pickles.
 """
 
 import json
@@ -21,40 +21,25 @@ PROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
-_FOREIGN_TYPES = ("eomt", "eomt_dinov3")
+_FOREIGN_TYPES = ("eomt", "eomt_dinov3")  # the model types of Transformers' own EoMT
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder that passed all checks.
-
-    Attributes:
-        folder: where it is.
-        config: its configuration, of this package's class.
-        processor: its image processor.
-        files: names of the files that make up the checkpoint: configuration, processor, weights.
-        num_parameters: weights in all files together.
-    """
+    """A folder that passed all checks."""
 
     folder: Path
-    config: Any
+    config: Any  # of this package's class, not of one in the folder
     processor: Any
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # names of configuration, processor and weight files
     num_parameters: int
 
 
 def check_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read a folder as loading would, and refuse one that would not load or would load wrongly.
-
-    Args:
-        folder: what `save_pretrained` of a model and of its image processor wrote.
-
-    Returns:
-        What is in it.
+    """Check a folder to which a model and its image processor were saved with `save_pretrained`.
 
     Raises:
-        ValueError: a file is missing, damaged or contradicts another one, or a weight is not finite; the message names
-            the file, the value and the remedy.
+        ValueError: a file is missing, damaged or contradicts another one, or a weight is not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -70,7 +55,7 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
 
     config = _load(installed_class(model_type, "AutoConfig"), folder, CONFIG)
     processor = _load(installed_class(model_type, "AutoImageProcessor"), folder, PROCESSOR)
-    stuff_classes = getattr(processor, "stuff_classes", None)  # a point classifier's has none
+    stuff_classes = getattr(processor, "stuff_classes", None)  # absent from a point classifier's processor
     unknown = [label for label in stuff_classes or () if label not in config.id2label]
     if unknown:
         raise ValueError(
@@ -82,14 +67,10 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
     for name in weights:
         tensors.update(_read_weights(folder / name))
     _compare_with_model(folder, config, tensors)
-    index = (WEIGHTS_INDEX,) if (folder / WEIGHTS_INDEX).is_file() and weights != [WEIGHTS] else ()
-    return Checkpoint(
-        folder=folder,
-        config=config,
-        processor=processor,
-        files=(CONFIG, PROCESSOR, *index, *weights),
-        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
-    )
+    # An index beside unsharded weights is left over from an earlier save.
+    index = (WEIGHTS_INDEX,) if weights != [WEIGHTS] else ()
+    num_parameters = sum(tensor.numel() for tensor in tensors.values())
+    return Checkpoint(folder, config, processor, (CONFIG, PROCESSOR, *index, *weights), num_parameters)
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -107,12 +88,12 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
 def _load(loading_class: Any, folder: Path, name: str) -> Any:
     try:
         return loading_class.from_pretrained(folder)
-    except Exception as error:  # whatever a field of the wrong type provokes
+    except Exception as error:  # a field of the wrong type may raise anything
         raise ValueError(f"{folder / name}: {' '.join(str(error).split())}") from error
 
 
 def _weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files, in the order of preference that `from_pretrained` has."""
+    """Names of the safetensors files; a single file wins over shards, as in `from_pretrained`."""
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     index = folder / WEIGHTS_INDEX
@@ -132,14 +113,16 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Every tensor without its data; each is read once to see that it is there and finite."""
+    """Tensors on the meta device, after each has been read once and found finite."""
     tensors = {}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
                 tensor = file.get_tensor(name)
                 check_finite({name: tensor}, path)
-                tensors[name] = tensor.to("meta")  # its shape is all that is left to compare
+                tensors[name] = tensor.to(
+                    "meta"
+                )  # only shapes are compared below, so memory holds one tensor at a time
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: damaged or incomplete ({error}); copy or save it again") from error
     return tensors

@@ -1,8 +1,8 @@
-"""Publishing a checkpoint on the Hugging Face Hub.
+"""Publish a checkpoint on the Hugging Face Hub.
 
-`push_to_hub` checks a folder or a model, completes it with code and a model card, and uploads it in one commit, so that
-nobody ever loads half of it. `plan_push` is everything up to the upload and needs no network. Only files that belong to
-a checkpoint are published: whatever else lies in the folder - optimizer states, logs, pickles - stays where it is.
+`push_to_hub` checks a folder or a model, adds code and a model card, and uploads everything in one commit. It consists
+of `plan_push`, which needs no network, and `publish`. Only files that belong to a checkpoint are published, never the
+optimiser states, logs or pickles beside them.
 """
 
 import fnmatch
@@ -36,27 +36,20 @@ from .model_card import GENERATED_MARK, complete_card, make_model_card, read_res
 from .remote_code import code_files, with_auto_map
 
 CARD, RESULTS = "README.md", "results.json"
-# Published as they are where the folder has them.
-_EXTRA_FILES = (RESULTS, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+_EXTRA_FILES = (RESULTS, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # published unchanged if the folder has them
 # Weights that an earlier push may have left in the repository; `from_pretrained` would prefer them to new shards.
 _WEIGHT_PATTERNS = (WEIGHTS, WEIGHTS_INDEX, "model-*-of-*.safetensors")
-# How Transformers words the card that its own `push_to_hub` writes.
-_MADE_CARDS = (GENERATED_MARK, "This model card has been automatically generated")
+# Ours, and a sentence from the card that Transformers' own `push_to_hub` writes.
+_GENERATED_MARKS = (GENERATED_MARK, "This model card has been automatically generated")
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push will publish.
+    """The files that a push will publish."""
 
-    Attributes:
-        files: name in the repository to a file, or to the content of a file that differs from the folder's.
-        left_out: names in the folder that will not be published.
-        card_made: whether README.md was generated; it never replaces one that people wrote.
-    """
-
-    files: dict[str, Path | str]
-    left_out: tuple[str, ...]
-    card_made: bool
+    files: dict[str, Path | str]  # by name in the repository: a file, or the text of one that differs from the folder's
+    left_out: tuple[str, ...]  # names in the folder that will not be published
+    card_made: bool  # whether README.md is generated; such a card never replaces one that a person wrote
 
 
 def push_to_hub(
@@ -72,31 +65,27 @@ def push_to_hub(
     with_code: bool = True,
     license: str | None = None,
 ) -> CommitInfo:
-    """Publish a checkpoint: weights, configuration, image processor, model card and code, in one commit.
+    """Publish weights, configuration, image processor, model card and code in one commit.
 
-    Everything is checked before the first byte is sent. The repository is created if it does not exist. Safetensors
-    files in it that do not belong to the new checkpoint are deleted by the same commit. A README.md of the folder is
-    published with the repository's name filled in; without one a card is made. A generated card replaces only such.
+    Everything is checked before anything is sent. The repository is created if it does not exist, and weights in it
+    that do not belong to the new checkpoint are deleted by the same commit. A README.md in the folder is published with
+    the repository's name filled in; without one, a card is generated, which replaces only generated ones.
 
     Args:
-        folder_or_model: folder of a checkpoint, or a model; the folder is not changed.
+        folder_or_model: folder of a checkpoint, which is not changed, or a model.
         repo_id: `"owner/name"`.
-        processor: the model's image processor, where a model is given.
-        private: whether a new repository is private; `None` leaves it to the owner's default. `True` is refused for a
-            public repository.
-        token: access token with the right to write; `None` takes the one of `hf auth login` or HF_TOKEN.
-        revision: branch to commit to, made if it does not exist; `None` is the main one.
+        processor: the model's image processor, if a model is given.
+        private: whether a new repository is private; None is the owner's default. True is refused for a public one.
+        token: access token that may write; None takes that of `hf auth login` or HF_TOKEN.
+        revision: branch to commit to, created if it does not exist; None is the main one.
         commit_message: first line of the commit.
         create_pr: open a pull request instead of committing to the main branch.
-        with_code: publish the code too, for `trust_remote_code=True`.
-        license: identifier of the weights' licence, for a card that is made.
-
-    Returns:
-        What huggingface_hub says of the commit: `commit_url`, `oid`, `pr_url`.
+        with_code: also publish the code, for `trust_remote_code=True`.
+        license: identifier of the weights' licence, for a generated card.
 
     Raises:
         ValueError: the checkpoint or an argument is not fit for publishing; nothing was sent.
-        OSError: the Hub cannot be reached or refuses; the message says why and what to do.
+        OSError: the Hub cannot be reached or refuses; the message has the reason and the remedy.
     """
     with tempfile.TemporaryDirectory() as temporary:
         if isinstance(folder_or_model, str | Path):
@@ -119,16 +108,10 @@ def push_to_hub(
 
 
 def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, license: str | None = None) -> PushPlan:
-    """Check a folder and say what a push of it would publish; needs no network.
-
-    Args:
-        folder: folder of a checkpoint.
-        repo_id: where to; it is named in the card.
-        with_code: as for `push_to_hub`.
-        license: as for `push_to_hub`.
+    """Check a folder and list what `push_to_hub` would publish, without the network.
 
     Raises:
-        ValueError: the folder is not fit for publishing; the message names the file and the remedy.
+        ValueError: the folder is not fit for publishing.
     """
     _check_repo_id(repo_id)
     checkpoint = check_checkpoint(folder)
@@ -139,12 +122,12 @@ def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, licen
     results = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else []
     files.update({name: folder / name for name in _EXTRA_FILES if (folder / name).is_file()})
     if with_code:
-        # Always the installed code: it is what has just read the checkpoint without complaint.
+        # Always the installed code, which has just read the checkpoint, never code that happens to be in the folder.
         files.update({path.name: path for path in code_files(model_type)})
     if (folder / CARD).is_file():
-        card = complete_card((folder / CARD).read_text(encoding="utf-8"), repo_id, with_code)
+        files[CARD] = card = complete_card((folder / CARD).read_text(encoding="utf-8"), repo_id, with_code)
     else:
-        card = make_model_card(
+        files[CARD] = card = make_model_card(
             checkpoint.config,
             checkpoint.processor,
             repo_id=repo_id,
@@ -153,7 +136,6 @@ def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, licen
             license=license,
             with_code=with_code,
         )
-    files[CARD] = card
     names = (path.name + "/" * path.is_dir() for path in folder.iterdir())
     return PushPlan(files, tuple(sorted(name for name in names if name not in files)), GENERATED_MARK in card)
 
@@ -168,7 +150,7 @@ def publish(
     commit_message: str = "Upload model",
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Upload what `plan_push` has checked; arguments, answer and errors are those of `push_to_hub`."""
+    """Upload a plan; arguments, result and errors are those of `push_to_hub`."""
     if create_pr and revision is not None:
         raise ValueError(
             f"revision={revision!r} with create_pr=True: a pull request starts from main; drop one of them"
@@ -185,7 +167,7 @@ def publish(
         if private and not present.private:
             raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or drop private=True")
         names = [file.rfilename for file in present.siblings or ()]
-        # One commit, not `upload_folder`: that may publish a large folder in several, the config before its weights.
+        # One commit, so that nobody loads half a checkpoint: `upload_folder` may split a large folder into several.
         return api.create_commit(
             repo_id,
             operations=_operations(api, plan, names, repo_id, revision),
@@ -196,7 +178,7 @@ def publish(
 
 
 def check_destination(repo_id: str, token: str | None = None) -> None:
-    """See, without the network, that there is a chance to publish: for those who work long before they do.
+    """Refuse, without the network and before hours of training, a destination to which a push is sure to fail.
 
     Raises:
         ValueError: the name is not owner/name, there is no access token, or offline mode is on.
@@ -227,7 +209,7 @@ def _operations(
     files = dict(plan.files)
     if plan.card_made and CARD in present:
         card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
-        if not any(mark in card for mark in _MADE_CARDS):
+        if not any(mark in card for mark in _GENERATED_MARKS):
             del files[CARD]
     stale = [
         name
@@ -242,15 +224,15 @@ def _operations(
 
 @contextmanager
 def _explained_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
+    """Turn errors of huggingface_hub into one line with the reason and the remedy."""
     try:
         yield
     except ValueError as error:
-        if not isinstance(error, BadRequestError):
+        if not isinstance(error, BadRequestError):  # which is both a ValueError and an HTTP error
             raise
         raise OSError(f"the Hub refused the request: {_first_line(error)}") from error
     except Exception as error:
-        # An upload that fails in a thread arrives as a RuntimeError around the real one.
+        # An upload that fails in a thread arrives as a RuntimeError around the real error.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         message = _explanation(cause, repo_id, revision)
         if message is None:
@@ -259,7 +241,7 @@ def _explained_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _explanation(error: BaseException, repo_id: str, revision: str | None) -> str | None:
-    where = constants.ENDPOINT
+    where = constants.ENDPOINT  # may be a private Hub
     if isinstance(error, OfflineModeIsEnabled):
         return "offline mode is on (HF_HUB_OFFLINE), so nothing was uploaded; unset it and push again"
     if isinstance(error, RevisionNotFoundError):
@@ -271,11 +253,13 @@ def _explanation(error: BaseException, repo_id: str, revision: str | None) -> st
                 f"the access token may not write to {repo_id} at {where}; use one that may write, of somebody who owns "
                 "the repository or belongs to its organisation"
             )
+        # The Hub also answers 401 for repositories that the token may not see.
         if status == 401 and not isinstance(error, RepositoryNotFoundError):
             return f"{where} does not accept the access token; run `hf auth login` again, or correct HF_TOKEN or token="
         if isinstance(error, RepositoryNotFoundError):
             return f"{where} shows no repository {repo_id} to this access token; check the name and the token's owner"
         return f"{where} answered: {_first_line(error)}; try again later, an unfinished push has published nothing"
+    # By module name, as which HTTP client is installed depends on the version of huggingface_hub.
     if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore") or isinstance(error, ConnectionError):
         return (
             f"cannot reach {where} ({_first_line(error) or type(error).__name__}); check the network, the proxy "

@@ -1,9 +1,8 @@
-"""Checkpoints that carry their code, so that they load where this package is not installed.
+"""Checkpoints with their code, which load without this package.
 
-`code_files` are the files of `models/` that a model and its image processor need, and `with_auto_map` names the classes
-in `auto_map`: a push uses both on a folder that was saved without code, as every `save_pretrained` does. Transformers
-then loads the repository with `trust_remote_code=True`; where the package is installed and imported, its classes win
-over the copies.
+`code_files` lists the files of `models/` that a model and its image processor need, and `with_auto_map` writes their
+classes into `auto_map`. A push applies both, since `save_pretrained` saves no code. Transformers then loads the
+repository with `trust_remote_code=True`; if the package is installed and imported, its classes win over the copies.
 """
 
 import json
@@ -15,8 +14,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import models
 
-# Per model type, the class that each Auto class shall find, as "module.Class" in models/.
-# AutoModelForSemanticSegmentation is where the image-segmentation pipeline looks.
+# By model type, what each Auto class loads, as "module.Class" in models/. AutoModelForSemanticSegmentation is listed
+# because the image-segmentation pipeline looks there, and not under universal segmentation.
 AUTO_CLASSES: dict[str, dict[str, str]] = {
     "segvit_eomt": {
         "AutoConfig": "configuration_eomt.EoMTConfig",
@@ -37,38 +36,21 @@ AUTO_CLASSES: dict[str, dict[str, str]] = {
         "AutoImageProcessor": "image_processing_vit_p_fusion.ViTPFusionImageProcessor",
     },
 }
-# Complete models that no Auto class is made for: Transformers has none for point classification.
+# Complete models without an Auto class: Transformers has none for point classification.
 _WHOLE_MODELS = {"segvit_vit_p": "modeling_vit_p.ViTPForPointClassification"}
 
 
 def code_files(model_type: str) -> list[Path]:
-    """The files of `models/` that a model type and its image processor need, sorted by name.
-
-    They are found as Transformers finds them when it loads: by following `from .module import name`.
-
-    Raises:
-        ValueError: the type is none of `AUTO_CLASSES`.
-    """
+    """The files of `models/` that a model type and its image processor need, sorted by name."""
     package = Path(models.__path__[0])
     entries = {package / (reference.split(".")[0] + ".py") for reference in _auto_classes(model_type).values()}
-    needed = {Path(file) for entry in entries for file in get_relative_import_files(entry)}
-    return sorted(entries | needed)
+    # By Transformers' own function, so that exactly the files that its loader asks for are published.
+    imported = {Path(file) for entry in entries for file in get_relative_import_files(entry)}
+    return sorted(entries | imported)
 
 
 def with_auto_map(settings: str, model_type: str, code: bool = True) -> str:
-    """A config.json or preprocessor_config.json that names, or no longer names, the classes of its code.
-
-    Args:
-        settings: text of either file.
-        model_type: of the model that the file belongs to.
-        code: whether the code comes along; without, a left-over `auto_map` is taken out.
-
-    Returns:
-        The JSON text, otherwise equal.
-
-    Raises:
-        ValueError: the type is none of `AUTO_CLASSES`.
-    """
+    """Set `auto_map` in the text of config.json or preprocessor_config.json, or remove it where `code` is False."""
     values = json.loads(settings)
     values.pop("auto_map", None)
     if code:
@@ -82,20 +64,12 @@ def with_auto_map(settings: str, model_type: str, code: bool = True) -> str:
 
 
 def installed_class(model_type: str, auto_class: str) -> Any:
-    """This package's own class for a model type, such as `installed_class("segvit_eomt", "AutoConfig")`.
-
-    Raises:
-        ValueError: the type is none of `AUTO_CLASSES`.
-    """
+    """This package's own class for a model type, such as `installed_class("segvit_eomt", "AutoConfig")`."""
     return _class(_auto_classes(model_type)[auto_class])
 
 
 def whole_model_class(model_type: str) -> Any:
-    """This package's own class of a complete model, with heads, of a model type.
-
-    Raises:
-        ValueError: the type is none of `AUTO_CLASSES`.
-    """
+    """This package's own class of the complete model, heads included, for a model type."""
     auto_classes = _auto_classes(model_type)
     return _class(_WHOLE_MODELS.get(model_type) or auto_classes["AutoModelForUniversalSegmentation"])
 
@@ -106,6 +80,7 @@ def _class(reference: str) -> Any:
 
 
 def _auto_classes(model_type: str) -> dict[str, str]:
+    # Every public function of this module comes through here, so an unknown type is refused in one place.
     if model_type not in AUTO_CLASSES:
         raise ValueError(f"model_type {model_type!r} is none of this package's: {', '.join(sorted(AUTO_CLASSES))}")
     return AUTO_CLASSES[model_type]
