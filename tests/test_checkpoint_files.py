@@ -297,7 +297,7 @@ def test_weights_must_be_exactly_those_of_the_model():
     check_complete(model.state_dict(), model.state_dict(), "")
     cases = {
         "1 parameters are missing, such as 'bias'": {"weight": model.weight},
-        "1 have no place in the model, such as 'extra'": {**model.state_dict(), "extra": model.bias},
+        "1 unknown to the model, such as 'extra'": {**model.state_dict(), "extra": model.bias},
         r"'bias' has shape \(3,\) instead of \(2,\)": {"weight": model.weight, "bias": torch.zeros(3)},
     }
     for message, state_dict in cases.items():

@@ -191,7 +191,7 @@ def test_damaged_folders_of_transformers_are_refused(upstream, tmp_path, capsys,
     message = {
         "truncated": "cut short",
         "nan": "layernorm.weight holds NaN",
-        "extra": "1 have no place in the model, such as 'eomt.layers.9.norm1.weight'",
+        "extra": "1 unknown to the model, such as 'eomt.layers.9.norm1.weight'",
         "missing": "1 parameters are missing, such as 'eomt.layernorm.weight'",
         "shape": "'eomt.layernorm.weight' has shape (16,) instead of (32,)",
     }[damage]

@@ -277,7 +277,7 @@ def pickle_only(folder):
         (truncated, "model.safetensors: damaged or incomplete"),
         (not_finite, "class_predictor.bias holds NaN or infinity (6 of 6 values)"),
         (lacking, "1 parameters are missing, such as 'class_predictor.bias'; save model and"),
-        (superfluous, "1 have no place in the model, such as 'extra'"),
+        (superfluous, "1 unknown to the model, such as 'extra'"),
         (other_shape, "'class_predictor.bias' has shape (7,) instead of (6,)"),
         (shard_outside, "names '../secret.safetensors'"),
         (shard_missing, "names model-1.safetensors, which is missing"),

@@ -102,7 +102,7 @@ def test_same_recipe_after_to_dict(recipe_file):
         ("trackers=wandb", "expected a list"),
         ("lora.rnak=3", "did you mean rank?"),
         ("betas=[", "no valid YAML"),
-        ("model_config={a: 1, a: 2}", "a stands there twice"),
+        ("model_config={a: 1, a: 2}", "a occurs twice"),
     ],
 )
 def test_bad_overrides_are_told(recipe_file, override, told):
@@ -313,7 +313,7 @@ def test_files_that_are_no_recipes(tmp_path):
     for text, told in (
         ("- 1\n", "list of `key: value` lines"),
         ("a: [\n", "no valid YAML"),
-        ("epochs: 1\nepochs: 2\n", "epochs stands there twice"),
+        ("epochs: 1\nepochs: 2\n", "epochs occurs twice"),
         ("epoch: 1\n", "did you mean epochs"),
     ):
         path.write_text(text)

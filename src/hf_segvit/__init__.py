@@ -1,8 +1,8 @@
 """Image segmentation with plain Vision Transformers for the Hugging Face ecosystem.
 
-Importing the package makes Transformers' Auto classes and image-segmentation pipeline know its models. Neither that
-nor a public name imports PyTorch before it is needed, so that the command line answers at once: names are imported
-when they are asked for, and the models are registered when Transformers is imported, or now if it has been.
+Importing the package registers its models with Transformers' Auto classes and image-segmentation pipeline, without
+importing PyTorch, so that the command line starts at once: public names are imported on first access, and the models
+are registered when Transformers is imported, or now if it has been already.
 """
 
 import sys
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from .models.modeling_plain_vit import PlainViTModel
     from .models.modeling_vit_p import ViTPForPointClassification, ViTPModel
     from .models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
-else:  # a type checker that saw this function would take any misspelt name for a public one
+else:  # a type checker that saw `__getattr__` would accept any misspelt name
 
     def __getattr__(name: str) -> Any:
-        """A public name, from auto.py, which imports them all to register the models."""
-        # `hf_segvit.models.modeling_eomt` works after `import hf_segvit`, too, as this imports all of models/.
+        """Import a public name from auto.py, which imports them all to register the models."""
+        # "models", so that `hf_segvit.models.modeling_eomt` works after `import hf_segvit` alone.
         if name not in (*__all__, "auto", "models"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         auto = import_module(".auto", __name__)
@@ -62,22 +62,19 @@ def __dir__() -> list[str]:
 
 
 class _Registration:
-    """A finder on `sys.meta_path` that registers the models once Transformers has been imported, and then leaves.
+    """A finder on `sys.meta_path` that registers the models once Transformers is imported, and then removes itself.
 
-    It finds nothing itself: it asks the finders behind it, and puts itself in the place of the loader they name, as
-    which it imports the module by that loader and then looks whether it is time to register.
-
-    Transformers is often imported by a module of models/ in its first lines. What registers the models would then
-    import that half-made module, so registration waits until no module of models/ is being imported. That holds across
-    threads, too: the thread that imports Transformers would otherwise keep it locked while it waits for a module of
-    ours whose thread waits for Transformers.
+    It finds nothing itself: it takes the spec that another finder returns, and wraps its loader in `_Loader`.
     """
 
     def __init__(self) -> None:
+        # Modules of models/ that are being imported. They often import Transformers in their first lines; registering
+        # at that moment would use them half-initialised, so it waits until there are none. Across threads, too: one
+        # that imports Transformers would hold its import lock and wait for a module whose thread waits for that lock.
         self.importing: list[str] = []
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """The spec that the other finders give, with this loader, for Transformers and what imports it here."""
+        """The spec from the other finders, with its loader wrapped, for Transformers and our modules that import it."""
         if name != "transformers" and not name.startswith((f"{__name__}.models.", f"{__name__}.auto")):
             return None
         for finder in sys.meta_path:
@@ -90,7 +87,7 @@ class _Registration:
         return None
 
     def register_when_ready(self) -> None:
-        """Register, unless Transformers is not there yet or one of our modules is half-made."""
+        """Register the models if Transformers is imported and no module of ours is still being imported."""
         if self.importing or sys.modules.get("transformers") is None:
             return
         try:
@@ -105,35 +102,35 @@ class _Registration:
 
 
 class _Loader:
-    """Another loader, and after its work the look whether it is time to register."""
+    """Another module's loader that, once the module is loaded, registers the models if it is time."""
 
     def __init__(self, loader: Any, registration: _Registration) -> None:
         self.loader, self.registration = loader, registration
 
     def __getattr__(self, name: str) -> Any:
-        # `importlib.util.find_spec` hands specs to people who only look, such as for `get_source`.
+        # `importlib.util.find_spec` gives this loader to callers who use its other methods, such as `get_source`.
         return getattr(self.loader, name)
 
     def create_module(self, spec: Any) -> Any:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: Any) -> None:
-        # The module is to look as if nobody had been in between.
+        # Restored first: `inspect`, `importlib.resources` and the module itself may use its loader.
         module.__spec__.loader = module.__loader__ = self.loader
         importing = self.registration.importing
-        ours = module.__name__ != "transformers"
-        if ours:
+        is_ours = module.__name__ != "transformers"
+        if is_ours:
             importing.append(module.__name__)
         try:
             self.loader.exec_module(module)
         finally:
-            if ours:
+            if is_ours:
                 importing.remove(module.__name__)
         self.registration.register_when_ready()
 
 
 if sys.modules.get("transformers") is not None:
     import_module(".auto", __name__).register()
-elif "_registration" not in globals():  # `importlib.reload` finds the one that still waits
+elif "_registration" not in globals():  # after `importlib.reload`, the first one is still waiting
     _registration = _Registration()
     sys.meta_path.insert(0, _registration)

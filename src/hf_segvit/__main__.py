@@ -1,4 +1,4 @@
-"""`python -m hf_segvit` is the command `hf-segvit`."""
+"""Run the command `hf-segvit` as `python -m hf_segvit`."""
 
 import sys
 

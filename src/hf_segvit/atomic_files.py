@@ -1,8 +1,7 @@
-"""Writing files and folders whole or not at all: beside the destination, then renamed over it.
+"""Write files and folders atomically: first beside, then renamed.
 
-`replacing` does so for one file, `replacing_folder` for a folder with all that is in it, and `complete_folder` for that
-of a model, which is replaced only where that was asked for. `write_json` is how results are written. Whatever happens
-before the renaming, the destination stays as it was.
+`replacing` writes a file, `replacing_folder` a folder, and `complete_folder` a model folder, which is overwritten only
+on request; `write_json` writes results. Until the renaming, the destination stays as it was.
 """
 
 import json
@@ -19,21 +18,20 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
-    """A path to write to that becomes `path` when the block ends without an error.
+    """Yield the path of a new, empty file that replaces `path` when the block ends without an error.
 
     Args:
-        path: the destination; its folder must be there. An older file stays until the new one is complete.
-        durable: wait until the file is on the disk, so that not even a crash of the machine leaves half of it.
-
-    Yields:
-        A new, empty file in the same folder, with the same ending, as writers choose the format by it.
+        path: destination, in an existing folder.
+        durable: wait until the file is on the disk, so that even a crash of the machine leaves no half of it.
 
     Raises:
         OSError: the folder cannot be written to.
     """
+    # In the same folder, as renaming is atomic within a file system only; with the same suffix, which tells many
+    # writers the format.
     partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial{path.suffix}")
-    # Made by hand, since `tempfile` makes files that only their owner can read; the system applies the umask to this
-    # mode, which could be read only by changing it for the whole process.
+    # Not `tempfile`, whose files only their owner can read. Here the system applies the umask, which a process cannot
+    # read without changing it.
     descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     os.close(descriptor)
     try:
@@ -48,28 +46,24 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], durable: bool = False) -> None:
-    """Write JSON for people and `diff`: one line for each field, and for each entry of a field that is a dictionary or
-    a list of them. Numbers that are not finite become null.
-
-    Args:
-        path: the file, written whole or not at all.
-        content: fields, or a list with one line for each entry.
-        durable: see `replacing`.
+    """Write JSON with one line per field or list entry, readable for people and `diff`.
 
     Raises:
         ValueError: the file cannot be written.
     """
+    content = _without_nan(content)
     if isinstance(content, Mapping):
-        lines, ends = (
-            [f" {json.dumps(name)}: {_json_field(value)}" for name, value in _without_nan(content).items()],
-            "{}",
-        )
+        # Dictionaries, and lists of them, such as scores by class, get one line per entry too.
+        lines = [f" {json.dumps(name)}: {_json_field(value)}" for name, value in content.items()]
+        start, end = "{", "}"
     else:
-        lines, ends = [f" {json.dumps(entry)}" for entry in _without_nan(content)], "[]"
+        lines = [f" {json.dumps(entry)}" for entry in content]
+        start, end = "[", "]"
     try:
         with replacing(path, durable) as partial:
-            partial.write_text(ends[0] + "\n" + ",\n".join(lines) + "\n" + ends[1] + "\n", encoding="utf-8")
+            partial.write_text(start + "\n" + ",\n".join(lines) + "\n" + end + "\n", encoding="utf-8")
     except OSError as error:
+        # As ValueError, since commands print those as one line, and a full disk is the user's to solve.
         raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
 
 
@@ -87,19 +81,16 @@ def _without_nan(value: Any) -> Any:
         return {str(key): _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(entry) for entry in value]
+    # JSON has no NaN; Python would write one that other readers reject.
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `path` when the block ends without an error and all of it is on the disk.
+    """Yield a new, empty folder that replaces `path` once the block has ended without an error and it is on the disk.
 
-    Args:
-        path: the destination, whose parents are made as needed. An older folder stays until the new one is complete.
-
-    Yields:
-        A new, empty folder beside the destination. A process that is killed leaves it there, as `.NAME.*.partial`, and
-        in the moment of the exchange the older folder as `.NAME.*.replaced`.
+    Parents are created as needed. A process that is killed leaves `.NAME.*.partial` beside the destination, and at the
+    moment of the exchange the old folder as `.NAME.*.replaced`.
 
     Raises:
         OSError: it cannot be written.
@@ -111,7 +102,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         _sync_contents(partial)
-        if path.exists():  # a folder with files in it cannot be renamed over
+        if path.exists():  # a folder that is not empty cannot be renamed over
             os.rename(path, replaced)
         try:
             os.rename(partial, path)
@@ -122,37 +113,30 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already where all went well
+        shutil.rmtree(partial, ignore_errors=True)  # already renamed if all went well
 
 
 @contextmanager
 def complete_folder(destination: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """`replacing_folder` for a model, which replaces nothing by mistake.
-
-    Args:
-        destination: where the folder goes.
-        overwrite: replace a model folder that is there already; an empty folder is replaced in any case.
-
-    Yields:
-        A new, empty folder beside the destination.
+    """`replacing_folder` for a model folder; an existing one is replaced only with `overwrite`, an empty one always.
 
     Raises:
-        ValueError: the destination is there and may not be replaced.
+        ValueError: the destination exists and may not be replaced.
     """
     check_destination(destination, overwrite)
     with replacing_folder(Path(os.path.abspath(destination))) as partial:
         yield partial
 
 
-# Files of which a model folder has at least one: anything else is never replaced, however the command was mistyped.
+# A model folder has at least one of these files. No other folder is ever replaced, so a mistyped path deletes nothing.
 _MARKS = ("config.json", "preprocessor_config.json")
 
 
 def check_destination(destination: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Refuse a destination that `complete_folder` would refuse, before any work is done for it.
+    """Refuse what `complete_folder` would refuse, before any work is done.
 
     Raises:
-        ValueError: a file, or a folder that is not empty, is there, and `overwrite` does not allow to replace it.
+        ValueError: the destination exists and may not be replaced.
     """
     destination = Path(destination)
     if not os.path.lexists(destination):
@@ -171,15 +155,15 @@ def check_destination(destination: str | os.PathLike[str], overwrite: bool = Fal
 
 
 def prepare_output_folder(folder: Path) -> None:
-    """Make a folder to write results to, and see that it can be written to, before any work is done for it.
+    """Create a folder for results and check that it can be written to, before any work is done.
 
     Raises:
-        ValueError: it cannot be made or written to; the message names it and the reason.
+        ValueError: it cannot be created or written to.
     """
     remedy = "choose another folder with --output, or change its permissions"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder):  # permission bits alone do not tell, such as on a read-only disk
             pass
     except FileExistsError as error:
         raise ValueError(f"cannot write to {folder}: it is there and is not a folder; {remedy}") from error
@@ -188,7 +172,7 @@ def prepare_output_folder(folder: Path) -> None:
 
 
 def _sync_contents(folder: Path) -> None:
-    # safetensors makes files that only their owner may read, whatever the umask says; the folder knows what it says.
+    # safetensors creates files that only their owner may read, whatever the umask; the folder's mode reflects it.
     mode = folder.stat().st_mode & 0o666
     for root, _, files in os.walk(folder):
         for file in files:
@@ -201,7 +185,7 @@ def _sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs what it may write
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs only writable files
     try:
         os.fsync(descriptor)
     finally:

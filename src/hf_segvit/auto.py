@@ -1,9 +1,6 @@
-"""Registration with Transformers: what makes the Auto classes and `pipeline("image-segmentation")` know our models.
+"""Register the models with Transformers' Auto classes and pipeline.
 
-The package runs `register` once Transformers is imported, and looks here for its public names. Our types are
-registered for universal segmentation and, because the pipeline looks there and not among the universal ones, for
-semantic segmentation; note that the outputs carry no `.logits`: every mask classification model answers with class and
-mask logits, and the image processor merges them.
+The package calls `register` once Transformers is imported, and imports its public names from here.
 """
 
 from transformers import (
@@ -15,7 +12,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-# Those that are not registered are imported for `hf_segvit.__getattr__`.
+# Those that are not registered are here for `hf_segvit.__getattr__`.
 from .models.class_fusion import fuse_class_logits  # noqa: F401
 from .models.configuration_eomt import EoMTConfig
 from .models.configuration_plain_vit import PlainViTConfig
@@ -32,12 +29,14 @@ from .models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 
 
 def register() -> None:
-    """Make Transformers' Auto classes and its image-segmentation pipeline know this package's models."""
+    """Make Transformers' Auto classes and image-segmentation pipeline know this package's models."""
     AutoConfig.register(PlainViTConfig.model_type, PlainViTConfig, exist_ok=True)
     AutoModel.register(PlainViTConfig, PlainViTModel, exist_ok=True)
     AutoConfig.register(EoMTConfig.model_type, EoMTConfig, exist_ok=True)
     AutoModel.register(EoMTConfig, EoMTModel, exist_ok=True)
     AutoModelForUniversalSegmentation.register(EoMTConfig, EoMTForUniversalSegmentation, exist_ok=True)
+    # The pipeline looks among semantic models, not among universal ones. The outputs have no `.logits`: like those of
+    # every mask classification model they hold class and mask logits, which the image processor merges.
     AutoModelForSemanticSegmentation.register(EoMTConfig, EoMTForUniversalSegmentation, exist_ok=True)
     AutoImageProcessor.register(EoMTConfig, image_processor_classes={"torchvision": EoMTImageProcessor}, exist_ok=True)
     AutoConfig.register(ViTPConfig.model_type, ViTPConfig, exist_ok=True)
@@ -49,8 +48,8 @@ def register() -> None:
     AutoImageProcessor.register(
         ViTPFusionConfig, image_processor_classes={"torchvision": ViTPFusionImageProcessor}, exist_ok=True
     )
-    # The pipeline compares class names with this static table, which registration does not reach, and logs an error
-    # for a name that it does not find.
+    # The pipeline looks for class names in this static table, which registration does not change, and logs an error if
+    # a name is missing.
     names = modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
     names[EoMTConfig.model_type] = EoMTForUniversalSegmentation.__name__
     names[ViTPFusionConfig.model_type] = ViTPFusionForUniversalSegmentation.__name__

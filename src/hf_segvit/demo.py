@@ -1,9 +1,7 @@
-"""The demo: a tiny EoMT trained on generated scenes, measured, saved, loaded back and drawn.
+"""The demo: train a tiny EoMT on generated scenes, then test and draw it.
 
-`run_demo` does all of it with what real models are trained with: a recipe, the reader of generated scenes, EoMT's
-augmentation, the training loop and the evaluation. It computes on the CPU in float32, so that it does the same
-everywhere. The recipe is tuned for two minutes of two cores: many small steps, a high learning rate, and scenes that
-are shifted and mirrored, since a few thousand are soon known by heart.
+`run_demo` trains, evaluates, saves and reloads the model with the same code as for real models: recipe, reader,
+augmentation, training loop and evaluation. It computes on the CPU in float32, so that it does the same everywhere.
 """
 
 from __future__ import annotations
@@ -29,11 +27,13 @@ from .training.loop import train
 from .training.recipe import Recipe
 from .training.tasks.eomt import EoMTTask
 
+# Tuned for two minutes on two cores: many small steps at a high learning rate.
 STEPS, WARMUP_STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 50, 8, 2e-3
 NUM_TRAINING_SCENES, NUM_TEST_SCENES = 3000, 200
-IMAGE_SIZE, SHIFT = 64, 8  # pixels; training scenes are larger by the latter, to be cropped at random
+# Pixels; training scenes are larger by SHIFT and cropped at random, as the model would soon memorise 3000 fixed ones.
+IMAGE_SIZE, SHIFT = 64, 8
 NUM_DRAWN_SCENES = 8
-DRAWING_SCALE = 4
+DRAWING_SCALE = 4  # labels have no room in 64 x 64 pixels
 
 # 0.4 million parameters for 64 x 64 pixels: four blocks, two of which see the queries.
 _MODEL = {
@@ -58,7 +58,7 @@ def demo_recipe(
     num_training_scenes: int = NUM_TRAINING_SCENES,
     num_test_scenes: int = NUM_TEST_SCENES,
 ) -> Recipe:
-    """How the demo trains, and on what; it is scored once, at the end."""
+    """The recipe of the demo, which scores the model once, at the end."""
     return Recipe(
         name="demo",
         data=f"generated:easy?num_scenes={num_training_scenes}&size={IMAGE_SIZE + SHIFT}&seed={seed}",
@@ -67,7 +67,7 @@ def demo_recipe(
         val_split="test",
         model_config=_MODEL,
         image_size=IMAGE_SIZE,
-        # The scale is relative to the one that fits: at this one crops keep the scenes' pixels.
+        # The scale is relative to the one that fits the image: with this one crops keep the scenes' own pixels.
         augmentation_options={"scale_range": [1 + SHIFT / IMAGE_SIZE] * 2},
         steps=steps,
         batch_size=BATCH_SIZE,
@@ -78,7 +78,7 @@ def demo_recipe(
         warmup_steps=[min(WARMUP_STEPS, steps // 4)],
         layer_decay=1.0,
         seed=seed,
-        num_workers=1,  # draws scenes on the core that the model leaves free
+        num_workers=1,  # draws scenes on the second core; the model uses one, see `one_thread`
         evaluate_every=1e9,
         trackers=[],
         draw=0,
@@ -88,18 +88,14 @@ def demo_recipe(
 
 
 class DemoTask(EoMTTask):
-    """EoMT's task, with all that the evaluation at the end finds.
-
-    Attributes:
-        result: of the last evaluation.
-    """
+    """EoMT's task, which also keeps the result of the last evaluation."""
 
     result: EvaluationResult
 
     def build_model(self) -> tuple[Any, Any]:
-        """The tiny model and its processor; a segment counts from a score of 0.5, as so short a training doubts."""
+        """Build the tiny model and its processor."""
         model, processor = super().build_model()
-        processor.threshold = 0.5
+        processor.threshold = 0.5  # scores stay low after so short a run; the default would drop good segments
         return model, processor
 
     def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
@@ -111,18 +107,16 @@ class DemoTask(EoMTTask):
 
 
 def panoptic_quality(result: EvaluationResult) -> dict[str, float]:
-    """PQ, SQ and RQ of all classes, things and stuff, rounded."""
+    """PQ, SQ and RQ of all classes, of things and of stuff, rounded to four digits."""
     names = [name + group for group in ("", "_things", "_stuff") for name in ("pq", "sq", "rq")]
     return {name: round(result.metrics[name], 4) for name in names}
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let PyTorch compute with one thread.
-
-    Tensors as small as the demo's are not worth sharing: threads then mostly wait for each other, several times as long
-    as they compute where other programs run too. And one thread adds up in the same order on every machine.
-    """
+    """Let PyTorch compute with one thread."""
+    # With tensors as small as the demo's, threads mostly wait for each other, above all on a busy machine. One thread
+    # also adds up in the same order everywhere.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -142,25 +136,21 @@ def run_demo(
     on_step: Callable[[int, float], None] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Run the demo.
+    """Run the demo and return the content of `results.json`: panoptic quality, settings and seconds taken.
 
     Args:
-        folder: where `model/`, `demo.png`, `curves.png` and `results.json` go; it must be there.
-        seed: of the scenes, the initial weights and the training.
-        steps: of training.
-        num_training_scenes: scenes that are drawn to train on.
-        num_test_scenes: unseen scenes to measure on.
-        on_step: called after every step of training with its number, from 1, and its loss.
-        report: takes a line of text for people.
-
-    Returns:
-        What `results.json` holds: panoptic quality on the unseen scenes (`pq`, `sq`, `rq`, those of things and of
-        stuff, and `pq_per_class`), the settings, and the seconds taken.
+        folder: existing folder for `model/`, `demo.png`, `curves.png` and `results.json`.
+        seed: seed of the scenes, the initial weights and the training.
+        steps: training steps.
+        num_training_scenes: scenes to train on.
+        num_test_scenes: unseen scenes to evaluate on.
+        on_step: called after every training step with its number, from 1, and its loss.
+        report: called with lines of text for the user.
 
     Raises:
         ValueError: the loss diverged, or the folder cannot be written to.
-        RuntimeError: the model answered differently after it was loaded back.
-        KeyboardInterrupt: it was asked to stop.
+        RuntimeError: the reloaded model answers differently.
+        KeyboardInterrupt: the run was asked to stop.
     """
     start = time.perf_counter()
     report(f"training for {steps} steps on {num_training_scenes} scenes, which are drawn as they are needed")
@@ -174,7 +164,7 @@ def run_demo(
     with tempfile.TemporaryDirectory() as temporary:
         task = DemoTask(demo_recipe(Path(temporary), seed, steps, num_training_scenes, num_test_scenes))
         outcome = train(task.recipe, task=task, cpu=True, on_step=note, progress=False)
-        if outcome.stopped is not None:
+        if outcome.stopped is not None:  # the loop caught the signal to save its state, which the demo does not need
             raise KeyboardInterrupt
         shutil.copytree(Path(temporary, "model"), folder / "model", dirs_exist_ok=True)
         shutil.copy(Path(temporary, "curves.png"), folder)
@@ -185,9 +175,8 @@ def run_demo(
         check_reloaded(folder / "model", outcome.model, outcome.processor, test_scenes[:4]["image"])
     report("saved, loaded back through the Auto classes and the pipeline: same answers")
 
-    answers = Segmenter(outcome.model, outcome.processor, task="panoptic", device="cpu").answers(
-        test_scenes[:]["image"]
-    )
+    segmenter = Segmenter(outcome.model, outcome.processor, task="panoptic", device="cpu")
+    answers = segmenter.answers(test_scenes[:]["image"])
     draw_answers(folder / "demo.png", list(test_scenes), answers, data.id2label)
     classes = sorted(task.result.classes, key=lambda row: row["label_id"])
     results = {
@@ -198,7 +187,7 @@ def run_demo(
         "steps": steps,
         "num_training_scenes": num_training_scenes,
         "num_parameters": outcome.model.num_parameters(),
-        "final_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
+        "final_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),  # one batch of eight alone is noisy
         "train_seconds": outcome.results["train_seconds"],
         "total_seconds": round(time.perf_counter() - start, 1),
     }
@@ -207,30 +196,24 @@ def run_demo(
 
 
 def check_reloaded(folder: Path, model: Any, processor: Any, images: Sequence[Image.Image]) -> None:
-    """See that a saved folder answers as the model it was saved from, through the Auto classes and the pipeline.
-
-    Raises:
-        RuntimeError: an answer differs.
-    """
-    segmenter = Segmenter(model, processor, task="panoptic", device="cpu")
+    """Raise `RuntimeError` if a saved model answers differently through the Auto classes or the pipeline."""
+    saved = Segmenter(model, processor, task="panoptic", device="cpu")
     loaded_model = AutoModelForUniversalSegmentation.from_pretrained(folder)
-    again = Segmenter(loaded_model, AutoImageProcessor.from_pretrained(folder), task="panoptic", device="cpu")
-    for one, other in zip(segmenter.answers(images), again.answers(images), strict=True):
-        if (
-            not torch.equal(one["segmentation"], other["segmentation"])
-            or one["segments_info"] != other["segments_info"]
-        ):
+    loaded = Segmenter(loaded_model, AutoImageProcessor.from_pretrained(folder), task="panoptic", device="cpu")
+    for before, after in zip(saved.answers(images), loaded.answers(images), strict=True):
+        same_map = torch.equal(before["segmentation"], after["segmentation"])
+        if not same_map or before["segments_info"] != after["segments_info"]:
             raise RuntimeError(f"the model in {folder} answers differently through the Auto classes than before saving")
 
-    ask = pipeline("image-segmentation", model=str(folder), device="cpu")
+    segment = pipeline("image-segmentation", model=str(folder), device="cpu")
+    thresholds = {"threshold": 0.9, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}  # the pipeline's own
     for image in images:
-        # One by one, as sums in a larger batch may differ in the last bit; and with the pipeline's own thresholds.
-        thresholds = {"threshold": 0.9, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}
+        # One by one, as the pipeline does: in a larger batch sums may differ in the last bit.
         with torch.inference_mode():
             outputs = model(**processor(image, return_tensors="pt"))
         sizes = [(image.height, image.width)]
         (answer,) = processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes, **thresholds)
-        rows = ask(image)
+        rows = segment(image)
         masks = [255 * (answer["segmentation"] == row["id"]) for row in answer["segments_info"]]
         same = [row["label"] for row in rows] == [model.config.id2label[r["label_id"]] for r in answer["segments_info"]]
         if not same or any((mask.numpy() != row["mask"]).any() for mask, row in zip(masks, rows, strict=True)):
@@ -240,7 +223,7 @@ def check_reloaded(folder: Path, model: Any, processor: Any, images: Sequence[Im
 def draw_answers(
     path: Path, scenes: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]], id2label: Mapping[int, str]
 ) -> None:
-    """A page of input, truth and prediction, two scenes a row."""
+    """Draw input, truth and prediction of all scenes, two scenes a row, into a file."""
     panels = []
     for scene, answer in zip(scenes, answers, strict=True):
         image = scene["image"]

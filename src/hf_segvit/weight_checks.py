@@ -1,10 +1,8 @@
-"""Checks of weights, the same for loading, converting and publishing: are they finite, and those of the model?
+"""Check weights: finite, complete, and in a sound safetensors file.
 
-`check_finite` and `check_complete` look at tensors by name, `check_weights` also at their dtypes, and `format_hint`
-says whose the names are where they are not ours. `check_safetensors` reads the header of a file before a byte of its
-tensors is trusted. The format: 8 bytes with the length n of the header (little-endian), n bytes of JSON that give
-dtype, shape and byte range of every tensor, then the tensors. The ranges must tile the rest of the file exactly,
-without gap or overlap.
+Loading, converting and publishing share these checks. `check_weights`, `check_finite` and `check_complete` inspect
+tensors by name, `format_hint` recognises the names of other formats, and `check_safetensors` checks a file's header
+before any of its tensors is read.
 """
 
 import json
@@ -21,7 +19,7 @@ from torch import Tensor
 
 _WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# A name that only one format has, what that format is, and what to do with it.
+# A pattern of names that only one format has, the format, and what to do about it.
 _KNOWN_FORMATS = (
     (r"eomt\.layers\.\d+\.", "this package's own EoMT", "it needs no conversion, load it with from_pretrained"),
     (r"(network\.)?encoder\.backbone\.", "the official EoMT code", "use `hf-segvit convert official-eomt`"),
@@ -34,14 +32,10 @@ _KNOWN_FORMATS = (
 
 
 def check_weights(state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Refuse tensors that cannot be weights.
-
-    Args:
-        state_dict: names to tensors.
-        source: where they come from, named in errors.
+    """Refuse tensors from `source` that are not floating point or hold NaN or infinity.
 
     Raises:
-        ValueError: a tensor is not floating point, or holds NaN or infinity; the message names it.
+        ValueError: the message names the first such tensor.
     """
     for name, tensor in state_dict.items():
         if tensor.dtype not in _WEIGHT_DTYPES:
@@ -53,15 +47,12 @@ def check_weights(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 
 def check_finite(state_dict: Mapping[str, Tensor], source: object) -> None:
-    """Refuse NaN and infinity in weights, with which every answer of a model would be empty or senseless.
-
-    Args:
-        state_dict: names to tensors, of which those of whole numbers pass.
-        source: where they come from, named in errors.
+    """Refuse NaN and infinity in weights from `source`.
 
     Raises:
-        ValueError: naming the first such tensor.
+        ValueError: the message names the first such tensor.
     """
+    # Transformers loads such weights without a word, and every answer of the model is then empty or senseless.
     for name, tensor in state_dict.items():
         if not tensor.is_floating_point():
             continue
@@ -80,16 +71,16 @@ def check_complete(
     remedy: str,
     what: str = "the weights do not fit the model",
 ) -> None:
-    """Refuse weights that are not exactly those of a model.
+    """Refuse weights whose names or shapes differ from a model's.
 
     Args:
-        state_dict: names to tensors, which may be on the meta device.
-        expected: the model's names and tensors of the right shapes, which may be on the meta device.
-        remedy: what to do about it; ends the message.
-        what: begins the message.
+        state_dict: the weights, of which only names and shapes are used; meta tensors will do.
+        expected: the model's own, likewise.
+        remedy: end of the error message.
+        what: start of the error message.
 
     Raises:
-        ValueError: a parameter is missing, has no place in the model, or is of another shape; the message names it.
+        ValueError: a parameter is missing, unknown to the model, or of another shape.
     """
     refuse_misfits(
         [name for name in expected if name not in state_dict],
@@ -111,20 +102,17 @@ def refuse_misfits(
     remedy: str,
     what: str,
 ) -> None:
-    """Raise the error of `check_complete` where others have compared, as `from_pretrained` does.
+    """Raise the error of `check_complete` if any names are given, such as those that `from_pretrained` found.
 
     Args:
-        missing: parameters of the model that the weights lack.
-        extra: names that have no place in the model.
-        mismatched: names, their shapes, and the shapes that the model has.
-        remedy: as for `check_complete`.
-        what: as for `check_complete`.
-
-    Raises:
-        ValueError: there are any.
+        missing: parameters that the weights lack.
+        extra: names that the model does not have.
+        mismatched: names, their shapes, and the model's shapes.
+        remedy: end of the error message.
+        what: start of the error message.
     """
     problems = [f"{len(missing)} parameters are missing, such as {missing[0]!r}"] if missing else []
-    problems += [f"{len(extra)} have no place in the model, such as {extra[0]!r}"] if extra else []
+    problems += [f"{len(extra)} unknown to the model, such as {extra[0]!r}"] if extra else []
     problems += [
         f"{name!r} has shape {tuple(shape)} instead of {tuple(expected)}" for name, shape, expected in mismatched
     ]
@@ -133,12 +121,7 @@ def refuse_misfits(
 
 
 def format_hint(names: Iterable[str], but: str) -> str:
-    """A half sentence on the format that parameter names belong to and what to do, or nothing.
-
-    Args:
-        names: parameter names of the checkpoint.
-        but: the format that it was taken for, which is no news.
-    """
+    """The end of an error about parameter names: their format, unless it is `but`, and what to do; or nothing."""
     names = list(names)
     for pattern, format_name, advice in _KNOWN_FORMATS:
         if format_name != but and any(re.match(pattern, name) for name in names):
@@ -147,22 +130,20 @@ def format_hint(names: Iterable[str], but: str) -> str:
 
 
 def mapping_lines(names: Iterable[str]) -> list[str]:
-    """How many tensors each kind of module got, all blocks taken together, as lines of text."""
+    """Numbers of tensors by module, all blocks counted together, as lines of text."""
     counts = Counter(re.sub(r"\.\d+\.", ".*.", re.sub(r"\.(weight|bias)$", "", name)) for name in names)
     return [f"{count:5d} tensors  {name}" for name, count in counts.items()]
 
 
 def common_dtype(state_dict: Mapping[str, Tensor]) -> torch.dtype:
-    """The one dtype of all weights, or fp32 where they differ or are in double precision."""
+    """The dtype that all weights have in common; float32 if they differ or are float64."""
     dtypes = {tensor.dtype for tensor in state_dict.values()}
     return dtypes.pop() if len(dtypes) == 1 and torch.float64 not in dtypes else torch.float32
 
 
-# The limit of the reference implementation. The header of a giant with 1000 tensors has about 100 kB.
+# The limit of the reference implementation. The header of a giant ViT with 1000 tensors has about 100 kB.
 MAX_HEADER_BYTES = 100_000_000
-
-# Bytes of one element.
-_DTYPE_BYTES = {
+_DTYPE_BYTES = {  # of one element
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
@@ -172,18 +153,13 @@ _REMEDY = "the file is damaged or was not made by safetensors; fetch it again"
 
 
 def check_safetensors(path: Path) -> dict[str, dict[str, Any]]:
-    """Check the header of a safetensors file against the file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Per tensor name its entry: `dtype`, `shape` and `data_offsets`.
+    """Check a safetensors file's header and return `dtype`, `shape` and `data_offsets` by tensor name.
 
     Raises:
-        ValueError: the header is too long, no JSON or lists tensors that are not there; the message names the file,
-            the tensor and what is wrong with it.
+        ValueError: the header is too long, not JSON, or does not describe the bytes of the file.
     """
+    # The format: 8 bytes with the length n of the header, n bytes of JSON that give dtype, shape and byte range of
+    # every tensor, then the tensors.
     file_size = os.path.getsize(path)
     with open(path, "rb") as file:
         prefix = file.read(8)
@@ -203,16 +179,17 @@ def check_safetensors(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _parse(path: Path, text: bytes) -> dict[str, dict[str, Any]]:
-    def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # `json` would silently keep the last.
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{twice!r} is listed twice")
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{duplicate!r} is listed twice")
         return dict(pairs)
 
     try:
-        header = json.loads(text, object_pairs_hook=without_repetition)
-    except (ValueError, RecursionError) as error:
+        header = json.loads(text, object_pairs_hook=without_duplicates)
+    except (ValueError, RecursionError) as error:  # deeply nested JSON exhausts the stack
         raise ValueError(f"{path}: its header cannot be read ({error}); {_REMEDY}") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path}: its header is not a table of tensors; {_REMEDY}")
@@ -229,11 +206,12 @@ def _check_ranges(path: Path, entries: dict[str, Any], data_size: int) -> None:
                 f"{path}: tensor {name!r} ends at byte {end} of {data_size}; the file is cut short, fetch it again"
             )
         ranges.append((begin, end, name))
+    # The ranges must tile the rest of the file: an overlap or a gap can hide data that another reader would see.
     position, previous = 0, "the header"
     for begin, end, name in sorted(ranges):
         if begin != position:
-            what = "overlaps" if begin < position else "leaves a gap after"
-            raise ValueError(f"{path}: tensor {name!r} at byte {begin} {what} {previous}; {_REMEDY}")
+            relation = "overlaps" if begin < position else "leaves a gap after"
+            raise ValueError(f"{path}: tensor {name!r} at byte {begin} {relation} {previous}; {_REMEDY}")
         position, previous = end, f"tensor {name!r}"
     if position != data_size:
         raise ValueError(f"{path}: {data_size - position} bytes after the last tensor belong to none; {_REMEDY}")
@@ -245,7 +223,7 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[int, int]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPE_BYTES:
         raise ValueError(f"{path}: tensor {name!r} has the dtype {dtype!r}, which is not supported")
-    for numbers in (shape, offsets):
+    for numbers in (shape, offsets):  # `type`, as True would pass for the number 1
         if not isinstance(numbers, list) or not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError(f"{path}: tensor {name!r} has shape {shape} and data_offsets {offsets}; {_REMEDY}")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * _DTYPE_BYTES[dtype]:

@@ -1,11 +1,11 @@
-"""Images of segments and prompts, sheets of images, and curves.
+"""Draw segments and prompts on images, contact sheets, and curves.
 
-- `draw_segments`: an image with its segments tinted, outlined and labelled; `segment_colors` are their colours.
-- `draw_prompts`: an image with the points and boxes that were asked about, each with its answer beside it.
+- `draw_segments`: an image with its segments tinted, outlined and labelled, in the colours of `segment_colors`.
+- `draw_prompts`: an image with points and boxes, each with its answer beside it.
 - `contact_sheet`: rows of images under column titles, such as input, truth and prediction.
 - `plot_curves`: histories of numbers, one panel per quantity.
 
-The same label has the same hue in every image. H W pixels, R segments (rows of `segments_info`).
+A label has the same hue in every image. H W pixels, R segments (rows of `segments_info`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,19 @@ from .name_boxes import Measure, draw_labels
 
 Color = tuple[int, int, int]
 
-_LONG = 50  # points; shorter histories are drawn with a dot at each
+_LONG = 50  # points; shorter histories get a dot at each point, longer ones a running mean
+# OKLab to cube roots of cone responses, and cone responses to linear sRGB (Ottosson, "A perceptual color space for image
+# processing", 2020).
+_OKLAB_TO_CONES = [
+    [1, 0.3963377774, 0.2158037573],
+    [1, -0.1055613458, -0.0638541728],
+    [1, -0.0894841775, -1.2914855480],
+]
+_CONES_TO_RGB = [
+    [4.0767416621, -3.3077115913, 0.2309699292],
+    [-1.2684380046, 2.6097574011, -0.3413193965],
+    [-0.0041960863, -0.7034186147, 1.7076147010],
+]
 
 
 def draw_segments(
@@ -38,24 +50,19 @@ def draw_segments(
     scale: int = 1,
     measures: Sequence[Measure] | None = None,
 ) -> Image.Image:
-    """Draw segments over an image: tinted, outlined, and labelled with name and score where a label finds room.
+    """Draw segments over an image: tinted, outlined, and labelled with name and score where there is room.
 
     Args:
-        image: the image, or (H, W, 3) uint8.
-        segmentation: (H, W) tensor or array of segment ids; -1 is void and stays as it is.
-        segments_info: rows with `id`, `label_id` and, optionally, `score`. A row without pixels is not drawn.
+        image: image or (H, W, 3) uint8 array.
+        segmentation: (H, W) tensor or array of segment ids; -1 is void and not tinted.
+        segments_info: rows with `id`, `label_id` and, optionally, `score`; a row may have no pixels.
         id2label: names by label id.
         alpha: strength of the tint, from 0 (image only) to 1 (colour only).
-        scale: whole factor by which the result is larger than the image, for labels on small images.
-        measures: area and (x, y, width, height), in pixels, of each row's segment in the map; `None` where they have to
-            be measured.
-
-    Returns:
-        The drawing, (scale * H, scale * W), RGB.
+        scale: whole factor by which the drawing is larger than the image, to make room for labels on small images.
+        measures: area and (x, y, width, height) of each row's segment in pixels; None: measured here.
 
     Raises:
-        ValueError: sizes differ, the map holds an id without a row, a label has no name, or an option is off its
-            range.
+        ValueError: sizes differ, the map holds an id without a row, a label has no name, or an option is out of range.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}; give a number from 0 to 1")
@@ -70,33 +77,29 @@ def draw_segments(
         )
     texts = [_label_text(row, id2label) for row in segments_info]
     if scale > 1:
-        measures = None
+        measures = None  # they are in pixels of the unscaled map
         canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
         index = index.repeat(scale, axis=0).repeat(scale, axis=1)
 
     colors = segment_colors(segments_info)
-    table = np.array([(0, 0, 0)] + [colors[row["id"]] for row in segments_info], dtype=np.uint8)
-    paint = Image.fromarray(table[index])
+    row_colors = [colors[row["id"]] for row in segments_info]
+    paint = Image.fromarray(np.array([(0, 0, 0), *row_colors], dtype=np.uint8)[index])
     drawing = Image.composite(Image.blend(canvas, paint, alpha), canvas, Image.fromarray(index > 0))
+    # One pixel per 500 of the shorter side keeps outlines equally visible at every image size.
     outline = Image.fromarray(_outlines(index, max(1, round(min(index.shape) / 500))) & (index > 0))
     drawing.paste(paint, mask=outline)
-    draw_labels(drawing, index, texts, [colors[row["id"]] for row in segments_info], measures)
+    draw_labels(drawing, index, texts, row_colors, measures)
     return drawing
 
 
 def segment_colors(segments_info: Sequence[Mapping[str, Any]]) -> dict[int, Color]:
-    """A colour for every segment: hue by label, shade by number among the segments of that label.
-
-    Returns:
-        Segment id to (red, green, blue) in [0, 255]; the same rows always get the same colours.
-    """
+    """(red, green, blue) in [0, 255] by segment id: a hue for each label, shades for its segments, always the same."""
     colors: dict[int, Color] = {}
-    seen: dict[int, int] = {}
+    num_segments: dict[int, int] = {}
     for row in segments_info:
-        label, number = row["label_id"], seen.get(row["label_id"], 0)
-        seen[label] = number + 1
-        # Multiples of the golden ratio spread any number of hues evenly; the lightness tells later labels of close
-        # hue apart.
+        label, number = row["label_id"], num_segments.get(row["label_id"], 0)
+        num_segments[label] = number + 1
+        # Multiples of the golden ratio spread any number of hues evenly; lightness tells labels of similar hue apart.
         hue = 360 * ((0.08 + label * 0.6180339887) % 1) + (0, 16, -16, 8, -8)[number % 5]
         lightness = (0.74, 0.62, 0.82)[label // 8 % 3] + (0, -0.13, 0.07, -0.2, 0.12, -0.07)[number % 6]
         colors[row["id"]] = _oklch_color(min(lightness, 0.9), 0.17, hue)
@@ -110,16 +113,16 @@ def contact_sheet(
     row_titles: Sequence[str] = (),
     panel_size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Lay images out in rows and columns on white.
+    """Lay out rows of images on white; each is scaled to fit its cell, with its aspect ratio kept.
 
     Args:
-        panels: rows of images; each is scaled to fit its cell, its aspect kept.
-        column_titles: one above each column, or none.
-        row_titles: one above each row, or none.
-        panel_size: (width, height) of a cell in pixels; by default that of the largest image.
+        panels: rows of images.
+        column_titles: one for each column, or none.
+        row_titles: one for each row, or none.
+        panel_size: (width, height) of a cell in pixels; None: the largest width and height of all images.
 
     Raises:
-        ValueError: there is no image, or rows and titles do not go together.
+        ValueError: there is no image, or not as many titles as rows or columns.
     """
     num_columns = max((len(row) for row in panels), default=0)
     if not num_columns:
@@ -142,13 +145,13 @@ def contact_sheet(
         center = gap + column * (cell_width + gap) + cell_width // 2
         draw.text((center, gap + header // 2), title, fill="black", font=font, anchor="mm")
     y = gap + header
-    for number, row in enumerate(fitted):
+    for index, row in enumerate(fitted):
         if row_titles:
-            draw.text((gap, y + caption // 2), row_titles[number], fill="black", font=font, anchor="lm")
+            draw.text((gap, y + caption // 2), row_titles[index], fill="black", font=font, anchor="lm")
         for column, panel in enumerate(row):
             x = gap + column * (cell_width + gap) + (cell_width - panel.width) // 2
-            sheet.paste(panel, (x, y + caption + (row_heights[number] - caption - gap - panel.height) // 2))
-        y += row_heights[number]
+            sheet.paste(panel, (x, y + caption + (row_heights[index] - caption - gap - panel.height) // 2))
+        y += row_heights[index]
     return sheet
 
 
@@ -160,21 +163,19 @@ def plot_curves(
     x_label: str = "step",
     exact: Collection[str] = (),
 ) -> None:
-    """Plot histories into a file, one panel per quantity, whole or not at all.
-
-    Long histories are noisy as a rule: their values are drawn pale, and their running mean strong.
+    """Plot histories into a file, one panel per quantity.
 
     Args:
-        history: (step, value) pairs by name; names of the form `group/name` share the panel of their group.
-        path: the file; its ending (.png, .svg, .pdf) chooses the format, and its folder must be there.
-        title: above all panels.
-        x_label: what the first of each pair is.
-        exact: panels whose values have no noise, such as a schedule's; they are drawn as they are.
+        history: (step, value) pairs by name; names of the form `group/name` share a panel.
+        path: file to write; its extension (.png, .svg, .pdf) determines the format.
+        title: title above all panels.
+        x_label: label of the steps.
+        exact: groups whose values have no noise, such as a schedule's, and are not smoothed.
 
     Raises:
         ValueError: there is nothing to plot, or the file cannot be written.
     """
-    # Imported here, as it takes a second. The object interface: pyplot would keep every figure, and choose a window.
+    # Imported here, as it takes a second. Not pyplot, which keeps every figure in memory and may open a window.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -188,8 +189,8 @@ def plot_curves(
     num_rows = math.ceil(len(groups) / num_columns)
     figure = Figure(figsize=(4.6 * num_columns, 3.1 * num_rows), dpi=150, layout="constrained")
     figure.suptitle(title)
-    for number, (group, names) in enumerate(groups.items()):
-        axes = figure.add_subplot(num_rows, num_columns, number + 1)
+    for position, (group, names) in enumerate(groups.items(), start=1):
+        axes = figure.add_subplot(num_rows, num_columns, position)
         for name in names:
             steps, values = np.array(history[name], dtype=float).reshape(-1, 2).T
             label = name.removeprefix(group + "/")
@@ -197,14 +198,14 @@ def plot_curves(
                 axes.plot(steps, values, marker="o", markersize=3, linewidth=1.5, label=label)
             elif group in exact:
                 axes.plot(steps, values, linewidth=1.8, label=label)
-            else:
+            else:  # long histories are mostly noisy: the values pale, their running mean strong
                 (line,) = axes.plot(steps, _running_mean(values), linewidth=1.8, label=label)
                 axes.plot(steps, values, linewidth=0.7, alpha=0.3, color=line.get_color(), zorder=1)
         axes.set_title(group, fontsize=11)
         axes.set_xlabel(x_label)
-        whole = all(float(step).is_integer() for name in names for step, _ in history[name])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=whole, nbins=6))
-        axes.ticklabel_format(axis="y", useOffset=False)  # no "+1.425e3" above an axis that reads 0.1
+        whole_steps = all(float(step).is_integer() for name in names for step, _ in history[name])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=whole_steps, nbins=6))
+        axes.ticklabel_format(axis="y", useOffset=False)  # no "+1.425e3" above an axis with ticks like 0.1
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
@@ -217,7 +218,7 @@ def plot_curves(
 
 
 def _row_numbers(segmentation: Any, segments_info: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(H, W) number of the row of each pixel's segment, counted from 1; 0 for void."""
+    """(H, W) row number of each pixel's segment, counted from 1; 0 for void."""
     if hasattr(segmentation, "detach"):
         segmentation = segmentation.detach().cpu().numpy()
     ids = np.asarray(segmentation)
@@ -225,13 +226,13 @@ def _row_numbers(segmentation: Any, segments_info: Sequence[Mapping[str, Any]]) 
         raise ValueError(f"the segmentation has shape {ids.shape}; it must be (height, width)")
     row_ids = np.array([-1] + [row["id"] for row in segments_info], dtype=np.int64)
     if (row_ids == np.arange(-1, len(segments_info))).all() and ids.min() >= -1 and ids.max() < len(segments_info):
-        return ids.astype(np.int32) + 1  # as post-processing numbers them: nothing has to be looked up
+        return ids.astype(np.int32) + 1  # post-processing numbers ids like rows, so the usual case needs no look-up
     order = np.argsort(row_ids, kind="stable")
     position = np.minimum(np.searchsorted(row_ids[order], ids), len(order) - 1)
-    found = row_ids[order][position] == ids
-    if not found.all():
-        strangers = np.unique(ids[~found])[:5].tolist()
-        raise ValueError(f"the segmentation holds ids {strangers} that segments_info has no row for; add the rows")
+    is_known = row_ids[order][position] == ids
+    if not is_known.all():
+        unknown = np.unique(ids[~is_known])[:5].tolist()
+        raise ValueError(f"the segmentation holds ids {unknown} that segments_info has no row for; add the rows")
     return order[position]
 
 
@@ -255,23 +256,11 @@ def _outlines(index: np.ndarray, thickness: int) -> np.ndarray:
 
 
 def _oklch_color(lightness: float, chroma: float, hue: float) -> Color:
-    """sRGB of an OKLCH colour (hue in degrees), in which equal steps look equal; Ottosson, 2020."""
+    """sRGB of an OKLCH colour, a space in which equal steps look equal; hue in degrees."""
     a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
-    cone = np.array(
-        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
-    )
-    linear = (
-        np.array(
-            [
-                [4.0767416621, -3.3077115913, 0.2309699292],
-                [-1.2684380046, 2.6097574011, -0.3413193965],
-                [-0.0041960863, -0.7034186147, 1.7076147010],
-            ]
-        )
-        @ (cone @ [lightness, a, b]) ** 3
-    )
-    linear = np.clip(linear, 0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    cones = np.array(_OKLAB_TO_CONES) @ [lightness, a, b]
+    linear = np.clip(np.array(_CONES_TO_RGB) @ cones**3, 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)  # gamma of sRGB
     red, green, blue = (int(value) for value in np.rint(255 * encoded))
     return red, green, blue
 
@@ -283,7 +272,7 @@ def _scaled_to_fit(panel: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of a window of a tenth of the points around each; at the ends half of it, so that noise stays out there."""
+    """Mean over a centred window of a tenth of the points, half as many at the ends."""
     centers, half = np.arange(len(values)), max(1, len(values) // 20)
     low, high = np.maximum(centers - half, 0), np.minimum(centers + half + 1, len(values))
     total = np.concatenate([[0], np.cumsum(values)])
@@ -297,40 +286,37 @@ def draw_prompts(
     label_ids: Sequence[int],
     texts: Sequence[str],
 ) -> Image.Image:
-    """Draw points as dots and boxes as frames, coloured by label, with a text beside each.
+    """Draw points as dots and boxes as frames, coloured by label, with a text beside each where there is room.
 
     Args:
-        image: the image.
-        points: (x, y) in pixels, those of pixels rather than of their corners.
+        image: image to draw on, which is not changed.
+        points: (x, y) in pixels; integers are pixel centres.
         boxes: (x0, y0, x1, y1), edges in pixels.
-        label_ids: of the points, then of the boxes.
-        texts: what is written beside each, in the same order. One that finds no free place is left out.
-
-    Returns:
-        The drawing, RGB, of the image's size.
+        label_ids: labels of the points, then of the boxes.
+        texts: texts in the same order.
 
     Raises:
-        ValueError: there are not as many labels or texts as prompts.
+        ValueError: the number of labels or texts differs from that of prompts.
     """
     count = len(points) + len(boxes)
     if len(label_ids) != count or len(texts) != count:
         raise ValueError(f"{count} prompts need as many label_ids and texts, not {len(label_ids)} and {len(texts)}")
     drawing = to_rgb(image).copy()
     side = min(drawing.size)
-    # Prompts of one label have one colour: the rows are numbered by label, so none is the second of its label.
+    # One row for each label, so that all prompts of a label get its first shade.
     colors = segment_colors([{"id": label, "label_id": label} for label in sorted(set(label_ids))])
     radius, line = max(2, round(side / 90)), max(1, round(side / 250))
-    # Where each prompt's marks are, for labels to keep off and point to; the last drawn lies on top.
+    # A segment map of the marks, as `draw_labels` needs it; points are drawn last, as a box would hide them.
     marks = Image.new("I", drawing.size, 0)
     canvas, mark = ImageDraw.Draw(drawing), ImageDraw.Draw(marks)
-    for number, box in enumerate(boxes, start=len(points)):
+    for index, box in enumerate(boxes, start=len(points)):
         frame = tuple(np.minimum(np.round(box).astype(int), np.array([*drawing.size, *drawing.size]) - 1).tolist())
         canvas.rectangle(frame, outline="white", width=line + 2)
-        canvas.rectangle(frame, outline=colors[label_ids[number]], width=line)
-        mark.rectangle(frame, outline=number + 1, width=line)
-    for number, (x, y) in enumerate(points):
+        canvas.rectangle(frame, outline=colors[label_ids[index]], width=line)
+        mark.rectangle(frame, outline=index + 1, width=line)
+    for index, (x, y) in enumerate(points):
         dot = (x + 0.5 - radius, y + 0.5 - radius, x + 0.5 + radius, y + 0.5 + radius)
-        canvas.ellipse(dot, fill=colors[label_ids[number]], outline="white", width=max(1, radius // 3))
-        mark.ellipse(dot, fill=number + 1)
+        canvas.ellipse(dot, fill=colors[label_ids[index]], outline="white", width=max(1, radius // 3))
+        mark.ellipse(dot, fill=index + 1)
     draw_labels(drawing, np.array(marks, dtype=np.int64), texts, [colors[label] for label in label_ids])
     return drawing

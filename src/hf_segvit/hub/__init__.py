@@ -1,1 +1,1 @@
-"""Publishing on the Hub: model cards, checks before an upload, code that travels with a checkpoint."""
+"""Publishing on the Hub: checks before an upload, model cards, and code that travels with a checkpoint."""
