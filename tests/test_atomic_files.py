@@ -116,7 +116,7 @@ def test_output_folders(tmp_path):
     assert not any((tmp_path / "a" / "b").iterdir())
     prepare_output_folder(tmp_path / "a" / "b")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file: it is there and is not a folder; choose another folder"):
+    with pytest.raises(ValueError, match=r"file: it exists and is not a folder; choose another folder"):
         prepare_output_folder(tmp_path / "file")
     with pytest.raises(ValueError, match=r"cannot write to .*file/below: Not a directory"):
         prepare_output_folder(tmp_path / "file" / "below")

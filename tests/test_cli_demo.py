@@ -161,7 +161,7 @@ def test_training_learns_a_batch_by_heart(tmp_path):
     [
         (["--steps", "0"], "--steps 0 must be at least 1"),
         (["--seed", "-1"], "--seed -1 must be between 0"),
-        (["--output", "FILE"], "it is there and is not a folder"),
+        (["--output", "FILE"], "it exists and is not a folder"),
     ],
 )
 def test_wrong_arguments_end_in_one_line(arguments, message, tmp_path, capsys):

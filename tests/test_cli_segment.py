@@ -419,7 +419,7 @@ def test_missing_weights_are_not_made_up(checkpoints, images, tmp_path, capsys):
         ({"--device": "toaster"}, "device 'toaster' is not a device that PyTorch knows"),
         ({"--device": "meta"}, "device 'meta' computes nothing"),
         # Before a model is loaded that would not load either.
-        ({"--output": "FILE", "--model": "./nowhere"}, "it is there and is not a folder"),
+        ({"--output": "FILE", "--model": "./nowhere"}, "it exists and is not a folder"),
         ({"--output": "FILE/below", "--model": "./nowhere"}, "cannot write to"),
     ],
 )

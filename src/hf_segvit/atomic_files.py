@@ -27,8 +27,8 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    # In the same folder, as renaming is atomic within a file system only; with the same suffix, which tells many
-    # writers the format.
+    # In the same folder, as renaming is atomic within a file system only; with the same suffix, from which many writers
+    # infer the format.
     partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial{path.suffix}")
     # Not `tempfile`, whose files only their owner can read. Here the system applies the umask, which a process cannot
     # read without changing it.
@@ -118,11 +118,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def complete_folder(destination: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """`replacing_folder` for a model folder; an existing one is replaced only with `overwrite`, an empty one always.
-
-    Raises:
-        ValueError: the destination exists and may not be replaced.
-    """
+    """`replacing_folder` for a model folder, after `check_destination`."""
     check_destination(destination, overwrite)
     with replacing_folder(Path(os.path.abspath(destination))) as partial:
         yield partial
@@ -133,20 +129,16 @@ _MARKS = ("config.json", "preprocessor_config.json")
 
 
 def check_destination(destination: str | os.PathLike[str], overwrite: bool = False) -> None:
-    """Refuse what `complete_folder` would refuse, before any work is done.
-
-    Raises:
-        ValueError: the destination exists and may not be replaced.
-    """
+    """Raise `ValueError` unless the destination is free, an empty folder, or a model folder and `overwrite` is set."""
     destination = Path(destination)
     if not os.path.lexists(destination):
         return
     if destination.is_symlink() or not destination.is_dir():
-        raise ValueError(f"{destination} is there and is not a folder; choose another destination")
+        raise ValueError(f"{destination} exists and is not a folder; choose another destination")
     if not any(destination.iterdir()):
         return
     if not overwrite:
-        raise ValueError(f"{destination} is there already; choose another destination, or replace it with --overwrite")
+        raise ValueError(f"{destination} already exists; choose another destination, or replace it with --overwrite")
     if not any((destination / mark).is_file() for mark in _MARKS):
         raise ValueError(
             f"{destination} holds no {' or '.join(_MARKS)}, so it is no model folder, and is not replaced; choose "
@@ -155,18 +147,14 @@ def check_destination(destination: str | os.PathLike[str], overwrite: bool = Fal
 
 
 def prepare_output_folder(folder: Path) -> None:
-    """Create a folder for results and check that it can be written to, before any work is done.
-
-    Raises:
-        ValueError: it cannot be created or written to.
-    """
+    """Create a folder for results; raise `ValueError` if it cannot be written to, before any work is done."""
     remedy = "choose another folder with --output, or change its permissions"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # permission bits alone do not tell, such as on a read-only disk
             pass
     except FileExistsError as error:
-        raise ValueError(f"cannot write to {folder}: it is there and is not a folder; {remedy}") from error
+        raise ValueError(f"cannot write to {folder}: it exists and is not a folder; {remedy}") from error
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror or error}; {remedy}") from error
 

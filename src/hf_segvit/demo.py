@@ -141,9 +141,6 @@ def run_demo(
     Args:
         folder: existing folder for `model/`, `demo.png`, `curves.png` and `results.json`.
         seed: seed of the scenes, the initial weights and the training.
-        steps: training steps.
-        num_training_scenes: scenes to train on.
-        num_test_scenes: unseen scenes to evaluate on.
         on_step: called after every training step with its number, from 1, and its loss.
         report: called with lines of text for the user.
 

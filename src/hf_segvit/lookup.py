@@ -29,9 +29,7 @@ def suggestion(name: object, choices: Iterable[str], count: int = 1, otherwise: 
     """The end of an error about an unknown name: "did you mean X?", or all choices if none is similar.
 
     Args:
-        name: the unknown name.
-        choices: the known names.
-        count: the most similar names to suggest.
+        count: largest number of names to suggest.
         otherwise: text if none is similar, for choices that are too many to list.
     """
     known = list(choices)
@@ -49,10 +47,8 @@ def import_object(path: str, argument: str, methods: Sequence[str] = (), *, is_c
     """Import the class or function at "package.module:Name".
 
     Args:
-        path: module and name, separated by a colon.
         argument: the option that the path was given for, such as "criterion", for errors.
         methods: methods that the object must have.
-        is_class: whether it must be a class.
 
     Raises:
         ValueError: the path has another form, cannot be imported, is not a class, or lacks a method.
@@ -85,11 +81,7 @@ def import_object(path: str, argument: str, methods: Sequence[str] = (), *, is_c
 
 
 def entry_points(group: str) -> dict[str, EntryPoint]:
-    """Entry points of installed packages in a group, by name.
-
-    Raises:
-        ValueError: two packages use one name for different objects.
-    """
+    """Entry points of installed packages in a group, by name; two different ones of a name raise `ValueError`."""
     import importlib.metadata  # takes longer to import than everything else here
 
     points: dict[str, EntryPoint] = {}
@@ -121,11 +113,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Read YAML without executing anything in it; `source` names it in errors.
-
-    Raises:
-        ValueError: it is not YAML, or has a duplicate key; the message has the line.
-    """
+    """Read YAML without executing anything in it; errors are `ValueError` with `source` and line."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

@@ -32,11 +32,7 @@ _KNOWN_FORMATS = (
 
 
 def check_weights(state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Refuse tensors from `source` that are not floating point or hold NaN or infinity.
-
-    Raises:
-        ValueError: the message names the first such tensor.
-    """
+    """Raise `ValueError` if a tensor from `source` is not floating point or holds NaN or infinity."""
     for name, tensor in state_dict.items():
         if tensor.dtype not in _WEIGHT_DTYPES:
             raise ValueError(
@@ -47,11 +43,7 @@ def check_weights(state_dict: Mapping[str, Tensor], source: str) -> None:
 
 
 def check_finite(state_dict: Mapping[str, Tensor], source: object) -> None:
-    """Refuse NaN and infinity in weights from `source`.
-
-    Raises:
-        ValueError: the message names the first such tensor.
-    """
+    """Raise `ValueError` if a tensor from `source` holds NaN or infinity."""
     # Transformers loads such weights without a word, and every answer of the model is then empty or senseless.
     for name, tensor in state_dict.items():
         if not tensor.is_floating_point():
@@ -82,17 +74,11 @@ def check_complete(
     Raises:
         ValueError: a parameter is missing, unknown to the model, or of another shape.
     """
-    refuse_misfits(
-        [name for name in expected if name not in state_dict],
-        [name for name in state_dict if name not in expected],
-        [
-            (name, state_dict[name].shape, tensor.shape)
-            for name, tensor in expected.items()
-            if name in state_dict and state_dict[name].shape != tensor.shape
-        ],
-        remedy,
-        what,
-    )
+    missing = [name for name in expected if name not in state_dict]
+    extra = [name for name in state_dict if name not in expected]
+    shapes = [(name, state_dict[name].shape, tensor.shape) for name, tensor in expected.items() if name in state_dict]
+    mismatched = [(name, shape, wanted) for name, shape, wanted in shapes if shape != wanted]
+    refuse_misfits(missing, extra, mismatched, remedy, what)
 
 
 def refuse_misfits(
@@ -102,14 +88,13 @@ def refuse_misfits(
     remedy: str,
     what: str,
 ) -> None:
-    """Raise the error of `check_complete` if any names are given, such as those that `from_pretrained` found.
+    """Raise the error of `check_complete` for names that were found elsewhere, such as by `from_pretrained`.
 
     Args:
         missing: parameters that the weights lack.
         extra: names that the model does not have.
         mismatched: names, their shapes, and the model's shapes.
-        remedy: end of the error message.
-        what: start of the error message.
+        remedy: end of the error message, as `what` is its start.
     """
     problems = [f"{len(missing)} parameters are missing, such as {missing[0]!r}"] if missing else []
     problems += [f"{len(extra)} unknown to the model, such as {extra[0]!r}"] if extra else []

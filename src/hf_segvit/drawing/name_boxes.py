@@ -30,7 +30,6 @@ def draw_labels(
     """Write the labels of all segments into an RGB drawing, in place.
 
     Args:
-        drawing: the image, with the segments already drawn.
         index: (H, W) number of each pixel's segment, counted from 1; 0 is void. A segment may have no pixels.
         texts: R labels; one that is wider than the image is cut.
         colors: R colours for the boxes.

@@ -26,8 +26,8 @@ from .name_boxes import Measure, draw_labels
 Color = tuple[int, int, int]
 
 _LONG = 50  # points; shorter histories get a dot at each point, longer ones a running mean
-# OKLab to cube roots of cone responses, and cone responses to linear sRGB (Ottosson, "A perceptual color space for image
-# processing", 2020).
+# OKLab to cube roots of cone responses, and cone responses to linear sRGB; from Ottosson, "A perceptual color space for
+# image processing", 2020.
 _OKLAB_TO_CONES = [
     [1, 0.3963377774, 0.2158037573],
     [1, -0.1055613458, -0.0638541728],
@@ -117,8 +117,7 @@ def contact_sheet(
 
     Args:
         panels: rows of images.
-        column_titles: one for each column, or none.
-        row_titles: one for each row, or none.
+        column_titles: one for each column, or none; likewise `row_titles`.
         panel_size: (width, height) of a cell in pixels; None: the largest width and height of all images.
 
     Raises:
@@ -168,8 +167,6 @@ def plot_curves(
     Args:
         history: (step, value) pairs by name; names of the form `group/name` share a panel.
         path: file to write; its extension (.png, .svg, .pdf) determines the format.
-        title: title above all panels.
-        x_label: label of the steps.
         exact: groups whose values have no noise, such as a schedule's, and are not smoothed.
 
     Raises:
@@ -289,7 +286,6 @@ def draw_prompts(
     """Draw points as dots and boxes as frames, coloured by label, with a text beside each where there is room.
 
     Args:
-        image: image to draw on, which is not changed.
         points: (x, y) in pixels; integers are pixel centres.
         boxes: (x0, y0, x1, y1), edges in pixels.
         label_ids: labels of the points, then of the boxes.

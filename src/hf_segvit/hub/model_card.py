@@ -127,7 +127,6 @@ def make_model_card(
         config: configuration of a model that segments or classifies points.
         processor: its image processor, which knows the task and the stuff classes.
         repo_id: repository that the examples load; a push replaces the placeholder.
-        num_parameters: number of weights.
         results: evaluations with the fields of results.json, see `read_results`.
         training_data: one or more sentences on what the model was trained on.
         datasets: Hub ids of the training data, for the metadata.
@@ -193,7 +192,7 @@ class _Description(NamedTuple):
 
 
 def complete_card(card: str, repo_id: str, with_code: bool) -> str:
-    """Fill a repository's name into a card, and drop the section on `trust_remote_code` without code in it."""
+    """Fill the repository's name into a card; without code, drop the section on `trust_remote_code`."""
     if not with_code:
         for points in (False, True):
             card = card.replace(_remote_code(REPOSITORY_PLACEHOLDER, points), "")
@@ -311,7 +310,7 @@ processor = AutoImageProcessor.from_pretrained("{repo_id}", trust_remote_code=Tr
 
 
 def _label_table(id2label: Mapping[int, str], processor: Any) -> str:
-    # Only panoptic segmentation treats stuff and things differently, so only there the column is of use.
+    # Stuff and things are treated differently in panoptic segmentation only; elsewhere the column would say nothing.
     stuff = set(processor.stuff_classes or ()) if getattr(processor, "task", None) == "panoptic" else set()
     kinds = {index: ["stuff" if index in stuff else "thing"] if stuff else [] for index in id2label}
     header = ("id", "label", "kind") if stuff else ("id", "label")

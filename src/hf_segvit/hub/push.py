@@ -73,13 +73,10 @@ def push_to_hub(
 
     Args:
         folder_or_model: folder of a checkpoint, which is not changed, or a model.
-        repo_id: `"owner/name"`.
         processor: the model's image processor, if a model is given.
         private: whether a new repository is private; None is the owner's default. True is refused for a public one.
         token: access token that may write; None takes that of `hf auth login` or HF_TOKEN.
         revision: branch to commit to, created if it does not exist; None is the main one.
-        commit_message: first line of the commit.
-        create_pr: open a pull request instead of committing to the main branch.
         with_code: also publish the code, for `trust_remote_code=True`.
         license: identifier of the weights' licence, for a generated card.
 
@@ -178,11 +175,8 @@ def publish(
 
 
 def check_destination(repo_id: str, token: str | None = None) -> None:
-    """Refuse, without the network and before hours of training, a destination to which a push is sure to fail.
-
-    Raises:
-        ValueError: the name is not owner/name, there is no access token, or offline mode is on.
-    """
+    """Raise `ValueError` if a push is sure to fail; needs no network."""
+    # For callers with hours of work before them: a wrong name or a missing token should not end a finished run.
     _check_repo_id(repo_id)
     _check_token(token)
     if is_offline_mode():

@@ -2,9 +2,10 @@
 
 A reader is a module with four names: `TASKS`, the tasks it supports, default first; `LAYOUT`, the files it expects, in
 words; `splits(path, wanted=(), **options)`, the splits it finds, where `wanted` adds names to look for; and `read(path,
-split, task, problems, **options)`, which returns a `Reading` (../reading.py). Readers in this folder also have a
-one-line `DESCRIPTION`, and `VARIANTS` if some options deserve a format name of their own. A reader in another package
-is named by its import path, or by an entry point in the group `READER_GROUP`.
+split, task, problems, **options)`, which returns a `Reading` (../reading.py). `read` adds faulty entries to `problems`
+and leaves them out, and raises `ValueError` if nothing can be read at all. Readers in this folder also have a one-line
+`DESCRIPTION`, and `VARIANTS` if some options deserve a format name of their own. A reader in another package is named
+by its import path, or by an entry point in the group `READER_GROUP`.
 """
 
 from __future__ import annotations

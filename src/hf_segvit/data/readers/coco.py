@@ -45,11 +45,7 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
-    """Read the split "train" or "val", with or without the year.
-
-    Raises:
-        ValueError: files are missing, or the categories are not COCO's.
-    """
+    """Read the split "train" or "val", with or without the year; the categories must be COCO's."""
     folder, location, name = _annotation_file(path, split, task)
     if location is None:
         raise ValueError(f"{path}: no {task} annotations of split {split!r}; expected {LAYOUT}")
@@ -109,11 +105,7 @@ class CocoFile:
 
 
 def read_coco_file(location: Location, files: FileList, problems: ProblemList) -> CocoFile:
-    """Read a COCO JSON file and find the images that it names among `files`.
-
-    Raises:
-        ValueError: the file is not in COCO's format; faulty image entries are added to `problems` instead.
-    """
+    """Read a COCO JSON file and find the images that it names among `files`."""
     name = location_name(location)
     content = read_json(location)
     for key in ("images", "annotations", "categories"):
@@ -285,14 +277,7 @@ class PanopticMasks:
 def panoptic_rows(
     file: CocoFile, maps: FileList, labels: Mapping[int, int], problems: ProblemList
 ) -> list[dict[str, Any]]:
-    """One row for each image with a panoptic annotation, in the file's order.
-
-    Args:
-        file: JSON file with `segments_info`.
-        maps: PNG files by the names that the JSON uses.
-        labels: label ids by category id.
-        problems: collects faulty entries.
-    """
+    """One row for each image with a panoptic annotation, in the file's order; `maps` are the PNGs that it names."""
     annotated: dict[Any, dict[str, Any]] = {}
     for index, entry in enumerate(file.annotations):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None

@@ -34,11 +34,7 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
-    """Read one split of a folder or a zip archive; `split` is part of the file names.
-
-    Raises:
-        ValueError: files are missing.
-    """
+    """Read one split of a folder or a zip archive; `split` is part of the file names."""
     folder, candidates = DataFolder(path), _json_names(split, task)
     location = folder.file(*candidates)
     if location is None:
@@ -75,7 +71,7 @@ def _json_names(split: str, task: str) -> tuple[str, ...]:
 
 def _images(folder: DataFolder, split: str) -> FileList:
     for subfolder in (split, f"images/{split}", "images"):
-        if found := folder.files(subfolder, suffixes=IMAGE_SUFFIXES):
+        if images := folder.files(subfolder, suffixes=IMAGE_SUFFIXES):
             # Under both names: exporters write `file_name` relative to the folder of images or to the root.
-            return FileList({**{f"{subfolder}/{name}": location for name, location in found.items()}, **found})
+            return FileList({**{f"{subfolder}/{name}": location for name, location in images.items()}, **images})
     raise ValueError(f"{folder.path}: no images of split {split!r}; expected them in {split}, images/{split} or images")

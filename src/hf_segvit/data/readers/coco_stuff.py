@@ -45,7 +45,7 @@ def _with_year(split: str) -> str:
 
 def _maps(path: str, name: str) -> dict[str, Location]:
     folder = DataFolder(path)
-    found = folder.files(f"stuffthingmaps/{name}", f"annotations/{name}", suffixes=(".png",))
+    maps = folder.files(f"stuffthingmaps/{name}", f"annotations/{name}", suffixes=(".png",))
     archive = folder.path / "stuffthingmaps_trainval2017.zip"
     # Folders in this archive have the names of COCO's image folders, so it must not be merged with the others.
-    return found or (DataFolder(archive).files(name, suffixes=(".png",)) if archive.is_file() else {})
+    return maps or (DataFolder(archive).files(name, suffixes=(".png",)) if archive.is_file() else {})

@@ -38,11 +38,7 @@ def read(
     size: int | tuple[int, int] = (96, 96),
     seed: int = 0,
 ) -> Reading:
-    """List scenes of difficulty `path`, each drawn when it is decoded; `size` is (H, W) or one number for both.
-
-    Raises:
-        ValueError: there is no such difficulty or split.
-    """
+    """List scenes of difficulty `path`, each drawn when it is decoded; `size` is (H, W) or one number for both."""
     if path not in DIFFICULTIES:
         raise ValueError(f"generated:{path}: choose generated:{' or generated:'.join(DIFFICULTIES)}")
     height, width = (size, size) if isinstance(size, int) else size

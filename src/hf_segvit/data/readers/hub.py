@@ -26,7 +26,7 @@ DESCRIPTION = "a data set of the Hub, or saved by `datasets`"
 TASKS = ("semantic", "panoptic")
 LAYOUT = "a data set with columns `image` and `annotation`"
 
-# Column names in use on the Hub, the first one present is taken.
+# Column names that data sets on the Hub use; the first one present is taken.
 _IMAGES = ("image", "pixel_values", "img")
 _MASKS = (
     "annotation",
@@ -67,16 +67,10 @@ def read(
 
     Args:
         path: name on the Hub, or a folder.
-        split: name of the split.
-        task: one of `TASKS`.
         problems: stays empty, as files are not opened before they are decoded.
         classes: file or value for `read_classes`.
-        image_column: None tries the usual names; so does `annotation_column`.
-        annotation_column: see `image_column`.
+        image_column: None tries the usual names, also for `annotation_column`.
         revision: branch, tag or commit on the Hub.
-
-    Raises:
-        ValueError: the data set, a column or the classes are missing.
     """
     if classes is None:
         raise ValueError(

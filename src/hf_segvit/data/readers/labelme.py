@@ -47,11 +47,7 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
-    """Read the split in a folder of that name, or "all".
-
-    Args:
-        classes: file or value for `read_classes`; by default the file in the folder, or all labels.
-    """
+    """Read one split; `classes` is for `read_classes`, by default the file in the folder, or else all labels."""
     folder = DataFolder(path)
     prefix = "" if split == WHOLE else f"{split}/"
     images = folder.files("", suffixes=IMAGE_SUFFIXES)

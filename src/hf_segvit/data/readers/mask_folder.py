@@ -45,14 +45,7 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
-    """Read one split of a folder or of a zip archive of it.
-
-    Args:
-        classes: file or value for `read_classes`; by default the file in the folder.
-
-    Raises:
-        ValueError: there are no classes.
-    """
+    """Read one split of a folder or of a zip archive; `classes` is for `read_classes`, by default the file in it."""
     folder = DataFolder(path)
     ending = "" if split == WHOLE else f"/{split}"
     images = by_stem(folder.files(f"images{ending}", suffixes=IMAGE_SUFFIXES))

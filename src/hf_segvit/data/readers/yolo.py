@@ -35,11 +35,7 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
-    """Read the split "train", "val" or "test" of a folder or of a zip archive of it.
-
-    Raises:
-        ValueError: data.yaml is missing or has no names, or the split's folder has no images.
-    """
+    """Read the split "train", "val" or "test" of a folder or of a zip archive of it."""
     folder = DataFolder(path)
     settings, name = _settings(folder)
     names = _names(settings.get("names"), name)
