@@ -22,7 +22,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
 
     Args:
         path: destination, in an existing folder.
-        durable: wait until the file is on the disk, so that even a crash of the machine leaves no half of it.
+        durable: wait until the file is on the disk, so that even a crash of the machine never leaves half of it.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -46,7 +46,7 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], durable: bool = False) -> None:
-    """Write JSON with one line per field or list entry, readable for people and `diff`.
+    """Write JSON with one line per field or list entry, for people and `diff`; numbers that are not finite become null.
 
     Raises:
         ValueError: the file cannot be written.
