@@ -267,7 +267,7 @@ def test_unknown_names_are_refused_with_the_nearest(name: str, nearest: str, mon
         raise OSError(f"{name} is not there")
 
     monkeypatch.setattr("transformers.configuration_utils.PreTrainedConfig.get_config_dict", offline)
-    with pytest.raises(ValueError, match=f"'{name}' is no backbone.*did you mean {nearest} or"):
+    with pytest.raises(ValueError, match=f"'{name}' is not a known backbone.*did you mean {nearest} or"):
         PlainViTModel.from_backbone(name)
 
 
@@ -288,7 +288,7 @@ def test_a_known_name_that_cannot_be_reached_keeps_its_own_error(monkeypatch: py
         ("timm/deit_tiny_distilled_patch16_224.fb_in1k", "VisionTransformerDistilled is of no family"),
         ("timm/eva02_enormous_patch14_clip_224.laion2b", "block of class EvaBlockPostNorm"),
         ("timm/vit_small_patch16_rope_mixed_224.naver_in1k", "rotary embeddings of class RotaryEmbeddingMixed"),
-        ("timm/vit_small_patch16_rope_224.naver_in1k", "on the reference grid None are not expressed"),
+        ("timm/vit_small_patch16_rope_224.naver_in1k", "on the reference grid None are not supported"),
         ("timm/vit_base_patch16_18x2_224.untrained", "no backbone that is known"),
     ],
 )
@@ -309,7 +309,7 @@ def test_other_architectures_are_refused_before_any_download(name: str, message:
         ),
         (lambda: tiny_timm("vit_small_patch16_18x2_224"), "block of class ParallelThingsBlock"),
         (lambda: tiny_timm("vit_base_patch16_rpn_224"), "block of class ResPostBlock"),
-        (lambda: tiny_timm(qk_norm=True), r"no place for: blocks\.0\.attn\.q_norm\.weight"),
+        (lambda: tiny_timm(qk_norm=True), r"the plain ViT lacks: blocks\.0\.attn\.q_norm\.weight"),
         (lambda: tiny_timm(act_layer=nn.ELU), "MLP uses ELU"),
         (lambda: tiny_timm(norm_layer=timm.layers.RmsNorm), "norm of class RmsNorm"),
         (lambda: tiny_timm(pos_embed="none"), "no position embeddings"),
@@ -325,7 +325,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
     source = tiny_timm()
     weights = source.state_dict()
     extra = {**weights, "blocks.0.attn.gate.weight": torch.zeros(48, 48)}
-    with pytest.raises(ValueError, match=r"no place for: blocks\.0\.attn\.gate\.weight"):
+    with pytest.raises(ValueError, match=r"the plain ViT lacks: blocks\.0\.attn\.gate\.weight"):
         convert_backbone(source, state_dict=extra)
     missing = {name: tensor for name, tensor in weights.items() if name != "blocks.1.norm2.bias"}
     with pytest.raises(ValueError, match=r"missing, such as 'layers\.1\.norm2\.bias'"):

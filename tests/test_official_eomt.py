@@ -96,7 +96,7 @@ def test_a_table_that_may_be_of_two_images_must_be_told(tmp_path):
     wide = {**HEADS, "native_image_size": [32, 128]}
     assert read_official_eomt(path, ConversionOptions(fields=wide)).fields["image_size"] == [32, 128]
     path = write(tmp_path / "y.safetensors", official_state_dict(tiny_eomt(image_size=[32, 64])))
-    with pytest.raises(ValueError, match="8 positions, which is no square"):
+    with pytest.raises(ValueError, match="8 positions, which is not a square"):
         read_official_eomt(path, ConversionOptions(fields=HEADS))
     fields = {**HEADS, "image_size": [32, 64]}
     assert read_official_eomt(path, ConversionOptions(fields=fields)).fields["image_size"] == [32, 64]
@@ -245,7 +245,7 @@ B = "network.encoder.backbone."
         (lambda s: s[f"{B}norm.weight"].fill_(float("nan")), r"encoder\.backbone\.norm\.weight holds NaN"),
         (lambda s: s.update({"network.q.weight": torch.zeros(7, 32, dtype=torch.int8)}), r"q\.weight has the dtype"),
         (lambda s: s.pop("network.q.weight"), "not of the official EoMT code"),
-        (lambda s: s.update({"network.extra": torch.zeros(1)}), "'extra' is no weight of the official EoMT code"),
+        (lambda s: s.update({"network.extra": torch.zeros(1)}), "'extra' is not a weight of the official EoMT code"),
         (lambda s: s.update({f"{B}blocks.0.extra": torch.zeros(1)}), r"blocks\.0\.extra"),
         (lambda s: s.pop(f"{B}blocks.1.norm1.weight"), "missing, such as 'eomt.layers.1.norm1.weight'"),
         (lambda s: s.pop("network.mask_head.2.bias"), "missing, such as 'eomt.mask_head.fc2.bias'"),

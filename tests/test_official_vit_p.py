@@ -147,9 +147,9 @@ def test_the_command_writes_a_folder_that_classifies(tmp_path, capsys):
         (lambda w: w.pop("cls_embeddings.weight"), "lacks cls_embeddings.weight; it looks like a backbone of timm"),
         (lambda w: w.pop("head.bias"), "lacks head.bias"),
         (lambda w: w.pop("blocks.1.mlp.fc2.bias"), "are missing, such as 'vit_p.layers.1.mlp.fc2.bias'"),
-        (lambda w: w.update({"blocks.0.attn.extra": torch.ones(2)}), "no place for: blocks.0.attn.extra"),
+        (lambda w: w.update({"blocks.0.attn.extra": torch.ones(2)}), "the plain ViT lacks: blocks.0.attn.extra"),
         (lambda w: w.update({"norm.bias": torch.full((SIZE,), torch.nan)}), "norm.bias holds NaN"),
-        (lambda w: w.update({"pos_embed": torch.ones(1, 9, SIZE)}), "8 positions are no square grid"),
+        (lambda w: w.update({"pos_embed": torch.ones(1, 9, SIZE)}), "8 positions are not a square grid"),
     ],
 )
 def test_files_that_are_not_what_they_seem_are_refused(tmp_path, change, message):

@@ -1,9 +1,8 @@
-"""The command `hf-segvit`: its subcommands, and how errors become exit codes.
+"""The command `hf-segvit`: subcommands, and exit codes for errors.
 
-Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`; heavy imports happen in `run`,
-after everything that can be refused without them, so that help and mistakes are answered at once.
-Exit codes: 0 all done; 1 done, but not for every input; 2 wrong usage, settings or files, told in one line on stderr;
-75 training was asked to stop, has saved, and can go on; 130 interrupted.
+Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`. Exit codes: 0 success; 1 done, but not
+for every input; 2 wrong usage, settings or files, with one line on stderr; 75 training was asked to stop, has saved,
+and can be resumed; 130 interrupted.
 """
 
 import argparse
@@ -15,19 +14,13 @@ from importlib import import_module
 
 from .. import __version__
 
-_NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers in a row, such as -5,240
+_NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers with commas, such as -5,240
+# Modules import PyTorch in `run`, after all checks that do not need it, so that help and mistakes take no time.
 COMMANDS = ("segment", "classify-points", "check-data", "train", "evaluate", "demo", "convert", "push")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; `None` takes those of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command line and return the exit code; `argv` defaults to the process's arguments."""
     args = None
     try:
         args = _parse(argv)
@@ -36,28 +29,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("hf-segvit: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it closes stdout.
+        # The reader of our output has exited; Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        if args is None or args.debug:
+        if args is None or args.debug:  # without args, an error of ours and not of the user
             raise
         print(f"hf-segvit {args.command}: error: {error}", file=sys.stderr)
         return 2
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments. argparse takes no more `key=value` once an option came in between; they are collected here."""
+    """Parse the arguments, with `key=value` words at any position."""
     parser = build_parser()
     words = sys.argv[1:] if argv is None else argv
-    # No option before the command takes a value, so the first word that is none is the command.
+    # No option before the command takes a value, so the first other word is the command.
     command = next((word for word in words if not word.startswith("-")), None)
     if command is not None and command not in COMMANDS:
         from ..lookup import suggestion
 
         parser.error(f"there is no command {command!r}; {suggestion(command, COMMANDS)}")
-    # A word that begins with a blank is never taken for an option, and numbers may have blanks around them.
+    # argparse never takes a word that begins with a blank for an option; our numbers may have blanks around them.
     args, rest = parser.parse_known_args([f" {word}" if _NEGATIVE.fullmatch(word) else word for word in words])
+    # argparse stops collecting `key=value` words at the first option between them.
     if rest and not (hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -74,6 +68,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
-        # Not at the top of this file, as `main` then tells of Ctrl-C in one line while they are imported, too.
+        # Imported here, so that `main` also handles Ctrl-C during the imports.
         import_module(f".{command.replace('-', '_')}", __name__).add_parser(subparsers)
     return parser

@@ -1,6 +1,6 @@
-"""`hf-segvit check-data`: reads a data set once and tells what would hurt training.
+"""`hf-segvit check-data`: read a data set once and report problems.
 
-Exit code 0: nothing would; 1: something would; 2: it cannot be read at all.
+Exit code 0: none that would hurt training; 1: some; 2: the data set cannot be read at all.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .model_options import refuse_missing_data
+from .model_options import check_minimum, refuse_missing_data
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,30 +24,28 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("-h", "--help", action=_HelpWithFormats, help="show this help and the formats, and exit")
     parser.add_argument("data", metavar="FORMAT:PATH", help="such as coco:/data/coco or mask_folder:streets, see below")
-    parser.add_argument("--split", help="the one to read (default: all, which finds images that are in two)")
+    parser.add_argument("--split", help="split to read (default: all, which also finds images that are in two)")
     parser.add_argument("--task", choices=("semantic", "instance", "panoptic"), help="default: the format's first")
-    parser.add_argument("--classes", metavar="FILE", help="names by value in masks, where the data set does not say")
+    parser.add_argument("--classes", metavar="FILE", help="names by value in masks, if the data set has none")
     parser.add_argument("--json", action="store_true", help="print the report as JSON, with all problems")
     parser.add_argument(
-        "--output", type=Path, default=Path("."), metavar="DIR", help="for the contact sheet (default .)"
+        "--output", type=Path, default=Path("."), metavar="DIR", help="folder for the contact sheet (default .)"
     )
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="images on the sheet (default 12)")
-    parser.add_argument(
-        "--augment", metavar="RECIPE", help="draw each sample augmented, too (such as eomt_coco_panoptic)"
-    )
-    parser.add_argument("--size", type=int, default=640, metavar="N", help="of augmented images (default 640)")
+    parser.add_argument("--augment", metavar="RECIPE", help="also draw each sample as this recipe augments it")
+    parser.add_argument("--size", type=int, default=640, metavar="N", help="side of augmented images (default 640)")
     parser.set_defaults(run=run)
 
 
 class _HelpWithFormats(argparse.Action):
-    """The help with the list of formats below it, which is made only when it is asked for."""
+    """The help with the list of formats below it."""
 
     def __init__(self, option_strings: list[str], dest: str, **settings: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **settings)
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
-        """Print and end."""
-        from ..data.readers import format_list
+        """Print and exit."""
+        from ..data.readers import format_list  # reads the source of all readers, so only on request
 
         parser.epilog = format_list()
         parser.print_help()
@@ -55,16 +53,8 @@ class _HelpWithFormats(argparse.Action):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the data; see the module.
-
-    Returns:
-        0, or 1 if there are problems that would hurt training.
-
-    Raises:
-        ValueError: nothing can be read, or an option is wrong.
-    """
-    if args.samples < 0 or args.size < 1:
-        raise ValueError(f"--samples {args.samples} and --size {args.size} cannot be; give positive numbers")
+    """Check the data, draw the contact sheet and return the exit code."""
+    check_minimum(args, samples=0, size=1)
     refuse_missing_data(args.data)
 
     from tqdm import tqdm

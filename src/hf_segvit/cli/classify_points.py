@@ -1,12 +1,12 @@
-"""`hf-segvit classify-points`: what is at points and in boxes of an image, as a table, an image and JSON.
+"""`hf-segvit classify-points`: name what is at points and in boxes of an image.
 
-The JSON file holds
+Prints a table; writes an image and JSON on request. The JSON file holds
 
     {"format": "hf-segvit points", "version": 1, "model": "...", "picture": "cat.jpg", "width": 640, "height": 480,
      "prompts": [{"point": [x, y], "classes": [{"label_id": 15, "label": "cat", "score": 0.98}, ...]},
                  {"box": [x0, y0, x1, y1], "classes": [...]}]}
 
-in pixels of the image as it is shown, with the EXIF orientation applied; classes come best first.
+in pixels of the upright image (EXIF orientation applied), with the best classes first.
 """
 
 import argparse
@@ -15,54 +15,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .model_options import add_model_options, check_minimum, check_model_options
+
 FORMAT, VERSION = "hf-segvit points", 1
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the subcommand to the command line."""
+    """Add the subcommand."""
     parser = subparsers.add_parser(
         "classify-points",
-        help="say what is at points and in boxes of an image",
+        help="name what is at points and in boxes of an image",
         description=(
-            "Say what is at points and in boxes of an image, with a ViT-P model. Coordinates are pixels from the "
-            "upper left corner, x to the right, y down. Where a model's prompts are joint, answers depend on what else "
-            "is asked in the same call."
+            "Name what is at points and in boxes of an image, with a ViT-P model. Coordinates are pixels from the "
+            "upper left corner, x to the right, y down. If a model's prompts attend to each other, an answer depends "
+            "on the other prompts of the same call."
         ),
         epilog="example: hf-segvit classify-points street.jpg --points 120,80 400,310 --model vit-p --output named.png",
     )
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("--points", nargs="+", type=str.strip, default=[], metavar="X,Y", help="points")
     parser.add_argument("--boxes", nargs="+", type=str.strip, default=[], metavar="X0,Y0,X1,Y1", help="boxes")
-    parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
+    add_model_options(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="image to write, with the prompts and answers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
-    parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes to tell of each prompt (default 3)")
-    parser.add_argument(
-        "--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is, in the order CUDA, MPS, CPU"
-    )
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
+    parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes to report per prompt (default 3)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Classify the prompts; see the module.
-
-    Raises:
-        ValueError: arguments, image, model or device are bad, or memory ran out; the message says what to do.
-        OSError: a file cannot be written.
-    """
+    """Classify the prompts."""
     points = [_numbers(text, 2, "--points") for text in args.points]
     boxes = [_numbers(text, 4, "--boxes") for text in args.boxes]
     if not points and not boxes:
-        raise ValueError("nothing is asked; give --points X,Y ... or --boxes X0,Y0,X1,Y1 ...")
-    if args.top_k < 1:
-        raise ValueError(f"--top-k {args.top_k} must be at least 1")
+        raise ValueError("no prompts; give --points X,Y ... or --boxes X0,Y0,X1,Y1 ...")
+    check_minimum(args, top_k=1)
     if args.output is not None and args.output.suffix.lower() not in IMAGE_ENDINGS:
         raise ValueError(f"--output {args.output}: its ending must be one of {', '.join(IMAGE_ENDINGS)}")
-
     if not args.image.startswith(("http://", "https://")) and not Path(args.image).exists():
         raise ValueError(f"{args.image}: no such file; check the path (it is read from {Path.cwd()})")
+    check_model_options(args)
 
     import torch
 
@@ -72,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from ..models.image_decoding import open_image
 
     image = open_image(args.image)
-    for path in (args.output, args.json):
+    for path in (args.output, args.json):  # before the model is loaded
         if path is not None:
             prepare_output_folder(path.parent)
     device = pick_device(args.device)
@@ -89,12 +81,13 @@ def run(args: argparse.Namespace) -> int:
         from ..drawing.segments import draw_prompts
 
         best = [row["classes"][0] for row in rows]
-        texts = [f"{first['label']} {first['score']:.2f}" for first in best]
+        texts = [f"{answer['label']} {answer['score']:.2f}" for answer in best]
         with replacing(args.output) as partial:
-            draw_prompts(image, points, boxes, [first["label_id"] for first in best], texts).save(partial)
+            draw_prompts(image, points, boxes, [answer["label_id"] for answer in best], texts).save(partial)
     if args.json is not None:
-        about = {"model": args.model, "picture": args.image, "width": image.width, "height": image.height}
-        write_json(args.json, {"format": FORMAT, "version": VERSION, **about, "prompts": rows})
+        header = {"format": FORMAT, "version": VERSION, "model": args.model}
+        size = {"width": image.width, "height": image.height}
+        write_json(args.json, {**header, "picture": args.image, **size, "prompts": rows})
     return 0
 
 
@@ -106,15 +99,16 @@ def _numbers(text: str, count: int, option: str) -> list[float]:
     if len(numbers) != count:
         form = "X,Y" if count == 2 else "X0,Y0,X1,Y1"
         raise ValueError(f"{option} {text}: expected {form}, numbers with commas and no spaces between")
+    # Whole numbers stay integers in the table and in JSON.
     return [int(number) if number.is_integer() else number for number in numbers]
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """One line a prompt: where, then its classes with their scores, in columns."""
+    """One line per prompt: its position, then its classes with their scores, in columns."""
     cells = [
         [
             ",".join(f"{number:g}" for number in (row["point"] if "point" in row else row["box"])),
-            *(f"{found['score']:6.1%} {found['label']}" for found in row["classes"]),
+            *(f"{answer['score']:6.1%} {answer['label']}" for answer in row["classes"]),
         ]
         for row in rows
     ]

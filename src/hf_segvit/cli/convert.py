@@ -1,9 +1,9 @@
-"""`hf-segvit convert KIND SRC DST`: weights of other formats in, and out to Transformers' own."""
+"""`hf-segvit convert KIND SRC DST`: convert weights of other formats, in and out."""
 
 import argparse
 from pathlib import Path
 
-from ..conversion.kinds import KINDS
+from ..conversion.kinds import KINDS, check_kind
 from ..data.label_tables import LABEL_TABLES
 from ..models.published_labels import TASKS
 
@@ -22,13 +22,13 @@ examples:
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the `convert` command."""
+    """Add the subcommand."""
     parser = subparsers.add_parser(
         "convert",
         help="convert weights of other formats, and into Transformers' own",
         description=(
             "Convert a checkpoint into a complete folder: weights, config, image processor, labels and model card. "
-            "Nothing is dropped or invented in silence, and the folder appears complete or not at all."
+            "Nothing is dropped or invented silently, and the folder appears complete or not at all."
         ),
         epilog=_EPILOG.format(kinds="\n".join(f"  {name:<18} {kind.description}" for name, kind in KINDS.items())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,29 +43,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         nargs="+",
         action="extend",
         default=[],
-        help="what the weights do not tell, or is to change: num_attention_heads=4, image_size=512,1024, num_labels=5",
+        help="what the weights do not show or what to change: num_attention_heads=4, image_size=512,1024, num_labels=5",
     )
     parser.add_argument("--base", metavar="FOLDER_OR_ID", help="backbone that a DINOv3 delta file is added to")
-    parser.add_argument("--model", metavar="NAME", help="released model, or timm model, that the file is")
+    parser.add_argument("--model", metavar="NAME", help="released model, or timm model, in the file")
     parser.add_argument("--labels", metavar="NAME_OR_FILE", help=f"{', '.join(LABEL_TABLES)}, or a .json or .txt file")
-    parser.add_argument("--task", choices=TASKS, help="what the model is for")
+    parser.add_argument("--task", choices=TASKS, help="task of the model")
     parser.add_argument("--reset-class-head", action="store_true", help="replace the class head, for other labels")
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a Hub repository")
-    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is at DST")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder at DST")
     parser.add_argument("--no-check", action="store_true", help="skip the forward pass that compares with a reference")
     parser.add_argument("--max-gib", type=float, default=64.0, metavar="N", help="largest checkpoint (default 64)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert `args.source`, and print what was done.
-
-    Raises:
-        ValueError: the source, an option or the destination is bad; nothing was written.
-        OSError: a file cannot be read or written, or the Hub cannot be reached.
-    """
-    # What neither is there nor looks like owner/name or a timm name needs no library to be refused.
-    if args.kind in KINDS and args.kind != "timm" and args.source.count("/") != 1 and not Path(args.source).exists():
+    """Convert `args.source`, and print what was done."""
+    check_kind(args.kind)
+    # Refused before libraries are imported, unless it may be the id owner/name or a timm name.
+    if args.kind != "timm" and args.source.count("/") != 1 and not Path(args.source).exists():
         raise ValueError(
             f"{args.source} is neither a file nor a folder here, nor the id owner/name of a Hub repository"
         )
@@ -82,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.max_gib > 0:
         raise ValueError(f"--max-gib {args.max_gib} must be above 0")
+    # The fields of every Transformers config, such as `return_dict`, are not the model's.
     general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     known = [field.name for field in dataclasses.fields(EoMTConfig) if field.name not in general]
     options = ConversionOptions(
@@ -95,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         max_bytes=int(args.max_gib * GIB),
         check=not args.no_check,
     )
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # of loading weights; the lines below are the report
     for line in convert(args.kind, args.source, args.destination, options, args.overwrite):
         print(line)
     return 0

@@ -1,13 +1,15 @@
-"""`hf-segvit demo`: from nothing to a trained model on scenes that are drawn on the spot; see `hf_segvit.demo`."""
+"""`hf-segvit demo`: train a tiny model on generated scenes and use it."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from .model_options import check_minimum
+
 
 def add_parser(subparsers: Any) -> None:
-    """Add the subcommand to the command line."""
+    """Add the subcommand."""
     parser = subparsers.add_parser(
         "demo",
         help="train a tiny model on generated scenes, and use it",
@@ -17,30 +19,17 @@ def add_parser(subparsers: Any) -> None:
             "cores. Writes demo.png, curves.png, results.json and model/."
         ),
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("hf-segvit-demo"),
-        metavar="DIR",
-        help="folder for the results (default %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of scenes and training (default 0)")
-    parser.add_argument("--steps", type=int, metavar="N", help="of training; default: about two minutes")
+    folder = Path("hf-segvit-demo")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"for results (default {folder})")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of scenes and training (default 0)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of training; default: about two minutes")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo.
-
-    Returns:
-        0.
-
-    Raises:
-        ValueError: an argument is out of range, or the output folder cannot be written to.
-    """
-    if args.steps is not None and args.steps < 1:
-        raise ValueError(f"--steps {args.steps} must be at least 1")
-    if not 0 <= args.seed < 2**63:
+    """Run the demo; see `hf_segvit.demo`."""
+    check_minimum(args, steps=1)
+    if not 0 <= args.seed < 2**63:  # what PyTorch's generators take
         raise ValueError(f"--seed {args.seed} must be between 0 and {2**63 - 1}")
 
     from tqdm import tqdm
@@ -54,16 +43,13 @@ def run(args: argparse.Namespace) -> int:
 
         def on_step(step: int, loss: float) -> None:
             bar.update()
-            if step % 10 == 0:
+            if step % 10 == 0:  # setting the text costs more than advancing the bar
                 bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
 
-        results = run_demo(
-            args.output,
-            seed=args.seed,
-            steps=steps,
-            on_step=on_step,
-            report=lambda text: bar.write(text, file=sys.stderr),
-        )
+        def report(text: str) -> None:
+            bar.write(text, file=sys.stderr)
+
+        results = run_demo(args.output, seed=args.seed, steps=steps, on_step=on_step, report=report)
     print(
         f"panoptic quality {results['pq']:.3f} (things {results['pq_things']:.3f}, stuff {results['pq_stuff']:.3f}) in "
         f"{results['total_seconds']:.0f} s; look at {args.output / 'demo.png'}"

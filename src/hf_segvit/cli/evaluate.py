@@ -1,12 +1,11 @@
-"""`hf-segvit evaluate`: the scores that papers report, which classes cost most, and the worst images.
+"""`hf-segvit evaluate`: the scores that papers report, the costliest classes and the worst images.
 
-With `--output`, counts are kept while it runs, so that the same command goes on where an interrupted one stopped, and
-the table, all numbers and a drawing of the worst images are written there. Several processes share the work under
-`accelerate launch -m hf_segvit evaluate ...`. With `--metrics` classes of one's own count beside the task's metric.
+With `--output`, counts are saved during the run, so that the same command resumes an interrupted one, and the table,
+all numbers and a drawing of the worst images are written there. Several processes share the work under `accelerate
+launch -m hf_segvit evaluate ...`.
 
-With `--classifier` a ViT-P corrects the labels; with `--sweep-alpha`, or `--oracle`, generator and ViT-P are then asked
-once for each image and scored with several weights alpha, and alpha.png takes the place of worst.png. With
-`--task points` a ViT-P alone is scored.
+With `--classifier` a ViT-P corrects the labels. With `--sweep-alpha`, or `--oracle`, generator and ViT-P run once per
+image and are scored with several weights alpha, and alpha.png replaces worst.png. `--task points` scores a ViT-P alone.
 """
 
 import argparse
@@ -19,8 +18,10 @@ from ..lookup import import_object
 from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
+    add_model_options,
     add_view_options,
-    check_classifier_options,
+    check_minimum,
+    check_model_options,
     errors_name_options,
     numbers,
     refuse_missing_data,
@@ -30,7 +31,7 @@ from .model_options import (
 if TYPE_CHECKING:
     from ..inference.segmenter import Segmenter
 
-# What makes two evaluations the same, so that one may go on where the other stopped.
+# An evaluation resumes from saved counts only if all of these are the same.
 ABOUT = (
     *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
     *("classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip"),
@@ -38,7 +39,7 @@ ABOUT = (
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the subcommand to the command line."""
+    """Add the subcommand."""
     parser = subparsers.add_parser(
         "evaluate",
         help="score a model on a data set",
@@ -47,33 +48,29 @@ def add_parser(subparsers: Any) -> None:
             "Takes this package's models and any of Transformers' for universal segmentation; with task points, "
             "a ViT-P and its accuracy."
         ),
-        epilog="With --output DIR: results.json, results.txt and worst.png; an interrupted run goes on from there.",
+        epilog="With --output DIR: results.json, results.txt and worst.png; an interrupted run resumes from there.",
     )
-    parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
+    add_model_options(parser)
     parser.add_argument(
         "--data", required=True, metavar="FORMAT:PATH", help="data set; `hf-segvit check-data --help` lists the formats"
     )
     parser.add_argument(
-        "--split",
-        metavar="S",
-        help="part of the data set; default: the first of val, validation, valid and test there is",
+        "--split", metavar="S", help="part of the data set; default: the first of val, validation, valid and test"
     )
     parser.add_argument("--task", required=True, choices=(*TASKS, "points"))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for results and for going on")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for results and for resuming")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (default 4 on a GPU)")
-    parser.add_argument("--limit", type=int, metavar="N", help="score the first N images alone")
+    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N images")
     parser.add_argument("--threshold", type=float, metavar="X", help="score that a panoptic segment needs")
     parser.add_argument(
         "--absent-classes",
         choices=("exclude", "zero"),
         default="exclude",
-        help="mean IoU: leave classes that occur nowhere out of the mean (default), or count them as zero",
+        help="mean IoU: exclude classes that occur nowhere from the mean (default), or count them as zero",
     )
-    parser.add_argument(
-        "--oracle", action="store_true", help="beside each score, what the same masks would reach with perfect labels"
-    )
+    parser.add_argument("--oracle", action="store_true", help="also the score of the same masks with perfect labels")
     parser.add_argument(
         "--boundary", action="store_true", help="also boundary IoU (semantic) or boundary AP (instance)"
     )
@@ -82,33 +79,27 @@ def add_parser(subparsers: Any) -> None:
         nargs="+",
         default=[],
         metavar="MODULE:CLASS",
-        help="metrics of your own beside the task's; what they must have: Metric in hf_segvit.metrics.accumulation",
+        help="your own metrics beside the task's; for their methods see Metric in hf_segvit.metrics.accumulation",
     )
-    parser.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--rows", type=int, default=20, metavar="N", help="classes in the printed table (default 20)")
     parser.add_argument("--worst", type=int, default=8, metavar="N", help="worst images to draw (default 8)")
     add_point_options(parser)
-    add_fusion_options(parser)
+    add_classifier_options(parser)
+    parser.add_argument(
+        "--sweep-alpha",
+        nargs="?",
+        const="0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1",
+        metavar="A,A,...",
+        help="score with each of these weights, from one pass, and draw the curve (default 0, 0.1, ... 1)",
+    )
     add_view_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; see the module.
-
-    Returns:
-        0.
-
-    Raises:
-        ValueError: a setting, the data set or the model is at fault; the message says what and what to do.
-    """
-    for option, least in (("batch_size", 1), ("limit", 1), ("workers", 0), ("rows", 0), ("worst", 0)):
-        value = getattr(args, option)
-        if value is not None and value < least:
-            raise ValueError(f"--{option.replace('_', '-')} {value} must be at least {least}")
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold {args.threshold} is outside [0, 1]")
+    """Check the options and evaluate."""
+    check_minimum(args, batch_size=1, limit=1, workers=0, rows=0, worst=0, num_points=1, seed=0)
+    check_model_options(args)
     if args.threshold is not None and args.task != "panoptic":
         raise ValueError(f"--threshold {args.threshold} has no meaning for task {args.task}; leave it out")
     if args.boundary and args.task in ("panoptic", "points"):
@@ -144,11 +135,8 @@ def run(args: argparse.Namespace) -> int:
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
         )
-    settings |= {
-        "stuff_classes": stuff_classes,
-        "absent": args.absent_classes,
-        "more_metrics": [name for name in ("oracle", "boundary") if getattr(args, name)],
-    }
+    more_metrics = [name for name in ("oracle", "boundary") if getattr(args, name)]
+    settings |= {"stuff_classes": stuff_classes, "absent": args.absent_classes, "more_metrics": more_metrics}
     alphas = alphas_to_score(args, segmenter)
     if alphas is not None:
         return run_sweep(args, segmenter, alphas, dataset, id2label, settings)
@@ -159,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tuple[Any, Any, dict[str, Any]]:
-    """The data set, the device, and the settings that every evaluation has."""
+    """The data set, the device, and the settings that all evaluations share."""
     from accelerate import PartialState
 
     from ..atomic_files import prepare_output_folder
@@ -167,7 +155,7 @@ def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tup
     from ..inference.devices import pick_device
     from ..metrics.accumulation import METRIC_METHODS
 
-    # A result that cannot be written is worth nothing, so this comes first.
+    # First, as a result that cannot be written is worth nothing.
     for folder in (args.output, args.json.parent if args.json is not None else None):
         if folder is not None:
             prepare_output_folder(folder)
@@ -177,10 +165,12 @@ def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tup
     if args.limit is not None:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     state = PartialState()
+    # Under accelerate, each process has its own GPU.
     device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
     settings = {
         "metrics": metrics,
         "batch_size": args.batch_size,
+        # On the CPU, processes that read would compete with the model for cores.
         "num_workers": args.workers if args.workers is not None else 4 if device.type == "cuda" else 0,
         "partial_folder": args.output / "partial" if args.output is not None else None,
         "about": {name: getattr(args, name) for name in about},
@@ -190,7 +180,7 @@ def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tup
 
 
 def _write(args: argparse.Namespace, result: Any, settings: Mapping[str, Any]) -> bool:
-    """Print and write a result or sweep, in the main process; whether this is it."""
+    """Print and write a result or sweep; whether this is the main process, which alone does so."""
     from accelerate import PartialState
 
     from ..atomic_files import write_json
@@ -202,17 +192,17 @@ def _write(args: argparse.Namespace, result: Any, settings: Mapping[str, Any]) -
     is_sweep = isinstance(result, AlphaSweep)
     text, content = (sweep_text, sweep_content) if is_sweep else (result_text, result_content)
     print(text(result, args.rows))
-    numbers_of = {**settings["about"], **content(result)}
+    report = {**settings["about"], **content(result)}
     if args.json is not None:
-        write_json(args.json, numbers_of)
+        write_json(args.json, report)
     if args.output is not None:
-        write_json(args.output / "results.json", numbers_of)
+        write_json(args.output / "results.json", report)
         (args.output / "results.txt").write_text(text(result, sys.maxsize) + "\n", encoding="utf-8")
     return True
 
 
 def _finish(settings: Mapping[str, Any]) -> int:
-    """Delete the counts, once everything is written."""
+    """Delete the counts, now that everything is written."""
     from accelerate import PartialState
 
     from ..evaluation.counts import delete_partial_results
@@ -222,38 +212,25 @@ def _finish(settings: Mapping[str, Any]) -> int:
     return 0
 
 
-POINT_KINDS = ("random", "interior", "maximum")
-
-
 def add_point_options(parser: Any) -> None:
-    """Add what only this task heeds."""
+    """Add the options of task points."""
     group = parser.add_argument_group("task points")
     group.add_argument(
         "--points",
-        choices=POINT_KINDS,
+        choices=("random", "interior", "maximum"),  # evaluation.points.POINT_KINDS, whose import takes seconds
         default="random",
         help=(
             "random: all classes of an image equally often (default); interior: the innermost pixel of every true "
             "segment; maximum: the highest-valued point of every mask of --generator, which is scored there too"
         ),
     )
-    group.add_argument("--num-points", type=int, default=200, metavar="N", help="random points an image (default 200)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of random points (default 0)")
+    group.add_argument("--num-points", type=int, default=200, metavar="N", help="random points per image (default 200)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random points (default 0)")
     group.add_argument("--generator", metavar="ID_OR_FOLDER", help="segmentation model that proposes the masks")
 
 
 def run_points(args: argparse.Namespace) -> int:
-    """Evaluate a point classifier.
-
-    Returns:
-        0.
-
-    Raises:
-        ValueError: a setting, the data set or a model is at fault; the message says what and what to do.
-    """
-    for option, least in (("num_points", 1), ("seed", 0)):
-        if getattr(args, option) < least:
-            raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)} must be at least {least}")
+    """Evaluate a point classifier."""
     if (args.points == "maximum") != (args.generator is not None):
         raise ValueError("--points maximum and --generator MODEL go together: give both, or neither")
 
@@ -262,7 +239,8 @@ def run_points(args: argparse.Namespace) -> int:
     from ..inference.point_classifier import PointClassifier
     from ..inference.segmenter import Segmenter
 
-    # Segments of one class are told apart where each is asked about.
+    # Random points need only the class of a pixel; the other kinds ask about each segment, which panoptic labels keep
+    # apart.
     order = ("semantic", "panoptic") if args.points == "random" else ("panoptic", "semantic")
     tasks = [task for task in order if task in available_tasks(args.data)]
     if not tasks:
@@ -279,28 +257,8 @@ def run_points(args: argparse.Namespace) -> int:
     return _finish(settings)
 
 
-ALL = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
-
-
-def add_fusion_options(parser: Any) -> None:
-    """Add the classifier and its weights."""
-    add_classifier_options(parser)
-    parser.add_argument(
-        "--sweep-alpha",
-        nargs="?",
-        const=ALL,
-        metavar="A,A,...",
-        help="score with each of these weights, from one pass, and draw the curve (default 0, 0.1, ... 1)",
-    )
-
-
 def check_fusion_options(args: argparse.Namespace) -> None:
-    """Refuse what cannot be scored.
-
-    Raises:
-        ValueError: naming the option and the remedy.
-    """
-    check_classifier_options(args)
+    """Refuse combinations of classifier, alpha and alphas that cannot be scored."""
     given = args.classifier is not None or args.alpha is not None or args.sweep_alpha is not None
     if given and args.task == "points":
         raise ValueError(
@@ -316,10 +274,11 @@ def check_fusion_options(args: argparse.Namespace) -> None:
 
 
 def alphas_to_score(args: argparse.Namespace, segmenter: "Segmenter") -> list[float] | None:
-    """The alphas to compare, 0 among them; `None` for a model that is scored as it is."""
+    """The alphas to compare, including 0; `None` for a model that is scored as it is."""
     from ..inference.loading import is_fused
 
     if args.sweep_alpha is not None:
+        # Alpha 0, the generator alone, is what the others are compared with.
         return sorted({0.0, *numbers(args.sweep_alpha, "--sweep-alpha")})
     if args.oracle and is_fused(segmenter.model):
         return sorted({0.0, segmenter.model.config.alpha_of(args.task)})
@@ -334,14 +293,7 @@ def run_sweep(
     id2label: Mapping[int, str],
     settings: Mapping[str, Any],
 ) -> int:
-    """Score a fused model with several alphas, print and write the results.
-
-    Returns:
-        0.
-
-    Raises:
-        ValueError: as `evaluate`, or the model has no classifier.
-    """
+    """Score a fused model with several alphas, print and write the results."""
     from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas
 
     sweep = sweep_alphas(segmenter, alphas, dataset, id2label, **settings)

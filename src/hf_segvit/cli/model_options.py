@@ -1,16 +1,29 @@
-"""Options that several subcommands share: a classifier of labels, several views, and data that must be there."""
+"""Options that several subcommands share, and checks of options before PyTorch is imported.
+
+First the options (model, labels by ViT-P, test-time augmentation), then the checks, then what options become.
+"""
 
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_READERS = Path(__file__).parents[1] / "data" / "readers"
+from ..lookup import entry_points, suggestion
+
+
+def add_model_options(parser: Any) -> None:
+    """Add the model, its revision and the device."""
+    parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the first available of CUDA, MPS, CPU"
+    )
 
 
 def add_classifier_options(parser: Any) -> None:
-    """Add what joins the model with a ViT-P."""
+    """Add a ViT-P that names the masks of the model."""
     group = parser.add_argument_group("labels by ViT-P")
     group.add_argument(
         "--classifier",
@@ -27,7 +40,7 @@ def add_classifier_options(parser: Any) -> None:
         "--label-mismatch",
         choices=("error", "keep"),
         default="error",
-        help="where ViT-P knows other classes than --model: stop (default), or correct those that both know",
+        help="if ViT-P knows other classes than --model: stop (default), or correct only those that both know",
     )
 
 
@@ -37,47 +50,65 @@ def add_view_options(parser: Any) -> None:
     group.add_argument(
         "--tta-scales",
         metavar="S,S,...",
-        help="average over these factors of the input size, as 0.5,1,1.5; default 1",
+        help="average over these factors of the input size, such as 0.5,1,1.5; default 1",
     )
     group.add_argument("--tta-flip", action="store_true", help="average over each image and its mirror image")
 
 
-def check_classifier_options(args: argparse.Namespace) -> None:
-    """Refuse an alpha that is none.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if args.alpha is not None and not 0 <= args.alpha <= 1:
-        raise ValueError(f"--alpha {args.alpha} is outside [0, 1]: 0 is the generator's answer, 1 is ViT-P's")
-    if args.label_mismatch == "keep" and args.classifier is None:
+def check_model_options(args: argparse.Namespace) -> None:
+    """Refuse a model folder that does not exist, and a threshold or alpha outside [0, 1]."""
+    for option in ("model", "classifier", "generator"):
+        source = getattr(args, option, None)
+        # Anything else may be a Hub id, which only inference/loading.py can judge.
+        is_path = source is not None and (source.startswith((".", "~")) or Path(source).is_absolute())
+        if is_path and not Path(source).exists():
+            raise ValueError(f"there is no folder {source}, and a Hub id looks like owner/name; check the path")
+    threshold, alpha = getattr(args, "threshold", None), getattr(args, "alpha", None)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--threshold {threshold} is outside [0, 1]")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ValueError(f"--alpha {alpha} is outside [0, 1]: 0 is the generator's answer, 1 is ViT-P's")
+    if getattr(args, "label_mismatch", None) == "keep" and args.classifier is None:
         raise ValueError("--label-mismatch keep is about a --classifier; name one")
 
 
+def check_minimum(args: argparse.Namespace, **minimums: int) -> None:
+    """Refuse numbers that are too small; an option that was not given is `None`, which passes."""
+    for name, minimum in minimums.items():
+        value = getattr(args, name)
+        if value is not None and value < minimum:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {minimum}")
+
+
 def refuse_missing_data(spec: str) -> None:
-    """Refuse FORMAT:PATH where nothing is at PATH, before the seconds that importing its reader takes.
+    """Refuse FORMAT:PATH with an unknown format or a missing path, before the seconds that importing a reader takes."""
+    from ..data.readers import FORMATS, READER_GROUP
 
-    What is no path on disk, or a format from elsewhere, is left to the reader.
-
-    Raises:
-        ValueError: naming the path.
-    """
-    name, _, path = spec.partition(":")
-    name = name.strip().lower().replace("-", "_")
-    if name in ("hub", "generated") or not path or not (_READERS / f"{name}.py").is_file():
+    written, separator, path = spec.partition(":")
+    if not separator:
+        raise ValueError(f"{spec!r}: give FORMAT:PATH, where FORMAT is one of {', '.join(FORMATS)}")
+    written = written.strip()
+    name = written.lower().replace("-", "_")
+    if name not in FORMATS:
+        offered = entry_points(READER_GROUP)
+        # A reader may also be given by its import path. One with a dot is left to the import itself: looking for it
+        # would already import the packages around it.
+        is_module = "." in written or (written.isidentifier() and find_spec(written) is not None)
+        if written not in offered and not is_module:
+            near = suggestion(written, [*FORMATS, *offered])
+            raise ValueError(f"there is no format {written!r}; {near}, or give the import path of a reader")
         return
-    # Options may follow a `?`, which may also be part of a name.
+    # The PATH of these two is a Hub repository, or a difficulty.
+    if name in ("hub", "generated") or not path:
+        return
+    # Options may follow a `?`, but a folder's name may contain one, too.
     paths = [Path(text).expanduser() for text in (path, path.partition("?")[0])]
     if not any(file.exists() for file in paths):
         raise ValueError(f"{paths[1]}: no such file or folder; check the path (it is read from {Path.cwd()})")
 
 
 def views_of(args: argparse.Namespace) -> Any:
-    """The views that the options ask for.
-
-    Raises:
-        ValueError: a scale is no number or out of range.
-    """
+    """The `Views` that the options of test-time augmentation ask for."""
     from ..inference.views import Views
 
     return Views(numbers(args.tta_scales, "--tta-scales") if args.tta_scales is not None else (1.0,), args.tta_flip)
@@ -85,26 +116,17 @@ def views_of(args: argparse.Namespace) -> Any:
 
 @contextmanager
 def errors_name_options() -> Iterator[None]:
-    """Say errors of loading, which name arguments of functions, in terms of the options that stand for them."""
+    """Name options instead of function arguments in errors of loading."""
     try:
         yield
     except ValueError as error:
-        text = str(error)
-        for argument, option in (
-            ("label_mismatch='keep'", "--label-mismatch keep"),
-            ("task='semantic'", "--task semantic"),
-        ):
-            text = text.replace(argument, option)
-        raise ValueError(text) from error
+        text = str(error).replace("label_mismatch='keep'", "--label-mismatch keep")
+        raise ValueError(text.replace("task='semantic'", "--task semantic")) from error
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers separated by commas.
-
-    Raises:
-        ValueError: naming the option and what is no number.
-    """
+    """Numbers separated by commas."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(f"{option} {text}: give numbers separated by commas, as 0.5,1,1.5") from error
+        raise ValueError(f"{option} {text}: give numbers separated by commas, such as 0.5,1,1.5") from error

@@ -5,19 +5,19 @@ from pathlib import Path
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the `push` command."""
+    """Add the subcommand."""
     parser = subparsers.add_parser(
         "push",
         help="publish a checkpoint on the Hugging Face Hub",
         description=(
             "Check a checkpoint and publish it in one commit: weights, configuration, image processor, model card and "
-            "the code that loads it where this package is not installed. Other files of the folder are left out."
+            "the code that loads it without this package. Other files of the folder are left out."
         ),
     )
     parser.add_argument("folder", help="folder with config.json, preprocessor_config.json and safetensors weights")
-    parser.add_argument("repo", help="repository as owner/name; made if it does not exist")
+    parser.add_argument("repo", help="repository as owner/name; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to publish to; made if it does not exist")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to publish to; created if it does not exist")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing to main")
     parser.add_argument("--message", default="Upload model", help="commit message (default: %(default)s)")
     parser.add_argument("--license", metavar="ID", help="licence of the weights for the model card, such as mit")
@@ -27,13 +27,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Publish `args.folder`, or list what would be published.
-
-    Raises:
-        ValueError: the checkpoint or an argument is not fit for publishing.
-        OSError: the Hub cannot be reached or refuses.
-    """
-    # hub/check.py says the same, seconds later.
+    """Publish `args.folder`, or list what would be published."""
+    # hub/check.py refuses it too, but only after seconds of imports.
     if not Path(args.folder).is_dir():
         raise ValueError(f"{args.folder}: no such folder; name the folder that save_pretrained or training wrote")
 
@@ -52,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     commit = publish(
         plan,
         args.repo,
-        private=args.private or None,
+        private=args.private or None,  # None: an existing repository stays as it is
         revision=args.revision,
         commit_message=args.message,
         create_pr=args.create_pr,

@@ -1,8 +1,8 @@
 """`hf-segvit segment`: images in, overlays and segment lists out.
 
-What can be wrong is looked for in the order in which it costs the user least: arguments, images, the output folder,
-the device, then the model. An image that cannot be read is reported and the rest go on. With `--classifier` a ViT-P
-corrects the labels of any generator's masks; `--compare` shows and lists what it changed.
+Checks come in the order of what they cost the user: arguments, images, output folder, device, model. An image that
+cannot be read is reported, and the others are segmented. With `--classifier` a ViT-P corrects the labels of any
+generator's masks; `--compare` shows and lists what it changed.
 """
 
 import argparse
@@ -16,8 +16,10 @@ from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, outp
 from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
+    add_model_options,
     add_view_options,
-    check_classifier_options,
+    check_minimum,
+    check_model_options,
     errors_name_options,
     views_of,
 )
@@ -31,19 +33,19 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the subcommand to the command line."""
+    """Add the subcommand."""
     parser = subparsers.add_parser(
         "segment",
         help="segment images",
         description=(
             "Segment images. For each one writes NAME.overlay.png, NAME.segments.json and, by task, "
             "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids). NAME is the image's name without "
-            "its ending, or with it where two images differ in nothing else; folders below a named folder are kept."
+            "its ending, or with it if two images differ in nothing else; folders below a named folder are kept."
         ),
         epilog="Exit code 0: all images; 1: some could not be segmented; 2: stopped, the message says why.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or globs in quotes")
-    parser.add_argument("--model", required=True, metavar="ID_OR_FOLDER", help="Hub repository or local folder")
+    add_model_options(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
         "--task",
@@ -54,36 +56,22 @@ def add_parser(subparsers: Any) -> None:
         ),
     )
     parser.add_argument("--threshold", type=float, metavar="X", help="score that a segment needs; default: the model's")
-    parser.add_argument(
-        "--device", metavar="D", help="cpu, cuda, cuda:1, mps; default: the best there is, in the order CUDA, MPS, CPU"
-    )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
     add_classifier_options(parser)
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="with --classifier: also NAME.comparison.png, and what label changed, with old and new name and score",
+        help="with --classifier: also NAME.comparison.png, and the labels that changed, with names and scores",
     )
     add_view_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment the images; see the module.
-
-    Returns:
-        0, or 1 if an image could not be segmented.
-
-    Raises:
-        ValueError: nothing could be started, or memory ran out; the message says why and what to do.
-    """
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size} must be at least 1")
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise ValueError(f"--threshold {args.threshold} is outside [0, 1]")
-    check_classifier_options(args)
+    """Segment the images; 1 if an image could not be segmented."""
+    check_minimum(args, batch_size=1)
+    check_model_options(args)
     images, missing = find_images(args.images)
     if not images:
         raise ValueError(
@@ -103,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     from ..inference.segmenter import Segmenter
 
     views = views_of(args)
-    prepare_output_folder(args.output)
+    prepare_output_folder(args.output)  # before the model is loaded
     device = pick_device(args.device)
     with errors_name_options():
         segmenter = Segmenter.from_pretrained(
@@ -121,31 +109,24 @@ def run(args: argparse.Namespace) -> int:
     fused = is_fused(segmenter.model)
     if args.compare and not fused:
         raise ValueError("--compare shows what a classifier changes; name one with --classifier")
-    named = args.model if args.classifier is None else f"{args.model} and {args.classifier}"
-    print(f"{segmenter.task} segmentation with {named} on {describe_device(device)}", file=sys.stderr)
+    model_names = args.model if args.classifier is None else f"{args.model} and {args.classifier}"
+    print(f"{segmenter.task} segmentation with {model_names} on {describe_device(device)}", file=sys.stderr)
 
-    about = {"model": args.model, "classifier": args.classifier, "threshold": segmenter.default_threshold}
+    header = {"model": args.model, "classifier": args.classifier, "threshold": segmenter.default_threshold}
     if fused:
-        about["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
+        header["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
     names = output_names([file.relative_path for file in images])
     prefixes = {file: args.output / name for file, name in zip(images, names, strict=True)}
     failures = 0
     with tqdm(total=len(images), unit="image", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
         for batch, errors in _batches(images, args.batch_size, pool):
             answers, refusals = _segment(segmenter, batch, args.compare)
-            written = [
-                pool.submit(
-                    write_segment_files,
-                    prefixes[file],
-                    image,
-                    answer,
-                    segmenter.id2label,
-                    {**about, "picture": str(file.path)},
-                    before,
-                )
-                for file, image, answer, before in answers
-            ]
+            # In threads, as compressing the PNGs is slow and releases the GIL.
+            written = []
             for file, image, answer, before in answers:
+                facts = {**header, "picture": str(file.path)}
+                files = (prefixes[file], image, answer, segmenter.id2label, facts, before)
+                written.append(pool.submit(write_segment_files, *files))
                 if before is not None:
                     text = changes_text(label_changes(before, answer), image.width * image.height)
                     bar.write(f"{file.path}:\n{text}")
@@ -153,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
                 bar.write(_message(error), file=sys.stderr)
             failures += len(errors) + len(refusals)
             for writing in written:
-                writing.result()
+                writing.result()  # raises what went wrong there, such as a full disk
             bar.update(len(batch) + len(errors))
     print(f"{len(images) - failures} of {len(images) + len(missing)} images segmented; results in {args.output}")
     return 1 if failures or missing else 0
@@ -162,16 +143,14 @@ def run(args: argparse.Namespace) -> int:
 def _batches(
     files: Sequence[ImageFile], batch_size: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[list[tuple[ImageFile, "Image"]], list[str]]]:
-    """Batches of images, and what is wrong with those that cannot be read.
-
-    The next batch is decoded while the caller works on the last one.
-    """
+    """Batches of images, with errors of those that cannot be read; the next batch is decoded meanwhile."""
     from ..models.image_decoding import open_image
 
     chunks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     ahead = [pool.submit(open_image, file.path) for file in chunks[0]]
-    for number, chunk in enumerate(chunks):
-        reading, following = ahead, chunks[number + 1 : number + 2]
+    for index, chunk in enumerate(chunks):
+        reading, following = ahead, chunks[index + 1 : index + 2]
+        # Submitted before the yield, so that it runs while the caller works on this batch.
         ahead = [pool.submit(open_image, file.path) for files in following for file in files]
         batch, errors = [], []
         for file, image in zip(chunk, reading, strict=True):
@@ -185,9 +164,9 @@ def _batches(
 def _segment(
     segmenter: "Segmenter", batch: Sequence[tuple[ImageFile, "Image"]], compare: bool
 ) -> tuple[list[tuple[ImageFile, "Image", "SegmentedImage", "SegmentedImage | None"]], list[str]]:
-    """Answers for a batch, and what is wrong with images that the model cannot take, such as extremely long ones.
+    """Answers for a batch, and errors of images that the model cannot take, such as extremely long ones.
 
-    The last of each answer is what the generator alone would have said, if that is to be compared.
+    The last of each answer is the generator's own result, if that is to be compared.
     """
     import torch
 
@@ -201,6 +180,7 @@ def _segment(
     except ValueError as error:
         if len(batch) == 1:
             return [], [f"{batch[0][0].path}: {error}"]
+        # One bad image must not cost the others of its batch.
         singly = [_segment(segmenter, [pair], compare) for pair in batch]
         return [row for rows, _ in singly for row in rows], [error for _, errors in singly for error in errors]
     except torch.OutOfMemoryError as error:

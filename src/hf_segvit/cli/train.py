@@ -1,8 +1,7 @@
-"""`hf-segvit train RECIPE key=value ...`: train by a recipe, see `hf_segvit.training`.
+"""`hf-segvit train RECIPE key=value ...`: train by a recipe; see `hf_segvit.training`.
 
-The same command goes on where an interrupted one stopped. Several processes train together under
-`accelerate launch -m hf_segvit train RECIPE ...`. Exit code 75: it was asked to stop, has saved, and can go on; the
-launcher reports 1 then.
+The same command resumes an interrupted run. Several processes train together under `accelerate launch -m hf_segvit
+train RECIPE ...`. Exit code 75: training was asked to stop, has saved, and can be resumed; launchers report 1 instead.
 """
 
 import argparse
@@ -12,28 +11,28 @@ from typing import Any
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add the subcommand to the command line."""
+    """Add the subcommand."""
     parser = subparsers.add_parser(
         "train",
         help="train a model by a recipe",
         description=(
-            "Train by a recipe: a YAML file, or the name of one that comes with the package (--list). Whatever it says "
-            "can be changed with key=value, as in data=coco:/data/coco batch_size=8 model_config.num_queries=100."
+            "Train by a recipe: a YAML file, or the name of one that comes with the package (--list). key=value "
+            "changes any of its fields, as in data=coco:/data/coco batch_size=8 model_config.num_queries=100."
         ),
         epilog=(
-            "Writes model/, results.json, curves.png and checkpoints to the output folder. The same command goes on "
+            "Writes model/, results.json, curves.png and checkpoints to the output folder. The same command resumes "
             "from the newest valid checkpoint. SIGTERM and Ctrl-C finish the step, save, and end with exit code 75. "
-            "Launchers such as torchrun and accelerate launch report 1 in its place; results.json is there only once "
-            "training is complete."
+            "Launchers such as torchrun and accelerate launch report 1 instead; results.json appears only when the run "
+            "is complete."
         ),
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="YAML file, or name of a packaged recipe")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
-    parser.add_argument("--output", metavar="DIR", help="folder for everything that is written; same as output=DIR")
+    parser.add_argument("--output", metavar="DIR", help="folder for all results; same as output=DIR")
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
-        help="go on from the newest valid checkpoint in the output folder (default), or insist on a new run",
+        help="resume from the newest valid checkpoint in the output folder (default), or insist on a new run",
     )
     parser.add_argument("--push-to-hub", metavar="REPO", help="publish the result as owner/name")
     parser.add_argument(
@@ -41,26 +40,22 @@ def add_parser(subparsers: Any) -> None:
         nargs="?",
         const="brief",
         metavar="full",
-        help="print what follows from the recipe, and train nothing; `full` has every parameter",
+        help="print the training plan and exit; `full` lists every parameter",
     )
     parser.add_argument(
-        "--fields", action="store_true", help="print all fields of the recipe, or of any, with values and meaning"
+        "--fields", action="store_true", help="print all fields, with meaning and the recipe's values, and exit"
     )
     parser.add_argument("--list", action="store_true", help="print the packaged recipes")
     parser.add_argument("--replay", type=Path, metavar="DIR", help="repeat a step that was not finite, see failures/")
-    parser.add_argument("--cpu", action="store_true", help="compute on the CPU even where there is a GPU")
+    parser.add_argument("--cpu", action="store_true", help="compute on the CPU even if there is a GPU")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; see the module.
-
-    Returns:
-        0, or 75 where training was asked to stop and can go on.
+    """Train, or print what the options ask for; 75 if training was asked to stop and can be resumed.
 
     Raises:
-        ValueError: recipe, data or model do not go together, or training cannot go on; the message says what to do.
-        OSError: something cannot be written.
+        ValueError: recipe, data or model do not fit together, or the run cannot be resumed.
     """
     if args.list:
         from ..training.recipe import packaged_recipes
@@ -68,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(packaged_recipes()))
         return 0
     if args.replay is not None:
+        if not args.replay.is_dir():
+            raise ValueError(f"{args.replay}: no such folder; name a folder in `failures` of a run's output")
+
         from ..training.guards import replay
 
         print(replay(args.replay))
@@ -78,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training.recipe import Recipe, load_recipe
 
     _give_back(args)
+    # Later words win, so these options override key=value.
     overrides = list(args.overrides)
     for key, value in (("output", args.output), ("resume", args.resume), ("push_to_hub", args.push_to_hub)):
         if value is not None:
@@ -106,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _give_back(args: argparse.Namespace) -> None:
-    """Put a word back that is no "full": argparse takes whatever comes after `--explain` for its value."""
-    word = args.explain
+    """Return a word that is not an `--explain` value to the recipe or the overrides."""
+    word = args.explain  # argparse takes the next word for its value, whatever it is
     if word in (None, "brief", "full"):
         return
     args.explain = "brief"
@@ -130,8 +129,8 @@ def _explanation(recipe: Any, full: bool) -> str:
     task = task_for(recipe)
     published = task.without_data()
     if published is not None:
-        print(f"{recipe.data} is not there; going by what is published: {published:,} images", file=sys.stderr)
-    with quiet_transformers():
+        print(f"{recipe.data} does not exist here; using the published size: {published:,} images", file=sys.stderr)
+    with quiet_transformers():  # a plan needs no warning about new heads
         model, processor = build_trained_model(task)
     for remark in task.remarks:
         print(remark, file=sys.stderr)

@@ -1,14 +1,11 @@
-"""Backbones of timm and Transformers as plain ViTs: the way in for every fine-tuning run.
+"""Backbones of timm and Transformers as plain ViTs, the start of every fine-tuning run.
 
-`convert_backbone` gives the configuration and the weights of a `PlainViTModel` that computes what the source does;
-`model_from_backbone` is what stands behind every model's `from_backbone`. Nothing is guessed: a part that the plain ViT
-does not have, a weight that is left over, and a parameter that nothing fills are errors. Only what stands outside the
-backbone (classifier, pooling, MAE's decoder, SigLIP's text tower) is dropped.
-
-Weights come from safetensors, read with the checks of `checkpoint_files`; `timm/...` names are downloaded by timm,
-after the architecture was found to be one that converts. `image_normalization` tells how the images of a backbone's
-pre-training were normalised: backbones differ, and a mismatch costs accuracy without any error. At the end stand the
-names of published backbones, for suggestions, documentation and tests; other weights of the same families convert too.
+`convert_backbone` returns configuration and weights of a `PlainViTModel` that computes what the source does,
+`model_from_backbone` is behind every model's `from_backbone`, and `image_normalization` returns the mean and standard
+deviation of the pre-training. Nothing is guessed: a part or weight that the plain ViT lacks, and a parameter without a
+weight, are errors. Only what is outside the backbone (classifier, pooling, MAE's decoder, SigLIP's text tower) is
+dropped. The names of published backbones at the end are for suggestions, documentation and tests; other weights of the
+same families convert too.
 """
 
 import dataclasses
@@ -50,21 +47,20 @@ def convert_backbone(
 
     Args:
         source: `"timm/<name>"` (downloaded by timm), the Hub id or folder of a Transformers, timm or `PlainViTModel`
-            checkpoint, or a model of one of these in memory.
-        image_size: pixels, an int or `[height, width]`; position embeddings are resampled to its grid. `None` keeps the
-            source's grid.
+            checkpoint, or one of these models in memory.
+        image_size: pixels, an int or `[height, width]`, to whose grid position embeddings are resampled. `None` keeps
+            the source's grid.
         patch_size: the patch kernel is resampled to it. `None` keeps the source's.
-        state_dict: weights to take instead of the source's, under the source's names; with `"timm/<name>"` nothing is
+        state_dict: weights to use instead of the source's, under the source's names; for `"timm/<name>"` nothing is
             downloaded then.
-        family: what converts it; `None` finds the family by the model's type or class, also among those that other
-            packages offer.
+        family: converts the source; by default the family of the model's type or class, also of other packages.
 
     Returns:
         Keyword arguments for `PlainViTConfig`, and the weights, which share no memory with the source.
 
     Raises:
-        ValueError: the name is unknown (the message has the nearest), the source is of another family, has a part or
-            a weight that cannot be expressed, a weight is NaN or infinite, or sizes do not fit.
+        ValueError: the name is unknown, the source is of another family, has a part or a weight that cannot be
+            expressed, a weight is NaN or infinite, or sizes do not fit.
     """
     fields, weights, _ = _converted(source, image_size, patch_size, state_dict, family)
     return fields, weights
@@ -77,20 +73,21 @@ def _converted(
     state_dict: Mapping[str, Tensor] | None,
     family: BackboneFamily | None,
 ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor | None]:
-    """What `convert_backbone` returns, and the position embedding (1, D) of the CLS token where the source has one."""
+    """As `convert_backbone`, with the position embedding (1, D) of the CLS token if the source has one."""
     named = isinstance(source, str | os.PathLike)
-    place = os.fspath(source) if named else type(source).__name__
-    model, weights = load_backbone(place, state_dict is None, family) if named else (source, None)
+    origin = os.fspath(source) if named else type(source).__name__
+    model, weights = load_backbone(origin, state_dict is None, family) if named else (source, None)
     family, backbone, prefix = family_for(model, family)
     complete = _under(prefix, model.state_dict())
     given = complete if state_dict is None and weights is None else _under(prefix, state_dict or weights or {})
-    check_weights(given, place)
+    check_weights(given, origin)
     converted = family.convert(backbone, given)
     if not isinstance(converted, SourceBackbone):
         raise ValueError(f"convert of the {family.FAMILY} family gives a {type(converted).__name__}, no SourceBackbone")
+    # Other weights than the model's own: converted, they must have the same names and shapes.
     if given is not complete:
         own_weights = family.convert(backbone, complete).state_dict
-        check_complete(converted.state_dict, own_weights, f"{place} needs exactly its own weights")
+        check_complete(converted.state_dict, own_weights, f"{origin} needs exactly its own weights")
     size = None if image_size is None else pair(image_size)
     fitted, size = fit_to_size(converted.state_dict, converted.grid_size, size, patch_size)
     fields = {
@@ -98,7 +95,8 @@ def _converted(
         "patch_size": fitted[PATCH_KERNEL].shape[-1],
         "image_size": size[0] if size[0] == size[1] else list(size),
     }
-    check_complete(fitted, _expected(PlainViTModel, PlainViTConfig(**fields)), f"{place} is not converted")
+    check_complete(fitted, _expected(PlainViTModel, PlainViTConfig(**fields)), f"{origin} is not converted")
+    # Copies, since some are views of the source's tensors, which its model may still use.
     own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in fitted.items()}
     return fields, own, None if converted.cls_position is None else converted.cls_position.clone()
 
@@ -106,13 +104,10 @@ def _converted(
 def model_from_backbone(
     cls: Any, source: Any, image_size: int | Sequence[int] | None, patch_size: int | None, **kwargs: Any
 ) -> Any:
-    """A model on the plain ViT with the weights of a backbone; see `PlainViTPreTrainedModel.from_backbone`.
+    """A model of class `cls` with the weights of a backbone; see `PlainViTPreTrainedModel.from_backbone`.
 
     Args:
-        cls: the model's class.
-        source: as for `convert_backbone`.
-        image_size: see there.
-        patch_size: see there.
+        source, image_size, patch_size: as for `convert_backbone`.
         kwargs: `state_dict` and `family`, see there; fields of the model's configuration; arguments of
             `from_pretrained`.
 
@@ -122,7 +117,7 @@ def model_from_backbone(
     given = kwargs.pop("state_dict", None), kwargs.pop("family", None)
     fields, weights, cls_position = _converted(source, image_size, patch_size, *given)
     takes_prompts = issubclass(cls.config_class, ViTPConfig)
-    if takes_prompts:
+    if takes_prompts:  # ViT-P has no CLS token: prompts replace it
         fields["use_cls_token"] = False
         weights[CLS_TOKEN] = weights[CLS_TOKEN][:, :0]
     names = {field.name for field in dataclasses.fields(cls.config_class)} - {"dtype"} | {"num_labels"}
@@ -130,7 +125,7 @@ def model_from_backbone(
     config = cls.config_class(**{**fields, **asked})
 
     expected = _expected(PlainViTModel, config)
-    if not fields["final_norm"]:  # where the config asks for one nevertheless, it is as new as the heads
+    if not fields["final_norm"]:  # one that the config adds is initialised like the heads
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith("layernorm.")}
     check_complete(weights, expected, f"the fields {sorted(asked)} do not go with this backbone")
 
@@ -140,39 +135,39 @@ def model_from_backbone(
     prefix = next(name.removesuffix(PATCH_KERNEL) for name in _expected(cls, config) if name.endswith(PATCH_KERNEL))
     kwargs.setdefault("dtype", torch.float32)
     weights = {prefix + name: tensor for name, tensor in weights.items()}
-    with quiet_transformers():  # that the heads are new is the point here
+    with quiet_transformers():  # its warning about new heads is expected here
         return cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
 
 
 def _expected(cls: Any, config: PlainViTConfig) -> dict[str, Tensor]:
-    """Names and shapes of a model's parameters, without its memory."""
+    """Names and shapes of a model's parameters, without allocating them."""
     with torch.device("meta"):
         return cls(config).state_dict()
 
 
 def _under(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a part of a model, under the part's own names."""
+    """The weights below a prefix, without the prefix."""
     return {
         name.removeprefix(prefix): tensor.detach() for name, tensor in state_dict.items() if name.startswith(prefix)
     }
 
 
-# Parameters of a Transformers checkpoint that are known not to be the backbone's.
+# Parameters in Transformers checkpoints that do not belong to the backbone.
 OUTSIDE_THE_BACKBONE = r"(^|\.)(classifier|decoder|pooler|head|mask_token|position_ids)(\.|$)"
 
 
 def load_backbone(
     name: str, with_weights: bool, family: BackboneFamily | None = None
 ) -> tuple[Any, Mapping[str, Tensor] | None]:
-    """The model that a name or folder means, and its weights where the model does not hold just these.
+    """The model of a name or folder, and its weights if they differ from those that the model holds.
 
     Args:
         name: as for `convert_backbone`.
-        with_weights: whether weights are wanted; else the model may hold any.
+        with_weights: whether weights are wanted; otherwise the model may hold any.
         family: as for `convert_backbone`.
 
     Raises:
-        ValueError: nothing is known of that name, it is of no supported family, or its files are broken.
+        ValueError: the name is unknown, the model is of no supported family, or its files are broken.
     """
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
@@ -189,7 +184,7 @@ def load_backbone(
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
         if name in TRANSFORMERS_BACKBONES:
-            raise  # it exists; what failed is said in there
+            raise  # it exists, so the error states what failed
         raise unknown_backbone(name) from error
     return _load_transformers(name, config.get("model_type"), with_weights, family)
 
@@ -201,12 +196,12 @@ def _load_timm(name: str, with_weights: bool, family: BackboneFamily | None) -> 
         raise unknown_backbone(name)
     with torch.device("meta"):
         family, model, _ = family_for(timm.create_model(architecture, num_classes=0), family)
-        family.convert(model, model.state_dict())  # what cannot be expressed is refused before anything is downloaded
+        family.convert(model, model.state_dict())  # refuses what cannot be expressed before the download
     return timm.create_model(timm_name, pretrained=with_weights, num_classes=0)
 
 
 def is_timm_model(architecture: str) -> bool:
-    """Whether timm builds a model of that name, which the package of another family may have registered with it."""
+    """Whether timm builds a model of that name, including those that packages of other families register."""
     if not timm.is_model(architecture):
         offered_families()  # imports them
     return timm.is_model(architecture)
@@ -215,7 +210,7 @@ def is_timm_model(architecture: str) -> bool:
 def _load_transformers(
     name: str, model_type: str | None, with_weights: bool, family: BackboneFamily | None
 ) -> tuple[PreTrainedModel, Mapping[str, Tensor] | None]:
-    # Found before the config is read: what another package offers may have yet to tell Transformers of its type.
+    # Before the config is read: finding the family imports its package, which may register the type.
     if family is None and (model_type is None or family_of(model_type) is None):
         raise ValueError(
             f"{name} is a model of type {model_type!r}, no backbone that becomes a plain ViT; known are "
@@ -228,13 +223,14 @@ def _load_transformers(
         return cls(config), None
     weights = _read_safetensors(name)
     try:
-        with quiet_transformers():  # what is missing or left over is no warning here but an error
+        with quiet_transformers():  # missing and unexpected weights are errors, below
             model, report = cls.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     except RuntimeError as error:
         raise ValueError(f"the weights in {name} do not fit its config.json: {error}") from error
     left_over = sorted(key for key in report["unexpected_keys"] if not re.search(OUTSIDE_THE_BACKBONE, key))
     if left_over:
         raise ValueError(f"{name} has {len(left_over)} weights that its model has no place for, such as {left_over[0]}")
+    # `from_pretrained` initialised these at random; without them, the family's check names what is missing.
     missing = set(report["missing_keys"])
     return model, {key: tensor for key, tensor in model.state_dict().items() if key not in missing}
 
@@ -247,41 +243,33 @@ def _read_safetensors(name: str) -> dict[str, Tensor]:
 
 
 def family_for(model: Any, family: BackboneFamily | None = None) -> tuple[BackboneFamily, Any, str]:
-    """The family of a model, the part of the model that it converts, and what this part's names begin with.
-
-    Args:
-        model: a model in memory.
-        family: as for `convert_backbone`.
+    """The family of a model in memory, the part of the model that it converts, and the prefix of that part's names.
 
     Raises:
-        ValueError: the model is of no supported family, or what is given is no family.
+        ValueError: the model is of no supported family, or `family` is not one.
     """
     backbone, prefix, kind = model, "", f"{type(model).__module__}.{type(model).__qualname__}"
     if isinstance(model, PreTrainedModel):
-        # Classifiers and decoders hold the backbone as their base model, SigLIP as one of two towers; what a bare
-        # DINOv3 calls its base model are the blocks alone.
+        # Classifiers and decoders hold the backbone as their base model, SigLIP as one of two towers; the base model
+        # of a bare DINOv3 is only its blocks.
         inner: Any = getattr(model, "vision_model", model.base_model)
         backbone = inner if hasattr(inner, "embeddings") else model
         prefix = next(name for name, module in model.named_modules() if module is backbone)
         prefix, kind = prefix and f"{prefix}.", backbone.config.model_type
-    found = family_of(kind) if family is None else checked_family(family, f"family={family!r}")
-    if found is None:
+    known_family = family_of(kind) if family is None else checked_family(family, f"family={family!r}")
+    if known_family is None:
         raise ValueError(f"{type(model).__name__} is of no family that becomes a plain ViT; known are {known_models()}")
-    return found, backbone, prefix
+    return known_family, backbone, prefix
 
 
 def image_normalization(source: Any) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel, of pixels scaled to [0, 1], that a backbone expects.
 
     Args:
-        source: as for `convert_backbone`: `"timm/<name>"`, a timm model, or the Hub id or folder of a timm or
-            Transformers checkpoint. A Transformers model in memory counts as where it was loaded from.
-
-    Returns:
-        `image_mean` and `image_std` for `EoMTImageProcessor`.
+        source: as for `convert_backbone`; a Transformers model in memory stands for its checkpoint.
 
     Raises:
-        ValueError: the source does not say.
+        ValueError: the source does not state them.
         OSError: the checkpoint has no `preprocessor_config.json`.
     """
     if not isinstance(source, str | os.PathLike):
@@ -289,7 +277,9 @@ def image_normalization(source: Any) -> tuple[list[float], list[float]]:
             return _of_timm(source.pretrained_cfg)
         source = getattr(getattr(source, "config", None), "name_or_path", "")
         if not source:
-            raise ValueError("this model does not say where it comes from; set image_mean and image_std yourself")
+            raise ValueError(
+                "this model does not state where it was loaded from; set image_mean and image_std yourself"
+            )
     name = os.fspath(source)
     if name.startswith("timm/"):
         published = timm.get_pretrained_cfg(name.removeprefix("timm/"))
@@ -301,7 +291,8 @@ def image_normalization(source: Any) -> tuple[list[float], list[float]]:
         with open(config_file, encoding="utf-8") as file:
             config = json.load(file)
         if "model_type" not in config and "architecture" in config:
-            return _of_timm(config.get("pretrained_cfg", config))  # older versions of timm do not nest it
+            return _of_timm(config.get("pretrained_cfg", config))  # older versions of timm have the settings at the top
+    # Files may leave these settings out.
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     settings = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **settings}
     if settings["do_normalize"] and not (settings.get("image_mean") and settings.get("image_std")):
@@ -326,7 +317,7 @@ TIMM_FAMILIES = {
     "SigLIP": ("vit_*_siglip_*",),
     "Perception Encoder": ("vit_pe_*",),
 }
-# Its blocks are normalised behind the branches.
+# Its blocks have their norms after the branches, ours before.
 NOT_EXPRESSED = "eva02_enormous_*"
 
 TRANSFORMERS_BACKBONES = (
@@ -350,8 +341,8 @@ def supported_backbones() -> list[str]:
 
 
 def unknown_backbone(name: str) -> ValueError:
-    """The error for a name that means nothing, with the names that it resembles."""
+    """The error for an unknown name, with similar names."""
     known = supported_backbones()
     resembled = name if "/" in name else f"timm/{name}"
     hint = suggestion(resembled, known, 3, "hf_segvit.conversion.backbones.supported_backbones lists names")
-    return ValueError(f"{name!r} is no backbone that is known, no folder, and nothing that the Hub would give; {hint}")
+    return ValueError(f"{name!r} is not a known backbone, a folder, or a model on the Hub; {hint}")

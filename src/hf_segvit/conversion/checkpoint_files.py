@@ -1,9 +1,8 @@
-"""Reading foreign checkpoints without trusting them: safetensors, and pickles as plain tensors only.
+"""Read foreign checkpoints safely: safetensors, and pickles of plain tensors.
 
-In here: finding the file of a folder or Hub repository, reading it (with its shards), and undoing the prefixes that
-wrappers put before parameter names. This is the only place of the package that opens a pickle, with
-`torch.load(weights_only=True)`, below a size cap, and only because `hf-segvit convert` was called. All reading is by
-memory map where the format allows it, so that tensors cost memory when they are first touched.
+`find_checkpoint` finds the file of a folder or Hub repository, `read_checkpoint` reads it with its shards, and
+`strip_prefixes` removes what wrappers put before parameter names. Only here does the package open pickles: with
+`torch.load(weights_only=True)`, below a size cap, and only for `hf-segvit convert`.
 """
 
 import json
@@ -29,7 +28,7 @@ DEFAULT_MAX_BYTES = 64 * GIB
 SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
-# Where training frameworks put the weights inside a larger checkpoint.
+# Keys of the weights in larger checkpoints of training frameworks.
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
 
 
@@ -38,18 +37,15 @@ def find_checkpoint(
     names: Sequence[str] = SAFETENSORS_NAMES + PICKLE_NAMES,
     revision: str | None = None,
 ) -> Path:
-    """The checkpoint file that a source means.
+    """The local checkpoint file of a source: weights, or the index of shards that lie beside it.
 
     Args:
         source: a file, a folder, or the id of a Hub repository (`owner/name`), whose file is then downloaded.
         names: file names to look for in a folder or repository, best first.
         revision: branch, tag or commit of a Hub repository.
 
-    Returns:
-        A local file: weights, or the index of shards, which lie beside it.
-
     Raises:
-        ValueError: nothing there, or several files that could be meant.
+        ValueError: there is none, or several files could be meant.
         OSError: the Hub cannot be reached, or does not know the repository.
     """
     path = Path(source)
@@ -84,19 +80,16 @@ def _in_folder(folder: Path, names: Sequence[str]) -> Path:
 
 
 def read_checkpoint(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, Tensor]:
-    """All weights of a checkpoint file, on the CPU.
+    """All weights of a checkpoint file, on the CPU, under the file's parameter names.
 
     Args:
-        path: `.safetensors`; `.bin`, `.pth`, `.pt` or `.ckpt` (a pickle of tensors, alone or under `state_dict` as
-            Lightning has them); or the `.index.json` of shards in the same folder.
-        max_bytes: refuse files, or sets of shards, that are larger.
-
-    Returns:
-        Parameter names, as they are in the file, to tensors.
+        path: `.safetensors`; `.bin`, `.pth`, `.pt` or `.ckpt` (a pickle of tensors, at the top or under a key such as
+            Lightning's `state_dict`); or the `.index.json` of shards in the same folder.
+        max_bytes: largest size, of all shards together.
 
     Raises:
-        ValueError: the file is too large, damaged, of an unknown kind, or holds anything but tensors; an index names a
-            shard that is missing or lies elsewhere. The message names the file and the remedy.
+        ValueError: the file is too large, damaged, of an unknown kind, or holds anything but tensors; or an index names
+            a shard that is missing or elsewhere.
     """
     path = Path(path)
     files = [path]
@@ -106,7 +99,7 @@ def read_checkpoint(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_B
         files = [path.parent / shard for shard in sorted(set(weight_map.values()))]
         for file in files:
             if not file.is_file():
-                raise ValueError(f"{path} names the shard {file.name}, which is not beside it; fetch it too")
+                raise ValueError(f"{path} names the shard {file.name}, which is not beside it; download it too")
     size = sum(os.path.getsize(file) for file in files)
     if size > max_bytes:
         raise ValueError(
@@ -126,13 +119,13 @@ def _read_shards(path: Path, files: list[Path], weight_map: dict[str, str]) -> d
         odd = sorted(listed ^ tensors.keys())
         if odd:
             where = "lacks" if odd[0] in listed else "also holds"
-            raise ValueError(f"{path} and its shard disagree: {file.name} {where} {odd[0]!r}; fetch both again")
+            raise ValueError(f"{path} and its shard disagree: {file.name} {where} {odd[0]!r}; download both again")
         state_dict.update(tensors)
     return state_dict
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """The map from parameter to shard of an index file, every shard a plain file name."""
+    """The map from parameter to shard in an index file, every shard a plain file name."""
     if os.path.getsize(path) > MAX_HEADER_BYTES:
         raise ValueError(f"{path}: {os.path.getsize(path)} bytes are too many for the index of a checkpoint")
     try:
@@ -141,6 +134,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         raise ValueError(f"{path} is not the index of a sharded checkpoint: no readable weight_map") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path}: its weight_map is no table of parameters")
+    # A downloaded index must not make us open files elsewhere, such as ../../secret.pth.
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\x00]+", shard) or shard in (".", ".."):
             raise ValueError(f"{path} places {name!r} in {shard!r}, which is not a file beside it; not opened")
@@ -152,7 +146,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         check_safetensors(path)
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # memory-mapped: tensors cost memory when they are used
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     if path.suffix in _PICKLE_SUFFIXES:
         return _read_pickle(path)
@@ -166,17 +160,17 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         # Only the zip format, PyTorch's own since 1.6, can be mapped into memory.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # a damaged or hostile pickle may fail in any way
+    except Exception as error:  # damaged or hostile pickles may raise anything
         foreign = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)", str(error))
         if foreign:
             raise ValueError(
-                f"{path}: this pickle holds {foreign[1]}, not plain tensors, and was not opened; where you trust it, "
+                f"{path}: this pickle holds {foreign[1]}, not plain tensors, and was not opened; if you trust it, "
                 "save its state dict alone, or as safetensors, and convert that"
             ) from error
-        # PyTorch's own advice, to load without protection, is not passed on.
+        # Only the reason: PyTorch's message goes on to recommend loading without protection.
         reason = str(error).partition("WeightsUnpickler error:")[2].strip() or type(error).__name__
         raise ValueError(
-            f"{path}: not a readable checkpoint of plain tensors ({reason.splitlines()[0]}); fetch it again"
+            f"{path}: not a readable checkpoint of plain tensors ({reason.splitlines()[0]}); download it again"
         ) from error
     for container in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(container), dict):
@@ -186,7 +180,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _check_zip(path: Path) -> None:
-    """PyTorch stores its archives uncompressed; anything else could unfold without bound."""
+    """Refuse a compressed archive."""
+    # PyTorch stores its archives uncompressed; a compressed one could unpack to any size.
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(
@@ -206,7 +201,7 @@ def _plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
                 "convert that"
             )
         plain = value.layout == torch.strided and value.device.type == "cpu"
-        # A view that repeats a few bytes may claim any size.
+        # An expanded view of a few bytes may claim any size.
         if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{path}: tensor {name!r} of shape {tuple(value.shape)} is not plain dense numbers")
         tensors[name] = value.detach()
@@ -217,9 +212,8 @@ def strip_prefixes(state_dict: Mapping[str, Tensor], prefixes: Sequence[str] = (
     """Parameter names without what wrappers put before them.
 
     Args:
-        state_dict: names to tensors.
-        prefixes: further prefixes to take off the names that have them, after `module.` (data parallel, only where all
-            have it) and every `_orig_mod.` (`torch.compile`).
+        prefixes: taken off names that have them, after `module.` (data parallel, only if all names have it) and each
+            `_orig_mod.` (`torch.compile`).
 
     Raises:
         ValueError: two parameters end up with one name.

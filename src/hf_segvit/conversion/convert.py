@@ -1,7 +1,7 @@
-"""`hf-segvit convert`: from a source of one of several kinds to a complete folder.
+"""Convert a checkpoint into a complete model folder, for `hf-segvit convert`.
 
-A conversion happens in memory, with all its refusals, before anything is written; the folder is then written beside its
-destination, read back, and renamed. What becomes of each kind of source is in `sources.py`.
+The conversion, with all its refusals, happens in memory before anything is written. The folder is then written beside
+its destination, checked, and renamed. `sources.py` has the function for each kind of source.
 """
 
 from dataclasses import fields
@@ -10,9 +10,8 @@ from pathlib import Path
 from ..atomic_files import check_destination, complete_folder, write_json
 from ..hub.check import check_checkpoint
 from ..hub.model_card import make_model_card
-from ..lookup import suggestion
 from ..models.modeling_plain_vit import PlainViTModel
-from .kinds import KINDS
+from .kinds import KINDS, check_kind
 from .options import ConversionOptions
 from .sources import (
     Converted,
@@ -43,18 +42,19 @@ def convert(
         kind: one of `KINDS`.
         source: file, folder or Hub id.
         destination: folder to write; it appears complete or not at all.
-        options: what the source does not tell, and what is to change.
-        overwrite: replace a model folder that is there.
+        options: what the source does not state, and what to change.
+        overwrite: replace an existing model folder.
 
     Returns:
-        Lines that tell what was done.
+        Lines that report what was done.
 
     Raises:
-        ValueError: the kind is unknown, the source is bad or does not fit the options, or the destination is taken;
-            nothing was written.
+        ValueError: the kind is unknown, the source is bad or does not fit the options, or the destination is taken.
         OSError: a file cannot be read or written, or the Hub cannot be reached.
     """
-    _check_kind(kind, options)
+    # What costs nothing to refuse comes before the weights are read.
+    check_kind(kind)
+    _check_options(kind, options)
     check_destination(destination, overwrite)
     if Path(source).exists() and Path(source).resolve() == Path(destination).resolve():
         raise ValueError(f"{destination} is the source; choose another destination")
@@ -74,33 +74,28 @@ def convert(
 
 
 def write_folder(converted: Converted, folder: Path) -> None:
-    """Write model, image processor, card and results, and read back what matters.
-
-    Args:
-        converted: the model and what goes with it.
-        folder: an empty folder.
-
-    Raises:
-        ValueError: what was written does not load as a whole.
-    """
+    """Write model, image processor, results and card into an empty folder, and check that it loads."""
     converted.model.save_pretrained(folder)
     converted.processor.save_pretrained(folder)
     if isinstance(converted.model, PlainViTModel):
-        return  # a backbone: to start from, not to publish
+        return  # a backbone is to start training from, not to publish: no card
     if converted.results:
         write_json(folder / "results.json", converted.results)
     checkpoint = check_checkpoint(folder)
-    about = {"num_parameters": checkpoint.num_parameters, "results": converted.results, **converted.card}
-    card = make_model_card(checkpoint.config, checkpoint.processor, **about)
+    card = make_model_card(
+        checkpoint.config,
+        checkpoint.processor,
+        num_parameters=checkpoint.num_parameters,
+        results=converted.results,
+        **converted.card,
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _check_kind(kind: str, options: ConversionOptions) -> None:
-    """Refuse an unknown kind, and options that would be without effect for it."""
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind {kind!r}; {suggestion(kind, KINDS)}")
+def _check_options(kind: str, options: ConversionOptions) -> None:
+    """Refuse options that would have no effect for this kind."""
     for option in fields(options):
         if option.name in (*KINDS[kind].options, *_GENERAL_OPTIONS) or not getattr(options, option.name):
             continue
         flag = "--set" if option.name == "fields" else f"--{option.name.replace('_', '-')}"
-        raise ValueError(f"{flag} means nothing for {kind}; leave it out")
+        raise ValueError(f"{flag} has no effect for {kind}; leave it out")

@@ -1,6 +1,8 @@
-"""The kinds of source that `hf-segvit convert` knows, without heavy imports, so that the command line may list them."""
+"""Kinds of source that `hf-segvit convert` knows, without heavy imports."""
 
 from dataclasses import dataclass
+
+from ..lookup import suggestion
 
 
 @dataclass(frozen=True)
@@ -9,7 +11,7 @@ class Kind:
 
     Attributes:
         description: what the source is.
-        options: fields of `ConversionOptions` that mean something for it, besides `max_bytes` and `check`.
+        options: fields of `ConversionOptions` that it uses, besides `max_bytes` and `check`.
     """
 
     description: str
@@ -36,3 +38,9 @@ KINDS = {
         ("fields",),
     ),
 }
+
+
+def check_kind(kind: str) -> None:
+    """Refuse an unknown kind, naming the nearest."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; {suggestion(kind, KINDS)}")

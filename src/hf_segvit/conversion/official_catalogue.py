@@ -1,8 +1,7 @@
-"""The models that the authors of EoMT and ViT-P released, and what their files do not say.
+"""The models released by the authors of EoMT and ViT-P.
 
-A released file holds tensors only. Task, label set, image size, the DINOv3 base of a delta, the points asked at once
-and the published figures are in `official_models.json`; backbones are named by their size, which fixes the dimensions
-that are checked here.
+A released file holds only tensors. Task, label set, image size, the DINOv3 base of a delta, the number of points and
+the published figures are in `official_models.json`.
 """
 
 import json
@@ -15,10 +14,10 @@ from typing import Literal
 from ..data.label_tables import LabelTable, label_table
 from ..lookup import suggestion
 
-HUB_OWNER = "tue-mps"  # of EoMT, each model in a repository of its own
-VIT_P_REPOSITORY = "Sajjad-Sh33/ViT-P"  # holds a file of each model
+HUB_OWNER = "tue-mps"  # EoMT: a repository for each model
+VIT_P_REPOSITORY = "Sajjad-Sh33/ViT-P"  # ViT-P: a file for each model
 
-# Backbone sizes: hidden size, blocks.
+# Hidden size and blocks by backbone size, to check a file's tensors against.
 _BACKBONES = {"small": (384, 12), "base": (768, 12), "large": (1024, 24), "giant": (1536, 40), "7b": (4096, 32)}
 
 
@@ -27,21 +26,20 @@ class ReleasedModel:
     """One released checkpoint.
 
     Attributes:
-        id: name of an EoMT's repository below `HUB_OWNER`, or of a ViT-P's file without its ending.
-        task: `"panoptic"`, `"instance"` or `"semantic"`; `"points"` of a ViT-P.
+        id: name of an EoMT's repository under `HUB_OWNER`, or of a ViT-P's file without its ending.
+        task: `"panoptic"`, `"instance"` or `"semantic"`; `"points"` for a ViT-P.
         labels: name of its label table.
-        image_size: side in pixels of its square input, or height and width; semantic models see an image in windows of
-            it, and ViT-Ps squash the image to it.
+        image_size: side of its square input in pixels, or height and width; semantic models see an image in windows of
+            this size, ViT-Ps squash the image to it.
         backbone: family and size of the ViT.
-        metrics: published figure by metric, in percent: PQ on COCO or ADE20K, mIoU, AP of masks, and of a ViT-P the
-            points classified rightly as the file's name suggests, not verified.
-        num_queries: queries Q of an EoMT.
+        metrics: published figure by metric, in percent: PQ, mIoU or mask AP; for a ViT-P the point accuracy that the
+            file's name suggests, not verified.
         num_query_layers: blocks that see the queries.
-        num_prompts: points of an image that a ViT-P was trained and is published with; answers depend on it.
-        generator: whose masks a ViT-P is published for.
-        base: Hub id of the backbone that a delta file is to be added to; `None` where the file is complete.
-        gflops: multiply-adds of an image in 10^9, windows counted; `None` where not published.
-        fps: images a second on an H100, compiled, as published.
+        num_prompts: points per image in training and in the published results of a ViT-P; answers depend on it.
+        generator: model whose masks a ViT-P is published for.
+        base: Hub id of the backbone that a delta file is added to; `None` if the file is complete.
+        gflops: multiply-adds per image in 10^9, all windows together, as published.
+        fps: images per second on an H100, compiled, as published.
         pretrained_on: data set of an earlier training of the whole model.
         unsupported: why this model cannot be converted.
     """
@@ -80,13 +78,10 @@ class ReleasedModel:
         return {}
 
     def disagreement(self, dimensions: dict[str, int]) -> str | None:
-        """In what a checkpoint cannot be this model.
+        """The first field, with both values, that shows a checkpoint not to be this model; `None` if all agree.
 
         Args:
-            dimensions: config fields read from its tensors.
-
-        Returns:
-            The first field that differs, with both values; `None` if none does.
+            dimensions: config fields read from the checkpoint's tensors.
         """
         hidden_size, depth = _BACKBONES[self.backbone.rpartition("_")[2]]
         published = {
@@ -114,7 +109,7 @@ def released_models(architecture: Architecture) -> dict[str, ReleasedModel]:
 
 
 def released_model(architecture: Architecture, name: str) -> ReleasedModel:
-    """The released model of a name, with or without its owner or the ending of its file.
+    """The released model of a name, with or without its owner or its file's ending.
 
     Raises:
         ValueError: there is none; the message names the nearest.
@@ -127,14 +122,12 @@ def released_model(architecture: Architecture, name: str) -> ReleasedModel:
 
 
 def recognise_released_model(architecture: Architecture, source: str | Path) -> ReleasedModel | None:
-    """The released model that a Hub id, a folder or a file is named after, or `None`.
-
-    A file may also lie in a folder of that name, or in the Hub's cache. Lightning checkpoints (`.ckpt`) are never
-    released models but somebody's own runs, wherever they lie.
-    """
+    """The released model that a Hub id, a folder or a file is named after, or `None`."""
     path = Path(source)
+    # Lightning checkpoints are somebody's own runs, whatever they are called.
     if path.suffix == ".ckpt":
         return None
+    # The name may be the file's, that of the folder around it, or the Hub cache's "models--OWNER--NAME".
     owned = f"models--{HUB_OWNER}--"
     cached = [part.removeprefix(owned) for part in path.parts if part.startswith(owned)]
     names = [path.name, path.name.partition(".")[0], path.parent.name, *cached]

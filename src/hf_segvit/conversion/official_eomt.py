@@ -1,13 +1,11 @@
-"""The weights of the official EoMT code (github.com/tue-mps/eomt) in our names.
+"""Official EoMT checkpoints (github.com/tue-mps/eomt) under our names.
 
-Its files hold a flat table of tensors with the backbone as timm (DINOv2, DeiT-III) or Transformers (DINOv3) names it.
-`read_official_eomt` reads dimensions off the tensors, adds a DINOv3 delta to its base, swaps the class head and
-resamples position embeddings where asked to, and returns a config and the weights that fit it.
+The files hold a flat table of tensors, with the backbone as timm (DINOv2, DeiT-III) or Transformers (DINOv3) names it.
+`read_official_eomt` reads dimensions off the tensors, adds a DINOv3 delta to its base, replaces the class head and
+resamples position embeddings on request, and returns a config and weights that fit.
 
-The weights of DINOv3 may not be passed on, so the released files hold, for the backbone, what training added to them;
-queries and heads are whole. Such a file loaded as it is would be noise: `is_delta` tells the two kinds apart. Position
-embeddings are a list without its rows and columns: the released models are square, `fit_positions` must be told of
-others.
+DINOv3's licence forbids passing its weights on, so those files hold, for the backbone, only the differences that
+training made; queries and heads are complete. `is_delta` tells the two kinds of file apart.
 """
 
 import math
@@ -39,17 +37,17 @@ _HEAD_KEY_MAP = (
     (r"upscale\.(\d+)\.(conv1\.weight|conv1\.bias|conv2\.weight)", r"eomt.upscale_block.block.\1.\2"),
     (r"upscale\.(\d+)\.norm\.(weight|bias)", r"eomt.upscale_block.block.\1.layernorm2d.\2"),
 )
-# What the released ViTs are, where their weights do not tell. The official code has no other families.
+# Settings of the two families that the official code has, which weights do not show.
 _TIMM_SETTINGS = {"layer_norm_eps": 1e-6, "hidden_act": "gelu"}
 _DINOV3_SETTINGS = {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "rope_theta": 100.0}
-_HEAD_CHANNELS = 64
-# Fields that are a convention or a choice and not read off the weights: `--set` may change them.
+_HEAD_CHANNELS = 64  # in all released ViTs
+# `--set` may change these: they are conventions or choices, not read off the weights.
 _FREE_FIELDS = {"num_attention_heads", "layer_norm_eps", "rope_theta", "hidden_act", "masked_attention_probabilities"}
 
 
 @dataclass
 class OfficialEoMT:
-    """An official checkpoint in our words.
+    """An official checkpoint in our terms.
 
     Attributes:
         fields: arguments of `EoMTConfig`, without labels.
@@ -67,7 +65,7 @@ class OfficialEoMT:
 
     @property
     def num_labels(self) -> int:
-        """Classes C that the class head knows, without no-object."""
+        """Classes C of the class head, without no-object."""
         return self.state_dict["class_predictor.weight"].shape[0] - 1
 
 
@@ -77,19 +75,16 @@ def read_official_eomt(
     """Read an official checkpoint.
 
     Args:
-        source: file, folder or Hub id. Of a folder the pickle comes first: repositories of the authors also hold a
-            `model.safetensors` in the format of Transformers.
-        options: what to change and what the tensors do not tell.
-        num_labels: classes C that the model is to have; with another number in the file, `reset_class_head` is needed.
-        released: the released model that it is, if it is one: tells the image size where positions are rotary.
-
-    Returns:
-        Config fields and weights that fit.
+        source: file, folder or Hub id.
+        options: what to change, and what the tensors do not show.
+        num_labels: classes C wanted; another number than the file's needs `reset_class_head`.
+        released: the released model in the file, if it is one; gives the image size if positions are rotary.
 
     Raises:
-        ValueError: the file is of another format, contradicts the options, is a delta without its base or the other way
-            round, or does not tell something that the options must give; the message says which.
+        ValueError: the file is of another format, contradicts the options, is a delta without its base or has a base
+            without being a delta, or lacks something that the options must give.
     """
+    # The pickle first: the authors' repositories also hold a model.safetensors in the format of Transformers.
     path = str(find_checkpoint(source, PICKLE_NAMES + SAFETENSORS_NAMES, options.revision))
     state_dict = strip_prefixes(read_checkpoint(path, options.max_bytes))
     if "q.weight" not in state_dict or not any(name.startswith(_BACKBONE) for name in state_dict):
@@ -99,18 +94,22 @@ def read_official_eomt(
     if state_dict.pop("criterion.empty_weight", None) is not None:
         notes.append("left out criterion.empty_weight: class weights of the loss, which follow from the config")
     check_weights(state_dict, path)
-    delta = is_delta(state_dict, path, options.base, released.base if released else None)
-    mean, std = _pixel_statistics(state_dict, delta)
-    probabilities = _masked_attention_probabilities(state_dict, delta, path, notes)
+    holds_delta = is_delta(state_dict, path, options.base, released.base if released else None)
+    mean, std = _pixel_statistics(state_dict, holds_delta)
+    probabilities = _masked_attention_probabilities(state_dict, holds_delta, path, notes)
 
     backbone_names = [name for name in state_dict if name.startswith(_BACKBONE)]
     notes += [f"left out {name}: used in pre-training only" for name in backbone_names if name.endswith("mask_token")]
     backbone = {name.removeprefix(_BACKBONE): state_dict.pop(name) for name in backbone_names}
     weights = _rename_backbone(backbone, path)
     settings = dict(_DINOV3_SETTINGS if POSITION_TABLE not in weights else _TIMM_SETTINGS)
-    if delta:
-        assert options.base is not None  # is_delta has seen to it
-        weights, base_settings = _add_base(weights, options.base, options.max_bytes)
+    if holds_delta:
+        assert options.base is not None  # checked by is_delta
+        differences = weights
+        base_weights, base_settings = backbone_of_base(options.base, options.max_bytes)
+        check_complete(differences, base_weights, f"the delta is for another backbone than --base {options.base}")
+        # In fp32: half precision would round small differences away.
+        weights = {name: base_weights[name].float() + delta.float() for name, delta in differences.items()}
         settings |= base_settings
         notes.append(f"added the differences of the file to the {len(weights)} weights of {options.base}")
     weights = fill_absent(weights)
@@ -127,42 +126,40 @@ def read_official_eomt(
     return OfficialEoMT(fields, state_dict, mean, std, notes)
 
 
-def _rename_head(state_dict: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+def _rename_head(state_dict: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     """Queries, heads and upscaling as `EoMTForUniversalSegmentation` names them."""
     head: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         matches = ((re.fullmatch(pattern, name), target) for pattern, target in _HEAD_KEY_MAP)
         ours = next((match.expand(target) for match, target in matches if match), None)
         if ours is None:
-            raise ValueError(f"{place}: {name!r} is no weight of the official EoMT code, and is not dropped in silence")
+            raise ValueError(
+                f"{path}: {name!r} is not a weight of the official EoMT code, and nothing is dropped silently"
+            )
         head[ours] = tensor
     return head
 
 
-def _rename_backbone(backbone: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+def _rename_backbone(backbone: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     """The backbone's weights as `PlainViTModel` names them."""
     if any(re.search(r"attn\.[qkv]_(proj|bias)|mlp\.fc1_[gx]|(^|\.)rope", name) for name in backbone):
         raise ValueError(
-            f"{place} has a backbone of the EVA family, of which the official EoMT code publishes no format; convert "
+            f"{path} has a backbone of the EVA family, which the official EoMT code does not have; convert "
             "the backbone alone with `hf-segvit convert timm`"
         )
     if "patch_embed.patch_embeddings.weight" in backbone:
-        return rename_dinov3(dinov3_names(backbone))
+        # The names are Transformers' except for these two prefixes.
+        renamed = {re.sub(r"^patch_embed\.", "embeddings.", name): tensor for name, tensor in backbone.items()}
+        return rename_dinov3({re.sub(r"^blocks\.", "layer.", name): tensor for name, tensor in renamed.items()})
     inner, outer = (backbone.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
     # timm packs gate and value into fc1: twice as many outputs as fc2 has inputs.
     packed = inner is not None and outer is not None and inner.shape[0] == 2 * outer.shape[1]
     key_map = timm_vit.KEY_MAP + timm_vit.MLP_KEY_MAPS["GluMlp" if packed else "Mlp"]
     weights = unpack(rename(backbone, key_map, (), "backbone of an official EoMT"))
     if POSITION_TABLE not in weights:
-        raise ValueError(f"{place}: its backbone has neither position embeddings nor the names of DINOv3")
+        raise ValueError(f"{path}: its backbone has neither position embeddings nor the names of DINOv3")
     weights[POSITION_TABLE] = weights[POSITION_TABLE].flatten(0, -2)
     return weights
-
-
-def _add_base(differences: dict[str, Tensor], base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    weights, settings = backbone_of_base(base, max_bytes)
-    check_complete(differences, weights, f"the delta is for another backbone than --base {base}")
-    return {name: weights[name].float() + differences[name].float() for name in differences}, settings
 
 
 def _fields_of(weights: dict[str, Tensor], head: Mapping[str, Tensor], settings: dict[str, Any]) -> dict[str, Any]:
@@ -178,28 +175,29 @@ def _fields_of(weights: dict[str, Tensor], head: Mapping[str, Tensor], settings:
 
 
 def _pixel_statistics(state_dict: dict[str, Tensor], delta: bool) -> tuple[list[float], list[float]]:
+    # A delta holds the difference to these, which is 0.
     imagenet = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    found = [state_dict.pop(f"encoder.pixel_{name}", None) for name in ("mean", "std")]
-    # fp32 buffers hold 0.4850000143...: six digits are what was written down.
+    statistics = [state_dict.pop(f"encoder.pixel_{name}", None) for name in ("mean", "std")]
+    # Six digits: fp32 buffers hold 0.4850000143... for 0.485.
     mean, std = (
         default if tensor is None or delta else [round(float(value), 6) for value in tensor.flatten()]
-        for tensor, default in zip(found, imagenet, strict=True)
+        for tensor, default in zip(statistics, imagenet, strict=True)
     )
     return mean, std
 
 
 def _masked_attention_probabilities(
-    state_dict: dict[str, Tensor], delta: bool, place: str, notes: list[str]
+    state_dict: dict[str, Tensor], delta: bool, path: str, notes: list[str]
 ) -> list[float] | None:
     tensor = state_dict.pop("attn_mask_probs", None)
     if tensor is None:
         return None
     if delta:
-        # The difference to an untrained model, whose probabilities are 1; the released runs are annealed to 0.
+        # It holds the difference to an untrained model, whose probabilities are 1; the released runs are annealed to 0.
         return [0.0] * tensor.numel()
     values = [float(value) for value in tensor.flatten()]
     if not all(0.0 <= value <= 1.0 for value in values):
-        raise ValueError(f"{place}: attn_mask_probs {values} are not probabilities")
+        raise ValueError(f"{path}: attn_mask_probs {values} are not probabilities")
     if any(values):
         notes.append(
             f"masked attention stays on, the file's probabilities are {values}; for a run whose annealing was finished "
@@ -208,27 +206,27 @@ def _masked_attention_probabilities(
     return values
 
 
-def _apply_fields(fields: dict[str, Any], given: Mapping[str, Any], place: str) -> None:
-    """Put what `--set` gives into the fields, refusing what contradicts the weights."""
+def _apply_fields(fields: dict[str, Any], given: Mapping[str, Any], path: str) -> None:
+    """Add what `--set` gives, refusing what contradicts the weights."""
     for name, value in given.items():
         if name == "masked_attention_probabilities" and isinstance(value, int | float):
             value = [value] * fields.get("num_query_layers", given.get("num_query_layers", 0))
         if name in ("image_size", "native_image_size", "num_labels"):
-            continue  # have their own rules
+            continue  # handled by fit_positions and _fit_class_head
         if name in fields and name not in _FREE_FIELDS and fields[name] != value:
-            raise ValueError(f"--set {name}={value}: the weights of {place} say {fields[name]}")
+            raise ValueError(f"--set {name}={value}: the weights of {path} say {fields[name]}")
         fields[name] = value
     if "num_attention_heads" not in fields:
         raise ValueError(
-            f"{place}: its width {fields['hidden_size']} is no multiple of {_HEAD_CHANNELS}, so the number of heads is "
-            "open; pass --set num_attention_heads=..."
+            f"{path}: its width {fields['hidden_size']} is not a multiple of {_HEAD_CHANNELS}, so the head count is "
+            "unknown; pass --set num_attention_heads=..."
         )
     if "num_query_layers" not in fields:
         raise ValueError(
-            f"{place} has no attn_mask_probs, so it does not tell how many blocks see the queries; pass "
+            f"{path} has no attn_mask_probs, so the number of blocks that see the queries is unknown; pass "
             "--set num_query_layers=..."
         )
-    # A file without probabilities is of a finished run: masks are only for training.
+    # Masks are for training only, and a file without probabilities is from a finished run.
     fields.setdefault("masked_attention_probabilities", [0.0] * fields["num_query_layers"])
 
 
@@ -247,46 +245,46 @@ def _fit_class_head(
             )
         return
     if not isinstance(num_labels, int) or num_labels < 1:
-        raise ValueError("--reset-class-head: say for which classes, with --labels or --set num_labels=...")
+        raise ValueError("--reset-class-head: name the classes, with --labels or --set num_labels=...")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # one file and one command give one folder
+        torch.manual_seed(0)  # the same command must write the same folder
         layer = nn.Linear(hidden_size, num_labels + 1, dtype=head["eomt.query.weight"].dtype)
     head |= {"class_predictor.weight": layer.weight.data, "class_predictor.bias": layer.bias.data}
     notes.append(f"replaced the class head by an untrained one for {num_labels} classes")
 
 
-# A complete file holds about 0.22 as pixel_std and about 1 in the final norm; a delta holds 0 and nearly 0.
+# pixel_std is about 0.22 in a complete file and 0 in a delta; the final norm's weights are about 1 and nearly 0.
 _ZERO = 1e-3
 _SMALL_NORM = 0.1
 
 
-def is_delta(state_dict: Mapping[str, Tensor], place: str, base: str | None, usual_base: str | None = None) -> bool:
-    """Whether a checkpoint is a delta, which must agree with whether a base is given.
+def is_delta(state_dict: Mapping[str, Tensor], path: str, base: str | None, usual_base: str | None = None) -> bool:
+    """Whether a checkpoint is a delta; a base must be given for a delta, and only then.
 
     Args:
         state_dict: the official checkpoint, prefixes stripped.
-        place: the file, for errors.
+        path: the file, for errors.
         base: folder or Hub id of the backbone, if one is given.
         usual_base: Hub id of the backbone that the file is known to need, for the error.
 
     Raises:
-        ValueError: a delta without base, or a base for a file that is complete.
+        ValueError: a delta without a base, or a base for a complete file.
     """
     delta = _holds_differences(state_dict)
     if delta is None:
-        delta = base is not None
+        delta = base is not None  # only the user can know
     if delta and base is None:
         raise ValueError(
-            f"{place} holds the difference to a backbone, not its weights, and is noise by itself; give it "
+            f"{path} holds the difference to a backbone, not its weights, and is noise by itself; give it "
             f"with --base {usual_base or 'facebook/dinov3-vitl16-pretrain-lvd1689m or the like'}"
         )
     if base is not None and not delta:
-        raise ValueError(f"{place} holds whole weights, not the difference to a backbone; convert it without --base")
+        raise ValueError(f"{path} holds whole weights, not the difference to a backbone; convert it without --base")
     return delta
 
 
 def _holds_differences(state_dict: Mapping[str, Tensor]) -> bool | None:
-    """True for a delta, False for a complete file, `None` where it cannot be seen."""
+    """True for a delta, False for a complete file, `None` if the tensors do not show it."""
     std = state_dict.get("encoder.pixel_std")
     if std is not None:
         return bool(std.float().abs().max() < _ZERO)
@@ -299,18 +297,8 @@ def _holds_differences(state_dict: Mapping[str, Tensor]) -> bool | None:
     return None
 
 
-def dinov3_names(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The official code's names of a DINOv3 backbone as Transformers has them."""
-    renamed = {re.sub(r"^patch_embed\.", "embeddings.", name): tensor for name, tensor in backbone.items()}
-    return {re.sub(r"^blocks\.", "layer.", name): tensor for name, tensor in renamed.items()}
-
-
 def rename_dinov3(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of Transformers' DINOv3 ViT as `PlainViTModel` names them.
-
-    Raises:
-        ValueError: a name that is not of DINOv3.
-    """
+    """Weights of Transformers' DINOv3 ViT as `PlainViTModel` names them."""
     dinov3 = transformers_dinov3
     gated = any(".mlp.gate_proj." in name for name in backbone)
     mlp_key_map = dinov3.GATED_MLP_KEY_MAP if gated else dinov3.PLAIN_MLP_KEY_MAP
@@ -318,18 +306,17 @@ def rename_dinov3(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def backbone_of_base(base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The published backbone that a delta is to be added to.
+    """The published backbone that a delta is added to.
 
     Args:
         base: folder or Hub id of a Transformers `dinov3_vit` checkpoint.
-        max_bytes: cap on the size of its files.
+        max_bytes: largest size of its files.
 
     Returns:
-        Its weights as `PlainViTModel` names them, and the config fields that its config.json tells: heads, epsilon of
-        the norms, base of the rotary frequencies.
+        Its weights as `PlainViTModel` names them, and the config fields in its config.json: heads, epsilon, rope_theta.
 
     Raises:
-        ValueError: it is no DINOv3 ViT, or damaged.
+        ValueError: it is not a DINOv3 ViT, or is damaged.
     """
     config, _ = PreTrainedConfig.get_config_dict(base)
     if config.get("model_type") != "dinov3_vit":
@@ -342,6 +329,7 @@ def backbone_of_base(base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict
     settings: dict[str, Any] = {
         name: config[name] for name in ("num_attention_heads", "layer_norm_eps") if name in config
     }
+    # Transformers 5 nests it, earlier versions do not.
     theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta"))
     if theta is not None:
         settings["rope_theta"] = theta
@@ -356,8 +344,8 @@ def fit_positions(
     Args:
         weights: of a `PlainViTModel`.
         fields: config fields; `image_size` is set.
-        given: what `--set` gives: `image_size`, and `native_image_size` where the file does not tell.
-        notes: told of a resampling.
+        given: the fields of `--set`: `image_size`, and `native_image_size` if the file does not show it.
+        notes: a resampling is added.
 
     Raises:
         ValueError: the size is open, or does not fit; the message says what to set.
@@ -379,7 +367,7 @@ def fit_positions(
 
 
 def _native_grid(length: int, patch_size: int, wanted: Any, native: Any) -> tuple[int, int]:
-    """Rows and columns of a table of position embeddings, which its length alone does not always tell."""
+    """Rows and columns of a table of position embeddings, which its length alone may not determine."""
     if native is not None:
         grid = _grid(native, patch_size)
         if math.prod(grid) != length:
@@ -388,6 +376,7 @@ def _native_grid(length: int, patch_size: int, wanted: Any, native: Any) -> tupl
                 "of the file"
             )
         return grid
+    # A square length may belong to a square image, as in all released models, or to another of the same area.
     side = math.isqrt(length)
     fits = wanted is not None and math.prod(_grid(wanted, patch_size)) == length
     if side * side == length:
@@ -400,7 +389,7 @@ def _native_grid(length: int, patch_size: int, wanted: Any, native: Any) -> tupl
     if fits:
         return _grid(wanted, patch_size)
     raise ValueError(
-        f"the file has {length} positions, which is no square; say for which image they are with "
+        f"the file has {length} positions, which is not a square number; name the size of their image with "
         "--set native_image_size=HEIGHT,WIDTH"
     )
 

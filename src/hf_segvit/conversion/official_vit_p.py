@@ -1,9 +1,8 @@
-"""The weights of the official ViT-P code (github.com/sajjad-sh33/ViT-P) in our names.
+"""Official ViT-P checkpoints (github.com/sajjad-sh33/ViT-P) under our names.
 
-Its files hold a flat table of tensors: a DINOv2 without CLS token, whose position embedding the points share, a linear
-encoder of points `cls_embeddings` and a linear `head`. The encoder takes (row, column) in [-1, 1]; one with four
-columns has not been seen, so their order must be told. Nothing is dropped but what the official model does not compute
-with.
+The files hold a flat table of tensors: a DINOv2 whose CLS position embedding the points share, a linear encoder of
+points `cls_embeddings`, and a linear `head`. The encoder takes (row, column) in [-1, 1]. No published file has an
+encoder of four columns, so the user must give their order.
 """
 
 import math
@@ -21,10 +20,10 @@ from .key_maps import CLS_POSITION, POSITION_TABLE, fill_absent, rename, unpack
 from .official_catalogue import ReleasedModel
 from .options import ConversionOptions
 
-# Our columns of the prompt encoder, and what the official code's two are.
+# Columns of the prompt encoder, ours and the official code's.
 COLUMNS = ("x", "y", "w", "h")
 OFFICIAL_COLUMNS = ("y", "x")
-# Conventions of the official code, which its weights depend on.
+# What the official code does without a setting; the weights depend on it.
 _CONVENTIONS = {
     "layer_norm_eps": 1e-6,
     "hidden_act": "gelu",
@@ -33,8 +32,10 @@ _CONVENTIONS = {
     "position_interpolation": "official",
     "point_origin": "corner",
 }
+# As timm names a DINOv2, except for the registers.
+_KEY_MAP = (*timm_vit.KEY_MAP, *timm_vit.MLP_KEY_MAPS["Mlp"], (r"register_tokens", r"embeddings.register_tokens"))
 _FREE_FIELDS = ("num_attention_heads", "image_size", "prompt_columns", "num_labels")
-_HEAD_CHANNELS = 64
+_HEAD_CHANNELS = 64  # in all DINOv2
 _NEEDED = ("cls_embeddings.weight", "head.weight", "head.bias", "pos_embed")
 _UNUSED = {
     "mask_token": "used in pre-training only",
@@ -44,12 +45,12 @@ _UNUSED = {
 
 @dataclass
 class OfficialViTP:
-    """An official checkpoint in our words.
+    """An official checkpoint in our terms.
 
     Attributes:
         fields: arguments of `ViTPConfig`, without labels.
         state_dict: weights of `ViTPForPointClassification`.
-        image_size: height and width that images are squashed to; not that of the position table, which is square.
+        image_size: height and width that images are squashed to; the position table may be of another, square size.
         notes: what was done besides renaming, and what was left out, a line each.
     """
 
@@ -60,7 +61,7 @@ class OfficialViTP:
 
     @property
     def num_labels(self) -> int:
-        """Classes C that the head knows."""
+        """Classes C of the head."""
         return self.state_dict["classifier.weight"].shape[0]
 
 
@@ -69,16 +70,12 @@ def read_official_vit_p(source: str, options: ConversionOptions, released: Relea
 
     Args:
         source: file, folder or Hub id.
-        options: what the tensors do not tell: `num_attention_heads` of unusual widths, `image_size` that images are
-            squashed to, `prompt_columns` of an encoder with four columns.
-        released: the released model that it is, if it is one.
-
-    Returns:
-        Config fields and weights that fit.
+        options: may give `num_attention_heads` of unusual widths, the `image_size` that images are squashed to, and the
+            `prompt_columns` of an encoder with four columns.
+        released: the released model in the file, if it is one.
 
     Raises:
-        ValueError: the file is of another format, contradicts the options, or does not tell something that the options
-            must give; the message says which.
+        ValueError: the file is of another format, contradicts the options, or lacks something that they must give.
     """
     unknown = sorted(options.fields.keys() - set(_FREE_FIELDS))
     if unknown:
@@ -97,14 +94,15 @@ def read_official_vit_p(source: str, options: ConversionOptions, released: Relea
     if encoder.shape[1] == 4 and "prompt_columns" in options.fields:
         notes.append("widths and heights of boxes are taken as shares of the image, from 0 to 1")
 
-    weights = unpack(rename(state_dict, _key_map(), (), "official ViT-P"))
+    weights = unpack(rename(state_dict, _KEY_MAP, (), "official ViT-P"))
+    # Row 0 belongs to the CLS token, which the official model replaces by the points.
     positions = weights[POSITION_TABLE].flatten(0, -2)
     weights[POSITION_TABLE] = positions[1:]
     weights = fill_absent(weights)
     fields = SourceBackbone(weights, (0, 0), dict(_CONVENTIONS)).config_fields()
     patch_size, side = fields["patch_size"], math.isqrt(len(positions) - 1)
     if side * side != len(positions) - 1:
-        raise ValueError(f"{path}: {len(positions) - 1} positions are no square grid, which the official code has")
+        raise ValueError(f"{path}: {len(positions) - 1} positions are not a square grid, as the official code has")
     fields["image_size"] = side * patch_size
     fields["num_attention_heads"] = _num_heads(fields["hidden_size"], options.fields.get("num_attention_heads"), path)
     own = {**weights, CLS_POSITION: positions[:1], "prompt_encoder.weight": encoder}
@@ -117,23 +115,19 @@ def read_official_vit_p(source: str, options: ConversionOptions, released: Relea
     return OfficialViTP(fields, state_dict, _input_size(size, patch_size), notes)
 
 
-def _key_map() -> tuple[tuple[str, str], ...]:
-    return (*timm_vit.KEY_MAP, *timm_vit.MLP_KEY_MAPS["Mlp"], (r"register_tokens", r"embeddings.register_tokens"))
-
-
-def _encoder_columns(weight: Tensor, order: Any, place: str) -> Tensor:
-    """The encoder (D, 2 or 4) with our four columns; what it lacks is 0, so a point gives the official token."""
+def _encoder_columns(weight: Tensor, order: Any, path: str) -> Tensor:
+    """The prompt encoder (D, 2 or 4) with our four columns; missing ones are 0, so points give the official token."""
     columns: Sequence[Any] = OFFICIAL_COLUMNS
     if order is not None:
         columns = order if isinstance(order, list) else [order]
     elif weight.shape[1] == 4:
         raise ValueError(
-            f"{place}: its point encoder has four columns, whose order no file tells; pass --set "
-            "prompt_columns=x,y,w,h, or whatever it is"
+            f"{path}: its point encoder has four columns, whose order is not in the file; pass --set "
+            "prompt_columns=x,y,w,h in the right order"
         )
     if len(columns) != weight.shape[1] or sorted(columns) != sorted(COLUMNS[: weight.shape[1]]):
         raise ValueError(
-            f"--set prompt_columns={','.join(map(str, columns))}: the encoder of {place} has {weight.shape[1]} "
+            f"--set prompt_columns={','.join(map(str, columns))}: the encoder of {path} has {weight.shape[1]} "
             f"columns; name each of {', '.join(COLUMNS[: weight.shape[1]])} once"
         )
     ours = weight.new_zeros(weight.shape[0], len(COLUMNS))
@@ -142,10 +136,10 @@ def _encoder_columns(weight: Tensor, order: Any, place: str) -> Tensor:
     return ours
 
 
-def _num_heads(hidden_size: int, given: Any, place: str) -> int:
+def _num_heads(hidden_size: int, given: Any, path: str) -> int:
     if given is None and hidden_size % _HEAD_CHANNELS:
         raise ValueError(
-            f"{place}: its width {hidden_size} is no multiple of {_HEAD_CHANNELS}, so the number of heads is open; "
+            f"{path}: its width {hidden_size} is not a multiple of {_HEAD_CHANNELS}, so the head count is unknown; "
             "pass --set num_attention_heads=..."
         )
     return given if given is not None else hidden_size // _HEAD_CHANNELS

@@ -1,4 +1,7 @@
-"""What a conversion may be told besides source and destination, and how the command line's words for it are read."""
+"""Options of a conversion, and how the command line's words for them are read.
+
+`ConversionOptions` holds them; `read_labels` reads class names, `parse_fields` the words after `--set`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,26 +13,25 @@ from ..data.label_tables import LABEL_TABLES, label_table
 from ..lookup import suggestion
 from .checkpoint_files import DEFAULT_MAX_BYTES
 
-# Settings of a conversion that are no field of the config.
+# Settings of a conversion that are not config fields: the image size of the file's position embeddings if that is not
+# square, and the order of columns in a ViT-P encoder of boxes.
 EXTRA_FIELDS = ("num_labels", "native_image_size", "prompt_columns")
 
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """What a conversion may be told.
+    """What a conversion takes besides source and destination.
 
     Attributes:
-        fields: config fields that the weights do not tell, or that are to change; `native_image_size` is the size that
-            the file's position embeddings are for, where that is not a square, and `prompt_columns` the order of a
-            ViT-P encoder of boxes.
-        base: folder or Hub id of the backbone that a delta file is to be added to.
-        model: id of the released model that the file is, where its path does not say.
+        fields: config fields that the weights do not show, or that are to change, and `EXTRA_FIELDS`.
+        base: folder or Hub id of the backbone that a delta file is added to.
+        model: id of the released model in the file, if its path does not tell.
         labels: name of a published label table, or a file of labels.
         task: `"panoptic"`, `"instance"` or `"semantic"`.
         reset_class_head: replace the class head by a new one, for other labels.
         revision: branch, tag or commit of a Hub repository.
-        max_bytes: cap on the size of files that are read.
-        check: compare with a reference by a forward pass where there is one.
+        max_bytes: largest size of the files that are read.
+        check: compare outputs with the source model's, if it can be run.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -49,7 +51,7 @@ class Labels:
 
     Attributes:
         id2label: class number to name.
-        stuff_classes: numbers of the stuff classes; `None` where it is not known which are.
+        stuff_classes: numbers of the stuff classes; `None` if unknown.
         title: the published label set, or the file.
     """
 
@@ -59,21 +61,19 @@ class Labels:
 
 
 def read_labels(source: str) -> Labels:
-    """Read the classes of a model.
-
-    Args:
-        source: name of a published label table; or a file that `read_classes` reads.
+    """Read the classes of a model from a published label table or a file that `read_classes` reads.
 
     Raises:
-        ValueError: there is no such table and no such file, or the file is not of these forms; numbers are not 0 to
-            n - 1, or a name is empty or there twice.
+        ValueError: there is no such table or file, or the file does not name the classes 0 to n - 1, each once.
     """
     if source in LABEL_TABLES:
         table = label_table(source)
         return Labels(table.id2label, table.stuff_classes, table.title)
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"labels {source!r} are no file and no published table; tables are {', '.join(LABEL_TABLES)}")
+        raise ValueError(
+            f"labels {source!r} are neither a file nor a published table; the tables are {', '.join(LABEL_TABLES)}"
+        )
     classes = read_classes(path, of_model=True)
     stuff_classes = classes.stuff_classes if classes.states_things else None
     return Labels(dict(enumerate(classes.names)), stuff_classes, path.name)
@@ -84,13 +84,13 @@ def parse_fields(settings: Sequence[str], known: Sequence[str]) -> dict[str, Any
 
     Args:
         settings: words such as `num_attention_heads=4`, `image_size=64,96` or `layer_norm_eps=1e-5`.
-        known: names of the fields there are, besides `EXTRA_FIELDS`.
+        known: names of the existing fields, besides `EXTRA_FIELDS`.
 
     Returns:
-        Fields to numbers, booleans, `None`, strings or, with commas, lists of them.
+        Field to number, boolean, `None` or string, or to a list of them if the value has commas.
 
     Raises:
-        ValueError: a word has no `=`, a field is given twice or does not exist; the message names the nearest.
+        ValueError: a word has no `=`, or a field is given twice or does not exist.
     """
     fields: dict[str, Any] = {}
     for setting in settings:
@@ -101,7 +101,7 @@ def parse_fields(settings: Sequence[str], known: Sequence[str]) -> dict[str, Any
             raise ValueError(f"--set {name}: given twice")
         choices = [*known, *EXTRA_FIELDS]
         if name not in choices:
-            # A name that leaves out a word is no near one by its letters: num_heads for num_attention_heads.
+            # A name that lacks a word is not near by its letters: num_heads for num_attention_heads.
             near = [choice for choice in choices if set(name.split("_")) <= set(choice.split("_"))]
             raise ValueError(f"--set {name}: no such field; {suggestion(name, near[:1] or choices)}")
         values = [_value(part) for part in text.split(",")]
@@ -113,9 +113,9 @@ def _value(text: str) -> Any:
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in words:
         return words[text.lower()]
-    for number in (int, float):
+    for number_type in (int, float):  # int first: 4 must not become 4.0
         try:
-            return number(text)
+            return number_type(text)
         except ValueError:
             continue
     return text

@@ -1,4 +1,8 @@
-"""What becomes of each kind of source of `hf-segvit convert`: a model in memory, and what goes into its folder too."""
+"""Convert each kind of source of `hf-segvit convert` to a model in memory.
+
+Official EoMT and ViT-P checkpoints, Transformers' `eomt`, timm models and other backbones; each function returns a
+`Converted` with the model, its image processor and what the model card says.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,12 +39,12 @@ from .to_transformers import compare_outputs, compare_with_transformers, transfo
 
 @dataclass
 class Converted:
-    """A converted model and what goes with it.
+    """A converted model and what is written with it.
 
     Attributes:
         model: in memory.
-        processor: its image processor; of a backbone, what normalises images as in its pre-training.
-        lines: what was done.
+        processor: its image processor; of a backbone, one with the normalisation of its pre-training.
+        lines: report of what was done.
         card: arguments of `make_model_card`.
         results: published evaluations.
     """
@@ -53,16 +57,16 @@ class Converted:
 
 
 def from_official_eomt(source: str, options: ConversionOptions) -> Converted:
-    """A checkpoint of the official EoMT code; see `read_official_eomt`.
+    """Convert a checkpoint of the official EoMT code; see `read_official_eomt`.
 
     Raises:
-        ValueError: see there; also if neither the path nor the options tell task and labels.
+        ValueError: see there; also if task and labels are unknown.
     """
     released = _released("eomt", source, options)
     task = options.task or (released.task if released else None)
     if task is None:
         raise ValueError(
-            f"{source} is none of the released models by its name, and its weights do not tell what it is for; pass "
+            f"{source} is not named after a released model, and its weights do not show its task; pass "
             f"--task {'|'.join(TASKS)} and --labels, or --model with the name of a released model"
         )
     labels, num_labels = _labels_asked_for(options, released)
@@ -73,20 +77,31 @@ def from_official_eomt(source: str, options: ConversionOptions) -> Converted:
     try:
         config = EoMTConfig(**official.fields, id2label=labels.id2label, label2id=label2id)
     except StrictDataclassError as error:
-        # Only `--set` brings in what the fields' types do not allow.
+        # Only `--set` can give a field a value of the wrong type.
         raise ValueError(f"--set: {' '.join(str(error).split())}") from error
     remedy = f"{source} is damaged, or of a backbone that is not supported"
     model = whole_model(EoMTForUniversalSegmentation, config, official.state_dict, remedy)
     lines = mapping_lines(official.state_dict) + official.notes
-    processor = _processor(model.config, task, labels, official.pixel_mean, official.pixel_std, released)
-    lines.append("not compared: the official code is no library; the folder is read back and checked instead")
+    height, width = config.image_height_width
+    processor = EoMTImageProcessor(
+        task=task,
+        size={"height": height, "width": width},
+        image_mean=official.pixel_mean,
+        image_std=official.pixel_std,
+        num_labels=config.num_labels,
+        stuff_classes=(labels.stuff_classes or []) if task == "panoptic" else [],
+        **(released.thresholds if released else {}),
+    )
+    lines.append(
+        "not compared: the official code is not an installable library; the folder is read back and checked instead"
+    )
     changed = "the class head is new" if options.reset_class_head else ""
     changed = changed or ("the image size was changed" if "image_size" in options.fields else "")
     return Converted(model, processor, lines, **_card_of(released, changed))
 
 
 def _released(architecture: Architecture, source: str, options: ConversionOptions) -> ReleasedModel | None:
-    """The released model that the options name or the source is named after."""
+    """The released model that `--model` or the path names."""
     if options.model:
         released: ReleasedModel | None = released_model(architecture, options.model)
     else:
@@ -97,7 +112,7 @@ def _released(architecture: Architecture, source: str, options: ConversionOption
 
 
 def _labels_asked_for(options: ConversionOptions, released: ReleasedModel | None) -> tuple[Labels | None, int | None]:
-    """The labels that the model is to have, as far as known, and how many the file must have or get."""
+    """The labels that the model is to have, if known, and how many the file must have or get."""
     labels = read_labels(options.labels) if options.labels else None
     if labels is None and released is not None and "num_labels" not in options.fields:
         labels = read_labels(released.labels)
@@ -136,28 +151,8 @@ def _check_released(
         )
 
 
-def _processor(
-    config: EoMTConfig,
-    task: str,
-    labels: Labels,
-    mean: list[float],
-    std: list[float],
-    released: ReleasedModel | None,
-) -> EoMTImageProcessor:
-    height, width = config.image_height_width
-    return EoMTImageProcessor(
-        task=task,
-        size={"height": height, "width": width},
-        image_mean=mean,
-        image_std=std,
-        num_labels=config.num_labels,
-        stuff_classes=(labels.stuff_classes or []) if task == "panoptic" else [],
-        **(released.thresholds if released else {}),
-    )
-
-
 def _card_of(released: ReleasedModel | None, changed: str = "") -> dict[str, Any]:
-    """What a model card says of a released model, whose published results hold unless something was changed."""
+    """Card and results of a released model, whose published results hold unless something was changed."""
     if released is None:
         return {}
     data, split = {
@@ -179,17 +174,15 @@ def _card_of(released: ReleasedModel | None, changed: str = "") -> dict[str, Any
         text += " The results below are those that the authors published; they were not measured again."
         results = [{"task": released.task, "dataset": data, "split": split, "metrics": dict(released.metrics)}]
     license_id = "other" if released.base else "mit"
-    return {
-        "card": {"training_data": text, "license": license_id, "base_model": released.repository},
-        "results": results,
-    }
+    card = {"training_data": text, "license": license_id, "base_model": released.repository}
+    return {"card": card, "results": results}
 
 
 def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted:
-    """An `eomt` or `eomt_dinov3` checkpoint of Transformers.
+    """Convert an `eomt` or `eomt_dinov3` checkpoint of Transformers.
 
     Raises:
-        ValueError: it is of another type, damaged, or does not give the same outputs here.
+        ValueError: it is of another type, damaged, or gives other outputs here.
     """
     where: dict[str, Any] = {"revision": options.revision or "main"}
     raw_config, _ = PreTrainedConfig.get_config_dict(source, **where)
@@ -218,10 +211,13 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
         if labels.stuff_classes is not None:
             processor.stuff_classes = labels.stuff_classes
     if options.task:
+        # `None`: whether images are split into windows follows from the task.
         settings = processor.to_dict() | {"task": options.task, "do_split_image": None}
         processor = EoMTImageProcessor(**settings)
-    check = _compared_with_transformers(model, state_dict, source, where) if options.check else "not compared, as asked"
-    lines.append(check)
+    if options.check:
+        lines.append(_compared_with_transformers(model, state_dict, source, where))
+    else:
+        lines.append("not compared, as asked")
     return Converted(model, processor, lines, **_card_of(recognise_released_model("eomt", source)))
 
 
@@ -233,7 +229,7 @@ def _compared_with_transformers(
         None, config=config, state_dict=state_dict, output_loading_info=True
     )
     if loading["missing_keys"]:
-        # Checkpoints with other names of a gated MLP load there with random numbers in its place.
+        # Checkpoints with other names of a gated MLP load there with random numbers instead of its weights.
         return f"not compared: this version of Transformers does not find {min(loading['missing_keys'])} in it"
     return compare_with_transformers(model, theirs, tolerance=1e-4)
 
@@ -241,15 +237,10 @@ def _compared_with_transformers(
 def whole_model(cls: Any, config: PlainViTConfig, state_dict: dict[str, torch.Tensor], remedy: str) -> Any:
     """A model with exactly these weights, in their precision.
 
-    Args:
-        cls: its class.
-        config: its configuration.
-        state_dict: under its names.
-        remedy: ends the message where the weights do not fit.
-
     Raises:
-        ValueError: a weight is missing, left over or of another shape.
+        ValueError: a weight is missing, left over or of another shape; the message ends with `remedy`.
     """
+    # On meta, names and shapes cost no memory.
     with torch.device("meta"):
         expected = cls(config).state_dict()
     check_complete(state_dict, expected, remedy)
@@ -257,7 +248,7 @@ def whole_model(cls: Any, config: PlainViTConfig, state_dict: dict[str, torch.Te
 
 
 def from_timm(source: str, options: ConversionOptions) -> Converted:
-    """A backbone of timm: `timm/NAME` downloads its weights, a file needs `options.model` to say which it holds.
+    """Convert a backbone of timm: `timm/NAME` is downloaded, a file needs `options.model` to name its model.
 
     Raises:
         ValueError: the name is unknown, the weights are of another model, or the outputs differ from timm's.
@@ -269,11 +260,11 @@ def from_timm(source: str, options: ConversionOptions) -> Converted:
 
 
 def from_any_backbone(source: str, options: ConversionOptions) -> Converted:
-    """What `from_backbone` takes, also of a family that another package offers.
+    """Convert any source that `from_backbone` takes, including families of other packages.
 
     Raises:
-        ValueError: as for `convert_backbone`, or the outputs differ from those of the source.
-        OSError: it does not say how its images were normalised.
+        ValueError: as for `convert_backbone`, or the outputs differ from the source's.
+        OSError: the source does not state how its images were normalised.
     """
     sizes = _sizes(options)
     reference, weights = load_backbone(source, with_weights=True)
@@ -296,12 +287,13 @@ def _backbone(
     options: ConversionOptions,
     lines: list[str],
 ) -> Converted:
+    # Compared at the source's own size: its code may resample positions otherwise.
     native_fields, native_weights = convert_backbone(reference, state_dict=weights)
     model = _plain_vit(native_fields, native_weights)
     lines += mapping_lines(native_weights)
     lines.append(_compared(model, reference) if options.check else "not compared, as asked")
     if any(sizes.values()):
-        del model, native_weights
+        del model, native_weights  # two of a 7B at once would need twice the memory
         model = _plain_vit(*convert_backbone(reference, **sizes, state_dict=weights))
         lines.append(f"resampled to image_size={model.config.image_size}, patch_size={model.config.patch_size}")
     height, width = model.config.image_height_width
@@ -351,10 +343,10 @@ def _compared(model: PlainViTModel, reference: Any) -> str:
 
 
 def from_official_vit_p(source: str, options: ConversionOptions) -> Converted:
-    """A checkpoint of the official ViT-P code; see `read_official_vit_p`.
+    """Convert a checkpoint of the official ViT-P code; see `read_official_vit_p`.
 
     Raises:
-        ValueError: see there; also if the file is not the released model that it is called, or the labels do not fit.
+        ValueError: see there; also if the file is not the released model that its name says, or the labels do not fit.
     """
     released = _released("vit_p", source, options)
     official = read_official_vit_p(source, options, released)
@@ -376,17 +368,12 @@ def from_official_vit_p(source: str, options: ConversionOptions) -> Converted:
         id2label=labels.id2label,
     )
     lines = mapping_lines(official.state_dict) + official.notes
-    if released is not None:
-        lines.append(f"published for the masks of {released.generator} on {labels.title}")
-    return Converted(model, processor, lines, card=_point_card(released))
-
-
-def _point_card(released: ReleasedModel | None) -> dict[str, Any]:
     if released is None:
-        return {}
+        return Converted(model, processor, lines)
+    lines.append(f"published for the masks of {released.generator} on {labels.title}")
     text = (
         f"The training split of {released.label_table.title}, by the authors of ViT-P (their file `{released.id}.pth` "
         f"of `{released.repository}`), for the masks of {released.generator}. They do not state a licence of the "
         "weights."
     )
-    return {"training_data": text, "base_model": released.repository}
+    return Converted(model, processor, lines, card={"training_data": text, "base_model": released.repository})

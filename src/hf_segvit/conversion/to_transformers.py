@@ -1,8 +1,8 @@
-"""Our EoMT as a folder that stock Transformers loads, without this package: its own `eomt` or `eomt_dinov3`.
+"""Export an EoMT to a folder that stock Transformers loads: its `eomt` or `eomt_dinov3`.
 
-Learned positions become `eomt`, rotary ones `eomt_dinov3`. What neither can express is refused with the reason; the
-written folder computes the same, which is checked by a forward pass of both on one random image; `compare_outputs`
-serves the conversions in the other direction too.
+Learned positions become `eomt`, rotary ones `eomt_dinov3`. Weights, image processor and configuration are translated,
+and what neither model type can express is refused with the reason. A forward pass of both models on one random image
+checks that they agree; `compare_outputs` serves the conversions in the other direction too.
 """
 
 import dataclasses
@@ -47,20 +47,20 @@ def export_to_transformers(
     Args:
         model_or_folder: a model, or where `from_pretrained` finds one.
         destination: the folder, which appears complete or not at all.
-        processor: image processor of the model; `None` takes the one of the folder, and with a model in memory that of
-            the config's image size.
-        overwrite: replace a model folder that is there.
+        processor: image processor of the model; by default the folder's, and for a model in memory one of the config's
+            image size.
+        overwrite: replace an existing model folder.
         check: compare both models' outputs on a random image before the folder appears.
-        revision: branch, tag or commit, where the source is a Hub id.
-        max_bytes: cap on the size of the weights read.
+        revision: branch, tag or commit, if the source is a Hub id.
+        max_bytes: largest size of the weights.
 
     Returns:
-        Lines that tell what was done and what behaves otherwise there.
+        Lines that report what was done and what behaves differently there.
 
     Raises:
         ValueError: Transformers cannot express the model, or the destination is taken; nothing was written.
     """
-    check_destination(destination, overwrite)
+    check_destination(destination, overwrite)  # before the weights are read
     model: EoMTForUniversalSegmentation
     if isinstance(model_or_folder, EoMTForUniversalSegmentation):
         model = model_or_folder
@@ -89,43 +89,42 @@ def export_to_transformers(
 def transformers_state_dict(
     model: EoMTForUniversalSegmentation, config: EomtConfig | EomtDinov3Config, notes: list[str]
 ) -> dict[str, Tensor]:
-    """The weights of the same model in Transformers.
+    """The weights of the same model in Transformers, under its names.
 
     Args:
         model: ours.
-        config: theirs, of `transformers_config`.
-        notes: told what was filled in.
-
-    Returns:
-        Their names to our tensors.
+        config: theirs, from `transformers_config`.
+        notes: what behaves differently there is added.
 
     Raises:
-        ValueError: the weights do not make a whole model of theirs.
+        ValueError: the weights do not make a complete model there.
     """
     check_weights(model.state_dict(), "the model")
     renamed = {_their_name(name, config): tensor for name, tensor in model.state_dict().items()}
     with torch.device("meta"):
         expected = transformers_class(config)(config).state_dict()
+    # Which names a gated MLP has depends on the installed version, so look at its model.
     if any(".mlp.weights_in." in name for name in expected):
         renamed = _pack_gates(renamed)
     if isinstance(config, EomtConfig) and config.use_swiglu_ffn:
         notes.append(f"the gated MLPs are named as in Transformers {transformers.__version__}; other versions differ")
     probabilities = torch.tensor(masked_attention_probabilities(model.config))
+    # Transformers stores the weight of no-object in the loss as a buffer.
     class_weights = torch.ones(len(model.class_predictor.bias))
     class_weights[-1] = model.config.no_object_weight
     renamed |= {"attn_mask_probs": probabilities, "criterion.empty_weight": class_weights}
     like = model.class_predictor.weight
     for name in expected.keys() - renamed.keys():
         if name.endswith(".k_proj.bias"):
-            renamed[name] = like.new_zeros(expected[name].shape)  # keys without bias: the same function
+            renamed[name] = like.new_zeros(expected[name].shape)  # the same function as without a bias
         elif name.endswith(".lambda1"):
-            renamed[name] = like.new_ones(expected[name].shape)  # blocks without LayerScale
+            renamed[name] = like.new_ones(expected[name].shape)  # the same function as without LayerScale
     check_complete(renamed, expected, f"Transformers {transformers.__version__} does not have the same EoMT")
     return renamed
 
 
 def transformers_class(config: EomtConfig | EomtDinov3Config) -> Any:
-    """The model class of Transformers for a configuration of its."""
+    """Transformers' model class for one of its configurations."""
     return EomtForUniversalSegmentation if isinstance(config, EomtConfig) else EomtDinov3ForUniversalSegmentation
 
 
@@ -139,7 +138,7 @@ def _their_name(name: str, config: EomtConfig | EomtDinov3Config) -> str:
 
 
 def _pack_gates(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gate and value in one matrix, as Transformers up to 5.17 has them in `eomt`."""
+    """Gate and value in one matrix, as `eomt` has them in Transformers up to 5.17."""
     packed: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         gate = re.fullmatch(r"(.+\.mlp\.)gate_proj\.(.+)", name)
@@ -151,19 +150,15 @@ def _pack_gates(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transformers_image_processor(processor: EoMTImageProcessor, notes: list[str]) -> EomtImageProcessor:
-    """The image processor of Transformers that prepares images alike.
-
-    Args:
-        processor: ours.
-        notes: told what is left behind.
+    """Transformers' image processor with the same preprocessing; what it cannot store is added to `notes`.
 
     Raises:
-        ValueError: its input is not square.
+        ValueError: the input is not square.
     """
     height, width = processor.size["height"], processor.size["width"]
     if height != width:
         raise inexpressible(f"an image processor for {height} x {width} pixels; its inputs are square")
-    # `do_pad` goes out only: of a checkpoint of theirs it is not read, and stays at our default.
+    # `do_pad` is exported but not read from checkpoints of theirs, for which our default holds.
     settings = {name: getattr(processor, name) for name in (*SHARED_SETTINGS, "do_pad")}
     if processor.stuff_classes:
         notes.append(
@@ -171,14 +166,16 @@ def transformers_image_processor(processor: EoMTImageProcessor, notes: list[str]
             "processor does not store them"
         )
     if processor.do_reduce_labels:
-        settings["ignore_index"] = processor.ignore_index  # there it also means that labels are counted from 1
+        settings["ignore_index"] = processor.ignore_index  # there it also makes labels count from 1
+    # A split image is scaled by its shorter side, any other to fit inside the square.
     size: dict[str, Any] = {"shortest_edge": height, "longest_edge": None if processor.do_split_image else height}
     return EomtImageProcessor(size=size, **settings)
 
 
-# Fields that mean the same there under the same name.
+# Fields with the same name and meaning there.
 _SHARED_FIELDS = (*SHARED_FIELDS, "patch_size", "id2label", "label2id")
-# Fields that the functions below translate, or that have no bearing on what the model computes.
+# Fields that the functions below translate, or that do not change what the model computes. Any other field must have
+# its default: a field added later is then refused instead of lost.
 _OTHER_FIELDS = {
     "image_size",
     "intermediate_size",
@@ -196,16 +193,10 @@ _OTHER_FIELDS = {
 
 
 def transformers_config(config: EoMTConfig) -> tuple[EomtConfig | EomtDinov3Config, list[str]]:
-    """The configuration of the same model in Transformers.
-
-    Args:
-        config: of our model.
-
-    Returns:
-        Theirs, and notes on what behaves otherwise there.
+    """The configuration of the same model in Transformers, and notes on what behaves differently there.
 
     Raises:
-        ValueError: Transformers cannot express the model; the message says why.
+        ValueError: Transformers cannot express the model.
     """
     _refuse_foreign_fields(config)
     notes = _probability_notes(config)
@@ -223,15 +214,9 @@ def transformers_config(config: EoMTConfig) -> tuple[EomtConfig | EomtDinov3Conf
         raise inexpressible(
             f"gate_act={config.gate_act!r} beside hidden_act={config.hidden_act!r}; eomt_dinov3 has one field for both"
         )
+    fields |= {name: getattr(config, name) for name in ("intermediate_size", "key_bias")}
     rope = {"rope_type": "default", "rope_theta": float(config.rope_theta)}
-    dinov3 = EomtDinov3Config(
-        **fields,
-        intermediate_size=config.intermediate_size,
-        use_gated_mlp=gated,
-        key_bias=config.key_bias,
-        rope_parameters=rope,
-    )
-    return dinov3, notes
+    return EomtDinov3Config(**fields, use_gated_mlp=gated, rope_parameters=rope), notes
 
 
 def _refuse_foreign_fields(config: EoMTConfig) -> None:
@@ -245,10 +230,9 @@ def _refuse_foreign_fields(config: EoMTConfig) -> None:
             f"image_size={height} x {width}; its position table and mask grid are square. Give the "
             "model a square image_size first"
         )
+    general = {field.name for field in dataclasses.fields(transformers.PreTrainedConfig)}
     for field in dataclasses.fields(EoMTConfig):
-        known = field.name in _SHARED_FIELDS or field.name in _OTHER_FIELDS
-        general = field.name in {other.name for other in dataclasses.fields(transformers.PreTrainedConfig)}
-        if known or general or field.default is dataclasses.MISSING:
+        if field.name in general.union(_SHARED_FIELDS, _OTHER_FIELDS) or field.default is dataclasses.MISSING:
             continue
         value = getattr(config, field.name)
         if value != field.default:
@@ -266,7 +250,7 @@ def _mlp_ratio(config: EoMTConfig) -> int:
     if config.mlp_type == "swiglu":
         if config.gate_act != "silu":
             raise inexpressible(f"gate_act={config.gate_act!r}; the gate of eomt is silu")
-        # Two thirds of a plain MLP's width, rounded up to a multiple of 8.
+        # Its width is two thirds of a plain MLP's, rounded up to a multiple of 8, which has no inverse: try them.
         ratios = [ratio for ratio in range(1, 33) if (int(hidden_size * ratio * 2 / 3) + 7) // 8 * 8 == width]
     else:
         ratios = [width // hidden_size] if width % hidden_size == 0 else []
@@ -276,7 +260,7 @@ def _mlp_ratio(config: EoMTConfig) -> int:
 
 
 def masked_attention_probabilities(config: EoMTConfig) -> list[float]:
-    """The probabilities that Transformers keeps beside the weights: 0 where a model is never masked."""
+    """The probabilities that Transformers stores beside the weights, 0 for a model that is never masked."""
     if not config.masked_attention:
         return [0.0] * config.num_query_layers
     return [float(p) for p in config.masked_attention_probabilities or ()]
@@ -305,16 +289,13 @@ def _probability_notes(config: EoMTConfig) -> list[str]:
 def compare_with_transformers(ours: EoMTForUniversalSegmentation, theirs: Any, tolerance: float) -> str:
     """Compare with Transformers' `eomt` or `eomt_dinov3`, both without attention masks.
 
-    Masks are a step function of logits: where one is nearly 0 they may differ though all weights are equal. What is
-    compared passes through all weights all the same.
-
     Args:
-        ours: our model; left as it was.
-        theirs: Transformers' model; left as it was, in evaluation mode.
+        ours: our model; unchanged afterwards.
+        theirs: Transformers' model; unchanged afterwards, but in evaluation mode.
         tolerance: as for `compare_outputs`.
 
     Returns:
-        A line that says what was compared and how close it is.
+        A line that reports what was compared and how close it is.
 
     Raises:
         ValueError: the outputs differ by more.
@@ -323,6 +304,8 @@ def compare_with_transformers(ours: EoMTForUniversalSegmentation, theirs: Any, t
     weight = next(ours.parameters())
     generator = torch.Generator().manual_seed(0)
     pixel_values = torch.randn(1, config.num_channels, *size, generator=generator).to(weight.device, weight.dtype)
+    # Masks are a step function of logits, so a logit near 0 may differ although all weights are equal. The outputs
+    # without masks pass through all weights too.
     kept = ours.training, config.masked_attention_probabilities, theirs.attn_mask_probs.clone()
     try:
         config.masked_attention_probabilities = [0.0] * config.num_query_layers
@@ -344,20 +327,20 @@ def compare_outputs(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], toleran
 
     Args:
         pairs: name to our output and the reference's.
-        tolerance: largest difference allowed, as a share of the reference's largest value (1 at least). In half
-            precision eight of its rounding steps are allowed.
-        reference: what the second ones come from, for the message.
+        tolerance: largest difference allowed in fp32, as a share of the reference's largest value (1 at least).
+        reference: name of the other model, for the message.
 
     Returns:
-        A line that says how close they are.
+        A line that reports how close they are.
 
     Raises:
-        ValueError: they differ by more; the message names the output and the difference.
+        ValueError: shapes differ, or values by more than allowed.
     """
     worst = 0.0
     for name, (ours, theirs) in pairs.items():
         if ours.shape != theirs.shape:
             raise ValueError(f"{name} has shape {tuple(ours.shape)} here and {tuple(theirs.shape)} in {reference}")
+        # Half precision: eight rounding steps.
         allowed = tolerance if ours.dtype == torch.float32 else 8 * torch.finfo(ours.dtype).eps
         scale = max(1.0, float(theirs.float().abs().max()))
         difference = float((ours.float() - theirs.float()).abs().max()) / scale

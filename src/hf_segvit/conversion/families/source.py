@@ -1,4 +1,8 @@
-"""What a family of backbones is, and what it hands over: our parameter names, and settings that tensors do not tell."""
+"""The interface of a backbone family, and the backbone it returns.
+
+`BackboneFamily` is what a family implements, `SourceBackbone` its result: weights under our names, and the settings
+that tensors do not show. The rest are small functions for families of Transformers.
+"""
 
 import re
 from collections.abc import Mapping
@@ -13,42 +17,42 @@ from ..key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL, POSITION_TABLE, RE
 class BackboneFamily(Protocol):
     """A family of backbones, as a module or any other object.
 
-    It may also have `features(model, pixel_values)`: what the backbone computes of images (B, channels, H, W), as
-    `PlainViTModel` orders it: (B, CLS + registers + patches, D) after the last norm, or `None` where that cannot be
-    compared. `hf-segvit convert` then checks the converted model by it.
+    It may also have `features(model, pixel_values)`, which takes images (B, channels, H, W) and returns tokens in
+    the order of `PlainViTModel`, (B, CLS + registers + patches, D) after the last norm, or `None` if they cannot be
+    compared. `hf-segvit convert` checks the converted model against it.
 
     Attributes:
-        FAMILY: what it is, for messages.
-        MODELS: the models that it converts: `model_type` of those of Transformers, and the class of others, such as
+        FAMILY: name of the family, for messages.
+        MODELS: what it converts: the `model_type` of Transformers' models, and the class of others, such as
             `"timm.models.eva.Eva"`.
     """
 
     @property
-    def FAMILY(self) -> str: ...  # noqa: D102 - read only, so that a constant of a module will do
+    def FAMILY(self) -> str: ...  # noqa: D102 - a read-only property, so that a module constant satisfies it
     @property
     def MODELS(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def convert(self, model: Any, state_dict: Mapping[str, Tensor]) -> "SourceBackbone":
-        """The backbone in our names.
+        """The backbone under our names.
 
         Args:
-            model: the module; says what the weights do not. It may be on the meta device.
+            model: the module, for the settings; it may be on the meta device.
             state_dict: its weights, or others of the same names.
 
         Raises:
-            ValueError: a part that the plain ViT does not have, or a weight that it has no place for.
+            ValueError: the plain ViT has no counterpart of a part or a weight; the message names it.
         """
 
 
 def checked_family(family: Any, origin: str) -> BackboneFamily:
-    """A family that others offer, once it has all that one needs.
+    """A family from elsewhere, once it has everything that a family needs.
 
     Args:
         family: the object.
         origin: where it comes from, for errors.
 
     Raises:
-        ValueError: something is missing; the message says what.
+        ValueError: a part is missing or of the wrong type.
     """
     if isinstance(family, type):
         raise ValueError(f"{origin} is a class; give an object of it")
@@ -62,20 +66,19 @@ def checked_family(family: Any, origin: str) -> BackboneFamily:
 
 
 def last_hidden_state(model: Any, pixel_values: Tensor) -> Tensor:
-    """`features` of most models of Transformers."""
+    """`features` of most Transformers models."""
     return model(pixel_values).last_hidden_state
 
 
 @dataclass
 class SourceBackbone:
-    """A backbone in our names.
+    """A backbone under our names.
 
     Args:
         state_dict: weights of a `PlainViTModel`.
-        grid_size: patch rows and columns that it was made for.
-        settings: fields of `PlainViTConfig` that shapes do not tell: heads, activation, epsilon, rotary embeddings.
-        cls_position: (1, D) position embedding that is part of the CLS token in `state_dict`, from which it is taken;
-            `None` where there is none.
+        grid_size: patch rows and columns of its positions.
+        settings: fields of `PlainViTConfig` that shapes do not show: heads, activation, epsilon, rotary embeddings.
+        cls_position: (1, D) position embedding that the CLS token of `state_dict` includes; `None` if there is none.
     """
 
     state_dict: dict[str, Tensor]
@@ -84,10 +87,11 @@ class SourceBackbone:
     cls_position: Tensor | None = None
 
     def __post_init__(self) -> None:
+        # `fold_prefix_positions` passes it on among the weights, but it is not a parameter of the plain ViT.
         self.cls_position = self.state_dict.pop(CLS_POSITION, self.cls_position)
 
     def config_fields(self) -> dict[str, Any]:
-        """Fields of `PlainViTConfig`: the settings, and what is there to be read from names and shapes."""
+        """Fields of `PlainViTConfig`: the settings, and what names and shapes show."""
         weights = self.state_dict
         layers = {int(match[1]) for name in weights if (match := re.match(r"layers\.(\d+)\.", name))}
         first = {name.removeprefix("layers.0."): tensor for name, tensor in weights.items()}
@@ -107,6 +111,7 @@ class SourceBackbone:
             "mlp_norm": "mlp.norm.weight" in first,
             "attention_norm": "attention.norm.weight" in first,
             "key_bias": "attention.k_proj.bias" in first,
+            # Only whether it is `None` matters: the weights replace the initial value.
             "layer_scale_init_value": 1.0 if "layer_scale1.lambda1" in first else None,
             "embedding_norm": "embeddings.layernorm.weight" in weights,
             "final_norm": "layernorm.weight" in weights,
@@ -117,3 +122,15 @@ class SourceBackbone:
 def pair(size: Any) -> tuple[int, int]:
     """Height and width of a size that may be one number."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def patch_grid(config: Any) -> tuple[int, int]:
+    """Patch rows and columns of an image, from a Transformers config."""
+    height, width = pair(config.image_size)
+    patch_size, _ = pair(config.patch_size)  # the convolution's weights show whether patches are square
+    return height // patch_size, width // patch_size
+
+
+def common_settings(config: Any) -> dict[str, Any]:
+    """The settings that have the same names in Transformers' ViTs and here."""
+    return {name: getattr(config, name) for name in ("num_attention_heads", "layer_norm_eps", "hidden_act")}

@@ -1,8 +1,7 @@
 """timm's `VisionTransformer`: DINOv2, DeiT-III, ViT augreg, MAE, SigLIP and SigLIP 2.
 
-First the conversion, then the key map that it shares with timm's `Eva`, then what is read from timm's modules. Facts
-are timm's (`timm/models/vision_transformer.py`, Apache-2.0): position embeddings that cover the CLS token unless
-`no_embed_class`, query, key and value packed in one matrix, the gate first in a packed SwiGLU.
+The conversion, the key map that it shares with timm's `Eva`, and what is read from timm's modules. The facts are timm's
+(`timm/models/vision_transformer.py`, Apache-2.0).
 """
 
 from collections.abc import Mapping
@@ -18,38 +17,32 @@ MODELS = ("timm.models.vision_transformer.VisionTransformer",)
 
 
 def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
-    """A `VisionTransformer` of timm as a plain ViT.
-
-    Args:
-        model: the module; says what the weights do not.
-        state_dict: its weights, or others of the same names.
-
-    Raises:
-        ValueError: a part that the plain ViT does not have, or a weight that it has no place for; the message names it.
-    """
+    """A `VisionTransformer` of timm as a plain ViT."""
     check_modules(model, FAMILY, blocks=("Block",), attentions=("Attention",))
     if model.pos_embed is None:
-        raise ValueError(f"this {FAMILY} has no position embeddings, without which patches have no place")
+        raise ValueError(f"this {FAMILY} has no position embeddings, so its patches have no position")
     weights = unpack(rename(state_dict, key_map_for(model), DROPPED, FAMILY))
+    # The position table covers CLS and registers unless `no_embed_class`.
     weights = fold_prefix_positions(weights, 0 if model.no_embed_class else model.num_prefix_tokens)
     return SourceBackbone(fill_absent(weights), tuple(model.patch_embed.grid_size), module_settings(model))
 
 
 def features(model: Any, pixel_values: Tensor) -> Tensor:
-    """All tokens after the last norm, which models that average the patches keep behind the average."""
+    """All tokens after the last norm."""
     tokens = model.forward_features(pixel_values)
+    # Models that average the patches keep the last norm behind the average.
     norm = getattr(model, "fc_norm", None)
     return tokens if norm is None else norm(tokens)
 
 
-# All but the MLP, whose names mean different things in timm's three classes.
+# Without the MLP, whose names mean different things in timm's three classes.
 KEY_MAP = (
     (r"cls_token", r"embeddings.cls_token"),
     (r"reg_token", r"embeddings.register_tokens"),
     (r"pos_embed", POSITION_TABLE),
     (r"patch_embed\.proj\.(.+)", r"embeddings.patch_embeddings.projection.\1"),
     (r"norm_pre\.(.+)", r"embeddings.layernorm.\1"),
-    # Where the classifier averages the patches, the only norm after the blocks stands behind the average.
+    # Where the classifier averages the patches, the only norm after the blocks comes after the average.
     (r"(?:fc_)?norm\.(.+)", r"layernorm.\1"),
     (r"blocks\.(\d+\.norm[12]\..+)", r"layers.\1"),
     (r"blocks\.(\d+)\.attn\.qkv\.(.+)", r"layers.\1.attention.qkv.\2"),
@@ -59,6 +52,7 @@ KEY_MAP = (
     (r"blocks\.(\d+)\.attn\.proj\.(.+)", r"layers.\1.attention.out_proj.\2"),
     (r"blocks\.(\d+)\.(?:ls([12])\.gamma|gamma_([12]))", r"layers.\1.layer_scale\2\3.lambda1"),
 )
+# timm packs gate and value into fc1, the gate first; EVA-02 keeps them apart as fc1_g and fc1_x.
 _GLU_KEY_MAP = (
     (r"blocks\.(\d+\.mlp\.norm\..+)", r"layers.\1"),
     (r"blocks\.(\d+)\.mlp\.fc1\.(.+)", r"layers.\1.mlp.gate_up_proj.\2"),
@@ -71,20 +65,20 @@ MLP_KEY_MAPS = {
     "GluMlp": _GLU_KEY_MAP,
     "SwiGLU": _GLU_KEY_MAP,
 }
-DROPPED = (r"head\..+", r"attn_pool\..+")
+DROPPED = (r"head\..+", r"attn_pool\..+")  # classifier and attention pooling
 
 
 def key_map_for(model: Any) -> tuple[tuple[str, str], ...]:
-    """The names of a timm model, which depend on the class of its MLPs."""
+    """The key map of a timm model, which depends on the class of its MLPs."""
     return KEY_MAP + MLP_KEY_MAPS[type(model.blocks[0].mlp).__name__]
 
 
 def check_modules(model: Any, family: str, blocks: tuple[str, ...], attentions: tuple[str, ...]) -> None:
-    """Refuse what would pass by its names and compute something else.
+    """Refuse modules that have the right parameter names but compute something else.
 
     Args:
         model: a timm model with `patch_embed`, `blocks` and `norm`.
-        family: what it is, for messages.
+        family: its name, for messages.
         blocks: class names of blocks that compute what ours do.
         attentions: class names of attention modules that do.
 
@@ -92,7 +86,7 @@ def check_modules(model: Any, family: str, blocks: tuple[str, ...], attentions: 
         ValueError: naming the part and its class.
     """
     for block in model.blocks:
-        _check_class(block, "block", blocks, family)  # first: other blocks need not have the parts below
+        _check_class(block, "block", blocks, family)  # first: other blocks may lack the parts below
         _check_class(block.attn, "attention", attentions, family)
         _check_class(block.mlp, "MLP", tuple(MLP_KEY_MAPS), family)
         _check_class(block.norm1, "norm", ("LayerNorm",), family)
@@ -110,7 +104,7 @@ def _check_class(module: nn.Module, part: str, known: tuple[str, ...], family: s
 
 
 def module_settings(model: Any) -> dict[str, Any]:
-    """Heads, epsilon and activation, which a timm model's weights do not tell."""
+    """Heads, epsilon and activation, which a timm model's weights do not show."""
     block = model.blocks[0]
     activation = activation_name(block.mlp.act)
     gated = type(block.mlp).__name__ != "Mlp"
@@ -124,10 +118,10 @@ def module_settings(model: Any) -> dict[str, Any]:
 
 
 def activation_name(activation: nn.Module) -> str:
-    """What Transformers calls an activation of timm's.
+    """Transformers' name of an activation of timm.
 
     Raises:
-        ValueError: it is none of those that the supported families use.
+        ValueError: no supported family uses it.
     """
     if isinstance(activation, nn.GELU) and activation.approximate == "tanh":
         return "gelu_pytorch_tanh"

@@ -1,4 +1,4 @@
-"""DINOv2 of Transformers, with and without registers; parameter names of 5.17 to 5.23, which renamed them once."""
+"""DINOv2 of Transformers, with and without registers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from ..key_maps import POSITION_TABLE, fill_absent, fold_prefix_positions, rename, unpack
-from .source import SourceBackbone, last_hidden_state, pair
+from .source import SourceBackbone, common_settings, last_hidden_state, patch_grid
 
 FAMILY = "Transformers DINOv2"
 MODELS = ("dinov2", "dinov2_with_registers")
 features = last_hidden_state
+# Parameter names of Transformers 5.17 to 5.23, which renamed them once.
 KEY_MAP = (
     (r"embeddings\.position_embeddings", POSITION_TABLE),
     (r"(embeddings\.(?:cls_token|register_tokens|patch_embeddings\.projection\..+)|layernorm\..+)", r"\1"),
@@ -26,24 +27,7 @@ DROPPED = (r"embeddings\.mask_token",)
 
 
 def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
-    """A `Dinov2Model` or `Dinov2WithRegistersModel` as a plain ViT.
-
-    Args:
-        model: the module; says what the weights do not.
-        state_dict: its weights, or others of the same names.
-
-    Raises:
-        ValueError: a weight that the plain ViT has no place for; the message names it.
-    """
-    config = model.config
+    """A `Dinov2Model` or `Dinov2WithRegistersModel` as a plain ViT."""
     weights = unpack(rename(state_dict, KEY_MAP, DROPPED, FAMILY))
-    height, width = pair(config.image_size)
-    return SourceBackbone(
-        fill_absent(fold_prefix_positions(weights, 1)),
-        (height // config.patch_size, width // config.patch_size),
-        {
-            "num_attention_heads": config.num_attention_heads,
-            "layer_norm_eps": config.layer_norm_eps,
-            "hidden_act": config.hidden_act,
-        },
-    )
+    weights = fill_absent(fold_prefix_positions(weights, 1))  # the position table covers the CLS token, not registers
+    return SourceBackbone(weights, patch_grid(model.config), common_settings(model.config))

@@ -1,7 +1,7 @@
-"""The vision towers of SigLIP and SigLIP 2 of Transformers, of fixed size and NaFlex; they have no CLS token.
+"""SigLIP and SigLIP 2 vision towers of Transformers, fixed-size and NaFlex.
 
-Transformers resamples the position table of a NaFlex model bilinearly, this package every table bicubically; at the
-size of the table, which is the default, they are the same.
+They have no CLS token. Transformers resamples the position table of a NaFlex model bilinearly, this package every table
+bicubically; at the size of the table, which is the default, the results are the same.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..key_maps import PATCH_KERNEL, POSITION_TABLE, fill_absent, rename
-from .source import SourceBackbone, last_hidden_state, pair
+from .source import SourceBackbone, common_settings, last_hidden_state, pair, patch_grid
 
 FAMILY = "Transformers SigLIP"
 MODELS = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
@@ -27,37 +27,19 @@ DROPPED = (r"head\..+",)
 
 
 def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
-    """A `SiglipVisionModel` or `Siglip2VisionModel` as a plain ViT.
-
-    Args:
-        model: the module; says what the weights do not.
-        state_dict: its weights, or others of the same names.
-
-    Raises:
-        ValueError: a weight that the plain ViT has no place for; the message names it.
-    """
+    """A `SiglipVisionModel` or `Siglip2VisionModel` as a plain ViT."""
     config = model.config
-    patch_size, _ = pair(config.patch_size)
     weights = fill_absent(rename(state_dict, KEY_MAP, DROPPED, FAMILY))
     if weights[PATCH_KERNEL].ndim == 2:
-        # NaFlex takes patches apart before the model, pixel by pixel with the channels last.
-        rows = weights[PATCH_KERNEL].unflatten(1, (patch_size, patch_size, config.num_channels))
+        # NaFlex flattens patches beforehand, pixel by pixel with the channels last, so its kernel is a matrix.
+        rows = weights[PATCH_KERNEL].unflatten(1, (*pair(config.patch_size), config.num_channels))
         weights[PATCH_KERNEL] = rows.permute(0, 3, 1, 2)
         grid_size = pair(math.isqrt(config.num_patches))
     else:
-        height, width = pair(config.image_size)
-        grid_size = (height // patch_size, width // patch_size)
-    return SourceBackbone(
-        weights,
-        grid_size,
-        {
-            "num_attention_heads": config.num_attention_heads,
-            "layer_norm_eps": config.layer_norm_eps,
-            "hidden_act": config.hidden_act,
-        },
-    )
+        grid_size = patch_grid(config)
+    return SourceBackbone(weights, grid_size, common_settings(config))
 
 
 def features(model: Any, pixel_values: Tensor) -> Tensor | None:
-    """All tokens; nothing of a NaFlex model, which takes patches and not images."""
+    """All tokens; `None` for a NaFlex model, which takes patches and not images."""
     return last_hidden_state(model, pixel_values) if hasattr(model.config, "image_size") else None

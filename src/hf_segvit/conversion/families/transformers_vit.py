@@ -1,4 +1,4 @@
-"""ViT and MAE of Transformers, which differ in what follows the blocks only."""
+"""ViT and MAE of Transformers, which differ only in what follows the blocks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..key_maps import POSITION_TABLE, fill_absent, fold_prefix_positions, rename
-from .source import SourceBackbone, last_hidden_state, pair
+from .source import SourceBackbone, common_settings, last_hidden_state, patch_grid
 
 FAMILY = "Transformers ViT"
 MODELS = ("vit", "vit_mae")
@@ -22,29 +22,11 @@ DROPPED = (r"pooler\..+", r"embeddings\.mask_token")
 
 
 def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
-    """A `ViTModel` or `ViTMAEModel` as a plain ViT that sees all patches.
-
-    Args:
-        model: the module; says what the weights do not.
-        state_dict: its weights, or others of the same names.
-
-    Raises:
-        ValueError: a weight that the plain ViT has no place for; the message names it.
-    """
-    config = model.config
-    height, width = pair(config.image_size)
-    patch_size, _ = pair(config.patch_size)
-    return SourceBackbone(
-        fill_absent(fold_prefix_positions(rename(state_dict, KEY_MAP, DROPPED, FAMILY), 1)),
-        (height // patch_size, width // patch_size),
-        {
-            "num_attention_heads": config.num_attention_heads,
-            "layer_norm_eps": config.layer_norm_eps,
-            "hidden_act": config.hidden_act,
-        },
-    )
+    """A `ViTModel` or `ViTMAEModel` as a plain ViT that sees all patches."""
+    weights = fold_prefix_positions(rename(state_dict, KEY_MAP, DROPPED, FAMILY), 1)  # 1: the CLS token's row
+    return SourceBackbone(fill_absent(weights), patch_grid(model.config), common_settings(model.config))
 
 
 def features(model: Any, pixel_values: Tensor) -> Tensor | None:
-    """All tokens; nothing of a MAE, which sees only some patches, in random order."""
+    """All tokens; `None` for an MAE, which sees only some patches, in random order."""
     return None if model.config.model_type == "vit_mae" else last_hidden_state(model, pixel_values)
