@@ -212,7 +212,7 @@ def test_a_model_in_memory_is_found_by_its_class(installed):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import segvit_absent_library", r"'bad' \(segvit_bad_family\).*No module named 'segvit_absent_library'.*mend"),
+        ("import segvit_absent_library", r"'bad' \(segvit_bad_family\).*No module named 'segvit_absent_library'.*fix"),
         ("FAMILY = 'x'", r"'bad' \(segvit_bad_family\).* lacks MODELS, convert\(model, state_dict\); see docs"),
         ("FAMILY, MODELS, convert = 'x', ('y',), 3", r"lacks convert\(model, state_dict\)"),
         ("FAMILY, MODELS = 'x', 'vit'\ndef convert(m, s): ...", r"MODELS is 'vit'; give a tuple"),

@@ -92,7 +92,7 @@ def test_drawing_marks_places_and_leaves_the_image_alone():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "nothing is asked"),
+        ([], "no prompts"),
         (["--points", "1"], "--points 1: expected X,Y"),
         (["--points", "1,b"], "--points 1,b: expected X,Y"),
         (["--boxes", "1,2,3"], "--boxes 1,2,3: expected X0,Y0,X1,Y1"),

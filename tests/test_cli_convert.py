@@ -152,7 +152,7 @@ def test_a_published_timm_name_is_loaded_by_timm(tmp_path, monkeypatch):
             "--reset-class-head has no effect for to-transformers",
         ),
         (["transformers-eomt", "OURS", "DST"], "is of type 'segvit_eomt', not of Transformers' eomt"),
-        (["transformers-eomt", "OURS", "DST", "--set", "image_size=64"], "--set means nothing"),
+        (["transformers-eomt", "OURS", "DST", "--set", "image_size=64"], "--set has no effect"),
         (["to-transformers", "OURS", "OURS", "--overwrite"], "is the source"),
         (["to-transformers", "OURS", "OURS"], "--overwrite"),
     ],

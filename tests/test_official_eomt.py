@@ -206,7 +206,7 @@ def test_other_labels_reset_the_class_head_only(tmp_path):
             assert torch.equal(tensor, model.state_dict()[name])
     numbered = ConversionOptions(fields={**HEADS, "num_labels": 3}, task="semantic", reset_class_head=True)
     assert from_official_eomt(path, numbered).model.config.id2label == {i: f"LABEL_{i}" for i in range(3)}
-    with pytest.raises(ValueError, match="say for which classes"):
+    with pytest.raises(ValueError, match="name the classes"):
         from_official_eomt(path, ConversionOptions(fields=HEADS, task="semantic", reset_class_head=True))
 
 
@@ -355,7 +355,7 @@ def test_labels_are_read(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_labels(str(path))
-    with pytest.raises(ValueError, match="no file and no published table"):
+    with pytest.raises(ValueError, match="neither a file nor a published table"):
         read_labels("cocoa")
 
 

@@ -163,7 +163,7 @@ def test_files_that_are_not_what_they_seem_are_refused(tmp_path, change, message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fields": {}}, "width 32 is no multiple of 64.*num_attention_heads"),
+        ({"fields": {}}, "width 32 is not a multiple of 64.*num_attention_heads"),
         ({"fields": {**HEADS, "num_queries": 4}}, "--set num_queries: for official ViT-P weights only"),
         ({"fields": {**HEADS, "image_size": 30}}, "image_size=30.*multiples of the patch size 14"),
         ({"fields": {**HEADS, "num_labels": 6}}, "the file's head knows 5 classes"),

@@ -65,13 +65,31 @@ runpy.run_module("hf_segvit", run_name="__main__", alter_sys=True)
         ("classify-points nowhere.jpg --model x --points 1,2", 2, "nowhere.jpg: no such file"),
         ("evaluate --model x --task panoptic --data coco:nowhere?a=1", 2, "nowhere: no such file or folder"),
         ("check-data coco-folder:nowhere", 2, "nowhere: no such file or folder"),
+        ("check-data coco_foldr:x", 2, "there is no format 'coco_foldr'; did you mean coco_folder?"),
+        ("check-data nowhere", 2, "'nowhere': give FORMAT:PATH"),
+        ("evaluate --model x --task panoptic --data cityscape:x", 2, "no format 'cityscape'; did you mean cityscapes?"),
+        ("evaluate --model ./nowhere --task panoptic --data generated:easy", 2, "there is no folder ./nowhere"),
+        ("evaluate --model x --classifier ~/nowhere --task panoptic --data hub:x", 2, "there is no folder ~/nowhere"),
+        (f"classify-points {__file__} --model /nowhere --points 1,2", 2, "there is no folder /nowhere"),
+        ("convert oficial-eomt x y", 2, "unknown kind 'oficial-eomt'; did you mean official-eomt?"),
         ("convert official-eomt nowhere.pth y", 2, "nowhere.pth is neither a file nor a folder"),
         ("train nowhere.yaml", 2, "nowhere.yaml: there is no such file"),
+        ("train --replay nowhere", 2, "nowhere: no such folder"),
         ("push nowhere owner/name", 2, "nowhere: no such folder"),
     ],
 )
 def test_help_and_mistakes_need_no_heavy_import(words, code, message):
-    done = python("-c", COMMAND, *words.split())
+    answers_without_heavy_imports(words.split(), code, message)
+
+
+def test_a_missing_model_is_refused_before_heavy_imports(tmp_path):
+    (tmp_path / "a.png").touch()
+    words = ["segment", str(tmp_path / "a.png"), "--model", "../nowhere", "--output", str(tmp_path)]
+    answers_without_heavy_imports(words, 2, "there is no folder ../nowhere")
+
+
+def answers_without_heavy_imports(words, code, message):
+    done = python("-c", COMMAND, *words)
     assert done.returncode == code, done.stderr
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        if args is None or args.debug:  # without args, an error of ours and not of the user
+        if args is None or args.debug:  # an error before the arguments are parsed is a bug
             raise
         print(f"hf-segvit {args.command}: error: {error}", file=sys.stderr)
         return 2

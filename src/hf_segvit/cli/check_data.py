@@ -28,9 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--task", choices=("semantic", "instance", "panoptic"), help="default: the format's first")
     parser.add_argument("--classes", metavar="FILE", help="names by value in masks, if the data set has none")
     parser.add_argument("--json", action="store_true", help="print the report as JSON, with all problems")
-    parser.add_argument(
-        "--output", type=Path, default=Path("."), metavar="DIR", help="folder for the contact sheet (default .)"
-    )
+    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="for the contact sheet (default .)")
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="images on the sheet (default 12)")
     parser.add_argument("--augment", metavar="RECIPE", help="also draw each sample as this recipe augments it")
     parser.add_argument("--size", type=int, default=640, metavar="N", help="side of augmented images (default 640)")
@@ -71,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     report = check_dataset(
         args.data, split=args.split, task=args.task, num_samples=args.samples, progress=progress, **options
     )
+    # Only the report goes to stdout, so that it can be piped.
     print(json.dumps(report.as_dict(), indent=1) if args.json else report_text(report))
     if args.samples and report.samples:
         sheet = sample_sheet(report.samples, args.augment, args.size)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .model_options import add_model_options, check_minimum, check_model_options
+from .model_options import add_model_options, check_minimum, refuse_missing_models
 
 FORMAT, VERSION = "hf-segvit points", 1
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output {args.output}: its ending must be one of {', '.join(IMAGE_ENDINGS)}")
     if not args.image.startswith(("http://", "https://")) and not Path(args.image).exists():
         raise ValueError(f"{args.image}: no such file; check the path (it is read from {Path.cwd()})")
-    check_model_options(args)
+    refuse_missing_models(args.model)
 
     import torch
 
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"points classified with {args.model} on {describe_device(device)}", file=sys.stderr)
     try:
         answers = classifier.classify(image, points, boxes, top_k=args.top_k)
+    # Each prompt is a token in every block, so many of them need memory.
     except torch.OutOfMemoryError as error:
         raise ValueError(f"{device} ran out of memory; ask fewer points at once, or try --device cpu") from error
     prompts: list[dict[str, Any]] = [{"point": point} for point in points] + [{"box": box} for box in boxes]

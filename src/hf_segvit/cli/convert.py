@@ -60,6 +60,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(args: argparse.Namespace) -> int:
     """Convert `args.source`, and print what was done."""
     check_kind(args.kind)
+    if not args.max_gib > 0:  # also refuses NaN
+        raise ValueError(f"--max-gib {args.max_gib} must be above 0")
     # Refused before libraries are imported, unless it may be the id owner/name or a timm name.
     if args.kind != "timm" and args.source.count("/") != 1 and not Path(args.source).exists():
         raise ValueError(
@@ -76,8 +78,6 @@ def run(args: argparse.Namespace) -> int:
     from ..conversion.options import ConversionOptions, parse_fields
     from ..models.configuration_eomt import EoMTConfig
 
-    if not args.max_gib > 0:
-        raise ValueError(f"--max-gib {args.max_gib} must be above 0")
     # The fields of every Transformers config, such as `return_dict`, are not the model's.
     general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     known = [field.name for field in dataclasses.fields(EoMTConfig) if field.name not in general]

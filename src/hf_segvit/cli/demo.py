@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
         def on_step(step: int, loss: float) -> None:
             bar.update()
-            if step % 10 == 0:  # setting the text costs more than advancing the bar
+            if step % 10 == 0:  # losses of single steps change too fast to read
                 bar.set_postfix(loss=f"{loss:.2f}", refresh=False)
 
         def report(text: str) -> None:

@@ -25,6 +25,7 @@ from .model_options import (
     errors_name_options,
     numbers,
     refuse_missing_data,
+    refuse_missing_models,
     views_of,
 )
 
@@ -98,7 +99,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the options and evaluate."""
-    check_minimum(args, batch_size=1, limit=1, workers=0, rows=0, worst=0, num_points=1, seed=0)
+    check_minimum(args, batch_size=1, limit=1, workers=0, rows=0, worst=0)
     check_model_options(args)
     if args.threshold is not None and args.task != "panoptic":
         raise ValueError(f"--threshold {args.threshold} has no meaning for task {args.task}; leave it out")
@@ -107,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if args.oracle and args.task == "points":
         raise ValueError("--oracle is for segmentation, not for points; leave it out")
     check_fusion_options(args)
+    refuse_missing_models(args.model, args.classifier, args.generator)
     refuse_missing_data(args.data)
     views = views_of(args)
     if not views.is_plain and args.task != "semantic":
@@ -116,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..data.reading import describe
     from ..evaluation import evaluate
+    from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas
     from ..evaluation.report import draw_worst
     from ..inference.segmenter import Segmenter
 
@@ -139,7 +142,10 @@ def run(args: argparse.Namespace) -> int:
     settings |= {"stuff_classes": stuff_classes, "absent": args.absent_classes, "more_metrics": more_metrics}
     alphas = alphas_to_score(args, segmenter)
     if alphas is not None:
-        return run_sweep(args, segmenter, alphas, dataset, id2label, settings)
+        sweep = sweep_alphas(segmenter, alphas, dataset, id2label, **settings)
+        if _write(args, sweep, settings) and args.output is not None:
+            plot_sweep(args.output / "alpha.png", sweep, title=f"{Path(args.model).name} and ViT-P: {args.data}")
+        return _finish(settings)
     result = evaluate(segmenter, dataset, id2label, **settings)
     if _write(args, result, settings) and args.output is not None and args.worst:
         draw_worst(args.output / "worst.png", segmenter, dataset, id2label, result.images[: args.worst])
@@ -231,6 +237,7 @@ def add_point_options(parser: Any) -> None:
 
 def run_points(args: argparse.Namespace) -> int:
     """Evaluate a point classifier."""
+    check_minimum(args, num_points=1, seed=0)
     if (args.points == "maximum") != (args.generator is not None):
         raise ValueError("--points maximum and --generator MODEL go together: give both, or neither")
 
@@ -239,8 +246,7 @@ def run_points(args: argparse.Namespace) -> int:
     from ..inference.point_classifier import PointClassifier
     from ..inference.segmenter import Segmenter
 
-    # Random points need only the class of a pixel; the other kinds ask about each segment, which panoptic labels keep
-    # apart.
+    # The other kinds ask about each segment, and panoptic labels keep segments of one class apart.
     order = ("semantic", "panoptic") if args.points == "random" else ("panoptic", "semantic")
     tasks = [task for task in order if task in available_tasks(args.data)]
     if not tasks:
@@ -283,20 +289,3 @@ def alphas_to_score(args: argparse.Namespace, segmenter: "Segmenter") -> list[fl
     if args.oracle and is_fused(segmenter.model):
         return sorted({0.0, segmenter.model.config.alpha_of(args.task)})
     return None
-
-
-def run_sweep(
-    args: argparse.Namespace,
-    segmenter: "Segmenter",
-    alphas: list[float],
-    dataset: Any,
-    id2label: Mapping[int, str],
-    settings: Mapping[str, Any],
-) -> int:
-    """Score a fused model with several alphas, print and write the results."""
-    from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas
-
-    sweep = sweep_alphas(segmenter, alphas, dataset, id2label, **settings)
-    if _write(args, sweep, settings) and args.output is not None:
-        plot_sweep(args.output / "alpha.png", sweep, title=f"{Path(args.model).name} and ViT-P: {args.data}")
-    return _finish(settings)

@@ -1,7 +1,4 @@
-"""Options that several subcommands share, and checks of options before PyTorch is imported.
-
-First the options (model, labels by ViT-P, test-time augmentation), then the checks, then what options become.
-"""
+"""Options that several subcommands share, and checks of options before PyTorch is imported."""
 
 import argparse
 from collections.abc import Iterator
@@ -55,20 +52,23 @@ def add_view_options(parser: Any) -> None:
     group.add_argument("--tta-flip", action="store_true", help="average over each image and its mirror image")
 
 
-def check_model_options(args: argparse.Namespace) -> None:
-    """Refuse a model folder that does not exist, and a threshold or alpha outside [0, 1]."""
-    for option in ("model", "classifier", "generator"):
-        source = getattr(args, option, None)
-        # Anything else may be a Hub id, which only inference/loading.py can judge.
-        is_path = source is not None and (source.startswith((".", "~")) or Path(source).is_absolute())
-        if is_path and not Path(source).exists():
+def refuse_missing_models(*sources: str | None) -> None:
+    """Refuse a model folder that does not exist."""
+    for source in sources:
+        # Anything but a path may be a Hub id, which only inference/loading.py can judge.
+        if source is None or not (source.startswith((".", "~")) or Path(source).is_absolute()):
+            continue
+        if not Path(source).exists():
             raise ValueError(f"there is no folder {source}, and a Hub id looks like owner/name; check the path")
-    threshold, alpha = getattr(args, "threshold", None), getattr(args, "alpha", None)
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"--threshold {threshold} is outside [0, 1]")
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise ValueError(f"--alpha {alpha} is outside [0, 1]: 0 is the generator's answer, 1 is ViT-P's")
-    if getattr(args, "label_mismatch", None) == "keep" and args.classifier is None:
+
+
+def check_model_options(args: argparse.Namespace) -> None:
+    """Refuse a threshold or alpha outside [0, 1], and `--label-mismatch` without a classifier."""
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise ValueError(f"--threshold {args.threshold} is outside [0, 1]")
+    if args.alpha is not None and not 0 <= args.alpha <= 1:
+        raise ValueError(f"--alpha {args.alpha} is outside [0, 1]: 0 is the generator's answer, 1 is ViT-P's")
+    if args.label_mismatch == "keep" and args.classifier is None:
         raise ValueError("--label-mismatch keep is about a --classifier; name one")
 
 

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..hub.push import plan_push, publish
 
+    # Everything is checked, and the card written, before the Hub is contacted.
     plan = plan_push(args.folder, args.repo, with_code=not args.no_code, license=args.license)
     if args.dry_run:
         print(f"{args.folder} is fit for publishing as {args.repo}:")

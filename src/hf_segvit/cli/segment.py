@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic_files import prepare_output_folder
 from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, output_names
 from ..models.published_labels import TASKS
 from .model_options import (
@@ -21,6 +22,7 @@ from .model_options import (
     check_minimum,
     check_model_options,
     errors_name_options,
+    refuse_missing_models,
     views_of,
 )
 
@@ -79,19 +81,20 @@ def run(args: argparse.Namespace) -> int:
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
     for pattern in missing:
-        _report(f"{pattern}: no such image")
+        print(_message(f"{pattern}: no such image"), file=sys.stderr)
+
+    prepare_output_folder(args.output)
+    refuse_missing_models(args.model, args.classifier)
 
     import torch
     from tqdm import tqdm
 
-    from ..atomic_files import prepare_output_folder
     from ..inference.devices import describe_device, pick_device
     from ..inference.loading import is_fused
     from ..inference.output_files import changes_text, label_changes, write_segment_files
     from ..inference.segmenter import Segmenter
 
     views = views_of(args)
-    prepare_output_folder(args.output)  # before the model is loaded
     device = pick_device(args.device)
     with errors_name_options():
         segmenter = Segmenter.from_pretrained(
@@ -123,12 +126,12 @@ def run(args: argparse.Namespace) -> int:
             answers, refusals = _segment(segmenter, batch, args.compare)
             # In threads, as compressing the PNGs is slow and releases the GIL.
             written = []
-            for file, image, answer, before in answers:
+            for file, image, answer, original in answers:
                 facts = {**header, "picture": str(file.path)}
-                files = (prefixes[file], image, answer, segmenter.id2label, facts, before)
+                files = (prefixes[file], image, answer, segmenter.id2label, facts, original)
                 written.append(pool.submit(write_segment_files, *files))
-                if before is not None:
-                    text = changes_text(label_changes(before, answer), image.width * image.height)
+                if original is not None:
+                    text = changes_text(label_changes(original, answer), image.width * image.height)
                     bar.write(f"{file.path}:\n{text}")
             for error in errors + refusals:
                 bar.write(_message(error), file=sys.stderr)
@@ -171,10 +174,10 @@ def _segment(
     import torch
 
     images = [image for _, image in batch]
-    befores: Sequence[SegmentedImage | None] = [None] * len(batch)
+    originals: Sequence[SegmentedImage | None] = [None] * len(batch)
     try:
         if compare:
-            befores, answers = (list(side) for side in zip(*segmenter.compare(images), strict=True))
+            originals, answers = (list(side) for side in zip(*segmenter.compare(images), strict=True))
         else:
             answers = segmenter(images)
     except ValueError as error:
@@ -186,11 +189,7 @@ def _segment(
     except torch.OutOfMemoryError as error:
         remedy = "a smaller --batch-size" if len(batch) > 1 else "--dtype bfloat16, or --device cpu"
         raise ValueError(f"{segmenter.device} ran out of memory at {batch[0][0].path}; try {remedy}") from error
-    return [(*pair, answer, before) for pair, answer, before in zip(batch, answers, befores, strict=True)], []
-
-
-def _report(message: str) -> None:
-    print(_message(message), file=sys.stderr)
+    return [(*pair, answer, original) for pair, answer, original in zip(batch, answers, originals, strict=True)], []
 
 
 def _message(text: str) -> str:

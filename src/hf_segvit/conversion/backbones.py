@@ -120,6 +120,7 @@ def model_from_backbone(
     if takes_prompts:  # ViT-P has no CLS token: prompts replace it
         fields["use_cls_token"] = False
         weights[CLS_TOKEN] = weights[CLS_TOKEN][:, :0]
+    # `dtype` is an argument of `from_pretrained`; `num_labels` is a property and no field.
     names = {field.name for field in dataclasses.fields(cls.config_class)} - {"dtype"} | {"num_labels"}
     asked = {name: kwargs.pop(name) for name in names & kwargs.keys()}
     config = cls.config_class(**{**fields, **asked})
@@ -133,7 +134,7 @@ def model_from_backbone(
         zeros = torch.zeros(1, config.hidden_size)  # no position, as none was learned
         weights[CLS_POSITION] = zeros if cls_position is None else cls_position
     prefix = next(name.removesuffix(PATCH_KERNEL) for name in _expected(cls, config) if name.endswith(PATCH_KERNEL))
-    kwargs.setdefault("dtype", torch.float32)
+    kwargs.setdefault("dtype", torch.float32)  # training starts in fp32, whatever precision was published
     weights = {prefix + name: tensor for name, tensor in weights.items()}
     with quiet_transformers():  # its warning about new heads is expected here
         return cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
@@ -161,13 +162,7 @@ def load_backbone(
 ) -> tuple[Any, Mapping[str, Tensor] | None]:
     """The model of a name or folder, and its weights if they differ from those that the model holds.
 
-    Args:
-        name: as for `convert_backbone`.
-        with_weights: whether weights are wanted; otherwise the model may hold any.
-        family: as for `convert_backbone`.
-
-    Raises:
-        ValueError: the name is unknown, the model is of no supported family, or its files are broken.
+    With `with_weights=False` the model may hold any; `name` and `family` are as for `convert_backbone`.
     """
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
@@ -175,7 +170,7 @@ def load_backbone(
         with open(os.path.join(name, "config.json"), encoding="utf-8") as file:
             config = json.load(file)
         if "model_type" not in config and "architecture" in config:
-            model = timm.create_model(f"local-dir:{name}", pretrained=False)
+            model = timm.create_model(f"local-dir:{name}", pretrained=False)  # builds from the folder's config.json
             return model, _read_safetensors(name) if with_weights else None
         return _load_transformers(name, config.get("model_type"), with_weights, family)
     if name.startswith("timm/"):
@@ -243,11 +238,7 @@ def _read_safetensors(name: str) -> dict[str, Tensor]:
 
 
 def family_for(model: Any, family: BackboneFamily | None = None) -> tuple[BackboneFamily, Any, str]:
-    """The family of a model in memory, the part of the model that it converts, and the prefix of that part's names.
-
-    Raises:
-        ValueError: the model is of no supported family, or `family` is not one.
-    """
+    """The family of a model in memory, the part of the model that it converts, and the prefix of that part's names."""
     backbone, prefix, kind = model, "", f"{type(model).__module__}.{type(model).__qualname__}"
     if isinstance(model, PreTrainedModel):
         # Classifiers and decoders hold the backbone as their base model, SigLIP as one of two towers; the base model

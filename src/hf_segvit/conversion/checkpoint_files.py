@@ -56,13 +56,13 @@ def find_checkpoint(
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise ValueError(f"{source} is neither a file nor a folder here, nor the id owner/name of a Hub repository")
     for name in names:
-        found = cached_file(str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False)
-        if found is None:
+        cached = cached_file(str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if cached is None:
             continue
         if name.endswith(".index.json"):
-            for shard in sorted(set(_weight_map(Path(found)).values())):
-                cached_file(str(source), shard, revision=revision)
-        return Path(found)
+            for shard in sorted(set(_weight_map(Path(cached)).values())):
+                cached_file(str(source), shard, revision=revision)  # the cache puts it beside the index
+        return Path(cached)
     where = "the local cache (HF_HUB_OFFLINE is set)" if is_offline_mode() else "the Hub"
     raise ValueError(f"{source} has none of {', '.join(names)} in {where}")
 
@@ -209,11 +209,7 @@ def _plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def strip_prefixes(state_dict: Mapping[str, Tensor], prefixes: Sequence[str] = ("network.",)) -> dict[str, Tensor]:
-    """Parameter names without what wrappers put before them.
-
-    Args:
-        prefixes: taken off names that have them, after `module.` (data parallel, only if all names have it) and each
-            `_orig_mod.` (`torch.compile`).
+    """Parameter names without `module.` (data parallel, if all have it), `_orig_mod.` (`torch.compile`) and `prefixes`.
 
     Raises:
         ValueError: two parameters end up with one name.

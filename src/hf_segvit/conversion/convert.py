@@ -36,7 +36,7 @@ _GENERAL_OPTIONS = ("max_bytes", "check")
 def convert(
     kind: str, source: str, destination: str | Path, options: ConversionOptions, overwrite: bool = False
 ) -> list[str]:
-    """Convert a checkpoint.
+    """Convert a checkpoint, and return lines that report what was done.
 
     Args:
         kind: one of `KINDS`.
@@ -44,9 +44,6 @@ def convert(
         destination: folder to write; it appears complete or not at all.
         options: what the source does not state, and what to change.
         overwrite: replace an existing model folder.
-
-    Returns:
-        Lines that report what was done.
 
     Raises:
         ValueError: the kind is unknown, the source is bad or does not fit the options, or the destination is taken.
@@ -81,6 +78,7 @@ def write_folder(converted: Converted, folder: Path) -> None:
         return  # a backbone is to start training from, not to publish: no card
     if converted.results:
         write_json(folder / "results.json", converted.results)
+    # Read back from disk, so that the folder and not only the model in memory is known to be complete.
     checkpoint = check_checkpoint(folder)
     card = make_model_card(
         checkpoint.config,

@@ -37,29 +37,33 @@ def rename(state_dict: Mapping[str, Tensor], key_map: KeyMap, dropped: Iterable[
         state_dict: the source's names to tensors.
         key_map: (pattern, replacement); a pattern must match a whole name, and the first match counts.
         dropped: patterns of the names to leave out.
-        family: name of the source, for messages.
 
     Raises:
         ValueError: neither table knows a name, or there is no backbone among them.
     """
-    renamed: dict[str, Tensor] = {}
+    by_our_names: dict[str, Tensor] = {}
     unknown: list[str] = []
     for name, tensor in state_dict.items():
         if any(re.fullmatch(pattern, name) for pattern in dropped):
             continue
         # A name that no pattern knows is an error below: a dropped weight would change the model unnoticed.
-        matches = ((re.fullmatch(pattern, name), replacement) for pattern, replacement in key_map)
-        ours = next((match.expand(replacement) for match, replacement in matches if match), None)
+        ours = renamed(name, key_map)
         if ours is None:
             unknown.append(name)
             continue
-        renamed[ours] = tensor
+        by_our_names[ours] = tensor
     if unknown:
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         raise ValueError(f"this {family} has weights that the plain ViT lacks: {', '.join(unknown[:8])}{more}")
-    if PATCH_KERNEL not in renamed or "layers.0.norm1.weight" not in renamed:
+    if PATCH_KERNEL not in by_our_names or "layers.0.norm1.weight" not in by_our_names:
         raise ValueError(f"these weights of a {family} hold no patch embedding or no blocks")
-    return renamed
+    return by_our_names
+
+
+def renamed(name: str, key_map: KeyMap) -> str | None:
+    """Our name of a weight; `None` if the key map does not know it."""
+    matches = ((re.fullmatch(pattern, name), replacement) for pattern, replacement in key_map)
+    return next((match.expand(replacement) for match, replacement in matches if match), None)
 
 
 def unpack(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,9 +90,6 @@ def fold_prefix_positions(state_dict: Mapping[str, Tensor], num_prefix_positions
     Returns:
         The weights with a position table (h * w, D) of the patches alone, and the row (1, D) that was added to the CLS
         token as `CLS_POSITION`.
-
-    Raises:
-        ValueError: there is no position table.
     """
     if POSITION_TABLE not in state_dict:
         raise ValueError("these weights hold no position embeddings, which the backbone has")
@@ -179,14 +180,11 @@ def fit_to_size(
     Args:
         state_dict: weights of a `PlainViTModel`.
         grid_size: patch rows and columns of its position table.
-        image_size: wanted height and width in pixels; `None` keeps the grid.
+        image_size: wanted height and width in pixels, multiples of the patch size; `None` keeps the grid.
         patch_size: wanted side of a patch in pixels; `None` keeps it.
 
     Returns:
         The weights, and the height and width in pixels that they now fit.
-
-    Raises:
-        ValueError: `image_size` is not a multiple of the patch size.
     """
     fitted = dict(state_dict)
     if patch_size is not None:

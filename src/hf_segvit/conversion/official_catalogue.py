@@ -78,11 +78,7 @@ class ReleasedModel:
         return {}
 
     def disagreement(self, dimensions: dict[str, int]) -> str | None:
-        """The first field, with both values, that shows a checkpoint not to be this model; `None` if all agree.
-
-        Args:
-            dimensions: config fields read from the checkpoint's tensors.
-        """
+        """The first of these config fields that shows a checkpoint not to be this model, or `None`."""
         hidden_size, depth = _BACKBONES[self.backbone.rpartition("_")[2]]
         published = {
             "hidden_size": hidden_size,
@@ -109,11 +105,7 @@ def released_models(architecture: Architecture) -> dict[str, ReleasedModel]:
 
 
 def released_model(architecture: Architecture, name: str) -> ReleasedModel:
-    """The released model of a name, with or without its owner or its file's ending.
-
-    Raises:
-        ValueError: there is none; the message names the nearest.
-    """
+    """The released model of a name, with or without its owner or its file's ending."""
     models = released_models(architecture)
     model_id = name.removeprefix(f"{HUB_OWNER}/").removesuffix(".pth")
     if model_id not in models:

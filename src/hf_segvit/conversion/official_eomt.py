@@ -23,13 +23,13 @@ from ..weight_checks import check_complete, check_weights, format_hint
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint, strip_prefixes
 from .families import timm_vit, transformers_dinov3
 from .families.source import SourceBackbone
-from .key_maps import POSITION_TABLE, fill_absent, rename, unpack
+from .key_maps import POSITION_TABLE, fill_absent, rename, renamed, unpack
 from .official_catalogue import ReleasedModel
 from .options import ConversionOptions
 
 _BACKBONE = "encoder.backbone."
 _HEAD_KEY_MAP = (
-    (r"q\.weight", r"eomt.query.weight"),
+    (r"q\.weight", r"eomt.query.weight"),  # the learnable queries (Q, D)
     (r"class_head\.(weight|bias)", r"class_predictor.\1"),
     (r"mask_head\.0\.(weight|bias)", r"eomt.mask_head.fc1.\1"),
     (r"mask_head\.2\.(weight|bias)", r"eomt.mask_head.fc2.\1"),
@@ -52,8 +52,7 @@ class OfficialEoMT:
     Attributes:
         fields: arguments of `EoMTConfig`, without labels.
         state_dict: weights of `EoMTForUniversalSegmentation`.
-        pixel_mean: per channel, in [0, 1].
-        pixel_std: per channel, in [0, 1].
+        pixel_mean, pixel_std: per channel, in [0, 1].
         notes: what was done besides renaming, and what was left out, a line each.
     """
 
@@ -72,17 +71,13 @@ class OfficialEoMT:
 def read_official_eomt(
     source: str, options: ConversionOptions, num_labels: int | None = None, released: ReleasedModel | None = None
 ) -> OfficialEoMT:
-    """Read an official checkpoint.
+    """Read an official checkpoint, refusing one that contradicts the options or does not contain what they leave open.
 
     Args:
         source: file, folder or Hub id.
         options: what to change, and what the tensors do not show.
         num_labels: classes C wanted; another number than the file's needs `reset_class_head`.
         released: the released model in the file, if it is one; gives the image size if positions are rotary.
-
-    Raises:
-        ValueError: the file is of another format, contradicts the options, is a delta without its base or has a base
-            without being a delta, or lacks something that the options must give.
     """
     # The pickle first: the authors' repositories also hold a model.safetensors in the format of Transformers.
     path = str(find_checkpoint(source, PICKLE_NAMES + SAFETENSORS_NAMES, options.revision))
@@ -118,6 +113,7 @@ def read_official_eomt(
     if probabilities is not None:
         fields |= {"num_query_layers": len(probabilities), "masked_attention_probabilities": probabilities}
     if released is not None and POSITION_TABLE not in weights:
+        # Rotary positions leave no table to read it off.
         fields["image_size"] = released.image_size
     _apply_fields(fields, options.fields, path)
     fit_positions(weights, fields, options.fields, notes)
@@ -130,8 +126,7 @@ def _rename_head(state_dict: Mapping[str, Tensor], path: str) -> dict[str, Tenso
     """Queries, heads and upscaling as `EoMTForUniversalSegmentation` names them."""
     head: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        matches = ((re.fullmatch(pattern, name), target) for pattern, target in _HEAD_KEY_MAP)
-        ours = next((match.expand(target) for match, target in matches if match), None)
+        ours = renamed(name, _HEAD_KEY_MAP)
         if ours is None:
             raise ValueError(
                 f"{path}: {name!r} is not a weight of the official EoMT code, and nothing is dropped silently"
@@ -142,6 +137,7 @@ def _rename_head(state_dict: Mapping[str, Tensor], path: str) -> dict[str, Tenso
 
 def _rename_backbone(backbone: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
     """The backbone's weights as `PlainViTModel` names them."""
+    # Names that only timm's `Eva` has.
     if any(re.search(r"attn\.[qkv]_(proj|bias)|mlp\.fc1_[gx]|(^|\.)rope", name) for name in backbone):
         raise ValueError(
             f"{path} has a backbone of the EVA family, which the official EoMT code does not have; convert "
@@ -158,7 +154,7 @@ def _rename_backbone(backbone: Mapping[str, Tensor], path: str) -> dict[str, Ten
     weights = unpack(rename(backbone, key_map, (), "backbone of an official EoMT"))
     if POSITION_TABLE not in weights:
         raise ValueError(f"{path}: its backbone has neither position embeddings nor the names of DINOv3")
-    weights[POSITION_TABLE] = weights[POSITION_TABLE].flatten(0, -2)
+    weights[POSITION_TABLE] = weights[POSITION_TABLE].flatten(0, -2)  # timm has a batch axis in front
     return weights
 
 
@@ -166,7 +162,7 @@ def _fields_of(weights: dict[str, Tensor], head: Mapping[str, Tensor], settings:
     """The config fields that follow from the weights."""
     queries = head["eomt.query.weight"]
     blocks = [re.match(r"eomt\.upscale_block\.block\.(\d+)\.", name) for name in head]
-    fields = SourceBackbone(weights, (0, 0), settings).config_fields()
+    fields = SourceBackbone(weights, (0, 0), settings).config_fields()  # fit_positions settles the grid
     fields["num_queries"] = queries.shape[0]
     fields["num_upscale_blocks"] = 1 + max((int(match[1]) for match in blocks if match), default=-1)
     if "num_attention_heads" not in fields and fields["hidden_size"] % _HEAD_CHANNELS == 0:
@@ -248,7 +244,7 @@ def _fit_class_head(
         raise ValueError("--reset-class-head: name the classes, with --labels or --set num_labels=...")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same command must write the same folder
-        layer = nn.Linear(hidden_size, num_labels + 1, dtype=head["eomt.query.weight"].dtype)
+        layer = nn.Linear(hidden_size, num_labels + 1, dtype=head["eomt.query.weight"].dtype)  # + 1: no-object
     head |= {"class_predictor.weight": layer.weight.data, "class_predictor.bias": layer.bias.data}
     notes.append(f"replaced the class head by an untrained one for {num_labels} classes")
 
@@ -259,17 +255,7 @@ _SMALL_NORM = 0.1
 
 
 def is_delta(state_dict: Mapping[str, Tensor], path: str, base: str | None, usual_base: str | None = None) -> bool:
-    """Whether a checkpoint is a delta; a base must be given for a delta, and only then.
-
-    Args:
-        state_dict: the official checkpoint, prefixes stripped.
-        path: the file, for errors.
-        base: folder or Hub id of the backbone, if one is given.
-        usual_base: Hub id of the backbone that the file is known to need, for the error.
-
-    Raises:
-        ValueError: a delta without a base, or a base for a complete file.
-    """
+    """Whether a checkpoint is a delta; `base` must be given for a delta, and only then."""
     delta = _holds_differences(state_dict)
     if delta is None:
         delta = base is not None  # only the user can know
@@ -306,18 +292,7 @@ def rename_dinov3(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def backbone_of_base(base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The published backbone that a delta is added to.
-
-    Args:
-        base: folder or Hub id of a Transformers `dinov3_vit` checkpoint.
-        max_bytes: largest size of its files.
-
-    Returns:
-        Its weights as `PlainViTModel` names them, and the config fields in its config.json: heads, epsilon, rope_theta.
-
-    Raises:
-        ValueError: it is not a DINOv3 ViT, or is damaged.
-    """
+    """Weights of a delta's base as `PlainViTModel` names them, and the config fields in its config.json."""
     config, _ = PreTrainedConfig.get_config_dict(base)
     if config.get("model_type") != "dinov3_vit":
         raise ValueError(
@@ -339,21 +314,14 @@ def backbone_of_base(base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict
 def fit_positions(
     weights: dict[str, Tensor], fields: dict[str, Any], given: Mapping[str, Any], notes: list[str]
 ) -> None:
-    """Settle the image size, and resample learned position embeddings to it; in place.
+    """Settle `fields["image_size"]`, and resample learned position embeddings to it; in place.
 
-    Args:
-        weights: of a `PlainViTModel`.
-        fields: config fields; `image_size` is set.
-        given: the fields of `--set`: `image_size`, and `native_image_size` if the file does not show it.
-        notes: a resampling is added.
-
-    Raises:
-        ValueError: the size is open, or does not fit; the message says what to set.
+    `given` holds the fields of `--set`, among them `native_image_size` if the file's position table is not square.
     """
     patch_size, wanted = fields["patch_size"], given.get("image_size")
     if POSITION_TABLE not in weights:
         if wanted is None and "image_size" not in fields:
-            raise ValueError("rotary positions do not tell the image size; pass --set image_size=640 or what it is")
+            raise ValueError("rotary positions do not show the image size; pass --set image_size=640 or the right one")
         fields["image_size"] = wanted or fields["image_size"]
         return
     table = weights[POSITION_TABLE]
@@ -376,7 +344,8 @@ def _native_grid(length: int, patch_size: int, wanted: Any, native: Any) -> tupl
                 "of the file"
             )
         return grid
-    # A square length may belong to a square image, as in all released models, or to another of the same area.
+    # The table is a list without its rows and columns. All released models are square, but 64 positions may also be
+    # 4 x 16; only `--set` can decide.
     side = math.isqrt(length)
     fits = wanted is not None and math.prod(_grid(wanted, patch_size)) == length
     if side * side == length:

@@ -66,20 +66,18 @@ class OfficialViTP:
 
 
 def read_official_vit_p(source: str, options: ConversionOptions, released: ReleasedModel | None = None) -> OfficialViTP:
-    """Read an official checkpoint.
+    """Read an official checkpoint, refusing one that contradicts the options or does not contain what they leave open.
 
     Args:
         source: file, folder or Hub id.
         options: may give `num_attention_heads` of unusual widths, the `image_size` that images are squashed to, and the
             `prompt_columns` of an encoder with four columns.
         released: the released model in the file, if it is one.
-
-    Raises:
-        ValueError: the file is of another format, contradicts the options, or lacks something that they must give.
     """
     unknown = sorted(options.fields.keys() - set(_FREE_FIELDS))
     if unknown:
         raise ValueError(f"--set {unknown[0]}: for official ViT-P weights only {', '.join(_FREE_FIELDS)} can be set")
+    # The authors' repository holds a file for each model, so the usual names do not help.
     names = PICKLE_NAMES + SAFETENSORS_NAMES if released is None else (f"{released.id}.pth",)
     path = str(find_checkpoint(source, names, options.revision))
     state_dict = strip_prefixes(read_checkpoint(path, options.max_bytes), ("teacher.", "module.", "backbone."))
@@ -99,6 +97,7 @@ def read_official_vit_p(source: str, options: ConversionOptions, released: Relea
     positions = weights[POSITION_TABLE].flatten(0, -2)
     weights[POSITION_TABLE] = positions[1:]
     weights = fill_absent(weights)
+    # The grid is set below, from the number of positions.
     fields = SourceBackbone(weights, (0, 0), dict(_CONVENTIONS)).config_fields()
     patch_size, side = fields["patch_size"], math.isqrt(len(positions) - 1)
     if side * side != len(positions) - 1:

@@ -27,9 +27,7 @@ class ConversionOptions:
         base: folder or Hub id of the backbone that a delta file is added to.
         model: id of the released model in the file, if its path does not tell.
         labels: name of a published label table, or a file of labels.
-        task: `"panoptic"`, `"instance"` or `"semantic"`.
         reset_class_head: replace the class head by a new one, for other labels.
-        revision: branch, tag or commit of a Hub repository.
         max_bytes: largest size of the files that are read.
         check: compare outputs with the source model's, if it can be run.
     """
@@ -61,11 +59,7 @@ class Labels:
 
 
 def read_labels(source: str) -> Labels:
-    """Read the classes of a model from a published label table or a file that `read_classes` reads.
-
-    Raises:
-        ValueError: there is no such table or file, or the file does not name the classes 0 to n - 1, each once.
-    """
+    """Read the classes of a model from a published label table or a file that `read_classes` reads."""
     if source in LABEL_TABLES:
         table = label_table(source)
         return Labels(table.id2label, table.stuff_classes, table.title)
@@ -80,17 +74,11 @@ def read_labels(source: str) -> Labels:
 
 
 def parse_fields(settings: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    """Read `field=value` words.
+    """Read `field=value` words into numbers, booleans, `None` and strings, or lists of them if a value has commas.
 
     Args:
         settings: words such as `num_attention_heads=4`, `image_size=64,96` or `layer_norm_eps=1e-5`.
         known: names of the existing fields, besides `EXTRA_FIELDS`.
-
-    Returns:
-        Field to number, boolean, `None` or string, or to a list of them if the value has commas.
-
-    Raises:
-        ValueError: a word has no `=`, or a field is given twice or does not exist.
     """
     fields: dict[str, Any] = {}
     for setting in settings:

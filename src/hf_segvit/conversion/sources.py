@@ -42,7 +42,6 @@ class Converted:
     """A converted model and what is written with it.
 
     Attributes:
-        model: in memory.
         processor: its image processor; of a backbone, one with the normalisation of its pre-training.
         lines: report of what was done.
         card: arguments of `make_model_card`.
@@ -57,11 +56,7 @@ class Converted:
 
 
 def from_official_eomt(source: str, options: ConversionOptions) -> Converted:
-    """Convert a checkpoint of the official EoMT code; see `read_official_eomt`.
-
-    Raises:
-        ValueError: see there; also if task and labels are unknown.
-    """
+    """Convert a checkpoint of the official EoMT code; see `read_official_eomt`."""
     released = _released("eomt", source, options)
     task = options.task or (released.task if released else None)
     if task is None:
@@ -140,9 +135,10 @@ def _check_released(
 ) -> None:
     if released is None:
         return
+    # A file of another model under this name would get wrong labels and a wrong card.
     dimensions = dict(official.fields)
     if not options.reset_class_head:
-        dimensions["num_labels"] = official.num_labels
+        dimensions["num_labels"] = official.num_labels  # a new head may have any number
     disagreement = released.disagreement(dimensions)
     if disagreement:
         raise ValueError(
@@ -173,19 +169,16 @@ def _card_of(released: ReleasedModel | None, changed: str = "") -> dict[str, Any
     else:
         text += " The results below are those that the authors published; they were not measured again."
         results = [{"task": released.task, "dataset": data, "split": split, "metrics": dict(released.metrics)}]
+    # The DINOv3 License also covers weights that were trained from DINOv3's.
     license_id = "other" if released.base else "mit"
     card = {"training_data": text, "license": license_id, "base_model": released.repository}
     return {"card": card, "results": results}
 
 
 def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted:
-    """Convert an `eomt` or `eomt_dinov3` checkpoint of Transformers.
-
-    Raises:
-        ValueError: it is of another type, damaged, or gives other outputs here.
-    """
-    where: dict[str, Any] = {"revision": options.revision or "main"}
-    raw_config, _ = PreTrainedConfig.get_config_dict(source, **where)
+    """Convert an `eomt` or `eomt_dinov3` checkpoint of Transformers."""
+    at_revision: dict[str, Any] = {"revision": options.revision or "main"}
+    raw_config, _ = PreTrainedConfig.get_config_dict(source, **at_revision)
     if not is_transformers_eomt(raw_config):
         raise ValueError(
             f"{source} is of type {raw_config.get('model_type')!r}, not of Transformers' eomt or eomt_dinov3"
@@ -194,11 +187,11 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
     state_dict = read_checkpoint(path, options.max_bytes)
     check_weights(state_dict, path)
     weights, probabilities = translate_state_dict(state_dict)
-    config = EoMTConfig.from_pretrained(source, **where)
+    config = EoMTConfig.from_pretrained(source, **at_revision)
     if probabilities is not None:
         config.masked_attention_probabilities = probabilities
     model = whole_model(EoMTForUniversalSegmentation, config, weights, f"{path} does not fit the config.json beside it")
-    processor = EoMTImageProcessor.from_pretrained(source, **where)
+    processor = EoMTImageProcessor.from_pretrained(source, **at_revision)
     lines = mapping_lines(model.state_dict())
     if options.labels:
         labels = read_labels(options.labels)
@@ -215,16 +208,16 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
         settings = processor.to_dict() | {"task": options.task, "do_split_image": None}
         processor = EoMTImageProcessor(**settings)
     if options.check:
-        lines.append(_compared_with_transformers(model, state_dict, source, where))
+        lines.append(_compared_with_transformers(model, state_dict, source, at_revision))
     else:
         lines.append("not compared, as asked")
     return Converted(model, processor, lines, **_card_of(recognise_released_model("eomt", source)))
 
 
 def _compared_with_transformers(
-    model: EoMTForUniversalSegmentation, state_dict: dict[str, torch.Tensor], source: str, where: dict[str, Any]
+    model: EoMTForUniversalSegmentation, state_dict: dict[str, torch.Tensor], source: str, at_revision: dict[str, Any]
 ) -> str:
-    config = AutoConfig.from_pretrained(source, **where)
+    config = AutoConfig.from_pretrained(source, **at_revision)
     theirs, loading = transformers_class(config).from_pretrained(
         None, config=config, state_dict=state_dict, output_loading_info=True
     )
@@ -235,11 +228,7 @@ def _compared_with_transformers(
 
 
 def whole_model(cls: Any, config: PlainViTConfig, state_dict: dict[str, torch.Tensor], remedy: str) -> Any:
-    """A model with exactly these weights, in their precision.
-
-    Raises:
-        ValueError: a weight is missing, left over or of another shape; the message ends with `remedy`.
-    """
+    """A model with exactly these weights, in their precision; an error about others ends with `remedy`."""
     # On meta, names and shapes cost no memory.
     with torch.device("meta"):
         expected = cls(config).state_dict()
@@ -248,11 +237,7 @@ def whole_model(cls: Any, config: PlainViTConfig, state_dict: dict[str, torch.Te
 
 
 def from_timm(source: str, options: ConversionOptions) -> Converted:
-    """Convert a backbone of timm: `timm/NAME` is downloaded, a file needs `options.model` to name its model.
-
-    Raises:
-        ValueError: the name is unknown, the weights are of another model, or the outputs differ from timm's.
-    """
+    """Convert a backbone of timm: `timm/NAME` is downloaded, a file needs `options.model` to name its model."""
     lines: list[str] = []
     sizes = _sizes(options)
     reference = _timm_model(source, options, lines)
@@ -260,12 +245,7 @@ def from_timm(source: str, options: ConversionOptions) -> Converted:
 
 
 def from_any_backbone(source: str, options: ConversionOptions) -> Converted:
-    """Convert any source that `from_backbone` takes, including families of other packages.
-
-    Raises:
-        ValueError: as for `convert_backbone`, or the outputs differ from the source's.
-        OSError: the source does not state how its images were normalised.
-    """
+    """Convert any source that `from_backbone` takes, including families of other packages."""
     sizes = _sizes(options)
     reference, weights = load_backbone(source, with_weights=True)
     weights = reference.state_dict() if weights is None else weights
@@ -315,6 +295,7 @@ def _timm_model(source: str, options: ConversionOptions, lines: list[str]) -> to
     check_weights(state_dict, str(path))
     model = timm.create_model(name, num_classes=0)
     for parameter in [parameter for parameter in state_dict if parameter.startswith("head.")]:
+        # timm builds the model without a classifier, whatever the file was trained for.
         del state_dict[parameter]
         lines.append(f"left out {parameter}: classifier")
     check_complete(state_dict, model.state_dict(), f"{path} does not hold the weights of timm's {architecture}")
@@ -333,6 +314,7 @@ def _compared(model: PlainViTModel, reference: Any) -> str:
     family, backbone, _ = family_for(reference)
     features = getattr(family, "features", None)
     generator = torch.Generator().manual_seed(0)
+    # Noise: every weight matters, and no data is needed.
     pixel_values = torch.randn(1, model.config.num_channels, *model.config.image_height_width, generator=generator)
     pixel_values = pixel_values.to(model.dtype)
     theirs = None if features is None else features(backbone, pixel_values)
@@ -343,11 +325,7 @@ def _compared(model: PlainViTModel, reference: Any) -> str:
 
 
 def from_official_vit_p(source: str, options: ConversionOptions) -> Converted:
-    """Convert a checkpoint of the official ViT-P code; see `read_official_vit_p`.
-
-    Raises:
-        ValueError: see there; also if the file is not the released model that its name says, or the labels do not fit.
-    """
+    """Convert a checkpoint of the official ViT-P code; see `read_official_vit_p`."""
     released = _released("vit_p", source, options)
     official = read_official_vit_p(source, options, released)
     _check_released(official, released, options)

@@ -89,16 +89,7 @@ def export_to_transformers(
 def transformers_state_dict(
     model: EoMTForUniversalSegmentation, config: EomtConfig | EomtDinov3Config, notes: list[str]
 ) -> dict[str, Tensor]:
-    """The weights of the same model in Transformers, under its names.
-
-    Args:
-        model: ours.
-        config: theirs, from `transformers_config`.
-        notes: what behaves differently there is added.
-
-    Raises:
-        ValueError: the weights do not make a complete model there.
-    """
+    """The weights of the same model in Transformers; differences are added to `notes`."""
     check_weights(model.state_dict(), "the model")
     renamed = {_their_name(name, config): tensor for name, tensor in model.state_dict().items()}
     with torch.device("meta"):
@@ -113,7 +104,7 @@ def transformers_state_dict(
     class_weights = torch.ones(len(model.class_predictor.bias))
     class_weights[-1] = model.config.no_object_weight
     renamed |= {"attn_mask_probs": probabilities, "criterion.empty_weight": class_weights}
-    like = model.class_predictor.weight
+    like = model.class_predictor.weight  # for dtype and device
     for name in expected.keys() - renamed.keys():
         if name.endswith(".k_proj.bias"):
             renamed[name] = like.new_zeros(expected[name].shape)  # the same function as without a bias
@@ -132,6 +123,7 @@ def _their_name(name: str, config: EomtConfig | EomtDinov3Config) -> str:
     name = name.removeprefix("eomt.")
     if isinstance(config, EomtConfig):
         return name
+    # `eomt` has our names; `eomt_dinov3` has those of DINOv3.
     name = name.replace("patch_embeddings.projection.", "patch_embeddings.")
     name = name.replace(".attention.out_proj.", ".attention.o_proj.")
     return name.replace(".mlp.fc1.", ".mlp.up_proj.").replace(".mlp.fc2.", ".mlp.down_proj.")
@@ -150,11 +142,7 @@ def _pack_gates(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transformers_image_processor(processor: EoMTImageProcessor, notes: list[str]) -> EomtImageProcessor:
-    """Transformers' image processor with the same preprocessing; what it cannot store is added to `notes`.
-
-    Raises:
-        ValueError: the input is not square.
-    """
+    """Transformers' processor with the same preprocessing; what it cannot store is added to `notes`."""
     height, width = processor.size["height"], processor.size["width"]
     if height != width:
         raise inexpressible(f"an image processor for {height} x {width} pixels; its inputs are square")
@@ -176,28 +164,15 @@ def transformers_image_processor(processor: EoMTImageProcessor, notes: list[str]
 _SHARED_FIELDS = (*SHARED_FIELDS, "patch_size", "id2label", "label2id")
 # Fields that the functions below translate, or that do not change what the model computes. Any other field must have
 # its default: a field added later is then refused instead of lost.
-_OTHER_FIELDS = {
-    "image_size",
-    "intermediate_size",
-    "position_embedding_type",
-    "rope_theta",
-    "mlp_type",
-    "gate_act",
-    "key_bias",
-    "layer_scale_init_value",
-    "num_query_layers",
-    "masked_attention",
-    "masked_attention_probabilities",
-    "loss_normalization",
-}
+_OTHER_FIELDS = (
+    *("image_size", "intermediate_size", "position_embedding_type", "rope_theta", "mlp_type"),
+    *("gate_act", "key_bias", "layer_scale_init_value", "num_query_layers"),
+    *("masked_attention", "masked_attention_probabilities", "loss_normalization"),
+)
 
 
 def transformers_config(config: EoMTConfig) -> tuple[EomtConfig | EomtDinov3Config, list[str]]:
-    """The configuration of the same model in Transformers, and notes on what behaves differently there.
-
-    Raises:
-        ValueError: Transformers cannot express the model.
-    """
+    """The configuration of the same model in Transformers, and notes on what behaves differently there."""
     _refuse_foreign_fields(config)
     notes = _probability_notes(config)
     height, _ = config.image_height_width
@@ -236,7 +211,7 @@ def _refuse_foreign_fields(config: EoMTConfig) -> None:
             continue
         value = getattr(config, field.name)
         if value != field.default:
-            raise inexpressible(f"{field.name}={value!r}; it knows only what {field.default!r} means here")
+            raise inexpressible(f"{field.name}={value!r}; it supports only the equivalent of {field.default!r}")
 
 
 def inexpressible(reason: str) -> ValueError:
@@ -287,18 +262,9 @@ def _probability_notes(config: EoMTConfig) -> list[str]:
 
 @torch.no_grad()
 def compare_with_transformers(ours: EoMTForUniversalSegmentation, theirs: Any, tolerance: float) -> str:
-    """Compare with Transformers' `eomt` or `eomt_dinov3`, both without attention masks.
+    """Compare with Transformers' `eomt` or `eomt_dinov3`, both without attention masks, as `compare_outputs` does.
 
-    Args:
-        ours: our model; unchanged afterwards.
-        theirs: Transformers' model; unchanged afterwards, but in evaluation mode.
-        tolerance: as for `compare_outputs`.
-
-    Returns:
-        A line that reports what was compared and how close it is.
-
-    Raises:
-        ValueError: the outputs differ by more.
+    Both models are as before afterwards, except that theirs is in evaluation mode.
     """
     config, size = ours.config, ours.config.image_height_width
     weight = next(ours.parameters())
@@ -309,7 +275,7 @@ def compare_with_transformers(ours: EoMTForUniversalSegmentation, theirs: Any, t
     kept = ours.training, config.masked_attention_probabilities, theirs.attn_mask_probs.clone()
     try:
         config.masked_attention_probabilities = [0.0] * config.num_query_layers
-        theirs.attn_mask_probs.zero_()
+        theirs.attn_mask_probs.zero_()  # a buffer: it takes the place of the config's field there
         our_outputs, their_outputs = ours.eval()(pixel_values), theirs.eval()(pixel_values)
     finally:
         ours.train(kept[0])
@@ -323,15 +289,12 @@ def compare_with_transformers(ours: EoMTForUniversalSegmentation, theirs: Any, t
 
 
 def compare_outputs(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], tolerance: float, reference: str) -> str:
-    """Compare tensors that should be equal.
+    """Compare tensors that should be equal; returns a line that reports how close they are.
 
     Args:
         pairs: name to our output and the reference's.
         tolerance: largest difference allowed in fp32, as a share of the reference's largest value (1 at least).
         reference: name of the other model, for the message.
-
-    Returns:
-        A line that reports how close they are.
 
     Raises:
         ValueError: shapes differ, or values by more than allowed.

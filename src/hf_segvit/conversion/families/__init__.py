@@ -45,9 +45,6 @@ def family_of(model: str) -> BackboneFamily | None:
 
     Args:
         model: its `model_type` in Transformers, or its class as "module.Class".
-
-    Raises:
-        ValueError: an installed package offers an invalid family, or two families claim the model.
     """
     built_in = next((family for family in FAMILIES if model in family.MODELS), None)
     if built_in is not None:
@@ -60,11 +57,7 @@ def family_of(model: str) -> BackboneFamily | None:
 
 
 def offered_families() -> dict[str, BackboneFamily]:
-    """The families of other installed packages, by the names of their entry points.
-
-    Raises:
-        ValueError: one cannot be imported, or lacks a part of `BackboneFamily`.
-    """
+    """The families of other installed packages, by the names of their entry points."""
     families = {}
     for name, point in entry_points(ENTRY_POINT_GROUP).items():
         origin = f"the backbone family {name!r} ({point.value}) of an installed package"

@@ -45,15 +45,7 @@ class BackboneFamily(Protocol):
 
 
 def checked_family(family: Any, origin: str) -> BackboneFamily:
-    """A family from elsewhere, once it has everything that a family needs.
-
-    Args:
-        family: the object.
-        origin: where it comes from, for errors.
-
-    Raises:
-        ValueError: a part is missing or of the wrong type.
-    """
+    """A family from elsewhere, once it has everything that a family needs; errors name `origin`."""
     if isinstance(family, type):
         raise ValueError(f"{origin} is a class; give an object of it")
     missing = [name for name in ("FAMILY", "MODELS") if not hasattr(family, name)]

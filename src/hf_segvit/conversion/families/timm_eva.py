@@ -44,11 +44,7 @@ def convert(model: Any, state_dict: Mapping[str, Tensor]) -> SourceBackbone:
 
 
 def rotary_settings(rope: Any) -> dict[str, Any]:
-    """Fields of `PlainViTConfig` for a rotary module of timm.
-
-    Raises:
-        ValueError: its coordinates are of an unsupported kind.
-    """
+    """Fields of `PlainViTConfig` for a rotary module of timm."""
     kind = type(rope).__name__
     if kind == "RotaryEmbeddingDinoV3":
         if rope.normalize_coords != "separate" or rope.grid_offset or rope.temperature is None or rope.min_period:

@@ -78,12 +78,8 @@ def check_modules(model: Any, family: str, blocks: tuple[str, ...], attentions: 
 
     Args:
         model: a timm model with `patch_embed`, `blocks` and `norm`.
-        family: its name, for messages.
         blocks: class names of blocks that compute what ours do.
         attentions: class names of attention modules that do.
-
-    Raises:
-        ValueError: naming the part and its class.
     """
     for block in model.blocks:
         _check_class(block, "block", blocks, family)  # first: other blocks may lack the parts below
@@ -118,11 +114,7 @@ def module_settings(model: Any) -> dict[str, Any]:
 
 
 def activation_name(activation: nn.Module) -> str:
-    """Transformers' name of an activation of timm.
-
-    Raises:
-        ValueError: no supported family uses it.
-    """
+    """Transformers' name of an activation of timm."""
     if isinstance(activation, nn.GELU) and activation.approximate == "tanh":
         return "gelu_pytorch_tanh"
     names = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
