@@ -155,7 +155,7 @@ def test_a_delta_is_not_taken_for_whole_weights_nor_the_other_way_round(dinov3):
         read_official_eomt(delta, ConversionOptions(fields=size))
     with pytest.raises(ValueError, match="whole weights, not the difference"):
         read_official_eomt(whole, ConversionOptions(fields=size, base=str(folder / "base")))
-    with pytest.raises(ValueError, match="do not tell the image size"):
+    with pytest.raises(ValueError, match="do not show the image size"):
         read_official_eomt(whole, ConversionOptions(fields=HEADS))
     # Without the normalisation constants the negative probabilities, or the final norm, give a delta away.
     state_dict = load_file(delta)
