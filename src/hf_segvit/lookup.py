@@ -33,8 +33,8 @@ def suggestion(name: object, choices: Iterable[str], count: int = 1, otherwise: 
         otherwise: text if none is similar, for choices that are too many to list.
     """
     known = list(choices)
-    # 0.5 still finds "panoptc" and swapped letters; below that, short names resemble everything.
-    similar = get_close_matches(str(name), known, n=count, cutoff=0.5)
+    # 0.6 still finds "panoptc" and swapped letters; below that, short names resemble everything.
+    similar = get_close_matches(str(name), known, n=count, cutoff=0.6)
     return f"did you mean {' or '.join(similar)}?" if similar else otherwise or f"choose one of {', '.join(known)}"
 
 
