@@ -56,4 +56,4 @@ def test_a_folder_is_mixed_with_another(data, tmp_path, capsys):
     assert results["plan"]["pictures"] == 5
     other = mask_folder(tmp_path / "other", ("six",), classes={"0": "cat", "1": "dog"})
     assert train(data, tmp_path / "more", mixture.replace(coarse, other)) == 2
-    assert "has 2 classes, ['cat', 'dog'] among them" in capsys.readouterr().err
+    assert "has 2 classes, among them ['cat', 'dog']" in capsys.readouterr().err

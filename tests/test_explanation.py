@@ -16,10 +16,9 @@ from hf_segvit import (
     ViTPConfig,
     ViTPForPointClassification,
 )
-from hf_segvit.training.declarations import PointOptions
+from hf_segvit.training.declarations import PointOptions, option
 from hf_segvit.training.derivation import derive
 from hf_segvit.training.explanation import explain, field_table, memory_advice
-from hf_segvit.training.fields import option
 from hf_segvit.training.optimizers import freeze, parameter_groups
 from hf_segvit.training.recipe import FIELDS, Recipe, load_recipe, packaged_recipes
 from hf_segvit.training.results import Selection
@@ -76,10 +75,10 @@ def test_patience_that_cannot_end_the_training_is_told():
     """600 steps, scored every 100 or 50: annealing ends with step 500, which leaves 2 or 3 scores that count."""
     model = tiny_eomt()
     for patience, every, words in (
-        (1, 0.5, "1: training stops after as many evaluations without a better score; 3 of the 12 evaluations count,"),
-        (2, 0.5, "WARNING: 2 cannot stop this training early, as 3 of the 12 evaluations count, those after annealing"),
+        (1, 0.5, "1: training stops after this many evaluations without a better score; 3 of the 12 evaluations"),
+        (2, 0.5, "WARNING: 2 cannot stop this run early, as 3 of the 12 evaluations count, those after annealing"),
         (2, 0.5, "give at most 1, or a lower evaluate_every"),
-        (10, 1, "WARNING: 10 cannot stop this training early, as 2 of the 6 evaluations count, those after annealing"),
+        (10, 1, "WARNING: 10 cannot stop this run early, as 2 of the 6 evaluations count, those after annealing"),
         (10, 1, "; give a lower evaluate_every"),
     ):
         assert words in explain(
@@ -222,7 +221,7 @@ def test_what_becomes_of_the_masks_is_said():
     assert "the masks of the 2 query layers fade one after the other, from step 100 to 500" in explain(
         plan_for(model), model, EoMTImageProcessor()
     )
-    assert "false: masks stay for ever, at inference too" in explain(
+    assert "false: attention stays masked, also at inference" in explain(
         plan_for(model, annealing=False), model, EoMTImageProcessor()
     )
     model.set_masked_attention_probabilities(0.0)  # as in a checkpoint whose training annealed them
@@ -239,8 +238,8 @@ class TestFieldTable:
         for name in [*FIELDS, *(f"points.{name}" for name in PointOptions.__dataclass_fields__)]:
             assert re.search(rf"^{re.escape(name)}  ", table, re.MULTILINE), name
         for row in (
-            r"seed +7 \(0\) +whole number >= 0 +no +of all randomness",
-            r"learning_rate +null +number > 0 +told +the highest",
+            r"seed +7 \(0\) +whole number >= 0 +no +seed of all random",
+            r"learning_rate +null +number > 0 +told +peak learning rate",
             r"optimizer +sgd \(adamw\) +adamw, sgd +no ",
             r"keep_last +2 +whole number > 0 +yes ",
             r"criterion +null +module:Class +no ",
@@ -249,7 +248,7 @@ class TestFieldTable:
         ):
             assert re.search(rf"^{row}", table, re.MULTILINE), row
         assert "\neomt: not for model=vit_p\n" in table
-        assert "\nvit_p: What only ViT-P has.\n" in table
+        assert "\nvit_p: Fields of ViT-P only.\n" in table
 
     def test_options_of_a_task_of_ones_own_are_listed(self):
         table = field_table(Recipe(model=f"{__name__}:DepthTask", options={"max_depth": 80}))

@@ -13,9 +13,8 @@ from hf_segvit.data.prompts import PROMPT_SOURCES, PointAugmentation
 from hf_segvit.evaluation.points import POINT_KINDS
 from hf_segvit.training.annealing import MaskAnnealing
 from hf_segvit.training.checkpoints import identity, refuse_other_run
-from hf_segvit.training.declarations import DECLARATIONS, EoMTOptions, PointOptions, PromptOptions
+from hf_segvit.training.declarations import DECLARATIONS, EoMTOptions, PointOptions, PromptOptions, option
 from hf_segvit.training.derivation import augmentation_name, derive, image_size, model_fields, steps_of_epoch
-from hf_segvit.training.fields import option
 from hf_segvit.training.recipe import FIELDS, RENAMED, Recipe, find_recipe, load_recipe, packaged_recipes, resume_rules
 from hf_segvit.training.tasks import TrainingTask, task_for
 from hf_segvit.training.tasks.eomt import EoMTTask
@@ -126,8 +125,8 @@ def test_bad_overrides_are_told(recipe_file, override, told):
         ({"betas": [0.9]}, "betas=[0.9] must have 2 numbers"),
         ({"betas": [0.9, 1]}, "betas=[0.9, 1] must be >= 0 and < 1"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must be > 0 and < 1"),
-        ({"warmup_steps": [1, 2, 3]}, "warmup_steps=[1, 2, 3] must have 1 or 2 numbers: [all] or [new parameters"),
-        ({"annealing": True}, "says nothing"),
+        ({"warmup_steps": [1, 2, 3]}, "warmup_steps=[1, 2, 3] must have 1 or 2 numbers: [all parameters] or"),
+        ({"annealing": True}, "is ambiguous"),
         ({"annealing": [[0, 2]]}, "not a fraction of training"),
         ({"annealing": [["a/b", 1]]}, "give fractions"),
         ({"annealing": [["1/0", 1]]}, "give fractions"),
@@ -287,7 +286,7 @@ def test_a_renamed_field_is_translated_and_said(tmp_path, monkeypatch):
     with pytest.warns(FutureWarning, match="images_per_step"):
         assert load_recipe(path, ["images_per_step=4"]).batch_size == 4
     path.write_text("images_per_step: 8\nbatch_size: 8\n")
-    with pytest.raises(ValueError, match="images_per_step is called batch_size now, and both are there"):
+    with pytest.raises(ValueError, match="images_per_step is called batch_size now, and both are set"):
         load_recipe(path)
 
 
@@ -374,7 +373,7 @@ class TestDerivation:
         assert derive(self.recipe(epochs=None, steps=360), 1600).warmup_steps == (10, 20)
         assert derive(self.recipe(epochs=None, steps=360, backbone=None), 1600).warmup_steps == (30,)
         assert derive(self.recipe(epochs=None, steps=360, warmup_steps=[7]), 1600).warmup_steps == (7,)
-        with pytest.raises(ValueError, match="do not fit into a training of 360 steps"):
+        with pytest.raises(ValueError, match="do not fit into a run of 360 steps"):
             derive(self.recipe(epochs=None, steps=360, warmup_steps=[60, 300]), 1600)
 
     def test_annealing_scales_with_the_steps_and_fits_the_layers(self):

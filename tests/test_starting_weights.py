@@ -46,7 +46,7 @@ def test_what_is_new_is_said_and_the_rest_is_kept(tmp_path, capfd):
         {"num_queries": 9, "id2label": {0: "a", 1: "b"}},
     )
     assert remarks == [
-        f"eomt.query.weight: new, as its size is 9x32 and the checkpoint's {before.config.num_queries}x32"
+        f"eomt.query.weight: new, as its size is 9x32, but {before.config.num_queries}x32 in the checkpoint"
     ]
     assert torch.equal(model.eomt.layers[1].mlp.fc1.weight, before.eomt.layers[1].mlp.fc1.weight)
     assert model.dtype == torch.float32

@@ -269,7 +269,7 @@ def test_what_a_backbone_does_not_say_is_imagenets_and_said(model: str, tmp_path
     make, fields = (eomt_recipe, HEADS) if model == "eomt" else (vit_p_recipe, {})
     made = make(tmp_path / "run", backbone=str(tmp_path / "backbone"), image_size=56, model_config=fields)
     check_one_step(made, seen, IMAGENET)
-    words = f"normalisation: that of {tmp_path / 'backbone'} is not known, and pixels are normalised by ImageNet's"
+    words = f"normalisation: that of {tmp_path / 'backbone'} is unknown, so pixels are normalised by ImageNet's"
     assert words in capsys.readouterr().err
 
 

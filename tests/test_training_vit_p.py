@@ -130,7 +130,7 @@ def test_the_prompt_encoder_has_a_rate_of_its_own(tmp_path):
 
 def test_a_warm_up_longer_than_the_run_is_refused(tmp_path):
     # A published configuration has one of 80,000 steps in a run of 19,200, so that it never decays.
-    with pytest.raises(ValueError, match=r"warmup_steps=\[80000\] do not fit into a training of 19200 steps"):
+    with pytest.raises(ValueError, match=r"warmup_steps=\[80000\] do not fit into a run of 19200 steps"):
         derive(recipe(tmp_path, steps=19200, warmup_steps=[80000]), 20000)
 
 
@@ -148,7 +148,7 @@ def test_boxes_first_and_points_then(tmp_path):
     medium = recipe(tmp_path / "other", init=init, data="generated:medium?num_scenes=3&size=48")
     task = ViTPTask(medium)
     other, _ = task.build_model()
-    assert task.remarks == ["class head: all 10 classes are new (the checkpoint's are not those of the data)"]
+    assert task.remarks == ["class head: all 10 classes are new (the checkpoint has other classes than the data)"]
     assert other.classifier.weight.shape == (10, 32)
     assert torch.equal(other.vit_p.prompt_encoder.weight, trained["vit_p.prompt_encoder.weight"])
     assert run(recipe(tmp_path / "points", init=init)).step == 4

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..atomic_files import replacing_folder
 from ..data.reading import describe, metadata
-from .fields import default_of
+from .declarations import default_of
 from .recipe import all_fields, flat, renamed, resume_rules
 
 MANIFEST = "manifest.json"

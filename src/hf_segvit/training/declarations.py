@@ -1,95 +1,230 @@
-"""What a recipe may say of a kind of model: `TaskDeclaration`, those of EoMT and ViT-P, and those of others by import.
+"""Declare the fields of a recipe, and what each kind of model adds to them.
 
-A `TrainingTask` is a declaration, too. Those of EoMT and ViT-P are classes of their own, which their tasks inherit, so
-that a recipe is read and checked without PyTorch.
+`option` declares a field of a dataclass once; `checked` checks values and converts them to the declared types. The
+table of `hf-segvit train --fields` and the rules for resuming follow from the same declarations. `TaskDeclaration` is
+what a recipe may set for one kind of model. Every `TrainingTask` is one; those of EoMT and ViT-P are separate classes,
+which their tasks inherit, so that a recipe can be read and checked without PyTorch.
 """
 
 # ruff: noqa: RUF009 - `option` makes a field, which belongs into the class
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import dataclasses
+import operator
+import types
+import typing
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..lookup import import_object
-from .fields import option
+from ..lookup import import_object, is_import_path, suggestion
+
+_COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+# Names of types for people who write YAML, not Python.
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
+WORDS |= {list: "a list", dict: "key: value pairs"}
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    limits: str = "",
+    choices: Sequence[str] = (),
+    length: Sequence[int] = (),
+    keys: type | None = None,
+    imported: Sequence[str] | None = None,
+    resume: str = "no",
+) -> Any:
+    """Declare a field of a dataclass.
+
+    Args:
+        limits: of a number, or of each number in a list, such as "> 0" or ">= 0, < 1".
+        length: the lengths that a list may have.
+        keys: dataclass that declares the keys of a dict, or of each dict in a list.
+        imported: the field takes "package.module:Class" (besides `choices`); the class must have these methods.
+        resume: whether the value may change when a run is resumed: "yes" if the result does not depend on it, "no", or
+            "told" if it does, but changing it can rescue a diverging run; the change is then logged.
+    """
+    metadata = {name: value for name, value in locals().items() if name != "default"}
+    if isinstance(default, list | dict):  # a copy for each record, as the default itself would be shared
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The value of a field that is not set."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def checked(record: type, values: Mapping[str, Any], where: str = "", without: Container[str] = ()) -> dict[str, Any]:
+    """Convert values to the types that a dataclass declares, and check limits and choices.
+
+    Args:
+        where: prefix of the names in errors, such as "points.".
+        without: fields of the dataclass that must not be set here.
+
+    Raises:
+        ValueError: a name is unknown or a value does not fit; the message names both and what would fit.
+    """
+    hints = typing.get_type_hints(record)
+    declared = {field.name: field.metadata for field in dataclasses.fields(record) if field.name not in without}
+    refuse_unknown(values, declared, where)
+    return {name: _checked(f"{where}{name}", value, hints[name], declared[name]) for name, value in values.items()}
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str = "") -> None:
+    """Raise a `ValueError` for the first name that is no field, with the fields it resembles."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{where.rstrip('.') or 'a recipe'} has no key {name!r}; {suggestion(name, known, 2)}")
+
+
+def types_of(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have, `list` and `dict` without the types of their items."""
+    return tuple(typing.get_origin(choice) or choice for choice in _alternatives(hint))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
+def _checked(name: str, value: Any, hint: Any, declared: Mapping[str, Any]) -> Any:
+    # A float field takes 3 from YAML and an int field takes 3.0; the first type that fits wins.
+    matches = [converted for kind in _alternatives(hint) for converted in _converted(value, kind)]
+    if not matches:
+        expected = " or ".join(WORDS.get(kind, str(kind)) for kind in types_of(hint))
+        raise ValueError(f"{name}={value!r} does not fit; expected {expected}")
+    result, keys, length = matches[0], declared.get("keys"), declared.get("length")
+    if length and isinstance(result, list) and len(result) not in length:
+        raise ValueError(f"{name}={result} must have {' or '.join(map(str, length))} numbers: {declared['meaning']}")
+    items = result if isinstance(result, list) else [result]
+    if keys is not None:
+        items = [checked(keys, item, f"{name}.") if isinstance(item, dict) else item for item in items]
+    limits = [limit.split() for limit in declared.get("limits", "").split(", ") if limit]
+    for item in items:
+        # "not all within" rather than "any beyond": every comparison with NaN is false, so NaN is refused, too.
+        if isinstance(item, int | float) and not all(_COMPARISONS[sign](item, float(bound)) for sign, bound in limits):
+            raise ValueError(f"{name}={value} must be {' and '.join(map(' '.join, limits))}")
+        if isinstance(item, str):
+            _check_text(name, item, declared.get("choices"), declared.get("imported"))
+    return items if isinstance(result, list) else items[0]
+
+
+def _check_text(name: str, text: str, choices: Sequence[str] | None, methods: Sequence[str] | None) -> None:
+    if methods is not None and (not choices or is_import_path(text)):
+        import_object(text, name, methods)
+    elif choices and text not in choices:
+        also = "" if methods is None else "; or give package.module:Class"
+        raise ValueError(f"{name}={text!r} is unknown; {suggestion(text, choices)}{also}")
+
+
+def _converted(value: Any, kind: Any) -> list[Any]:
+    """The value in a type, as a list of one; an empty list if it does not fit."""
+    origin = typing.get_origin(kind) or kind
+    if origin is list and isinstance(value, list | tuple):
+        (item_kind,) = typing.get_args(kind) or (Any,)
+        items = [fitted for item in value for fitted in _converted(item, item_kind)]
+        return [items] if len(items) == len(value) else []
+    if origin is dict and isinstance(value, Mapping):
+        return [dict(value)]
+    if kind is Any:
+        return [value]
+    if isinstance(value, bool):  # before the numbers, since bool is a subclass of int
+        return [value] if kind is bool else []
+    if kind is float and isinstance(value, int):
+        return [float(value)]
+    if kind is int and isinstance(value, float) and value.is_integer():  # YAML has 9.0e+4 as a float
+        return [int(value)]
+    return [value] if isinstance(value, origin) else []
 
 
 @dataclass(frozen=True)
 class SegmentationOptions:
-    """What models that learn from masks have."""
+    """Fields of models that learn from masks."""
 
+    # In the official code void is background to every mask, which teaches nonsense where much of an image is void.
     loss_mask: bool = option(
-        False, "keep void, crowds and padding out of the loss; officially false, wise for own data"
+        False, "leave void, crowds and padding out of the loss; false as in the papers, true advised for own data"
     )
 
 
 @dataclass(frozen=True)
 class EoMTOptions(SegmentationOptions):
-    """What only EoMT has."""
+    """Fields of EoMT only."""
 
     annealing: list[Any] | bool | None = option(
         None,
-        "[start, end] per query layer, as fractions of training, in which its masked attention fades; null: by "
-        "the rule; false: masked attention stays as the configuration has it",
+        "when masked attention fades: [start, end] for each query layer, as fractions of training; null: by rule; "
+        "false: never",
     )
-    decay_query_layers: bool = option(True, "whether layer_decay counts for the blocks that see the queries")
+    decay_query_layers: bool = option(True, "apply layer_decay to the query layers, too")
 
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """How training points are drawn, see data/prompts.py; what is left out has its default there."""
+    """How training points are drawn, see data/prompts.py, which also has the defaults in force."""
 
-    num_points: int = option(200, "prompts of an image", limits="> 0")
-    source: str = option("mask", "what they are drawn from", choices=("mask", "coarse", "box"))
-    instance_aware: bool = option(False, "draw a segment of the class before a pixel of it")
-    box_share: float = option(0.5, "with box: prompts that are boxes; others are points in them", limits=">= 0, <= 1")
-    coarse_margin: float = option(0.03, "with coarse: how far labels stay from borders", limits=">= 0")
+    num_points: int = option(200, "prompts per image", limits="> 0")
+    source: str = option("mask", "kind of labels that prompts are drawn from", choices=("mask", "coarse", "box"))
+    instance_aware: bool = option(False, "draw a segment of the class first, then a pixel of it")
+    box_share: float = option(
+        0.5, "source=box: share of prompts that are boxes; the others are points in boxes", limits=">= 0, <= 1"
+    )
+    coarse_margin: float = option(0.03, "source=coarse: how far labels stay away from borders", limits=">= 0")
 
 
 @dataclass(frozen=True)
 class MixtureOptions(PromptOptions):
-    """Further data of a mixture; how points are drawn is as for the recipe's own where it is not said."""
+    """Another data set of a mixture; options of prompts that are not set are those of the recipe's own data."""
 
     data: str = option(None, "FORMAT:PATH")
-    share: float = option(1.0, "of the training images, relative to the other parts", limits="> 0")
-    split: str | None = option(None, "null: the first there is")
+    share: float = option(1.0, "share of the training images, relative to the other data sets", limits="> 0")
+    split: str | None = option(None, "null: the first split")
 
 
 @dataclass(frozen=True)
 class PointOptions(PromptOptions):
     """The keys of `points`."""
 
-    share: float = option(1.0, "of the recipe's own data, where it is mixed", limits="> 0")
-    mixture: list[dict[str, Any]] = option([], "further data: data, split, share, source, ...", keys=MixtureOptions)
-    reset_head: bool = option(False, "with init: learn the classes anew")
-    evaluate: str | list[str] = option(["random"], "points to score at", choices=("random", "interior", "maximum"))
-    generator: str | None = option(None, "segmentation model whose masks maximum asks about")
+    share: float = option(1.0, "share of the recipe's own data in a mixture", limits="> 0")
+    mixture: list[dict[str, Any]] = option(
+        [], "more data sets, each with data, split, share, source, ...", keys=MixtureOptions
+    )
+    reset_head: bool = option(False, "with init: learn all classes anew")
+    evaluate: str | list[str] = option(
+        ["random"], "kinds of points to score at", choices=("random", "interior", "maximum")
+    )
+    generator: str | None = option(None, "segmentation model that proposes the masks for evaluate=maximum")
 
 
 @dataclass(frozen=True)
 class ViTPOptions:
-    """What only ViT-P has."""
+    """Fields of ViT-P only."""
 
-    prompt_learning_rate: float | None = option(None, "of the prompt encoder", limits="> 0", resume="told")
+    prompt_learning_rate: float | None = option(
+        None, "learning rate of the prompt encoder; null: learning_rate", limits="> 0", resume="told"
+    )
     points: dict[str, Any] = option({}, "how training points are drawn", keys=PointOptions)
 
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of a model that has the fields of every recipe alone."""
+    """A model without fields of its own."""
 
 
 class TaskDeclaration:
-    """What a recipe may say of a kind of model. `TrainingTask` is one; its subclasses set what differs.
+    """What a recipe may set for one kind of model.
 
     Attributes:
-        tasks: what `task` may be; the first is the default.
-        default_image_size: pixels of a side, for all tasks or by task.
+        tasks: values of `task`; the first is the default.
+        default_image_size: pixels per side, for all tasks or by task.
         default_augmentation: name or import path, for all tasks or by task.
-        options: dataclass of fields, see fields.py, that not every recipe has. Those that are fields of `Recipe` are
-            stated as such, the others under `options`.
+        options: dataclass of additional fields, see `option`. Those that `Recipe` has, too, are set there; all others
+            under `options`.
     """
 
     tasks: ClassVar[Sequence[str]] = ()
@@ -99,9 +234,10 @@ class TaskDeclaration:
 
 
 class SegmentationDeclaration(TaskDeclaration):
-    """Segmentation by masks, with the sizes and augmentations of EoMT's official configurations."""
+    """Segmentation by masks."""
 
     tasks = ("panoptic", "instance", "semantic")
+    # Sizes and augmentations of EoMT's official configurations for COCO and ADE20K.
     default_image_size: ClassVar = {"panoptic": 640, "instance": 640, "semantic": 512}
     default_augmentation: ClassVar = {
         **{"panoptic": "eomt_coco_panoptic", "instance": "eomt_coco_instance", "semantic": "eomt_semantic"}
@@ -116,10 +252,10 @@ class EoMTDeclaration(SegmentationDeclaration):
 
 
 class ViTPDeclaration(TaskDeclaration):
-    """ViT-P, with the size of its official configurations."""
+    """ViT-P."""
 
     tasks = ("points",)
-    default_image_size = 518
+    default_image_size = 518  # the official size: 37 patches of 14 pixels
     default_augmentation = "vit_p"
     options = ViTPOptions
 
@@ -128,17 +264,18 @@ DECLARATIONS: dict[str, type[TaskDeclaration]] = {"eomt": EoMTDeclaration, "vit_
 
 
 def task_declaration(model: str) -> type[TaskDeclaration]:
-    """What may be said of a recipe's `model`; a task of one's own is imported.
+    """The declaration for a recipe's `model`: by name, or a `TrainingTask` by import path.
 
     Raises:
-        ValueError: there is no such class, or it is no complete training task.
+        ValueError: there is no such class, or it is not a complete training task.
     """
     if model in DECLARATIONS:
         return DECLARATIONS[model]
-    found = import_object(model, "model")
-    if not issubclass(found, TaskDeclaration):
+    task_class = import_object(model, "model")
+    if not issubclass(task_class, TaskDeclaration):
         raise ValueError(f"model={model} is no training task; derive it from hf_segvit.training.tasks.TrainingTask")
-    missing = [*sorted(getattr(found, "__abstractmethods__", ())), *([] if found.tasks else ["tasks"])]
+    # Abstract methods would fail only once the task is created, after the recipe has been accepted.
+    missing = [*sorted(getattr(task_class, "__abstractmethods__", ())), *([] if task_class.tasks else ["tasks"])]
     if missing:
         raise ValueError(f"model={model} lacks {', '.join(missing)}; add it, see TrainingTask")
-    return found
+    return task_class

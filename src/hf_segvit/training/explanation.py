@@ -1,8 +1,7 @@
-"""A recipe and its training plan in words: the fields, what follows from them, and how to save memory.
+"""Explain a recipe and its training plan in text.
 
-`field_table` is what `hf-segvit train RECIPE --fields` prints, which needs no PyTorch; `explain` is what `--explain`
-prints: one screen, or with `full` every parameter. `memory_advice` lists, for a recipe whose batch does not fit on the
-device, what to change, what costs nothing first.
+`field_table` is printed by `hf-segvit train RECIPE --fields` and needs no PyTorch. `explain` is printed by `--explain`:
+one screen, or with `full` every parameter. `memory_advice` lists what to change if a batch does not fit on the device.
 """
 
 from __future__ import annotations
@@ -17,39 +16,39 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from .declarations import DECLARATIONS
+from .declarations import DECLARATIONS, WORDS, default_of, types_of
 from .derivation import TrainingPlan, augmentation_name, image_size, is_eomt
-from .fields import WORDS, default_of, types_of
 from .recipe import SECTIONS, Recipe, own_fields
 
 if TYPE_CHECKING:
     from torch import nn
 
-# field, value, choices or limits, whether it may change when a training goes on, meaning; two blanks in between
+# Of field, value, choices or limits, resume rule and meaning: with two blanks in between, 120 columns.
 _WIDTHS = (23, 24, 21, 6, 38)
+_RESUME = textwrap.wrap(
+    "resume: whether the value may change when a run is resumed. yes: the result does not depend on it; told: the "
+    "result does, so the change is logged; no: start a new run.",
+    120,
+)
 
 
 def field_table(recipe: Recipe) -> str:
-    """All fields of a recipe by section: value, default, choices or limits, resume rule and meaning; 120 columns."""
+    """A table of all fields of a recipe by section, with values, limits and meaning; 120 columns."""
     rows: list[str] = [_row(("field", "value (default)", "choices or limits", "resume", "meaning"))]
     options = recipe.declaration.options
     for section, record in SECTIONS.items():
-        is_other = section in DECLARATIONS and not {f.name for f in dataclasses.fields(record)} <= {
-            f.name for f in dataclasses.fields(options)
-        }
-        about = f"not for model={recipe.model}" if is_other else record.__doc__
-        rows += ["", f"{section}: {about}", *_field_rows(record, recipe.to_dict())]
+        # By fields, not by name: a task derived from EoMT's has its fields, too.
+        is_other = section in DECLARATIONS and not _field_names(record) <= _field_names(options)
+        title = f"not for model={recipe.model}" if is_other else record.__doc__
+        rows += ["", f"{section}: {title}", *_field_rows(record, recipe.to_dict())]
     if own_fields(recipe.model):
         own = _field_rows(options, recipe.options, "options.", own_fields(recipe.model))
         rows += ["", f"options: {options.__doc__}", *own]
     return "\n".join([*rows, "", *_RESUME])
 
 
-_RESUME = textwrap.wrap(
-    "resume: whether a training that goes on from a checkpoint may have another value: yes, the result does not depend "
-    "on it; told, it does, and that is said; no, that would be another training.",
-    120,
-)
+def _field_names(record: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(record)}
 
 
 def _field_rows(
@@ -61,9 +60,11 @@ def _field_rows(
             default = default_of(field)
             value = values.get(field.name, default)
             shown = _in_yaml(value) + ("" if value == default else f" ({_in_yaml(default)})")
-            about, keys = field.metadata, field.metadata.get("keys")
-            cells = (shown, _allowed(hints[field.name], about), about.get("resume", "no"), about.get("meaning", ""))
-            yield _row((prefix + field.name, *cells))
+            declared, keys = field.metadata, field.metadata.get("keys")
+            allowed = _allowed(hints[field.name], declared)
+            meaning = declared.get("meaning", "")
+            yield _row((prefix + field.name, shown, allowed, declared.get("resume", "no"), meaning))
+            # Keys of a dict are fields of their own; those of each dict in a list would repeat.
             if keys is not None and dict in types_of(hints[field.name]):
                 yield from _field_rows(keys, value or {}, f"{prefix}{field.name}.")
 
@@ -86,40 +87,38 @@ def _allowed(hint: Any, declared: Mapping[str, Any]) -> str:
 
 
 def explain(plan: TrainingPlan, model: nn.Module, processor: Any, full: bool = False) -> str:
-    """What was decided, and a table of the parameters by learning rate.
+    """All decisions of a plan, and a table of the parameters by learning rate.
 
     Args:
-        plan: to train by.
-        model: that is trained, with its frozen parts and adapters.
-        processor: its image processor.
-        full: a row for every module with the shapes of its parameters, instead of one for each role.
-
-    Returns:
-        Lines of text.
+        model: as it is trained, with frozen parts and adapters.
+        full: one row for each module with the shapes of its parameters, instead of one for each role.
     """
-    from .optimizers import parameter_groups
+    from .optimizers import parameter_groups  # here, as it imports PyTorch, which --fields does without
 
     recipe = plan.recipe
     groups = parameter_groups(model, plan)
     lines = [f"{name:<16}{text}" for name, text in _decisions(plan, model, processor, full).items()]
-    if not full:
+    if not full:  # one screen; the full text is for searching
         lines = [row for line in lines for row in textwrap.wrap(line, 120, subsequent_indent=" " * 16)]
     lines += ["", *(_full_table(groups) if full else _brief_table(groups, str(model.base_model_prefix)))]
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
-    count = sum(parameter.numel() for parameter in frozen)
-    lines += ["", f"{trained:,} parameters in {len(groups)} groups are trained, {count:,} are frozen"]
+    trained = sum(_count(group["params"]) for group in groups)
+    frozen = _count(parameter for parameter in model.parameters() if not parameter.requires_grad)
+    lines += ["", f"{trained:,} parameters in {len(groups)} groups are trained, {frozen:,} are frozen"]
     advice = memory_advice(recipe, plan)
     if advice:
         lines += ["", "If memory runs out:", *(f"  {line}" for line in advice)]
     return "\n".join(lines)
 
 
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
 def _full_table(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"{'role':<10}{'learning rate':>14}{'decay':>8}{'parameters':>13}  names"]
     for group in groups:
-        count = sum(parameter.numel() for parameter in group["params"])
-        start = f"{group['role']:<10}{group['lr']:>14.4g}{group['weight_decay']:>8.3g}{count:>13,}"
+        count = f"{_count(group['params']):,}"
+        start = f"{group['role']:<10}{group['lr']:>14.4g}{group['weight_decay']:>8.3g}{count:>13}"
         shapes = [tuple(parameter.shape) for parameter in group["params"]]
         for row in _rows(group["names"], shapes):
             lines.append(f"{start}  {row}")
@@ -128,12 +127,12 @@ def _full_table(groups: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _brief_table(groups: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
-    """One row per role and weight decay: the blocks of the backbone differ in their learning rate alone."""
+    """One row per role and weight decay, with the range of learning rates."""
     lines = [f"{'role':<10}{'learning rate':<24}{'decay':>6}{'parameters':>15}  names"]
     for role, decay in dict.fromkeys((group["role"], group["weight_decay"]) for group in groups):
         same = [group for group in groups if (group["role"], group["weight_decay"]) == (role, decay)]
         low, high = (f"{extreme(group['lr'] for group in same):.4g}" for extreme in (min, max))
-        count = sum(parameter.numel() for group in same for parameter in group["params"])
+        count = sum(_count(group["params"]) for group in same)
         parts = _parts([name for group in same for name in group["names"]], prefix)
         start = f"{role:<10}{low if low == high else f'{low} to {high}':<24}{decay:>6.3g}{count:>15,}  "
         lines += textwrap.wrap(parts, 120, initial_indent=start, subsequent_indent=" " * len(start))
@@ -141,31 +140,23 @@ def _brief_table(groups: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
 
 
 def _parts(names: Sequence[str], prefix: str) -> str:
-    """Modules in words, all blocks as one: "embeddings, blocks 0 to 11, layernorm"."""
+    """Modules in text, all blocks as one: "embeddings, blocks 0 to 11, layernorm"."""
     blocks = [int(block[1]) for name in names if (block := re.search(r"\blayers\.(\d+)\.", name))]
-    parts: dict[str, None] = {}
+    parts: dict[str, None] = {}  # an ordered set
     for name in names:
         if re.search(r"\blayers\.\d+\.", name):
             parts[f"blocks {min(blocks)} to {max(blocks)}"] = None
         else:
+            # PEFT wraps a model with adapters, which puts "base_model.model." in front of all names.
             parts[re.sub(rf"^(base_model\.model\.)?({prefix}\.)?", "", name).partition(".")[0]] = None
     return ", ".join(parts)
 
 
 def memory_advice(recipe: Recipe, plan: TrainingPlan) -> list[str]:
-    """What to change where the batch does not fit on a device, in the order of trying.
-
-    The first ones leave the result as it is: losses are normalised over the whole batch, however it is split.
-
-    Args:
-        recipe: to train by.
-        plan: that follows from it.
-
-    Returns:
-        Lines, each with a setting to add to the command; none where nothing is left to change.
-    """
+    """Settings to try if a batch does not fit on a device, one a line, with the cheapest first."""
     advice = []
     if plan.device_batch_size > 1:
+        # The result stays the same, as losses are normalised over the whole batch, however it is split.
         smaller = _largest_divisor(plan.device_batch_size)
         steps = plan.accumulation_steps * plan.device_batch_size // smaller
         advice.append(f"device_batch_size={smaller}: the same result, in {steps} parts a step")
@@ -175,15 +166,15 @@ def memory_advice(recipe: Recipe, plan: TrainingPlan) -> list[str]:
         advice.append("precision=bf16: half the activations, and faster on a GPU")
     height, width = image_size(recipe)
     if min(height, width) >= 256:
-        smaller_size = [side * 3 // 4 // 16 * 16 for side in (height, width)]
+        smaller_size = [side * 3 // 4 // 16 * 16 for side in (height, width)]  # 16: patch size of the EoMT recipes
         value = smaller_size[0] if height == width else smaller_size
-        advice.append(f"image_size={str(value).replace(' ', '')}: half the memory, and small things are seen less well")
+        advice.append(f"image_size={str(value).replace(' ', '')}: half the memory, but small objects get lost")
     if recipe.lora is None and recipe.freeze is None:
-        started = recipe.init is not None or recipe.backbone is not None
-        if started:
+        # What starts from random weights has to be trained.
+        if recipe.init is not None or recipe.backbone is not None:
             advice.append("freeze=until_layer:N: no gradient and no optimiser state for the first N blocks")
         if is_eomt(recipe) and recipe.init is not None:
-            advice.append("the recipe own_lora: adapters in place of the backbone's weights")
+            advice.append("the recipe own_lora: adapters instead of the backbone's weights")
     return advice
 
 
@@ -221,47 +212,47 @@ def _decisions(plan: TrainingPlan, model: Any, processor: Any, full: bool) -> di
 
 
 def _size(model: Any) -> str:
-    """Depth, width, heads and parameters; a model of another kind may not have all of these."""
+    """Depth, width, heads and parameters; an imported model may lack some of them."""
     words = {
         "num_hidden_layers": "{} blocks",
         "num_query_layers": "the last {} with queries",
         "hidden_size": "width {}",
         "num_attention_heads": "{} heads",
     }
-    facts = [text.format(getattr(model.config, name)) for name, text in words.items() if hasattr(model.config, name)]
-    return ", ".join([*facts, f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"])
+    sizes = [text.format(getattr(model.config, name)) for name, text in words.items() if hasattr(model.config, name)]
+    return ", ".join([*sizes, f"{_count(model.parameters()):,} parameters"])
 
 
 def _masks(plan: TrainingPlan, config: Any) -> str:
-    """What becomes of masked attention."""
     annealing = plan.annealing
     if annealing is not None:
         return (
             f"the masks of the {len(annealing.starts)} query layers fade one after the other, from step "
-            f"{min(annealing.starts):,} to {max(annealing.ends):,}; "
-            "then nothing is masked any more, at inference neither"
+            f"{min(annealing.starts):,} to {max(annealing.ends):,}; afterwards, and at inference, nothing is masked"
         )
     if not is_eomt(plan.recipe):
         return ""
     if config.masked_attention and any(config.masked_attention_probabilities):
-        return "false: masks stay for ever, at inference too, where every query layer has to predict them"
+        return "false: attention stays masked, also at inference, where every query layer has to predict masks"
     return "none: nothing is masked, in training and at inference"
 
 
 def _patience(patience: int, plan: TrainingPlan) -> str:
-    """When training may stop early, or that it cannot."""
+    """When training may stop early, or a warning that it never will."""
     count, total = plan.comparable_evaluations, len(plan.evaluation_steps)
     of_all = f"{count} of the {total} evaluations count" + (", those after annealing" if count < total else "")
-    if patience < count - 1:  # the first is a best score to beat, and the last is the end anyway
-        return f"{patience}: training stops after as many evaluations without a better score; {of_all}"
+    # The first evaluation only sets the score to beat, and after the last one the run is over anyway.
+    if patience < count - 1:
+        return f"{patience}: training stops after this many evaluations without a better score; {of_all}"
     most = f"at most {count - 2}, or " if count > 2 else ""
-    return f"WARNING: {patience} cannot stop this training early, as {of_all}; give {most}a lower evaluate_every"
+    return f"WARNING: {patience} cannot stop this run early, as {of_all}; give {most}a lower evaluate_every"
 
 
 def _rows(names: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> list[str]:
     """One row per module: its block or part, and the shapes of its parameters."""
     rows: dict[str, list[str]] = {}
     for name, shape in zip(names, shapes, strict=True):
+        # Up to a block or another large part, and otherwise all of the name.
         part = re.match(r"(.*?layers\.\d+|.*?embeddings|.*?upscale_block|.*?mask_head|.*)(?:\.|$)", name)
         prefix = part.group(1) if part is not None else name
         rest = name.removeprefix(prefix).removeprefix(".")
@@ -270,5 +261,5 @@ def _rows(names: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> list[str]:
 
 
 def _largest_divisor(number: int) -> int:
-    """The largest divisor that is smaller than the number."""
+    """The largest proper divisor."""
     return next(divisor for divisor in range(number // 2, 0, -1) if number % divisor == 0)

@@ -1,24 +1,11 @@
-"""Parameter groups: which learning rate and weight decay each parameter has, and the optimiser on them.
+"""Build the optimiser: parameter groups, frozen parts, learning-rate schedule.
 
-With layer-wise decay (Clark et al., arXiv 2003.10555), block i of N learns at lr * decay ** (N - 1 - i), the embeddings
-as slowly as the first block, the final norm and everything new at lr. `decay_query_layers=False` gives all blocks that
-see the queries lr, and leaves the others as they were. Parameters of one rate share a group, so that there are about as
-many groups as blocks.
+- `parameter_groups`: learning rate and weight decay of each parameter, with layer-wise decay of the learning rate
+  (Clark et al., arXiv 2003.10555) over the N blocks of the ViT.
+- `freeze`: parts of the model that are not trained.
+- `learning_rate_schedule`: one or two stages of warm-up, then polynomial or cosine decay to 0 over T steps.
 
-Source: the official code of EoMT, whose dead `lr_mult` is left out; ViT-P's two rates.
-
-Freezing: training a part of a model, with less memory and less to overfit.
-
-`freeze` applies a recipe's setting. What is frozen needs no gradient, so it is in no parameter group and has no state
-in the optimiser; where nothing before it is trained, the backward pass stops in front of it. Frozen blocks compute as
-in inference, without stochastic depth and dropout, also under `model.train()`.
-
-Learning-rate schedules: a warm-up of one or two stages, then polynomial or cosine decay to 0.
-
-With two stages, the new parameters warm up first, while the backbone stands still: what they send back at first would
-only harm it. Then the backbone warms up, and each decays from the end of its own warm-up to the end of training.
-
-Source: the official code of EoMT (two stages, polynomial) and of ViT-P (one stage, cosine). T steps of training.
+Source: the official code of EoMT (two stages, polynomial) and of ViT-P (one stage, cosine; two learning rates).
 """
 
 from __future__ import annotations
@@ -37,22 +24,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from .derivation import TrainingPlan
 from .recipe import parse_freeze
 
-BACKBONE, REST, PROMPT = "backbone", "rest", "prompt"
+BACKBONE, REST, PROMPT = "backbone", "rest", "prompt"  # the ViT; queries and heads; ViT-P's prompt encoder
 
 
 def parameter_groups(model: nn.Module, plan: TrainingPlan) -> list[dict[str, Any]]:
-    """Groups of the parameters that are trained, for an optimiser and `learning_rate_schedule`.
-
-    Args:
-        model: one of ours, also with adapters; what does not require a gradient is in no group.
-        plan: to train by.
+    """Groups of the parameters that require a gradient, for an optimiser and `learning_rate_schedule`.
 
     Returns:
-        For each group `params`, their `names`, `role` ("backbone": the ViT, "rest": queries and heads, "prompt":
-        ViT-P's prompt encoder), `lr` and `weight_decay`. Backbone first, from its first block to its last.
+        For each group `params`, their `names`, `role`, `lr` and `weight_decay`. The backbone comes first, from its
+        first block to its last.
 
     Raises:
-        ValueError: nothing is left to train.
+        ValueError: no parameter requires a gradient.
     """
     recipe = plan.recipe
     config: Any = model.config
@@ -63,13 +46,14 @@ def parameter_groups(model: nn.Module, plan: TrainingPlan) -> list[dict[str, Any
         role = parameter_role(name)
         learning_rate = plan.learning_rate
         if role == BACKBONE:
-            query_layers = getattr(config, "num_query_layers", 0)
-            spared = 0 if recipe.decay_query_layers else query_layers
+            # The official code has this as `llrd_l2_enabled`: the blocks that see the new queries learn faster.
+            spared = 0 if recipe.decay_query_layers else getattr(config, "num_query_layers", 0)
             learning_rate *= layer_factor(name, config.num_hidden_layers, recipe.layer_decay, spared)
         elif role == PROMPT and recipe.prompt_learning_rate is not None:
             learning_rate = recipe.prompt_learning_rate
         decays = recipe.weight_decay_mode == "all" or is_matrix(parameter)
         weight_decay = recipe.weight_decay if decays else 0.0
+        # Parameters with equal settings share a group: about as many groups as blocks, not as parameters.
         group = groups.setdefault(
             (role, learning_rate, weight_decay),
             {"params": [], "names": [], "role": role, "lr": learning_rate, "weight_decay": weight_decay},
@@ -83,14 +67,14 @@ def parameter_groups(model: nn.Module, plan: TrainingPlan) -> list[dict[str, Any
 
 
 def parameter_role(name: str) -> str:
-    """Part of the model that a parameter belongs to, from its name; see `parameter_groups`."""
-    if re.search(r"(^|\.)prompt_encoder\.", name):
+    """`BACKBONE`, `REST` or `PROMPT`, from the name of a parameter."""
+    if re.search(r"(^|\.)prompt_encoder\.", name):  # first, as it has layers and embeddings of its own
         return PROMPT
     return BACKBONE if re.search(r"(^|\.)(embeddings|layernorm|layers\.\d+)\.", name) else REST
 
 
 def layer_of(name: str) -> int | None:
-    """Block that a parameter belongs to; -1 are the embeddings, `None` everything else."""
+    """Index of the block that a parameter belongs to; -1: embeddings, `None`: anything else."""
     block = re.search(r"(^|\.)layers\.(\d+)\.", name)
     if block is not None:
         return int(block.group(2))
@@ -98,27 +82,23 @@ def layer_of(name: str) -> int | None:
 
 
 def layer_factor(name: str, num_layers: int, decay: float, num_spared: int = 0) -> float:
-    """Share of the highest learning rate that a parameter of the backbone gets.
+    """Learning rate of a backbone parameter relative to the peak: decay ** (N - 1 - i) in block i of N.
 
-    Args:
-        name: of the parameter.
-        num_layers: blocks N.
-        decay: from one block to the one before.
-        num_spared: blocks at the end that do not decay.
+    The last `num_spared` blocks and the final norm get 1.
     """
     layer = layer_of(name)
     if layer is None or layer >= num_layers - num_spared:
         return 1.0
-    return decay ** (num_layers - 1 - max(layer, 0))
+    return decay ** (num_layers - 1 - max(layer, 0))  # embeddings (-1) learn like block 0, as in the official code
 
 
 def is_matrix(parameter: nn.Parameter) -> bool:
     """Whether a parameter is a matrix or kernel, not a bias, norm, scale or single token."""
-    return parameter.ndim > 1 and parameter.shape[0] > 1
+    return parameter.ndim > 1 and parameter.shape[0] > 1  # the class token is (1, 1, D)
 
 
 def build_optimizer(model: nn.Module, plan: TrainingPlan) -> Optimizer:
-    """AdamW or SGD on the groups of a model, as the recipe says."""
+    """The recipe's optimiser, AdamW or SGD, on the parameter groups of a model."""
     recipe = plan.recipe
     groups = parameter_groups(model, plan)
     if recipe.optimizer == "sgd":
@@ -127,15 +107,11 @@ def build_optimizer(model: nn.Module, plan: TrainingPlan) -> Optimizer:
 
 
 def freeze(model: nn.Module, setting: str | None) -> list[str]:
-    """Freeze a part of a model, in place.
+    """Freeze part of a model in place, and return the names of the frozen parameters.
 
     Args:
-        model: one of ours.
-        setting: "backbone" (the whole ViT, its final norm included), "until_layer:N" (embeddings and the first N
-            blocks) or `None`.
-
-    Returns:
-        Names of the frozen parameters.
+        setting: "backbone" (the whole ViT with its final norm), "until_layer:N" (embeddings and the first N blocks) or
+            `None`.
 
     Raises:
         ValueError: the setting is unknown, or the model has fewer blocks.
@@ -145,7 +121,7 @@ def freeze(model: nn.Module, setting: str | None) -> list[str]:
         return []
     config: Any = model.config
     if until > config.num_hidden_layers:
-        raise ValueError(f"freeze={setting}: the model has {config.num_hidden_layers} blocks; give at most so many")
+        raise ValueError(f"freeze={setting}: the model has {config.num_hidden_layers} blocks; give at most that many")
     frozen = []
     for name, parameter in model.named_parameters():
         layer = layer_of(name)
@@ -154,7 +130,8 @@ def freeze(model: nn.Module, setting: str | None) -> list[str]:
             frozen.append(name)
     for name, module in model.named_modules():
         if _is_block(name) and not any(parameter.requires_grad for parameter in module.parameters()):
-            # `model.train()` asks every module; this one says no.
+            # Frozen blocks compute as in inference, without stochastic depth and dropout. `model.train()` calls
+            # `train` of every module, so that is overridden here.
             module.__dict__["train"] = MethodType(_stay_in_evaluation, module)
             module.train()
     return frozen
@@ -169,48 +146,31 @@ def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def learning_rate_schedule(optimizer: Optimizer, plan: TrainingPlan) -> LambdaLR:
-    """The schedule of an optimiser on `parameter_groups`; call its `step` after every step of the optimiser.
-
-    Args:
-        optimizer: whose groups have a `role` each; a group without one is none of the backbone.
-        plan: to train by.
-    """
+    """The schedule of an optimiser on `parameter_groups`; call its `step` after every optimiser step."""
+    settings = {"total_steps": plan.total_steps, "schedule": plan.recipe.schedule, "power": plan.recipe.power}
     factors: list[Callable[[int], float]] = []
     for group in optimizer.param_groups:
         idle, warmup = warmup_of(group.get("role", ""), plan.warmup_steps)
-        factors.append(
-            partial(
-                learning_rate_factor,
-                idle=idle,
-                warmup=warmup,
-                total_steps=plan.total_steps,
-                schedule=plan.recipe.schedule,
-                power=plan.recipe.power,
-            )
-        )
+        factors.append(partial(learning_rate_factor, idle=idle, warmup=warmup, **settings))
     return LambdaLR(optimizer, factors)
 
 
 def restore_schedule(schedule: LambdaLR, state: Mapping[str, Any]) -> None:
-    """Go on where a schedule was saved, at this schedule's own rates and warm-up.
+    """Continue from a saved `state_dict` at this schedule's own learning rates and warm-up.
 
-    Args:
-        schedule: as `learning_rate_schedule` made it, whose optimiser has its state already.
-        state: `state_dict()` of the other one, of the same training, perhaps with other rates.
+    The optimiser must have been restored before.
     """
     progress = {name: state[name] for name in ("last_epoch", "_step_count")}
-    # A factor is a function of the steps taken alone, so that no rate need be saved.
-    rates = [
-        base * factor(progress["last_epoch"])
-        for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    ]
+    # The saved rates are ignored, as a resumed run may have changed them; a factor depends on the step only.
+    factors = [factor(progress["last_epoch"]) for factor in schedule.lr_lambdas]
+    rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
     schedule.load_state_dict({**schedule.state_dict(), **progress, "_last_lr": rates})
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 
 def highest_rates(optimizer: Optimizer) -> dict[str, float]:
-    """The highest learning rate of each role, as a curve by its name."""
+    """The highest current learning rate of each role, by the name of its curve."""
     rates: dict[str, float] = {}
     for group in optimizer.param_groups:
         name = f"learning rate/{group['role']}"
@@ -219,7 +179,8 @@ def highest_rates(optimizer: Optimizer) -> dict[str, float]:
 
 
 def warmup_of(role: str, warmup_steps: tuple[int, ...]) -> tuple[int, int]:
-    """Steps for which parameters of a role stand still, and those over which they then warm up."""
+    """Steps for which parameters of a role do not learn, and steps over which they then warm up."""
+    # Gradients through untrained queries and heads would only harm the backbone, so it waits.
     if len(warmup_steps) == 2 and role == BACKBONE:
         return warmup_steps[0], warmup_steps[1]
     return 0, warmup_steps[0]
@@ -228,15 +189,12 @@ def warmup_of(role: str, warmup_steps: tuple[int, ...]) -> tuple[int, int]:
 def learning_rate_factor(
     step: int, *, idle: int, warmup: int, total_steps: int, schedule: str = "polynomial", power: float = 0.9
 ) -> float:
-    """Share of the highest learning rate for the step after `step` steps have been taken.
+    """Learning rate relative to its peak, after `step` steps have been taken.
+
+    It is 0 for `idle` steps, rises to 1 over `warmup` steps, and decays to 0 at `total_steps`.
 
     Args:
-        step: steps taken; at `total_steps` and beyond the share is 0.
-        idle: steps without learning.
-        warmup: steps after these over which the share rises from 0 to 1.
-        total_steps: T.
-        schedule: "polynomial", (1 - t) ** power, or "cosine", (1 + cos(pi t)) / 2, over the rest of training.
-        power: of the former.
+        schedule: "polynomial", (1 - t) ** power, or "cosine", (1 + cos(pi t)) / 2, for t from 0 to 1.
     """
     if step < idle:
         return 0.0

@@ -1,7 +1,6 @@
-"""The published data sets that the packaged recipes name, as far as a plan needs them: classes, and how many images.
+"""Classes and training images of the published data sets of the packaged recipes.
 
-`--explain` takes them where the data is not on this machine yet. The counts are those of the readers in
-`data/readers/`: every image of the training split, also those without objects.
+`--explain` uses them if the data is not on this machine yet.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 from ..data.label_tables import label_table
 from ..data.reading import DataDescription
 
-# format and task: label table, images to train on
+# (format, task): (label table, training images). Images without objects count, as the readers keep them.
 _PUBLISHED = {
     ("coco", "panoptic"): ("coco_panoptic", 118_287),
     ("coco", "instance"): ("coco_instance", 118_287),
@@ -25,14 +24,11 @@ _PUBLISHED = {
 
 
 def published_data(spec: str | None, tasks: Sequence[str]) -> tuple[DataDescription, int] | None:
-    """What is published about a data set that is not there.
+    """Description and number of training images of a data set that does not exist here, if it is published.
 
     Args:
-        spec: "FORMAT:PATH", as `load_segmentation_dataset` takes it.
-        tasks: to read it for, the one to prefer first.
-
-    Returns:
-        Its description and its number of training images; `None` where its folder exists, or nothing is known of it.
+        spec: "FORMAT:PATH".
+        tasks: tasks to read it for, the preferred one first.
     """
     name, _, path = str(spec).partition(":")
     name = name.strip().lower().replace("-", "_")

@@ -1,12 +1,11 @@
-"""A recipe: everything that decides how a model is trained, in one flat record, from one short YAML file.
+"""The recipe: everything that decides how a model is trained, as one flat record.
 
-`Recipe` is the record. Its fields are those of the sections `General`, `Data`, `Optimisation` and `Run`, and of each
-kind of model (declarations.py); each is declared once, by `option` (fields.py). A field that is `None` is derived from
-the others (derivation.py); whatever is stated is taken as it is. `load_recipe` reads a file, or a recipe of the package
-by its bare name, and applies `key=value` overrides.
+`Recipe` has the fields of the sections `General`, `Data`, `Optimisation` and `Run`, and those of each kind of model
+(declarations.py). A field that is `None` is derived from the others (derivation.py); a value that is set is taken as it
+is. `load_recipe` reads a short YAML file, or a packaged recipe by its bare name, and applies `key=value` overrides.
 
-Nothing here imports PyTorch, so that the command line lists and checks at once. Source of the packaged values: the
-official configurations of EoMT (Kerssies et al., CVPR 2025) and ViT-P.
+Nothing here imports PyTorch, so that the command line lists and checks recipes at once. The packaged values are those
+of the official configurations of EoMT (Kerssies et al., CVPR 2025) and ViT-P.
 """
 
 # ruff: noqa: RUF009 - `option` makes a field, which belongs into the class
@@ -26,13 +25,23 @@ from pathlib import Path
 from typing import Any
 
 from ..lookup import parse_key_values, parse_yaml, suggestion
-from .declarations import DECLARATIONS, EoMTOptions, TaskDeclaration, ViTPOptions, task_declaration
-from .fields import checked, default_of, option, refuse_unknown, types_of
+from .declarations import (
+    DECLARATIONS,
+    EoMTOptions,
+    TaskDeclaration,
+    ViTPOptions,
+    checked,
+    default_of,
+    option,
+    refuse_unknown,
+    task_declaration,
+    types_of,
+)
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
-# Old name of a field to its name now: recipes and checkpoints with the old one are still read.
+# Old name of a field to its present name: recipes and checkpoints with the old one can still be read.
 RENAMED: dict[str, str] = {}
-# What the loop asks of classes that are not ours: see models/mask_criterion.py and metrics/accumulation.py.
+# Methods of MaskCriterion and Metric that the loop calls, repeated because their modules import PyTorch.
 CRITERION_METHODS = ("forward", "from_config", "count_normalizers", "curve_name")
 METRIC_METHODS = ("reset", "add_batch", "compute", "state_dict", "merge")
 
@@ -41,97 +50,98 @@ METRIC_METHODS = ("reset", "add_batch", "compute", "state_dict", "merge")
 class LoraOptions:
     """The keys of `lora`, see start.py."""
 
-    rank: int = option(16, "of the adapters", limits="> 0")
-    alpha: float = option(32.0, "the adapters count alpha / rank", limits="> 0")
-    dropout: float = option(0.0, "before the adapters", limits=">= 0, < 1")
-    targets: list[str] | None = option(None, "linear layers in the blocks; null: all of them")
+    rank: int = option(16, "rank of the adapters", limits="> 0")
+    alpha: float = option(32.0, "adapters are scaled by alpha / rank", limits="> 0")
+    dropout: float = option(0.0, "dropout on the inputs of the adapters", limits=">= 0, < 1")
+    targets: list[str] | None = option(None, "linear layers of the blocks to adapt; null: all")
 
 
 @dataclass(frozen=True)
 class General:
     """What is trained, and from what."""
 
-    model: str = option("eomt", "kind of model; or a TrainingTask of one's own", choices=("eomt", "vit_p"), imported=())
-    task: str = option(None, "what it learns; null: the model's first task")
-    init: str | None = option(None, "segmentation model to start from; classes that its head does not know are new")
-    backbone: str | None = option(None, "backbone to start from; without it and init, training starts from scratch")
+    model: str = option("eomt", "kind of model, or a TrainingTask class", choices=("eomt", "vit_p"), imported=())
+    task: str = option(None, "what the model learns; null: its first task")
+    init: str | None = option(None, "segmentation model to start from; classes that it does not know are new")
+    backbone: str | None = option(None, "backbone to start from; null, and init null: from scratch")
     model_config: dict[str, Any] = option({}, "fields of the model's configuration")
-    options: dict[str, Any] = option({}, "what a task of one's own declares")
-    criterion: str | None = option(None, "loss of one's own", imported=CRITERION_METHODS)
+    options: dict[str, Any] = option({}, "fields that an imported task declares")
+    criterion: str | None = option(None, "class of the loss; null: the model's own", imported=CRITERION_METHODS)
     freeze: str | None = option(None, "backbone, or until_layer:N for the embeddings and the first N blocks")
-    lora: dict[str, Any] | None = option(None, "low-rank adapters in place of the backbone's weights", keys=LoraOptions)
-    seed: int = option(0, "of all randomness", limits=">= 0")
-    name: str = option("recipe", "of the recipe; from its file", resume="yes")
+    lora: dict[str, Any] | None = option(
+        None, "train low-rank adapters instead of the backbone's weights", keys=LoraOptions
+    )
+    seed: int = option(0, "seed of all random numbers", limits=">= 0")
+    name: str = option("recipe", "name of the run; by default that of the file", resume="yes")
 
 
 @dataclass(frozen=True)
 class Data:
     """What the model learns from and is scored on."""
 
-    data: str | None = option(None, "FORMAT:PATH, as load_segmentation_dataset takes it")
-    train_split: str | None = option(None, "null: the first there is")
-    val_data: str | None = option(None, "FORMAT:PATH to score on where that is another data set", resume="yes")
-    val_split: str | None = option(None, "null: val, validation or test, the first there is", resume="yes")
+    data: str | None = option(None, "training data as FORMAT:PATH, see check-data --help")
+    train_split: str | None = option(None, "split to train on; null: the first")
+    val_data: str | None = option(None, "data to score on, as FORMAT:PATH; null: data", resume="yes")
+    val_split: str | None = option(None, "split to score on; null: val, validation or test", resume="yes")
     image_size: int | list[int] | None = option(
-        None, "of training images, in pixels: one number or [height, width]", limits=">= 1", length=(1, 2)
+        None, "size of training images in pixels: a number or [height, width]", limits=">= 1", length=(1, 2)
     )
     augmentation: str | None = option(
         None,
-        "null: that of the task",
+        "augmentation; null: by task",
         choices=(
             *("eomt_coco_panoptic", "eomt_coco_instance", "eomt_ade20k_panoptic", "eomt_semantic"),
             *("vit_p", "vit_p_coco"),
         ),
         imported=(),
     )
-    augmentation_options: dict[str, Any] = option({}, "other settings than those of this augmentation")
+    augmentation_options: dict[str, Any] = option({}, "settings of the augmentation to change")
     num_workers: int | None = option(
-        None, "processes that read images; null: by the machine", limits=">= 0", resume="yes"
+        None, "processes that load images; null: by number of CPU cores", limits=">= 0", resume="yes"
     )
     cache: bool | str = option(
-        False,
-        "keep id maps in a form that is quicker to read: in this folder, or true: in output's cache",
-        resume="yes",
+        False, "keep id maps in a format that loads faster: true (in output) or a folder", resume="yes"
     )
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How the weights are found."""
+    """How the weights are trained."""
 
     epochs: float | None = option(None, "passes over the data", limits="> 0")
-    steps: int | None = option(None, "of the optimiser, in place of epochs", limits="> 0")
-    batch_size: int = option(16, "images a step: processes x accumulation x images on a device", limits="> 0")
+    steps: int | None = option(None, "optimiser steps, instead of epochs", limits="> 0")
+    batch_size: int = option(16, "images per step, over all devices and accumulation", limits="> 0")
     device_batch_size: int | None = option(
         None, "images on a device at once; the rest of the batch is accumulated", limits="> 0", resume="yes"
     )
-    optimizer: str = option("adamw", "of the weights", choices=("adamw", "sgd"))
+    optimizer: str = option("adamw", "optimiser", choices=("adamw", "sgd"))
     learning_rate: float | None = option(
-        None, "the highest, of all that layer_decay does not lower", limits="> 0", resume="told"
+        None, "peak learning rate, before layer_decay; null: from base_learning_rate", limits="> 0", resume="told"
     )
     base_learning_rate: float | None = option(
-        None, "for a batch of 16 (80 with SGD); learning_rate follows by rule", limits="> 0", resume="told"
+        None, "peak learning rate for a batch of 16 (80 with SGD), scaled to batch_size", limits="> 0", resume="told"
     )
-    betas: list[float] = option([0.9, 0.999], "of AdamW", limits=">= 0, < 1", length=(2,))
-    momentum: float = option(0.9, "of SGD", limits=">= 0, < 1")
-    weight_decay: float = option(0.05, "of AdamW and SGD", limits=">= 0", resume="told")
+    betas: list[float] = option([0.9, 0.999], "betas of AdamW", limits=">= 0, < 1", length=(2,))
+    momentum: float = option(0.9, "momentum of SGD", limits=">= 0, < 1")
+    weight_decay: float = option(0.05, "weight decay", limits=">= 0", resume="told")
     weight_decay_mode: str = option(
-        "all", "all (official) or matrices, which spares biases, norms and tokens", choices=("all", "matrices")
+        "all", "all (official), or matrices: not biases, norms and tokens", choices=("all", "matrices")
     )
+    # 0.01 is the value of the official EoMT configurations.
     max_grad_norm: float | None = option(
-        0.01, "gradients are scaled down to this norm; null leaves them", limits="> 0", resume="told"
+        0.01, "gradients are clipped to this norm; null: never", limits="> 0", resume="told"
     )
-    schedule: str = option("polynomial", "of the learning rate", choices=("polynomial", "cosine"))
+    schedule: str = option("polynomial", "decay of the learning rate", choices=("polynomial", "cosine"))
     warmup_steps: list[int] | None = option(
-        None, "[all] or [new parameters, then the backbone, which waits]", limits=">= 0", length=(1, 2), resume="told"
+        None, "[all parameters] or [new parameters, then the backbone]", limits=">= 0", length=(1, 2), resume="told"
     )
-    power: float = option(0.9, "of the polynomial schedules of learning rate and annealing", limits="> 0")
-    layer_decay: float = option(0.8, "rate of a block over that of the next", limits="> 0, <= 1")
-    precision: str = option("no", "no is float32", choices=("no", "bf16", "fp16"), resume="told")
-    gradient_checkpointing: bool = option(False, "compute activations again backwards, to save memory", resume="yes")
+    power: float = option(0.9, "exponent of polynomial decay and annealing", limits="> 0")
+    layer_decay: float = option(0.8, "learning rate of a block relative to the next block", limits="> 0, <= 1")
+    precision: str = option("no", "mixed precision; no: float32", choices=("no", "bf16", "fp16"), resume="told")
+    gradient_checkpointing: bool = option(False, "recompute activations to save memory", resume="yes")
     compile: bool = option(False, "use torch.compile", resume="yes")
     ema_decay: float | None = option(
-        None, "of the average of the weights that is scored and saved, such as 0.999; null: none", limits="> 0, < 1"
+        None, "score and save a moving average of the weights with this decay, such as 0.999", limits="> 0, < 1"
     )
 
 
@@ -139,25 +149,29 @@ class Optimisation:
 class Run:
     """What is scored, recorded, saved and published."""
 
-    evaluate_every: float | None = option(None, "epochs; null: one, or more for 50 in all", limits="> 0", resume="yes")
-    evaluate_limit: int | None = option(None, "score the first so many images alone", limits="> 0", resume="yes")
-    metrics: list[str] = option([], "further metrics of one's own", imported=METRIC_METHODS, resume="yes")
-    keep_best: str | None = option(None, "score that decides; null: the task's headline", resume="yes")
+    evaluate_every: float | None = option(
+        None, "epochs between evaluations; null: 1, but at most 50 evaluations", limits="> 0", resume="yes"
+    )
+    evaluate_limit: int | None = option(None, "score only the first images, this many", limits="> 0", resume="yes")
+    metrics: list[str] = option([], "classes of additional metrics", imported=METRIC_METHODS, resume="yes")
+    keep_best: str | None = option(None, "score that selects the best model; null: by task", resume="yes")
     patience: int | None = option(
-        None, "evaluations without a better score after which training stops", limits="> 0", resume="yes"
+        None, "evaluations without a better score before training stops", limits="> 0", resume="yes"
     )
     save_every: float | None = option(
-        None, "epochs between checkpoints, besides one at each evaluation", limits="> 0", resume="yes"
+        None, "epochs between checkpoints; each evaluation saves one, too", limits="> 0", resume="yes"
     )
-    save_every_steps: int | None = option(None, "in place of save_every", limits="> 0", resume="yes")
-    keep_last: int = option(2, "checkpoints that are kept besides the best", limits="> 0", resume="yes")
-    callbacks: list[str] = option([], "classes of one's own that the loop calls", imported=(), resume="yes")
-    trackers: list[str] = option(["tensorboard"], "of Accelerate, such as wandb or trackio", resume="yes")
-    log_every: int = option(50, "steps between records; fewer where that were below 20", limits="> 0", resume="yes")
-    draw: int = option(4, "images whose predictions are drawn at each evaluation", limits=">= 0", resume="yes")
-    output: str | None = option(None, "folder for everything; null: runs/ and the recipe's name", resume="yes")
-    push_to_hub: str | None = option(None, "Hub repository for the result", resume="yes")
-    resume: bool = option(True, "go on from the newest valid checkpoint in output", resume="yes")
+    save_every_steps: int | None = option(
+        None, "steps between checkpoints, instead of save_every", limits="> 0", resume="yes"
+    )
+    keep_last: int = option(2, "checkpoints to keep besides the best", limits="> 0", resume="yes")
+    callbacks: list[str] = option([], "classes of callbacks", imported=(), resume="yes")
+    trackers: list[str] = option(["tensorboard"], "trackers of Accelerate, such as wandb", resume="yes")
+    log_every: int = option(50, "steps between log records; fewer in short runs", limits="> 0", resume="yes")
+    draw: int = option(4, "images to draw predictions on at each evaluation", limits=">= 0", resume="yes")
+    output: str | None = option(None, "output folder; null: runs/NAME", resume="yes")
+    push_to_hub: str | None = option(None, "Hub repository for the trained model", resume="yes")
+    resume: bool = option(True, "resume from the newest valid checkpoint in output", resume="yes")
 
 
 SECTIONS: dict[str, type] = {
@@ -166,15 +180,17 @@ SECTIONS: dict[str, type] = {
 }
 
 
+# Bases from last to first: dataclasses collect fields in that order, and the table starts with General.
 @dataclass(frozen=True)
 class Recipe(ViTPOptions, EoMTOptions, Run, Optimisation, Data, General):
-    """How to train a model; `hf-segvit train --fields` lists what may be said.
+    """How to train a model; `hf-segvit train --fields` lists the fields.
 
     Raises:
         ValueError: a value is out of range or contradicts another; the message names the field and the remedy.
     """
 
     def __post_init__(self) -> None:
+        # `task` has no null in its type: whoever reads a recipe finds the task, never None.
         values = checked(Recipe, {name: value for name, value in vars(self).items() if (name, value) != ("task", None)})
         declaration = task_declaration(values["model"])
         values.setdefault("task", declaration.tasks[0])
@@ -182,26 +198,26 @@ class Recipe(ViTPOptions, EoMTOptions, Run, Optimisation, Data, General):
             raise ValueError(f"options={values['options']}: model={self.model} declares none; leave them out")
         values["options"] = checked(declaration.options, values["options"], "options.", without=FIELDS)
         for name, value in values.items():
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value)  # frozen
         _check_recipe(self, declaration)
 
     @property
     def declaration(self) -> type[TaskDeclaration]:
-        """What may be said of its model."""
+        """The declaration of its model."""
         return task_declaration(self.model)
 
     def task_options(self) -> Any:
-        """The record of the task's `options`, with what is stated, as fields or under `options`, and the defaults."""
+        """The task's options as its own record, whether they are set as fields or under `options`."""
         record = self.declaration.options
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(record) if field.name in FIELDS}
         return record(**shared, **self.options)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, also the defaults; `Recipe(**recipe.to_dict())` is the same recipe."""
+        """All fields, with defaults; `Recipe(**recipe.to_dict())` is the same recipe."""
         return dataclasses.asdict(self)
 
     def changed(self, **fields: Any) -> Recipe:
-        """The same recipe with other values of these fields."""
+        """A copy with other values in these fields."""
         return Recipe(**{**self.to_dict(), **fields})
 
 
@@ -209,41 +225,38 @@ FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
 
 
 def own_fields(model: str) -> dict[str, dataclasses.Field[Any]]:
-    """The fields that are stated under `options`: those that a task of one's own declares and no recipe has."""
+    """The fields that are set under `options`: an imported task declares them, and `Recipe` lacks them."""
     declared = dataclasses.fields(task_declaration(model).options)
     return {field.name: field for field in declared if field.name not in FIELDS}
 
 
 def all_fields(model: str) -> dict[str, dataclasses.Field[Any]]:
-    """All fields of a recipe, those under `options` as "options.NAME"."""
+    """All fields of a recipe; fields under `options` are called "options.NAME"."""
     own = {f"options.{name}": field for name, field in own_fields(model).items()}
     return {name: field for name, field in FIELDS.items() if name != "options"} | own
 
 
 def resume_rules(model: str) -> dict[str, str]:
-    """Whether a field may change when a training goes on: "yes", "no" or "told", see `option`."""
+    """Whether each field may change when a run is resumed: "yes", "no" or "told", see `option`."""
     return {name: field.metadata.get("resume", "no") for name, field in all_fields(model).items()}
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
-    """The value of every field, by the names of `all_fields`."""
+    """The value of each field, by the names of `all_fields`."""
     values = recipe.to_dict()
     values |= {f"options.{name}": value for name, value in values["options"].items()}
     return {name: values.get(name, default_of(field)) for name, field in all_fields(recipe.model).items()}
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read a recipe from a YAML file, or a packaged one by name.
 
     Args:
-        path_or_name: a YAML file, or the name of a recipe that comes with the package.
-        overrides: "key=value" as `parse_key_values` reads them; a dot goes into a dict, as in
-            "model_config.num_queries=100". `steps` takes the place of the file's `epochs`, and the other way round; so
-            do `init` and `backbone`.
+        overrides: "key=value", where a dot reaches into a dict, as in "model_config.num_queries=100". An override of
+            `steps` replaces the file's `epochs`, and vice versa; likewise `init` and `backbone`.
 
     Raises:
-        ValueError: there is no such recipe or key (the message has the nearest), the file is no YAML, or a value does
-            not fit its field.
+        ValueError: no such recipe or key (the message suggests the nearest), invalid YAML, or a value does not fit.
     """
     path = find_recipe(path_or_name)
     try:
@@ -253,6 +266,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a list of `key: value` lines, not {type(values).__name__}")
+    # A recipe without a name is called after its file.
     values = {"name": path.stem, **_with_overrides(values, overrides)}
     try:
         return Recipe(**values)
@@ -261,14 +275,15 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
-    """The file of a recipe: the path itself, or that of a packaged recipe.
+    """The path of a recipe; a packaged one may be given by name.
 
     Raises:
-        ValueError: there is neither; the message has the nearest names.
+        ValueError: there is neither; the message suggests the nearest names.
     """
     path = Path(path_or_name).expanduser()
     if path.is_file():
         return path
+    # A file of the working directory goes before a packaged recipe of the same name.
     packaged = RECIPE_FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
     if len(path.parts) == 1 and packaged.is_file():
         return packaged
@@ -277,18 +292,19 @@ def find_recipe(path_or_name: str | Path) -> Path:
 
 
 def packaged_recipes() -> list[str]:
-    """Names of the recipes that come with the package, sorted."""
+    """Names of the packaged recipes, sorted."""
     return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
 
 
 def _with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The values of a file with those of the command line."""
+    """The values of a file, updated by those of the command line."""
     kinds = {name: types_of(hint) for name, hint in typing.get_type_hints(Recipe).items()}
+    # Values of text fields are not parsed as YAML, so that a folder called 2024 stays text.
     stated = renamed(parse_key_values(overrides, [name for name in kinds if set(kinds[name]) <= {str, types.NoneType}]))
     result = renamed(copy.deepcopy(dict(values)))
-    for name, rival in (("steps", "epochs"), ("epochs", "steps"), ("init", "backbone"), ("backbone", "init")):
-        if name in stated and rival not in stated:
-            result.pop(rival, None)
+    for name, alternative in (("steps", "epochs"), ("epochs", "steps"), ("init", "backbone"), ("backbone", "init")):
+        if name in stated and alternative not in stated:
+            result.pop(alternative, None)
     for key, value in stated.items():
         *path, last = key.split(".")
         refuse_unknown([key.partition(".")[0]], FIELDS)
@@ -306,28 +322,25 @@ def _with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by the names that fields have now, with a warning about old ones.
-
-    Raises:
-        ValueError: a field is there by its old and its new name.
-    """
+    """Values by the present names of their fields; old names raise a warning, both at once a `ValueError`."""
     for old, new in RENAMED.items():
         if old in values and new in values:
-            raise ValueError(f"{old} is called {new} now, and both are there; leave out {old}")
+            raise ValueError(f"{old} is called {new} now, and both are set; leave out {old}")
         if old in values:
             warnings.warn(f"the recipe's {old} is called {new} now; please rename it", FutureWarning, stacklevel=2)
     return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def _check_recipe(recipe: Recipe, declaration: type[TaskDeclaration]) -> None:
-    """Refuse values that contradict each other, as far as can be told without data, weights or devices."""
+    """Refuse values that contradict each other; data, weights and devices are not needed for that."""
     if recipe.task not in declaration.tasks:
         raise ValueError(
             f"task={recipe.task!r} is none of model={recipe.model}; {suggestion(recipe.task, declaration.tasks)}"
         )
+    # The flat record has the fields of all models, so one for another model would be ignored silently.
     own = {field.name for field in dataclasses.fields(declaration.options)}
     for model, other in DECLARATIONS.items():
-        for field in dataclasses.fields(other.options):
+        for field in dataclasses.fields(other.options):  # all are fields of Recipe
             value = getattr(recipe, field.name)
             if field.name not in own and value != default_of(field):
                 raise ValueError(f"{field.name}={value!r} is for model={model}, not for {recipe.model}; leave it out")
@@ -344,7 +357,7 @@ def _check_recipe(recipe: Recipe, declaration: type[TaskDeclaration]) -> None:
     if recipe.lora is not None and recipe.freeze is not None:
         raise ValueError(f"lora and freeze={recipe.freeze}: adapters freeze what they adapt; set one of them to null")
     if recipe.annealing is True:
-        raise ValueError("annealing=true says nothing; null anneals by the rule, false not at all, or give fractions")
+        raise ValueError("annealing=true is ambiguous; give null to anneal by rule, false for none, or fractions")
     for pair in recipe.annealing or []:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ValueError(f"annealing={recipe.annealing} must hold [start, end] for each query layer")
@@ -354,11 +367,7 @@ def _check_recipe(recipe: Recipe, declaration: type[TaskDeclaration]) -> None:
 
 
 def parse_freeze(freeze: str | None) -> int | None:
-    """What `freeze` asks for: `None` nothing, -1 the whole backbone, N the embeddings and the first N blocks.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Number of blocks that `freeze` asks for, besides the embeddings; -1: the whole backbone, `None`: nothing."""
     if freeze is None:
         return None
     if freeze == "backbone":
@@ -370,11 +379,7 @@ def parse_freeze(freeze: str | None) -> int | None:
 
 
 def parse_fraction(value: Any) -> float:
-    """A number in [0, 1], or a text such as "1/6".
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """A number in [0, 1] from a number or a text such as "1/6"; a `ValueError` for anything else."""
     try:
         number = Fraction(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
@@ -385,12 +390,12 @@ def parse_fraction(value: Any) -> float:
 
 
 def output_folder(recipe: Recipe) -> Path:
-    """Where a recipe writes to."""
+    """The folder that a run of the recipe writes to."""
     return Path(recipe.output or Path("runs") / recipe.name)
 
 
 def cache_folder(recipe: Recipe) -> Path | None:
-    """Where id maps are kept for quicker reading; `None` where they are not."""
+    """The folder in which id maps are cached, if at all."""
     if not recipe.cache:
         return None
     return output_folder(recipe) / "cache" if recipe.cache is True else Path(recipe.cache)

@@ -1,11 +1,8 @@
-"""What the training loop needs to know of a model: `TrainingTask` is the interface, `task_for` chooses by recipe.
+"""Training tasks: what the training loop needs to know of each kind of model.
 
-The loop (loop.py) does steps, schedules, checkpoints and logs; a task supplies model, data, loss, evaluation and
-images. `TrainingSamples` is what a task gives the loop to train on. `SegmentationTask` (segmentation.py) has all but
-model and loss of a task on images with segments; EoMT's is in eomt.py. A task of one's own is named in a recipe by
-`model: package.module:Task`, see docs/extending.md.
-
-What tasks share in scoring and drawing: `validation_split` finds the data, `side_by_side` lays answers out.
+The loop (loop.py) does steps, schedules, checkpoints and logs; a `TrainingTask` supplies model, data, loss, evaluation
+and drawings. `DatasetTask` reads the data, `SegmentationTask` (segmentation.py) also makes batches and scores;
+`task_for` chooses the task of a recipe. `model: package.module:Task` names a task of one's own, see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -22,40 +19,39 @@ from torch import Tensor
 
 from ...data import reading
 from ...drawing.segments import contact_sheet
+from ...hub.model_card import make_model_card
 from ...inference.loading import quiet_transformers
 from ..declarations import TaskDeclaration
+from ..derivation import image_size
 from ..published_data import published_data
 
+# By name, so that training one model does not import the others.
 _TASKS = {"eomt": ("eomt", "EoMTTask"), "vit_p": ("vit_p", "ViTPTask")}
 
 
 class TrainingSamples(Protocol):
-    """A map-style data set by (epoch, index), such as `AugmentedDataset`.
+    """A map-style data set by (epoch, index), such as `AugmentedDataset`."""
 
-    A key gives the same sample on every process and worker, however often it is asked.
-    """
+    # A key must give the same sample in every process and worker, or a run could not be resumed exactly.
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
+        """Samples per epoch."""
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """The sample of an epoch and index, which the collator makes batches of."""
+        """The sample of an (epoch, index), for the collator."""
 
     def name(self, index: int) -> str:
-        """The image in words, for errors."""
+        """The name of an image, for errors."""
 
 
 class TrainingTask(TaskDeclaration, ABC):
     """One kind of model, as the training loop sees it.
 
-    Args:
-        recipe: what to train, see `Recipe`. Data sets are opened when they are first asked for.
-
     Attributes:
-        headline: name of the metric by which checkpoints are compared; higher is better.
+        headline: name of the metric that compares checkpoints; higher is better.
         device: where the model computes; the loop sets it before it asks for samples.
-        published: description and size of training data that is not there, see `without_data`.
-        remarks: lines for people on how the model was built, from `build_model`.
+        published: description and size of training data that does not exist here, see `without_data`.
+        remarks: lines for the log on how `build_model` built the model.
     """
 
     headline: str
@@ -63,80 +59,64 @@ class TrainingTask(TaskDeclaration, ABC):
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
         self.device = torch.device("cpu")
-        self.published: tuple[Any, int] | None = None
+        self.published: tuple[reading.DataDescription, int] | None = None
         self.remarks: list[str] = []
 
     def without_data(self) -> int | None:
-        """Go by what is published about the training data if it is not there; nothing can be trained then.
-
-        The model is built without the weights of its backbone, which are not downloaded.
-
-        Returns:
-            The number of training images; `None` where the data is there, or nothing is known of it.
-        """
+        """To explain a recipe without its data, use what is published about it, and return its number of images."""
         self.published = published_data(self.recipe.data, self.data_tasks)
         return None if self.published is None else self.published[1]
 
     @property
     def backbone(self) -> Any:
-        """What `from_backbone` starts from: as the recipe says, or without data its architecture alone."""
+        """The argument for `from_backbone`: the recipe's backbone, or without data its architecture only."""
         if self.published is None:
             return self.recipe.backbone
+        # An explanation needs no weights, which may be gigabytes to download.
         from ...conversion.backbones import load_backbone
 
         return load_backbone(self.recipe.backbone, with_weights=False)[0]
 
     @property
     def data_tasks(self) -> Sequence[str]:
-        """The tasks that data sets are read for, the one to prefer first."""
+        """The tasks that data sets are read for, the preferred one first."""
         return (self.recipe.task,)
 
     @property
     def base_model(self) -> str | None:
-        """Hub id of what training starts from, for the card; `None` where it is a folder, or nothing."""
+        """Hub id of what training starts from, for the model card; `None` if it is a folder, or nothing."""
         source = self.recipe.init or self.recipe.backbone
+        # The card may only name a model of the Hub: owner/name, not a path.
         return source if source and source.count("/") == 1 and not source.startswith((".", "/")) else None
 
     @abstractmethod
     def build_model(self) -> tuple[Any, Any]:
-        """The model, on the CPU and in float32, and its image processor.
-
-        Raises:
-            ValueError: recipe and data set, checkpoint or backbone do not go together.
-        """
+        """The model, on the CPU and in float32, and its image processor."""
 
     @abstractmethod
     def train_samples(self) -> TrainingSamples:
-        """The samples to train on.
-
-        Raises:
-            ValueError: the data set cannot be read.
-        """
+        """The samples to train on."""
 
     def training_datasets(self) -> Sequence[Any]:
-        """The data sets that the samples are of, by which a run that goes on sees that they are still the same.
-
-        None where there is nothing to tell but their number.
-        """
+        """The data sets behind the samples, if any: a resumed run compares them with those of its checkpoint."""
         return ()
 
     @abstractmethod
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
-        """What makes a batch of samples, for a model that computes on `device`; it runs in the workers."""
+        """A function, run in the workers, that makes a batch of samples for a model on `device`."""
 
     def normalizers(self, model: Any, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Any:
-        """What `loss` has to divide by in this step: by default the number of micro-batches, which suits a mean.
+        """What `loss` divides by in this step, from all micro-batches of this process.
 
-        Called once a step by every process, with all the micro-batches of the process. The quotients must be such that
-        the sum over micro-batches, averaged over processes, is the loss of the joint batch.
+        Summed over micro-batches and averaged over processes, the quotients must be the loss of the joint batch.
         """
-        return len(batches)
+        return len(batches)  # suits a loss that is a mean
 
     @abstractmethod
     def loss(self, model: Any, batch: Mapping[str, Any], normalizers: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a micro-batch on the model's device, and its parts without gradient, for the log.
+        """The loss of a micro-batch, and its parts without gradient for the log.
 
-        Parts are named "PANEL/CURVE", or by a single word, and have the same names in every step.
+        Parts are named "PANEL/CURVE" or by one word, with the same names in every step.
         """
 
     def prepare_batch(self, batch: Mapping[str, Any], processor: Any) -> dict[str, Any]:
@@ -144,55 +124,115 @@ class TrainingTask(TaskDeclaration, ABC):
         return dict(batch)
 
     def before_step(self, model: Any, step: int, plan: Any) -> dict[str, float]:
-        """Set what changes with the step, from 0 on, such as annealing; the result is logged.
+        """Set what changes with the step (from 0), such as annealing, and return values for the log.
 
-        Called once more with the number of all steps when training is over.
+        Called once more after training, with the total number of steps.
         """
         return {}
 
     def not_comparable_yet(self, model: Any) -> str | None:
-        """Why evaluations do not count for the best checkpoint yet; `None` once they do."""
+        """Why evaluations do not yet count for the best checkpoint; `None` once they do."""
         return None
 
     @abstractmethod
     def evaluate(self, model: Any, processor: Any, device: torch.device, limit: int | None) -> dict[str, float]:
-        """Metrics on the validation data, at most `limit` images; every process calls it and gets the same."""
+        """Scores on at most `limit` validation images; every process calls it and gets the same scores."""
 
     def draw(self, model: Any, processor: Any, device: torch.device, count: int) -> list[Image.Image]:
-        """Images of the first `count` validation samples with truth and answer side by side; by default none."""
+        """For each of the first `count` validation images, truth and prediction side by side; by default nothing."""
         return []
 
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
-        """The text of README.md for the trained model; `about` says how it was trained."""
+        """README.md of the trained model; `about` is how it was trained."""
         scores = [f"- {name}: {value:.4f}" for result in results for name, value in result["metrics"].items()]
         return "\n".join([f"# {type(model).__name__}", "", about, "", *scores]) + "\n"
 
     @property
     def score_names(self) -> Sequence[str]:
-        """Names of the metrics that `evaluate` may give, which is known before; none where it is not."""
+        """Names of the scores that `evaluate` may return; empty if they are not known beforehand."""
         return ()
 
     def validation_name(self) -> dict[str, str]:
-        """`task`, `dataset` and `split` of the validation data, as results.json has them."""
-        return {
-            "task": self.recipe.task,
-            "dataset": str(self.recipe.val_data or self.recipe.data),
-            "split": str(self.recipe.val_split),
-        }
+        """`task`, `dataset` and `split` of the validation data for results.json."""
+        recipe = self.recipe
+        return {"task": recipe.task, "dataset": str(recipe.val_data or recipe.data), "split": str(recipe.val_split)}
 
     def save(self, model: Any, processor: Any, folder: Path) -> None:
-        """Write the trained model for use, not for going on."""
+        """Write the trained model for inference; checkpoints to resume from are the loop's."""
         with quiet_transformers():
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
 
 
-def task_for(recipe: Any) -> TrainingTask:
-    """The task of a recipe: one of ours by name, or a `TrainingTask` by import path.
+class DatasetTask(TrainingTask):
+    """A task whose data sets are read by `load_segmentation_dataset`.
 
-    Raises:
-        ValueError: there is no such model, or the class is no complete task.
+    Attributes:
+        size: (height, width) of training images; `build_model` sets that of the model.
     """
+
+    def __init__(self, recipe: Any) -> None:
+        super().__init__(recipe)
+        self.size: tuple[int, int] = image_size(recipe)
+        self._train: Any = None  # both are read only when needed: explaining a recipe does without
+        self._validation: Any = None
+
+    def read_data(self, spec: str, split: str | None, to_score: bool = False) -> Any:
+        """Read a data set for training, or one `to_score` on."""
+        return reading.load_segmentation_dataset(spec, split=split, task=self.recipe.task)
+
+    @property
+    def training_data(self) -> Any:
+        """The recipe's training data."""
+        if self._train is None:
+            if self.recipe.data is None:
+                raise ValueError("the recipe names no data; add data=FORMAT:PATH, such as data=coco:/data/coco")
+            self._train = self.read_data(self.recipe.data, self.recipe.train_split)
+        return self._train
+
+    @property
+    def description(self) -> reading.DataDescription:
+        """Classes of the training data."""
+        return reading.describe(self.training_data) if self.published is None else self.published[0]
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The classes of the training data as fields of a model's configuration."""
+        id2label = self.description.id2label
+        return {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
+
+    def training_datasets(self) -> Sequence[Any]:
+        """The recipe's data set."""
+        return [self.training_data]
+
+    def validation_data(self, limit: int | None) -> tuple[Any, reading.DataDescription]:
+        """The validation data, or its first images, and its description."""
+        if self._validation is None:
+            spec = self.recipe.val_data or self.recipe.data
+            dataset = self.read_data(spec, self.recipe.val_split or validation_split(spec), to_score=True)
+            self._validation = (dataset, reading.describe(dataset))
+        dataset, description = self._validation
+        return (dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), description
+
+    def validation_name(self) -> dict[str, str]:
+        """The same with the split that was found."""
+        split = self.recipe.val_split or self.validation_data(None)[1].split
+        return {**super().validation_name(), "split": split}
+
+    def released_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
+        """The detailed `model_card`, for configurations of this package."""
+        return make_model_card(
+            model.config,
+            processor,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            results=results,
+            training_data=about,
+            base_model=self.base_model,
+        )
+
+
+def task_for(recipe: Any) -> TrainingTask:
+    """The task of a recipe: one of ours by name, or a `TrainingTask` by import path."""
     if recipe.model not in _TASKS:
         return recipe.declaration(recipe)
     module, name = _TASKS[recipe.model]
@@ -200,11 +240,7 @@ def task_for(recipe: Any) -> TrainingTask:
 
 
 def validation_split(spec: str) -> str:
-    """The split of "FORMAT:PATH" to score on where a recipe names none.
-
-    Raises:
-        ValueError: it has none of the usual names.
-    """
+    """The split of "FORMAT:PATH" to score on if the recipe names none; a `ValueError` if none has a usual name."""
     return reading.validation_split(spec, "name one with val_split=, or other data with val_data=")
 
 

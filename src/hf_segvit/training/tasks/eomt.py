@@ -1,7 +1,6 @@
-"""EoMT under the training loop: model from scratch, from a backbone or from a checkpoint, its loss and its annealing.
+"""Train EoMT: from scratch, a backbone or a checkpoint; loss and annealing.
 
-Masked attention follows the plan's annealing; data and scores are those of segmentation.py. While masks are still being
-annealed a layer is masked there where its probability is at least 0.5, so such scores are not compared.
+Data and scores are those of segmentation.py.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
-from ...hub.model_card import make_model_card
 from ...inference.loading import load_segmentation_model
 from ...lookup import import_object, suggestion
 from ...models.configuration_eomt import EoMTConfig
@@ -25,7 +23,7 @@ from ..recipe import CRITERION_METHODS, Recipe
 from ..start import backbone_pixel_settings, carry_over_classes, load_changed, pixel_settings
 from .segmentation import SegmentationTask
 
-# How answers are made of outputs; a checkpoint's own go on with it, or its scores would change without any training.
+# A checkpoint keeps these, or its scores would change without any training.
 _POST_PROCESSING_SETTINGS = (
     "threshold",
     "mask_threshold",
@@ -39,8 +37,8 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
     """Training of `EoMTForUniversalSegmentation`; see `TrainingTask` for the methods.
 
     Attributes:
-        model_class: what is trained; a subclass of the task may name one with another head.
-        criterion_class: the recipe's `criterion`; `None` leaves the one that the model has.
+        model_class: a subclass of the task may set a model with another head.
+        criterion_class: the recipe's `criterion`; `None` keeps the model's own.
     """
 
     model_class: type[EoMTForUniversalSegmentation] = EoMTForUniversalSegmentation
@@ -49,13 +47,13 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         super().__init__(recipe)
         path = recipe.criterion
         self.criterion_class = None if path is None else import_object(path, "criterion", CRITERION_METHODS)
-        # A criterion or a model of one's own may have settings that our configuration does not know.
+        # An imported criterion or another model may have settings that our configuration does not know.
         own = [name for name in recipe.model_config if name not in self._declared_fields()]
         if own and path is None and self.model_class is EoMTForUniversalSegmentation:
             raise ValueError(f"model_config has no field {own[0]!r}; {suggestion(own[0], self._declared_fields())}")
 
     def build_model(self) -> tuple[Any, Any]:
-        """The model of the recipe, with the classes of the training data, and a processor for its input size."""
+        """The model with the classes of the training data, and a processor for its input size."""
         recipe = self.recipe
         fields, own = {**model_fields(recipe), **self.labels}, dict[str, Any]()
         for name in fields.keys() - self._declared_fields():
@@ -74,7 +72,7 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
             model = self.model_class(self._config_class(**{"image_size": size, **fields}))
         for name, value in own.items():
             setattr(model.config, name, value)
-        if own or self.criterion_class is not None:  # the one that is there knows none of this
+        if own or self.criterion_class is not None:  # built anew, as it was made before these settings were there
             model.criterion = (self.criterion_class or type(model.criterion)).from_config(model.config)
         self.size = image_size(recipe, model.config)
         return model, self.new_processor(**kept)
@@ -85,7 +83,7 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         return model.criterion.count_normalizers(labels, model.config.num_queries, device)
 
     def loss(self, model: Any, batch: Mapping[str, Any], normalizers: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and its terms by layer, as the criterion names their curves."""
+        """The loss and its terms by layer, under the names of the criterion."""
         outputs = model(**batch, loss_normalizers=normalizers)
         curve_name = extract_model_from_parallel(model).criterion.curve_name
         return outputs.loss, {curve_name(name): value for name, value in outputs.loss_dict.items()}
@@ -99,7 +97,8 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         return {f"annealing/query layer {layer + 1}": value for layer, value in enumerate(probabilities)}
 
     def not_comparable_yet(self, model: Any) -> str | None:
-        """Scores count once nothing is masked any more, unless masks are there to stay."""
+        """Evaluations count once annealing is over."""
+        # In evaluation a layer is masked if its probability is at least 0.5, so scores jump while it is annealed.
         probabilities = model.config.masked_attention_probabilities
         if self.recipe.annealing is False or not model.config.masked_attention or not any(probabilities):
             return None
@@ -107,15 +106,8 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         return f"masked attention is still being annealed (probabilities {shown})"
 
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
-        """The card, with the scores and how the model was trained."""
-        return make_model_card(
-            model.config,
-            processor,
-            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            results=results,
-            training_data=about,
-            base_model=self.base_model,
-        )
+        """The detailed card."""
+        return self.released_card(model, processor, results, about)
 
     @property
     def _config_class(self) -> type[EoMTConfig]:
@@ -125,17 +117,14 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         return {field.name for field in dataclasses.fields(self._config_class)} | {"num_labels"}
 
     def _from_checkpoint(self, fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """A segmentation checkpoint with the fields of the recipe, and the settings of its processor that stay.
-
-        Classes that it does not know are new.
-        """
-        before, processor = load_segmentation_model(self.recipe.init)  # says in one line what is wrong with it
+        """The starting checkpoint with the fields of the recipe, and the settings of its processor to keep."""
+        before, processor = load_segmentation_model(self.recipe.init)  # also for its errors, which name the remedy
         model, self.remarks = load_changed(self.model_class, str(self.recipe.init), before, "class_predictor.", fields)
         labels_before = {int(label): str(name) for label, name in (before.config.id2label or {}).items()}
         remark = carry_over_classes(model.class_predictor, before.class_predictor, fields["id2label"], labels_before)
         self.remarks += [] if remark is None else [remark]
         if self.recipe.annealing is not False and model.config.masked_attention:
-            model.set_masked_attention_probabilities(1.0)
-        # Task, size and labels are the recipe's and the data's, and images are scaled as in training.
+            model.set_masked_attention_probabilities(1.0)  # a trained checkpoint has 0.0 saved, but is annealed again
+        # Task, size and labels are not kept: they are the recipe's and the data's.
         kept = {name: getattr(processor, name) for name in _POST_PROCESSING_SETTINGS}
         return model, {**pixel_settings(processor), **kept}
