@@ -22,7 +22,7 @@ DROPPED = (r"heads\..+",)
 
 
 def convert(model, state_dict):
-    """The backbone in our names, with the settings that its weights do not tell."""
+    """The weights under our names, with the settings that do not follow from them."""
     weights = unpack(rename(state_dict, KEY_MAP, DROPPED, FAMILY))
     side = model.image_size // model.patch_size
     settings = {
@@ -34,6 +34,6 @@ def convert(model, state_dict):
 
 
 def features(model, pixel_values):
-    """All tokens after the last norm, by which a conversion is checked."""
+    """All tokens after the last norm, which a conversion must reproduce."""
     patches = model.conv_proj(pixel_values).flatten(2).transpose(1, 2)
     return model.encoder(torch.cat([model.class_token.expand(len(patches), -1, -1), patches], dim=1))

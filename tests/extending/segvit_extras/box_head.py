@@ -1,4 +1,4 @@
-"""A head beside the masks: a box for each query, its loss, and the task that trains it."""
+"""An additional head: a box for each query, its loss, and the task that trains it."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from hf_segvit.training.tasks.eomt import EoMTTask
 
 
 class BoxCriterion(MaskCriterion):
-    """Adds the distance of the sides of boxes, as shares of the image's, from those of the matched segments."""
+    """Adds the L1 distance of the boxes, relative to the image, from those of the matched segments."""
 
     box_weight = 5.0
 
@@ -35,7 +35,7 @@ class EoMTWithBoxes(EoMTForUniversalSegmentation):
 
 
 class BoxTask(EoMTTask):
-    """Trains it: the boxes follow from the masks that there are."""
+    """Trains it on the boxes of the masks."""
 
     model_class = EoMTWithBoxes
 
@@ -45,7 +45,7 @@ class BoxTask(EoMTTask):
 
 
 def boxes_of(masks: torch.Tensor) -> torch.Tensor:
-    """Boxes (n, 4) of masks (n, H, W); of an empty one all of the image."""
+    """Boxes (n, 4) of masks (n, H, W); that of an empty mask is the whole image."""
     sides = []
     for dim in (1, 2):  # columns, then rows
         covered = masks.bool().any(dim)

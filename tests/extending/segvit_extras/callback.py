@@ -1,10 +1,10 @@
-"""A callback: training ends once the loss is low enough, after a last evaluation."""
+"""A callback: stop training once the loss is low enough, after a last evaluation."""
 
 from transformers import TrainerCallback
 
 
 class StopAtLoss(TrainerCallback):
-    """Looks at what the loop records; `Trainer` calls it in the same way."""
+    """Reads the log records of the loop; `Trainer` calls it in the same way."""
 
     def __init__(self, loss: float = 0.5):
         self.loss, self.seen = loss, []

@@ -1,4 +1,4 @@
-"""A loss: a focal term (Lin et al., arXiv 1708.02002) beside those of masks and classes."""
+"""A loss: a focal term (Lin et al., arXiv 1708.02002) in addition to those of masks and classes."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from hf_segvit.models.mask_criterion import MaskCriterion, MatchedLayer
 
 
 class FocalCriterion(MaskCriterion):
-    """Its loss `focal` counts with `focal_weight`, a field of the model's configuration of which ours knows nothing."""
+    """The term `focal` is weighted by `focal_weight`, a new field of the model's configuration."""
 
     def __init__(self, focal_weight: float = 1.0, **arguments):
         super().__init__(**arguments)

@@ -1,4 +1,4 @@
-"""A metric: the share of pixels, of all images together, whose class is right."""
+"""A metric: the share of pixels with the right class, over all images."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from hf_segvit.metrics.accumulation import ImageMetric
 
 
 class PixelShare(ImageMetric):
-    """Fed with the label maps (H, W) of semantic segmentation, -1 where there is none."""
+    """Takes the label maps (H, W) of semantic segmentation; void is -1."""
 
     def __init__(self, id2label, stuff_classes):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A reader: images with label maps that NumPy saved, as PATH/SPLIT/NAME.png and NAME.npy, and PATH/classes.txt."""
+"""A reader: images with label maps saved by NumPy, as PATH/SPLIT/NAME.png and NAME.npy, and PATH/classes.txt."""
 
 from io import BytesIO
 from pathlib import Path
@@ -14,12 +14,12 @@ LAYOUT = "SPLIT/NAME.png, SPLIT/NAME.npy with label ids and -1 for void, and cla
 
 
 def splits(path, wanted=()):
-    """The folders that are there."""
+    """The names of the folders."""
     return [entry.name for entry in Path(path).iterdir() if entry.is_dir()]
 
 
 def read(path, split, task, problems):
-    """Where the files are; they are read when a sample is asked for."""
+    """The paths of the files, which are read once a sample is needed."""
     rows = []
     for image in sorted(Path(path, split).glob("*.png")):
         label_map = image.with_suffix(".npy")
@@ -33,6 +33,6 @@ def read(path, split, task, problems):
 
 
 def read_map(maps, segments, name):
-    """The map (H, W) of an image and a row for each class in it."""
+    """The label map (H, W) of an image, and a row for each class in it."""
     label_map = np.load(BytesIO(read_location(maps[0]))).astype(np.int32)
     return label_map, semantic_segments(label_map)

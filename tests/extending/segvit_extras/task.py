@@ -11,7 +11,7 @@ from hf_segvit.training.tasks.segmentation import SegmentationTask
 
 
 class LinearProbe(PlainViTPreTrainedModel):
-    """Says of each patch what it shows. For the post-processing, every class is a query that is sure of its class."""
+    """Classifies each patch. For the post-processing, every class is a query that is certain of its class."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -29,7 +29,7 @@ class LinearProbe(PlainViTPreTrainedModel):
 
 
 class LinearProbeTask(SegmentationTask):
-    """Semantic segmentation with cross-entropy; pixels of no class are left out."""
+    """Semantic segmentation with cross-entropy; void is ignored."""
 
     tasks = ("semantic",)
 
@@ -48,7 +48,7 @@ class LinearProbeTask(SegmentationTask):
 
 
 def class_map(masks, labels):
-    """Label ids (H, W) of masks (n, H, W), -100 where there is none."""
+    """Label ids (H, W) of masks (n, H, W); -100 is void."""
     truth = torch.full(masks.shape[1:], -100, device=masks.device)
     for mask, label in zip(masks.bool(), labels, strict=True):
         truth[mask] = label
