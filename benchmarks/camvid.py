@@ -1,4 +1,4 @@
-"""CamVid from scratch: a small EoMT beside SegFormer-B0 and Mask2Former Swin-T, all for the same computing time.
+"""CamVid from scratch: a small EoMT, SegFormer-B0 and Mask2Former Swin-T with the same computing time.
 
     python benchmarks/camvid.py floors --output OUT
     python benchmarks/camvid.py train eomt segformer mask2former --split official --minutes 10 --seed 0 --output OUT
@@ -7,11 +7,11 @@
 FOLDER of `--data` (default: `camvid` in the sample data, see tests/conftest.py) holds `images/{train,val}` and
 `annotations/{train,val}`: 11 classes, void not counted. All models see the same crops, of 144 x 192 pixels, and are
 scored at full size over the whole split. The budget of each model is processor time of one thread for everything a step
-needs, crops included; with `--device cuda` it is wall time. Scoring is not counted. On a machine that is shared, a step
-takes up to twice the processor time of a quiet one; models of one command take turns, so that this hits all alike.
+needs, crops included; with `--device cuda` it is wall time. Scoring is not counted. On a shared machine a step
+takes up to twice the processor time; the models of one command take turns, so that this affects all alike.
 Learning rate and annealing follow the share of the budget that is used.
 
-A model that is finished is not trained again. Each writes its result as JSON and its weights, with the image processor,
+A finished model is not trained again. Each writes its result as JSON and its weights, with the image processor,
 to `models/`; keep those out of version control. `table` prints Markdown and draws `camvid.png`.
 """
 
@@ -54,7 +54,7 @@ class Budget:
 
     @property
     def share(self) -> float:
-        """Used so far; a little above 1 at the end."""
+        """Share of the budget used so far; slightly above 1 at the end."""
         return self.used / self.seconds
 
     @contextmanager
@@ -67,7 +67,7 @@ class Budget:
 
 
 def take_turns(trainings: Sequence[Generator[Budget, None, Any]]) -> list[Any]:
-    """Run trainings to their end, a step at a time, always of the one that has used the least; their return values."""
+    """Run trainings to their end, always a step of the one that has used the least; return their results."""
     results: list[Any] = [None] * len(trainings)
     used = dict.fromkeys(range(len(trainings)), 0.0)
     while used:
@@ -96,7 +96,7 @@ def training(
         The budget, after every step.
 
     Returns:
-        The model in evaluation mode, and what there is to report but for its final score.
+        The model in evaluation mode, and its report except for the final score.
 
     Raises:
         ValueError: the loss stopped being finite; the message names model and step.

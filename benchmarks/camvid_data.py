@@ -1,8 +1,8 @@
-"""CamVid for the benchmark: frames, the two splits, what scores without learning anything, and training crops.
+"""CamVid for the benchmark: frames, two splits, baselines that learn nothing, and training crops.
 
 - `read_split`: the frames of one of `SPLITS`, for training and for scoring.
-- `floors`: mIoU of two predictors that never look at more than a thumbnail. What a model scores above them, it learned.
-- `TrainingCrops`: batches without end, the same for every model under a seed.
+- `floors`: mIoU of two predictors that see at most a thumbnail. A model has learned what it scores above them.
+- `TrainingCrops`: endless batches, the same for every model with one seed.
 
 The official validation frames come from a drive that training frames come from too, a few seconds apart; in split
 `drive` no frame of the drive that is scored was seen. H W pixels, N frames.
@@ -85,7 +85,7 @@ def mean_iou(predictions: Sequence[Any], frames: Sequence[Frame]) -> dict[str, A
 
 
 def floors(train: Sequence[Frame], score: Sequence[Frame]) -> dict[str, float]:
-    """mIoU of copying the labels of the training frame that looks most alike, and of a position's commonest class."""
+    """mIoU of copying the labels of the most similar training frame, and of the most frequent class of each pixel."""
     nearest = nearest_frames([frame.image for frame in train], [frame.image for frame in score])
     prior = position_prior([frame.labels for frame in train])
     return {
@@ -95,7 +95,7 @@ def floors(train: Sequence[Frame], score: Sequence[Frame]) -> dict[str, float]:
 
 
 def nearest_frames(train: Sequence[Image.Image], score: Sequence[Image.Image]) -> list[int]:
-    """For each image, the place of the training image whose thumbnail is nearest by squared RGB differences."""
+    """For each image, the index of the training image whose thumbnail is nearest by squared RGB differences."""
     known, asked = (
         np.stack(
             [np.asarray(image.resize(THUMBNAIL, Image.Resampling.BILINEAR), np.float64).ravel() for image in images]
@@ -107,7 +107,7 @@ def nearest_frames(train: Sequence[Image.Image], score: Sequence[Image.Image]) -
 
 
 def position_prior(label_maps: Sequence[np.ndarray]) -> np.ndarray:
-    """(H, W) the class that each pixel has most often; void does not compete."""
+    """The most frequent class (H, W) of each pixel; void is not counted."""
     counts = np.zeros((len(LABELS), *label_maps[0].shape), dtype=np.int32)
     for labels in label_maps:
         for label in LABELS:
@@ -116,7 +116,7 @@ def position_prior(label_maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class TrainingCrops:
-    """Batches without end: every epoch in another order, every sample augmented by the semantic recipe of EoMT.
+    """Endless batches: every epoch in another order, every sample augmented by the semantic recipe of EoMT.
 
     That is flip, colour jitter, scale and crop. A seed fixes the order and each crop, whatever the batch size.
 

@@ -1,7 +1,7 @@
-"""The models that are trained from scratch on CamVid, each with its recipe: EoMT beside two of Transformers.
+"""The models to train from scratch on CamVid, each with its recipe: EoMT and two of Transformers.
 
-A `Recipe` says how to build a model, how it takes a batch, how its output becomes class scores, and what it is
-optimised with. All use AdamW, no weight decay on vectors, a linear warm-up and a polynomial decay, no dropout and no
+A `Recipe` defines how to build a model, how it takes a batch, how its output becomes class scores, and how it is
+optimised. All use AdamW, no weight decay on vectors, a linear warm-up and a polynomial decay, no dropout and no
 stochastic depth (a few epochs do not overfit). Learning rates: see `Recipe.tried`; weights
 from scratch want hotter ones than fine-tuning. B batch, C classes, H W pixels, h w cells.
 """
@@ -128,7 +128,7 @@ def build_mask2former() -> Mask2FormerForUniversalSegmentation:
 
 
 def collate_masks(samples: Sequence[AugmentedSample]) -> dict[str, Any]:
-    """For Mask2Former: floating-point masks. It has no way to leave void out, which so belongs to no mask."""
+    """For Mask2Former: floating-point masks. It cannot leave void out of the loss, so void belongs to no mask."""
     batch = MaskCollator()(samples)
     return batch | {"mask_labels": [masks.float() for masks in batch["mask_labels"]]}
 
@@ -144,7 +144,7 @@ def collate_label_maps(samples: Sequence[AugmentedSample]) -> dict[str, Any]:
 
 
 def mask_scores(output: Any) -> Tensor:
-    """Of a set of masks: for each class, the sum over queries of class probability times mask probability."""
+    """Scores from masks: for each class, the sum over queries of class probability times mask probability."""
     classes = output.class_queries_logits.softmax(-1)[..., :-1]
     return torch.einsum("bqc,bqhw->bchw", classes, output.masks_queries_logits.sigmoid())
 

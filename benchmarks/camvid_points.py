@@ -1,11 +1,11 @@
-"""ViT-P on CamVid, from scratch: point accuracy beside a linear classifier and the EoMT that camvid.py trained.
+"""ViT-P on CamVid from scratch: point accuracy compared with a linear classifier and the EoMT of camvid.py.
 
     python benchmarks/camvid_points.py train --split official --seed 0 --output OUT [--eomt FOLDER]
     python benchmarks/camvid_points.py table --output OUT
 
-Both splits, frames and input size are camvid.py's. All are asked at the same points of the frames that are scored: 100
-random points of each, all its classes equally often, and the innermost point of every class. One thread; a finished
-model is not trained again, and its weights stay in OUT, for fusion.
+Both splits, frames and input size are camvid.py's. All are scored at the same points: 100
+random points of each frame, all its classes equally often, and the innermost point of every class. One thread; a
+finished model is not trained again, and its weights stay in OUT, for fusion.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def build_model() -> ViTPForPointClassification:
 
 
 def train(entries: list[dict[str, Any]], steps: int, seed: int) -> tuple[ViTPForPointClassification, dict[str, Any]]:
-    """Train a model; also its history and the processor time that it took."""
+    """Train a model; return it with its history and processor time."""
     torch.manual_seed(seed)
     model, collate, history = build_model().train(), PointCollator(), []
     augment = PointAugmentation(INPUT, num_points=NUM_POINTS, max_rotation=0.0)
@@ -95,7 +95,7 @@ def accuracy(model: ViTPForPointClassification, tests: list[dict[str, Any]]) -> 
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train and score what is not there yet."""
+    """Train and score what has no result yet."""
     folder = args.output / args.split
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -127,7 +127,7 @@ def _as_array(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print what there is, a table a split."""
+    """Print all results, one table per split."""
     for split in SPLITS:
         if results := read_results(args.output / split)[0]:
             print(f"Split {split}\n\n{markdown_table(results, None)}\n")

@@ -1,4 +1,4 @@
-"""What comes of the CamVid runs: their files, a Markdown table and curves.
+"""Report of the CamVid runs: result files, a Markdown table and curves.
 
 `result_file` names the result of a run, `write_json` writes it whole or not at all, `markdown_table` and `draw_curves`
 show all results of a folder beside the floors.

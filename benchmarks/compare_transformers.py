@@ -1,11 +1,11 @@
-"""EoMT here beside EoMT in Transformers: same weights, same machine, one run, a ratio for each thing people wait for.
+"""EoMT here and in Transformers: same weights, same machine, one run, a ratio for each step that takes time.
 
     python benchmarks/compare_transformers.py [--clock=cpu] [forward] [post] [pipeline] [train] [compile] [gpu]
 
 `--clock=cpu` counts processor time; use it with OMP_NUM_THREADS=1 on a machine that others use too. Without names of
-parts everything but `compile` and `gpu` runs. The outputs are compared before anything is timed. Model: ViT-S at 640
-pixels, 200 queries, 133 classes, random weights; where segments are merged, logits stand in that look like a trained
-model's, with 30 confident queries.
+parts, all but `compile` and `gpu` are run. The outputs are compared before anything is timed. Model: ViT-S at 640
+pixels, 200 queries, 133 classes, random weights; where segments are merged, the logits are replaced by ones that look
+like a trained model's, with 30 confident queries.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Images a second from files to training batches, beside torchvision's plain decoding of the same files.
+"""Images per second from files to training batches, compared with torchvision's plain decoding of the files.
 
     python benchmarks/data_loading.py [FORMAT:PATH] [--size 640] [--workers 0 1 2]
 
@@ -47,7 +47,7 @@ class PlainDecoding(Dataset):
 
 
 def images_per_second(loader: DataLoader, num_images: int) -> float:
-    """Of one pass, after the workers have started."""
+    """Images per second of one pass, after the workers have started."""
     iterator = iter(loader)
     first = next(iterator)
     start = time.perf_counter()

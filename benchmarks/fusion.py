@@ -1,4 +1,4 @@
-"""What fusion costs beside the generator alone, in time and memory, and what the naive form of it costs.
+"""Cost of fusion in time and memory, compared with the generator alone and with naive fusion.
 
     python benchmarks/fusion.py [--device cuda] [--generators eomt mask2former] [--images 1 8] [--clock cpu]
 

@@ -1,4 +1,4 @@
-"""What a ViT-P is worth to a trained generator: the generator alone, with ViT-P at alpha 0.1 ... 1, and perfect labels.
+"""Benefit of ViT-P to a trained generator: scores of the generator alone, with ViT-P, and with perfect labels.
 
     python benchmarks/fusion_experiment.py run --data scenes --seed 0 --output runs/fusion --name EoMT \\
         --generator runs/annealing/annealed-0/model --classifier runs/vit_p/joint-seed0
@@ -7,9 +7,9 @@
 
 `scenes` are the 200 unseen ones that `mask_annealing.py` scores ("medium", 96 pixels), `camvid:FOLDER` the frames that
 `camvid.py` scores. Generator and ViT-P were trained on other images of the same data, from scratch: this shows what a
-second opinion about a point adds to small models without pretraining, and nothing about large pretrained ones.
+second classifier adds to small models without pretraining, and nothing about large pretrained ones.
 
-A run takes one thread and asks each part once for an image, whatever the number of alphas; a finished one is not
+A run uses one thread and runs each part once per image, whatever the number of alphas; a finished run is not
 repeated. `table` prints means and spreads over seeds, and draws the curves over alpha.
 """
 

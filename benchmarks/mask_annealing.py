@@ -1,4 +1,4 @@
-"""Table 7 of the EoMT paper in miniature: what masked attention is worth in training, and what annealing it costs.
+"""Table 7 of the EoMT paper in miniature: the benefit of masked attention, and the cost of annealing it.
 
 Small models are trained from scratch on generated scenes ("medium") with masked attention always, never, or annealed as
 in the paper, and scored on 200 unseen scenes with and without masks:
@@ -6,7 +6,7 @@ in the paper, and scored on 200 unseen scenes with and without masks:
     python benchmarks/mask_annealing.py run annealed --seed 0 --output runs/annealing    # masked, never, annealed
     python benchmarks/mask_annealing.py table --output runs/annealing
 
-A run takes one thread. One that was interrupted goes on from its last checkpoint; a finished one is not repeated.
+A run uses one thread. An interrupted run resumes from its last checkpoint; a finished one is not repeated.
 """
 
 import argparse
@@ -60,10 +60,10 @@ def model_config(mode: str) -> EoMTConfig:
 
 
 class TrainingScenes:
-    """Batches of scenes, cropped at random places and mirrored half of the time; batch `step` depends on nothing else.
+    """Batches of scenes, cropped at random and mirrored half of the time; batch `step` depends on nothing else.
 
     Args:
-        seed: of scenes, order, places and mirroring.
+        seed: of scenes, order, crops and mirroring.
     """
 
     def __init__(self, seed: int, processor: EoMTImageProcessor) -> None:

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: paired timing, peak memory, and a description of the machine."""
+"""Measuring for all benchmarks: paired timing, peak memory, and a description of the machine."""
 
 import platform
 import statistics

@@ -1,4 +1,4 @@
-"""Panoptic quality of 100 real images: here beside panopticapi, COCO's reference evaluator, on one core.
+"""Panoptic quality of 100 images: time compared with panopticapi, COCO's reference evaluator, on one core.
 
     python benchmarks/metrics.py [FOLDER]
 

@@ -1,10 +1,10 @@
-"""Parameters and multiply-adds of EoMT beside the figures of the paper (Kerssies et al., CVPR 2025, Tables 1 to 6).
+"""Parameters and multiply-adds of EoMT compared with the paper (Kerssies et al., CVPR 2025, Tables 1 to 6).
 
     python benchmarks/model_sizes.py [--ade20k ADEChallengeData2016/images/validation]
 
-Nothing is computed but shapes (meta device), so it takes seconds and no memory. The paper's "GFLOPs" are fvcore's
+Only shapes are computed (meta device), so it takes seconds and no memory. The paper's "GFLOPs" are fvcore's
 multiply-adds in 10^9 of one image; so are ours, of every matrix product and convolution, attention included. Exits
-with 1 if a figure is further than 1 % from the paper's.
+with 1 if a figure differs by more than 1 % from the paper's.
 
 Semantic models see an image in windows: two of a Cityscapes image. Of ADE20K's, 1.83 on average is inferred from
 the paper, whose 721 for an image is 1.83 times the 394 for a window; with the folder of the validation images,

@@ -1,4 +1,4 @@
-"""Post-processing beside transformers' EoMT image processor, on the same logits: time, ratio and agreement.
+"""Post-processing compared with Transformers' EoMT image processor on the same logits: time and agreement.
 
     python benchmarks/post_processing.py [--device cpu|cuda] [--threads 2] [--repeats 5] [--clock wall|cpu]
 

@@ -1,4 +1,4 @@
-"""ViT-P in miniature: what small point classifiers learn of generated scenes from scratch, and from which labels.
+"""ViT-P in miniature: small point classifiers on generated scenes, from scratch, with different labels.
 
     python benchmarks/vit_p_scenes.py classes --output runs/vit_p --seed 0 [--eomt FOLDER]
     python benchmarks/vit_p_scenes.py attention --output runs/vit_p --seed 0
@@ -140,7 +140,7 @@ def training_samples(stage: Stage, scenes: Scenes, seed: int, num_points: int) -
 def train(
     cell: str, scenes: Scenes, difficulty: str, steps: int, seed: int, eomt: str | None = None, points: int = NUM_POINTS
 ) -> tuple[Any, dict[str, Any]]:
-    """Train the model of a cell; also its history and the processor time that it took."""
+    """Train the model of a cell; return it with its history and processor time."""
     attention, stages = CELLS[cell]
     torch.manual_seed(seed)
     config = model_config(attention, difficulty)
@@ -193,7 +193,7 @@ def as_prompts(points: Tensor) -> Tensor:
 
 
 def run_cell(cell: str, args: argparse.Namespace, scenes: dict[str, Scenes]) -> None:
-    """Train and score a cell, unless it was."""
+    """Train and score a cell, unless that is done."""
     name = cell.replace("'", "").replace(", ", "-").replace(" + ", "-and-").replace(" ", "-")
     path = args.output / f"{name}-seed{args.seed}.json"
     facts = {"cell": cell, "seed": args.seed, "steps": args.steps, "difficulty": args.difficulty}
@@ -224,7 +224,7 @@ def run_cell(cell: str, args: argparse.Namespace, scenes: dict[str, Scenes]) -> 
 
 
 def draw_scenes(scenes: dict[str, Scenes], args: argparse.Namespace) -> None:
-    """Draw training and test scenes, the first time that they are needed."""
+    """Draw training and test scenes once they are needed."""
     if not scenes:
         scenes["train"] = Scenes("train", args.scenes, args.seed, args.difficulty)
         scenes["test"] = Scenes("test", args.test_scenes, 0, args.difficulty)

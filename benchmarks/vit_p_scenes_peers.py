@@ -1,6 +1,6 @@
-"""What ViT-P is compared with on generated scenes: a linear classifier of the pixels around a point, and an EoMT.
+"""Peers of ViT-P on generated scenes: a linear classifier of the pixels around a point, and an EoMT.
 
-Both answer at the same points as ViT-P (`score`); see vit_p_scenes.py.
+Both are scored at the same points as ViT-P (`score`); see vit_p_scenes.py.
 """
 
 import time
@@ -85,7 +85,7 @@ def features(entry: Any, points: Tensor) -> Tensor:
 
 
 def eomt_accuracy(folder: str, tests: Any, num_points: int) -> dict[str, Any]:
-    """What the semantic map of a trained EoMT says at the points; it gives no probabilities here."""
+    """Accuracy of the semantic map of a trained EoMT at the points, without probabilities."""
     predictor = Segmenter.from_pretrained(folder, task="semantic")
     num_labels = len(predictor.id2label)
 

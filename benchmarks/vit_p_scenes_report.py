@@ -1,4 +1,4 @@
-"""What comes of the runs of vit_p_scenes.py: Markdown tables and the curves of the losses."""
+"""Report of the runs of vit_p_scenes.py: Markdown tables and the curves of the losses."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def markdown_table(results: dict[str, list[dict[str, Any]]], timing: dict[str, A
 
 
 def rare_accuracy(scores: dict[str, Any]) -> float:
-    """Top-1 of the classes that occur least, averaged; what rare means is said above."""
+    """Mean top-1 of the rarest classes, as defined above."""
     rows = scores["per_class"].values()
     mean = statistics.mean(row["points"] for row in rows)
     rare = [row["top_1"] for row in rows if row["points"] < RARE_SHARE * mean]

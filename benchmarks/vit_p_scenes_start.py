@@ -1,4 +1,4 @@
-"""Where the ViT-P models of the benchmarks start from: nothing (`place_aware`), or an EoMT's encoder (`from_eomt`)."""
+"""Initial weights of the ViT-P models of the benchmarks: new (`place_aware`), or an EoMT's (`from_eomt`)."""
 
 import math
 from typing import Any
@@ -15,10 +15,10 @@ from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 def place_aware(model: Any) -> Any:
     """A new model in which a prompt looks at the patches near it from the start.
 
-    Where nothing is pretrained, most of training goes by until prompts find their place: position embeddings are random
-    and drown in the content of the patches. So every patch gets the code that the prompt encoder has for its middle,
-    plus waves of several lengths that tell neighbours apart; and queries and keys start equal, so that tokens with like
-    codes attend to each other. All of it is trained like the rest.
+    Without pretraining, most of the run passes until prompts find their patches: position embeddings are random and
+    drown in the content of the patches. So every patch gets the prompt encoder's code of its centre, plus waves of
+    several lengths that distinguish neighbours; queries and keys start equal, so that tokens with similar codes attend
+    to each other. All of it is trained like the rest.
     """
     vit_p = model.vit_p
     vit_p.embeddings.position_embeddings.weight.copy_(_new_prompt_codes(model))
@@ -31,7 +31,7 @@ def place_aware(model: Any) -> Any:
 def from_eomt(folder: str, config: ViTPConfig) -> ViTPForPointClassification:
     """A new model on the blocks of a trained EoMT, which has seen the same images.
 
-    What `place_aware` does is added to the position embeddings, and done to the first two blocks alone.
+    The changes of `place_aware` are added to the position embeddings, and made to the first two blocks only.
 
     Args:
         folder: of the EoMT.
@@ -53,13 +53,13 @@ def from_eomt(folder: str, config: ViTPConfig) -> ViTPForPointClassification:
 
 
 def patch_centers(config: ViTPConfig) -> Tensor:
-    """(h * w, 2) x and y of the middle of every patch, in [0, 1]."""
+    """x and y of the centre of every patch, (h * w, 2) in [0, 1]."""
     rows, columns = ((torch.arange(length) + 0.5) / length for length in config.grid_size)
     return torch.cartesian_prod(rows, columns).flip(1)
 
 
 def _new_prompt_codes(model: ViTPForPointClassification) -> Tensor:
-    """Draw a prompt encoder; for every patch (h * w, D), what it makes of its middle, and waves."""
+    """Draw a prompt encoder; return its codes of the patch centres (h * w, D), and waves."""
     vit_p, config = model.vit_p, model.config
     vit_p.prompt_encoder.weight.normal_()
     vit_p.prompt_position_embedding.normal_()

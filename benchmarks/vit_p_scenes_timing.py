@@ -1,4 +1,4 @@
-"""How long 1, 10, 100 and 1000 points take: asked together in one pass, and of an image that was encoded once.
+"""Time of 1, 10, 100 and 1000 points: in one pass with the image, and on an image that is encoded already.
 
 Times do not depend on the weights, which are random here.
 """

@@ -1,4 +1,4 @@
-"""The same as `hf-segvit convert official-eomt SRC DST`, whose --help lists the options."""
+"""Convert an official EoMT checkpoint: the same as `hf-segvit convert official-eomt SRC DST`, see its --help."""
 
 import sys
 

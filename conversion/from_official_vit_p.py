@@ -1,4 +1,4 @@
-"""The same as `hf-segvit convert official-vit-p SRC DST`, whose --help lists the options."""
+"""Convert an official ViT-P checkpoint: the same as `hf-segvit convert official-vit-p SRC DST`, see its --help."""
 
 import sys
 

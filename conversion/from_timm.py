@@ -1,4 +1,4 @@
-"""The same as `hf-segvit convert timm SRC DST`, whose --help lists the options."""
+"""Convert a backbone of timm: the same as `hf-segvit convert timm SRC DST`, see its --help."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The same as `hf-segvit convert transformers-eomt SRC DST`, whose --help lists the options."""
+"""Convert an EoMT of Transformers: the same as `hf-segvit convert transformers-eomt SRC DST`, see its --help."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The same as `hf-segvit convert to-transformers SRC DST`, whose --help lists the options."""
+"""Export an EoMT for stock Transformers: the same as `hf-segvit convert to-transformers SRC DST`, see its --help."""
 
 import sys
 

@@ -1,10 +1,10 @@
-"""A training without recipe and training loop: model, criterion, AdamW, mask annealing, Accelerate.
+"""A minimal training loop: model, criterion, AdamW, mask annealing, Accelerate.
 
-    python examples/bare_loop.py                          # on drawn scenes, under a minute on a CPU
+    python examples/bare_loop.py                          # on generated scenes, under a minute on a CPU
     accelerate launch --num_processes 2 examples/bare_loop.py
 
-This is what `hf-segvit train` does at heart, to be copied and changed. What it leaves out: checkpoints to go on from,
-evaluation, a moving average, steps that are not finite, and all else that a long training needs.
+This is the core of `hf-segvit train`, to copy and change. Left out: checkpoints and resuming, evaluation, a moving
+average of the weights, protection against non-finite losses, and whatever else a long run needs.
 """
 
 import torch
@@ -20,11 +20,11 @@ from hf_segvit.data.reading import describe, load_segmentation_dataset
 from hf_segvit.training.annealing import MaskAnnealing
 from hf_segvit.training.optimizers import layer_factor
 
-SIZE, BATCH_SIZE, ACCUMULATION = 64, 8, 2  # images on a device at once, and such batches a step
+SIZE, BATCH_SIZE, ACCUMULATION = 64, 8, 2  # pixels per side, images per device and micro-batch, micro-batches per step
 
 
 class Scenes(Dataset):
-    """Augmented anew each time that it is asked, by the number of the sample alone."""
+    """Augmented scenes; a sample depends on its index only, so every worker and process draws the same."""
 
     def __init__(self, dataset, num_samples):
         self.dataset, self.num_samples = dataset, num_samples
@@ -39,7 +39,7 @@ class Scenes(Dataset):
 
 
 def main(steps=60, learning_rate=1e-3):
-    """Train a tiny model on drawn scenes; the losses of all steps."""
+    """Train a tiny model on generated scenes, and return the losses of all steps."""
     torch.manual_seed(0)
     accelerator = Accelerator()
     dataset = load_segmentation_dataset("generated:easy?num_scenes=200&size=64", split="train")
@@ -61,7 +61,7 @@ def main(steps=60, learning_rate=1e-3):
         task="panoptic", size={"height": SIZE, "width": SIZE}, stuff_classes=description.stuff_classes
     )
 
-    # Each block of the ViT learns at 0.8 of the rate of the next one, the embeddings as the first, the heads at 1.
+    # Each block of the ViT learns at 0.8 of the rate of the next one, embeddings like the first block, heads at 1.
     rates = {name: layer_factor(name, config.num_hidden_layers, 0.8) for name, _ in model.named_parameters()}
     groups = [{"params": [p], "lr": learning_rate * rates[name]} for name, p in model.named_parameters()]
     optimizer = AdamW(groups, weight_decay=0.05)
@@ -71,17 +71,17 @@ def main(steps=60, learning_rate=1e-3):
     collate = MaskCollator(processor.image_mean, processor.image_std, with_loss_mask=True)
     loader = DataLoader(scenes, BATCH_SIZE, shuffle=True, collate_fn=collate, drop_last=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    core, batches, losses = accelerator.unwrap_model(model), iter(loader), []
+    unwrapped, batches, losses = accelerator.unwrap_model(model), iter(loader), []
 
     for step in range(steps):
-        core.set_masked_attention_probabilities(annealing.probabilities(step))
-        parts = [next(batches) for _ in range(ACCUMULATION)]
-        # Counted over the whole step and all processes, so that however it is split, the gradient is the same.
-        labels = [labels for part in parts for labels in part["class_labels"]]
-        normalizers = core.criterion.count_normalizers(labels, config.num_queries, accelerator.device)
+        unwrapped.set_masked_attention_probabilities(annealing.probabilities(step))
+        micro_batches = [next(batches) for _ in range(ACCUMULATION)]
+        # Over all micro-batches and processes, so that the gradient does not depend on how the batch is split.
+        labels = [labels for batch in micro_batches for labels in batch["class_labels"]]
+        normalizers = unwrapped.criterion.count_normalizers(labels, config.num_queries, accelerator.device)
         total = 0.0
-        for part in parts:
-            loss = model(**part, loss_normalizers=normalizers).loss
+        for batch in micro_batches:
+            loss = model(**batch, loss_normalizers=normalizers).loss
             accelerator.backward(loss)
             total += loss.item()
         accelerator.clip_grad_norm_(model.parameters(), 0.01)
@@ -91,7 +91,7 @@ def main(steps=60, learning_rate=1e-3):
         losses.append(total)
         if step % 10 == 0:
             accelerator.print(f"step {step + 1}: loss {total:.2f}")
-    core.set_masked_attention_probabilities(0.0)  # nothing is masked any more: inference is a plain ViT
+    unwrapped.set_masked_attention_probabilities(0.0)  # inference needs no masked attention: it is a plain ViT
     return losses
 
 

@@ -3,10 +3,10 @@
     python examples/overfit_real_images.py ../shared/data/coco_train100 --output overfit
 
 The folder has COCO's layout: `train2017/*.jpg`, `annotations/panoptic_train2017.json` and its PNGs. This shows that
-images, id maps, matching, losses, annealing, saving, the command line and post-processing fit together on real input;
-it says nothing about images that were not trained on. Prints the panoptic quality on the eight, beside that of the
-truth averaged over the cells of the mask grid. The latter is what a coarse grid costs; a trained model can do better,
-since its logits place an outline between the centres of two cells.
+images, id maps, matching, losses, annealing, saving, the command line and post-processing work together on real input;
+it shows nothing about unseen images. Prints the panoptic quality on the eight images, and that of the truth averaged
+over the cells of the mask grid: the cost of a coarse grid. A trained model can do better, as its logits can put an
+outline between the centres of two cells.
 """
 
 import argparse
@@ -55,14 +55,14 @@ def read_images(folder: Path, count: int) -> tuple[list[dict[str, Any]], dict[in
 
 
 def read_panoptic_map(path: Path) -> np.ndarray:
-    """COCO's ids (H, W), void -1."""
+    """COCO's segment ids (H, W), with void as -1."""
     rgb = np.asarray(Image.open(path).convert("RGB")).astype(np.int32)
     ids = rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
     return np.where(ids == 0, -1, ids)
 
 
 def quality_of_averaged_truth(images: list[dict[str, Any]], processor: EoMTImageProcessor, cells: int) -> float:
-    """PQ of the truth when every mask is known only as its share of each of `cells` x `cells` mask cells."""
+    """PQ of the truth if each mask is reduced to its share of each of `cells` x `cells` mask cells."""
     quality = PanopticQuality(num_labels=133, stuff_classes=STUFF_CLASSES)
     for image in images:
         batch = processor(Image.open(image["path"]), image["segment_map"], mapping(image))
@@ -84,7 +84,7 @@ def quality_of_averaged_truth(images: list[dict[str, Any]], processor: EoMTImage
 
 
 def mapping(image: dict[str, Any]) -> dict[int, int | None]:
-    """Segment id to class; crowds are ignored in training."""
+    """Segment id to label id; None for crowds, which are ignored in training."""
     return {s["id"]: None if s["is_crowd"] else s["label_id"] for s in image["segments"]}
 
 
@@ -93,7 +93,7 @@ def reference(image: dict[str, Any]) -> dict[str, Any]:
 
 
 class ImagesTask(EoMTTask):
-    """A few images in memory, as they are."""
+    """Trains on a few images in memory, without augmentation."""
 
     def __init__(self, recipe: Recipe, config: EoMTConfig, processor: EoMTImageProcessor, batch: Any) -> None:
         super().__init__(recipe)
@@ -166,7 +166,7 @@ def main() -> None:
     recipe = Recipe(
         data=str(arguments.data),
         steps=arguments.steps,
-        batch_size=max(1, len(images) // 2),  # half of the images a step: the noise helps, and a step takes half
+        batch_size=max(1, len(images) // 2),  # half of the images: noise helps, and a step takes half the time
         learning_rate=1e-3,
         weight_decay_mode="matrices",
         max_grad_norm=1.0,

@@ -5,13 +5,13 @@
 
 The same as `hf-segvit train`, whose `--help` lists the options.
 
-Without a launcher, on one process, the exit code is 75 where SIGTERM or Ctrl-C asked it to stop: it has saved, and the
-same command goes on. Launchers turn every code but 0 into 1. Under them `results.json` in the output folder tells: it
-is there once training is complete, and where it is not, the same command goes on, whatever the reason.
+Without a launcher, on one process, exit code 75 means that SIGTERM or Ctrl-C stopped the run after saving a checkpoint;
+the same command resumes it. Launchers turn every code but 0 into 1; with them, check for `results.json` in the output
+folder. It exists once training is complete; if it does not, the same command resumes the run, whatever the reason.
 
-SIGTERM has to reach the training processes. `torchrun`, and `accelerate launch` with several processes, pass it on and
-wait 30 seconds before they kill. With one process `accelerate launch` does not pass it on, and leaves the training
-running: do without a launcher then, as in `python training/train.py RECIPE`.
+SIGTERM must reach the training processes. `torchrun`, and `accelerate launch` with several processes, forward it and
+kill after 30 seconds. With one process `accelerate launch` does not forward it, and leaves the run going: use no
+launcher then, as in `python training/train.py RECIPE`.
 """
 
 import sys
