@@ -147,11 +147,8 @@ def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
 
 def learning_rate_schedule(optimizer: Optimizer, plan: TrainingPlan) -> LambdaLR:
     """The schedule of an optimiser on `parameter_groups`; call its `step` after every optimiser step."""
-    settings: dict[str, Any] = {
-        "total_steps": plan.total_steps,
-        "schedule": plan.recipe.schedule,
-        "power": plan.recipe.power,
-    }
+    recipe = plan.recipe
+    settings: dict[str, Any] = {"total_steps": plan.total_steps, "schedule": recipe.schedule, "power": recipe.power}
     factors: list[Callable[[int], float]] = []
     for group in optimizer.param_groups:
         idle, warmup = warmup_of(group.get("role", ""), plan.warmup_steps)

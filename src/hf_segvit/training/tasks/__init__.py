@@ -2,7 +2,7 @@
 
 The loop (loop.py) does steps, schedules, checkpoints and logs; a `TrainingTask` supplies model, data, loss, evaluation
 and drawings. `DatasetTask` reads the data, `SegmentationTask` (segmentation.py) also makes batches and scores;
-`task_for` chooses the task of a recipe. `model: package.module:Task` names a task of one's own, see docs/extending.md.
+`task_for` chooses the task of a recipe. `model: package.module:Task` names your own task, see docs/extending.md.
 """
 
 from __future__ import annotations
