@@ -72,7 +72,7 @@ class General:
         None, "train low-rank adapters instead of the backbone's weights", keys=LoraOptions
     )
     seed: int = option(0, "seed of all random numbers", limits=">= 0")
-    name: str = option("recipe", "name of the run; by default that of the file", resume="yes")
+    name: str = option("recipe", "name of the recipe; by default that of its file", resume="yes")
 
 
 @dataclass(frozen=True)

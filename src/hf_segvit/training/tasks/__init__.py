@@ -216,8 +216,9 @@ class DatasetTask(TrainingTask):
 
     def validation_name(self) -> dict[str, str]:
         """The same with the split that was found."""
-        split = self.recipe.val_split or self.validation_data(None)[1].split
-        return {**super().validation_name(), "split": split}
+        # Reads the data even if the recipe names the split: called before step 1, it refuses data that is missing.
+        split = self.validation_data(None)[1].split
+        return {**super().validation_name(), "split": self.recipe.val_split or split}
 
     def released_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
         """The detailed `model_card`, for configurations of this package."""
