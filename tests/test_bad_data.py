@@ -514,7 +514,7 @@ def test_55_tar_files_are_not_read(tmp_path: Path) -> None:
         device = tarfile.TarInfo("images/null")
         device.type, device.linkname = tarfile.CHRTYPE, "/dev/null"
         archive.addfile(device)
-    with pytest.raises(ValueError, match=r"data\.tar\.gz: is no folder and no zip archive; unpack it"):
+    with pytest.raises(ValueError, match=r"data\.tar\.gz: neither a folder nor a zip archive; unpack it"):
         load_segmentation_dataset(f"mask_folder:{tmp_path / 'data.tar.gz'}")
 
 

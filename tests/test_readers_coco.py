@@ -278,5 +278,5 @@ def test_wrong_formats_paths_tasks_splits_and_options(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             load_segmentation_dataset(**{"spec": spec, "split": "train", **wrong})
     write_json(tmp_path / "x.json", {})
-    with pytest.raises(ValueError, match="no folder and no zip archive"):
+    with pytest.raises(ValueError, match="neither a folder nor a zip archive"):
         load_segmentation_dataset(f"coco:{tmp_path}/x.json")

@@ -1,14 +1,10 @@
-"""Files of a data set, on disk or inside zip archives, read in place; and the JSON among them.
+"""Read files of a data set from disk or from zip archives, in place.
 
 `read_location` reads one file; a `Location` is a path, or an archive and a member of it. An `Archive` reads its
-directory once per process; after that a member costs one seek and its own bytes. It is opened anew after a fork, and
-never pickled. An archive inside an archive is written `outer.zip::inner.zip` (COCO ships its panoptic PNGs so).
+directory once per process; after that a member costs one seek and its own bytes. `read_json` parses annotation files.
 
 Nothing is extracted, and nothing is trusted: names that are absolute, leave the archive or occur twice, encrypted
 members and members larger than a limit are refused, and no member yields more bytes than it declares.
-
-`read_json` takes UTF-8, UTF-16 and UTF-32, with or without a byte order mark. `NaN` and `Infinity`, which are no JSON
-but which many tools write, are read; whoever uses the value refuses it.
 """
 
 from __future__ import annotations
@@ -16,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import stat
 import struct
 import zipfile
@@ -23,38 +20,35 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
 
-MAX_IMAGE_BYTES = 512 * 2**20
+MAX_IMAGE_BYTES = 512 * 2**20  # bounds the memory that one hostile file can take
 MAX_TEXT_BYTES = 2 * 2**30  # COCO's largest JSON has 0.5 GB, LVIS' 1.1 GB
-NESTED = "::"
+NESTED = "::"  # `outer.zip::inner.zip`: COCO ships its panoptic PNGs as archives inside an archive
 
 
 class Location(TypedDict):
-    """Where a file is: `member` of `archive`, or a path on disk where `archive` is `None`."""
+    """Where a file is: `member` of `archive`, or a path on disk if `archive` is `None`."""
 
     archive: str | None
     member: str
 
 
 def location_name(location: Location) -> str:
-    """The location as errors call it."""
+    """The location as written in error messages."""
     return f"{location['archive']}/{location['member']}" if location["archive"] else location["member"]
 
 
 def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-    """The content of a file.
-
-    Args:
-        location: where it is.
-        max_bytes: a larger file is refused before it is read.
+    """Read a file; one larger than `max_bytes` is refused before it is read.
 
     Raises:
-        ValueError: it is missing, no regular file, too large, or damaged in the archive.
+        ValueError: it is missing, not a regular file, too large, or damaged in the archive.
     """
     if location["archive"]:
         return open_archive(location["archive"]).read(location["member"], max_bytes)
     path = location["member"]
     try:
         status = os.stat(path)
+        # Opening a named pipe would wait forever for a writer.
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path}: is a folder, device or pipe, not a regular file; remove it from the data set")
         if status.st_size > max_bytes:
@@ -69,17 +63,16 @@ def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes
 
 def open_archive(path: str) -> Archive:
     """The archive at a path, from this process' cache; its directory is read at the first call."""
-    archive = _archives.get(path)
-    if archive is None:
-        archive = _archives[path] = Archive(path)
-    return archive
+    if path not in _archives:
+        _archives[path] = Archive(path)
+    return _archives[path]
 
 
 class Archive:
     """A zip archive whose members are read in place.
 
     Args:
-        path: of the archive; `outer.zip::inner.zip` for an archive inside another, which is held in memory.
+        path: `outer.zip::inner.zip` for an archive inside another one, which is then held in memory.
 
     Raises:
         ValueError: it is missing, damaged or unsafe; see the module.
@@ -118,17 +111,19 @@ class Archive:
         """The content of a member.
 
         Raises:
-            ValueError: there is no such member, it is larger than `max_bytes`, or damaged.
+            ValueError: there is no such member, it is larger than `max_bytes`, or it is damaged.
         """
         name = f"{self.path}/{member}"
         if member not in self._members:
             raise ValueError(f"{name}: the archive has no such member; check the name, or download the archive again")
         info = self._opened().getinfo(member)
-        if max(info.file_size, info.compress_size) > max_bytes:
-            raise ValueError(_too_large(name, max(info.file_size, info.compress_size), max_bytes))
+        # Both sizes are mere claims of the archive's directory, and both are memory that reading may take.
+        size = max(info.file_size, info.compress_size)
+        if size > max_bytes:
+            raise ValueError(_too_large(name, size, max_bytes))
         try:
             with self._opened().open(info) as file:
-                # Asked for a length, zipfile unpacks no more; `read()` alone would unpack a bomb up to a gigabyte.
+                # zipfile stops unpacking at the requested length; a bare `read()` would unpack a bomb up to a gigabyte.
                 content = file.read(info.file_size + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
             raise ValueError(f"{name}: damaged ({error}); download the archive again") from error
@@ -146,19 +141,19 @@ _archives: dict[str, Archive] = {}
 
 
 def _forget_handles() -> None:
-    # A forked child would share the file's position with its parent, and a lock that a thread held then.
+    # A forked child shares the file's read position with its parent, and any lock that a thread held at the fork.
     for archive in _archives.values():
         archive._zip = None
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # Windows does not fork
     os.register_at_fork(after_in_child=_forget_handles)
 
 
 def _check_member(info: zipfile.ZipInfo, archive: str, members: Mapping[str, None]) -> None:
+    # `filename` has already been cut off at a NUL and had its separators replaced.
     name = info.orig_filename
-    parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or name[1:2] == ":" or "\0" in name:
+    if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or name[1:2] == ":" or "\0" in name:
         raise ValueError(
             f"{archive}: member {name!r} names a file outside the archive; such an archive can be an attack, get it "
             "from its official source"
@@ -167,6 +162,7 @@ def _check_member(info: zipfile.ZipInfo, archive: str, members: Mapping[str, Non
         raise ValueError(f"{archive}: two members are called {name!r}; which is meant is unclear, repack the archive")
     if info.flag_bits & 0x1:
         raise ValueError(f"{archive}: member {name!r} is encrypted; unpack the archive and point to the folder")
+    # zipfile's bzip2 and LZMA readers ignore the requested length, so that a bomb would go off.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(
             f"{archive}: member {name!r} is compressed by method {info.compress_type}; repack the archive with the "
@@ -182,16 +178,17 @@ def _too_large(name: str, size: int, limit: int) -> str:
 
 
 def read_json(location: Location) -> Any:
-    """The content of a JSON file.
+    """Parse a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-        ValueError: it cannot be read, is too large or nested too deep, or is no JSON; the message has line and column.
+        ValueError: it cannot be read, is too large, nested too deeply or not JSON; the message has line and column.
     """
     name = location_name(location)
     content = read_location(location, MAX_TEXT_BYTES)
     if not content.strip():
         raise ValueError(f"{name}: the file is empty; copy or download it again")
     try:
+        # `NaN` and `Infinity` are not JSON, but many tools write them: readers refuse them only in values they use.
         return json.loads(content)
     except json.JSONDecodeError as error:
         raise ValueError(

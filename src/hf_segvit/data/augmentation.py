@@ -1,17 +1,13 @@
-"""Augmentation of training images: the data set that augments, EoMT's augmentation, and the published recipes by name.
+"""Augment training images: the augmented data set and EoMT's augmentation.
 
-- `AugmentedDataset`: any data set of our readers, each sample changed by an augmentation. Sample i of epoch e is always
-  the same under a seed, whatever the number of workers or the order of asking.
-- `augmentation`: the recipes of the papers, or a class of one's own.
-- `MaskAugmentation`: EoMT's colour jitter, flip, scale jitter, pad and crop. The official code scales the whole image
-  and then crops it; here the same crop is drawn, but only what lies inside it is scaled, which at twice the size is a
-  quarter of the work. Crops then start at whole pixels of the original, and labels take the value under each new
-  pixel's centre. ViT-P's augmentation is in prompts.py.
-- `place` scales a crop into its position in the training image, in the worker or later on the device.
-- `jitter_colors` has the parameters of the official EoMT code, which are those of SSD.
+- `AugmentedDataset`: entries of a reader, augmented when they are asked for.
+- `augmentation`: the published recipes by name, or a class of your own. ViT-P's `PointAugmentation` is in prompts.py.
+- `MaskAugmentation`: EoMT's colour jitter, flip, scale jitter, crop and pad.
+- `place` scales a crop into the training image, in the worker or later on the device.
+- `jitter_colors`: the colour changes of the official EoMT code, which are those of SSD.
 
 An id map stays one integer channel until the batch is made (collation.py). H W pixels of the entry or the training
-image, h w of the crop, n segments, N prompts.
+image, h w of the crop, n segments.
 """
 
 from __future__ import annotations
@@ -34,24 +30,21 @@ from .prompts import PointAugmentation
 
 
 class Augmentation(Protocol):
-    """What turns an entry of a reader into a training sample."""
+    """Turns an entry of a reader into a training sample."""
 
     def __call__(self, entry: Mapping[str, Any], generator: np.random.Generator) -> AugmentedSample:
-        """Augment one entry with random numbers of this generator alone."""
+        """Augment one entry, with random numbers from this generator only."""
 
 
 class AugmentedDataset(Dataset):
     """A data set whose samples are augmented when they are asked for, by epoch and index.
 
-    `dataset[epoch, index]` is always the same sample under a seed. An index alone is of the epoch that `set_epoch` set
-    last, for loaders that know no epochs; workers that live longer than an epoch follow.
+    For a given seed `dataset[epoch, index]` is always the same sample, regardless of workers and of the order of
+    access. A plain index refers to the epoch last given to `set_epoch`, for loaders that know nothing of epochs.
 
     Args:
-        dataset: entries of our readers.
-        augmentation: what to do with them.
-        seed: of all randomness.
-        cache: folder that keeps id maps in a form that is quicker to read, see `MapCache`; some 3 kB an image of
-            COCO. It serves as long as the files are the same, also other runs; `None` keeps none.
+        cache: folder that keeps id maps in a form that is faster to read (about 3 kB per image of COCO), see
+            `MapCache`. Other runs can use it too.
 
     Raises:
         ValueError: the seed is negative, or the folder cannot be written to.
@@ -63,16 +56,16 @@ class AugmentedDataset(Dataset):
         if seed < 0:
             raise ValueError(f"seed is {seed}; give a number of at least 0")
         self.dataset, self.augmentation, self.seed = decode_for_training(dataset, cache), augmentation, seed
-        # In shared memory, as workers that persist have their own copy of everything else.
+        # In shared memory: persistent workers have their own copy of everything else and would miss the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
     def epoch(self) -> int:
-        """The epoch whose random numbers are drawn."""
+        """The epoch of samples that are asked for by index alone."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other random numbers than in the epochs before."""
+        """Set the epoch of samples that are asked for by index alone."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -85,50 +78,55 @@ class AugmentedDataset(Dataset):
         return self._sample(epoch, int(index) % len(self))
 
     def name(self, index: int) -> str:
-        """The image's index and its name in the data set, for errors; nothing is decoded for it."""
+        """Index, image id and file of a sample, for error messages."""
         try:
+            # Undecoded: the name is wanted when decoding has failed.
             row = self.dataset.with_format(None)[index] if hasattr(self.dataset, "with_format") else {}
         except (KeyError, IndexError, OSError, ValueError):
             row = {}
         location = row.get("image")
-        file = location.get("member") if isinstance(location, dict) else None
-        known = [f"image {row['image_id']!r}"] if "image_id" in row else []
-        return ", ".join([f"sample {index}", *known, *([str(file)] if file else [])])
+        words = [f"sample {index}"]
+        if "image_id" in row:
+            words.append(f"image {row['image_id']!r}")
+        if isinstance(location, dict) and location.get("member"):
+            words.append(str(location["member"]))
+        return ", ".join(words)
 
     def _sample(self, epoch: int, index: int) -> AugmentedSample:
         return self.augmentation(self.dataset[index], sample_generator(self.seed, epoch, index))
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of sample `index` in an epoch: the same on every process, worker and machine."""
+    """The generator of one sample in one epoch: the same in every process and worker, and on every machine."""
     return np.random.default_rng([seed, epoch, index])
 
 
 def augmentation(name: str, size: int | tuple[int, int], **overrides: Any) -> Augmentation:
-    """The augmentation of a published recipe, or one of one's own.
+    """The augmentation of a published recipe, or one of your own.
 
     Args:
-        name: one of `AUGMENTATIONS`; or "package.module:Class", which is called with the (height, width) and the
-            overrides, and whose objects are an `Augmentation`.
+        name: one of `AUGMENTATIONS`; or "package.module:Class" of an `Augmentation`, which is called with
+            (height, width) and the overrides.
         size: (height, width) of the training images, or one number for both.
-        overrides: other settings than the recipe's, see `MaskAugmentation` and `PointAugmentation`.
+        overrides: settings that differ from the recipe's, see `MaskAugmentation` and `PointAugmentation`.
 
     Raises:
-        ValueError: there is no such recipe, class or setting; the message lists those there are.
+        ValueError: there is no such recipe, class or setting.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if is_import_path(name):
-        own = import_object(name, "augmentation")
+        factory = import_object(name, "augmentation")
+        # Bound first, so that only a wrong signature becomes this error, and not a TypeError inside the user's code.
         try:
-            inspect.signature(own).bind((height, width), **overrides)
+            inspect.signature(factory).bind((height, width), **overrides)
         except TypeError as error:
             raise ValueError(
                 f"augmentation={name} cannot be made with (height, width) and {overrides}: {error}"
             ) from error
-        made = own((height, width), **overrides)
-        if not callable(made):
+        custom = factory((height, width), **overrides)
+        if not callable(custom):
             raise ValueError(f"augmentation={name} has no method __call__(entry, generator); add it")
-        return made
+        return custom
     if name not in AUGMENTATIONS:
         remedy = suggestion(name, AUGMENTATIONS)
         raise ValueError(f"there is no augmentation {name!r}; {remedy}, or give package.module:Class")
@@ -136,7 +134,7 @@ def augmentation(name: str, size: int | tuple[int, int], **overrides: Any) -> Au
     return (PointAugmentation if name.startswith("vit_p") else MaskAugmentation)((height, width), **settings)
 
 
-# EoMT: the official configurations. ViT-P: the paper's data sets; those of COCO are not cropped.
+# EoMT: the official configurations. ViT-P: the paper's data sets; images of COCO are not cropped.
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "eomt_coco_panoptic": {"scale_range": (0.1, 2.0), "color_jitter": False},
     "eomt_coco_instance": {"scale_range": (0.1, 2.0), "color_jitter": False, "void_counts": True},
@@ -149,7 +147,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Crop:
-    """What is cut out (top, left, height and width in pixels of the original), and how large it becomes."""
+    """A crop (top, left, height, width in pixels of the original), the size it is scaled to, and whether to flip it."""
 
     top: int
     left: int
@@ -161,24 +159,19 @@ class Crop:
 
 
 class MaskAugmentation:
-    """Random flip, scale and crop, as EoMT is trained.
-
-    The scale is relative to the largest at which the image still fits into `size`. Where a crop shows no segment of an
-    image that has some, another one is drawn, `max_tries` times; images without segments are fine.
+    """Random flip, scale and crop, as in EoMT's training.
 
     Args:
         size: (height, width) of the result.
-        scale_range: smallest and largest scale; 0.1 to 2 for panoptic and instance, 0.5 to 2 for semantic recipes.
-        color_jitter: change colours first, see color_jitter.py.
-        flip_probability: of mirroring left and right.
-        max_tries: crops to draw before one without segments is taken.
-        scale_later: leave the image as it was cut out, with its `placement`; `MaskCollator(on_device=True)` passes
-            both on, and `placed_pixels` scales there. That spares the workers a fifth of their time.
-        void_counts: pixels of no segment are background, known to belong to no class, as in instance segmentation. If
-            not, `counted` leaves them out.
+        scale_range: smallest and largest scale, relative to the scale at which the image just fits into `size`.
+        max_tries: crops to draw until one shows a segment; after that an empty crop is accepted.
+        scale_later: return the crop unscaled, with its `placement`, for `MaskCollator(on_device=True)` and
+            `placed_pixels`; saves the workers a fifth of their time.
+        void_counts: pixels without a segment are background and count in the loss, as in instance segmentation;
+            otherwise `counted` excludes them.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -208,7 +201,7 @@ class MaskAugmentation:
         """Augment an entry of a reader, see `decode_entry`."""
         decoded = decode_entry(entry)
         for _ in range(self.max_tries):
-            # The crop is judged by its labels; the image is scaled once one is chosen.
+            # Only the map is cut to judge a crop; the image, which takes longer, is scaled once one is chosen.
             crop = self.draw(decoded.segment_map.shape, generator)
             indices = _indices(crop)
             segment_map = _cut(decoded.segment_map, indices)
@@ -219,6 +212,8 @@ class MaskAugmentation:
 
     def draw(self, size: tuple[int, ...], generator: np.random.Generator) -> Crop:
         """Draw a crop of an image (H, W)."""
+        # The official code scales the whole image and then crops it. Cropping first draws the same crops but scales
+        # only what is kept, at twice the size a quarter of the work; crops then start at whole pixels of the original.
         fit = min(target / length for target, length in zip(self.size, size, strict=True))
         scale = fit * generator.uniform(*self.scale_range)
         flip = bool(generator.random() < self.flip_probability)
@@ -237,10 +232,13 @@ class MaskAugmentation:
         indices: tuple[np.ndarray, np.ndarray],
         segment_map: np.ndarray,
     ) -> AugmentedSample:
-        part = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        cropped = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         placement = Placement(crop.new_height, crop.new_width, crop.flip)
-        told_apart = self.void_counts or decoded.masks is not None  # void from crowds, or mask from mask
-        counted = segment_map >= (-1 if self.void_counts else 0) if told_apart else None
+        # Otherwise the map that is returned tells which pixels count. It cannot where void counts but crowds (-2)
+        # do not, nor where masks overlap and it is empty.
+        counted = None
+        if self.void_counts or decoded.masks is not None:
+            counted = segment_map >= (-1 if self.void_counts else 0)
         if decoded.masks is None:
             segment_map, present = _renumbered(segment_map, len(decoded.labels))
             masks = None
@@ -251,8 +249,8 @@ class MaskAugmentation:
             segment_map = np.full_like(segment_map, -1)
         return AugmentedSample(
             image_id=image_id,
-            # A copy, or the whole image would travel with its crop.
-            pixels=part.clone() if self.scale_later else place(part, placement, self.size),
+            # A copy, as a view would carry the whole image from the worker to the main process.
+            pixels=cropped.clone() if self.scale_later else place(cropped, placement, self.size),
             segment_map=torch.from_numpy(_padded(segment_map, self.size, fill=-1)),
             labels=torch.from_numpy(decoded.labels[present]),
             counted=None if counted is None else torch.from_numpy(_padded(counted, self.size, fill=False)),
@@ -279,7 +277,7 @@ def _indices(crop: Crop) -> tuple[np.ndarray, np.ndarray]:
 def _cut(values: np.ndarray, indices: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Values (..., H, W) at the crossings of rows and columns."""
     rows, columns = indices
-    # Whole rows are copied quickly, single pixels are not: columns are taken of as few rows as possible.
+    # Copying whole rows is fast, picking columns is slow: pick them in whichever has fewer rows, source or result.
     low, high = rows.min(), rows.max() + 1
     if high - low < len(rows):
         return values[..., low:high, :].take(columns, -1).take(rows - low, -2)
@@ -287,13 +285,13 @@ def _cut(values: np.ndarray, indices: tuple[np.ndarray, np.ndarray]) -> np.ndarr
 
 
 def _renumbered(segment_map: np.ndarray, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """The map with the segments that it shows numbered anew and -1 elsewhere, and which those are (num_segments,)."""
+    """The map with its visible segments renumbered from 0 and -1 elsewhere, and which are visible (num_segments,)."""
     flat = segment_map.reshape(-1)
-    # Looked up once for each run of equal values, of which there are far fewer than pixels.
+    # Ids are looked up once per run of equal values: there are far fewer runs than pixels.
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    values = np.maximum(flat[starts], -1)  # crowds are void by now
+    values = np.maximum(flat[starts], -1)  # crowds become void: they are no targets
     present = np.zeros(num_segments + 1, dtype=bool)
-    present[values] = True  # of void, the last
+    present[values] = True  # -1, void, marks the last item
     present = present[:-1]
     table = np.full(num_segments + 1, -1, dtype=segment_map.dtype)
     table[:-1][present] = np.arange(present.sum())
@@ -301,7 +299,7 @@ def _renumbered(segment_map: np.ndarray, num_segments: int) -> tuple[np.ndarray,
 
 
 def _padded(values: np.ndarray, size: tuple[int, int], fill: int | bool) -> np.ndarray:
-    """Values (..., h, w) padded right and below to `size`."""
+    """Values (..., h, w) padded on the right and at the bottom to `size`."""
     if values.shape[-2:] == size:
         return np.ascontiguousarray(values)
     padded = np.full((*values.shape[:-2], *size), fill, dtype=values.dtype)
@@ -310,17 +308,11 @@ def _padded(values: np.ndarray, size: tuple[int, int], fill: int | bool) -> np.n
 
 
 def place(crop: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
-    """Scale a crop bilinearly, flip it, and pad it right and below with black.
+    """Scale a crop (3, h, w) uint8 bilinearly, flip it, and pad it on the right and at the bottom with black.
 
-    Args:
-        crop: (3, h, w) uint8, on any device. Processors other than CPUs may round values differently, by 1 at most.
-        placement: where to.
-        size: (H, W) of the training image.
-
-    Returns:
-        (3, H, W) uint8 on the crop's device, channels last in memory.
+    Devices other than CPUs may round differently, by at most 1. The result (3, H, W) is channels last in memory.
     """
-    # With channels last in memory, a CPU scales in three fifths of the time, to the same values.
+    # With channels last in memory a CPU needs three fifths of the time for the same values.
     crop = crop.unsqueeze(0).contiguous(memory_format=torch.channels_last)
     scaled = functional.resize(crop, [placement.height, placement.width], antialias=True)[0]
     if placement.flip:
@@ -332,6 +324,7 @@ def place(crop: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     return padded
 
 
+# The photometric distortion of SSD (arXiv:1512.02325), as in the official EoMT code.
 BRIGHTNESS, CONTRAST, SATURATION = 32 / 255, 0.5, 0.5  # factors are 1 +- these
 HUE = 18 / 360  # of the circle
 PROBABILITY = 0.5  # of each change
@@ -340,7 +333,7 @@ PROBABILITY = 0.5  # of each change
 def jitter_colors(pixels: Tensor, generator: np.random.Generator) -> Tensor:
     """Change the colours of an image (3, H, W) uint8: brightness first; contrast second or, just as often, last."""
 
-    # torchvision's RandomPhotometricDistort draws from the global generator, which would not repeat a sample.
+    # torchvision's RandomPhotometricDistort draws from the global generator, so samples could not be reproduced.
 
     def chosen() -> bool:
         return bool(generator.random() < PROBABILITY)

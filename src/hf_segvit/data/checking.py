@@ -1,9 +1,9 @@
-"""The data check: reads a data set once, all of it, and tells what would hurt training.
+"""Check a whole data set for whatever would hurt training.
 
-`check_dataset` makes a `DataReport` of counts, problems and samples; `report_text` prints it, problems of one kind
-once; `sample_sheet` draws the samples with their masks, as they are and augmented. Beside what the readers refuse, the
-check looks for images that occur twice, above all in two splits; classes without a pixel; masks that are all void;
-binary masks saved as 0 and 255; and images of which a viewer shows another orientation than was annotated.
+`check_dataset` reads it once and returns a `DataReport` of counts, problems and samples; `report_text` formats it;
+`sample_sheet` draws the samples with their masks, as read and augmented. Besides what the readers refuse, the check
+looks for duplicate images, above all across splits; listed segments without pixels; masks that are all void; binary
+masks saved as 0 and 255; and images that viewers turn.
 """
 
 from __future__ import annotations
@@ -30,20 +30,13 @@ from .decoding import orientation
 from .problems import Problem, ProblemList
 from .reading import available_splits, decoder_of, describe, load_segmentation_dataset, metadata
 
-_SMALL_SIDE = 16  # pixels; less than one patch
-_LONG_RATIO = 20
+_SMALL_SIDE = 16  # pixels; less is smaller than one patch
+_LONG_RATIO = 20  # long side to short side; beyond it, most likely no photograph
 
 
 @dataclass
 class ClassCounts:
-    """How often a class occurs.
-
-    Attributes:
-        name: of the class.
-        segments: number of segments that are no crowds.
-        images: number of images with at least one.
-        pixels: of all its segments.
-    """
+    """How often a class occurs; `segments` and `images` leave out crowds, `pixels` includes them."""
 
     name: str
     segments: int = 0
@@ -53,45 +46,24 @@ class ClassCounts:
 
 @dataclass
 class SplitReport:
-    """What a split holds.
-
-    Attributes:
-        split: its name.
-        task: "semantic", "instance" or "panoptic".
-        images: number of images that could be read.
-        segments: number of segments, crowds included.
-        crowds: number of crowds.
-        empty_images: number of images without segments.
-        void_share: share of all pixels in no segment.
-        sizes: the most frequent (height, width), with counts.
-        smallest: size of the image with the fewest pixels.
-        largest: size of the image with the most pixels.
-        classes: by label id.
-    """
+    """Counts of one split; sizes are (height, width)."""
 
     split: str
     task: str
-    images: int = 0
-    segments: int = 0
+    images: int = 0  # those that could be read
+    segments: int = 0  # including crowds
     crowds: int = 0
-    empty_images: int = 0
-    void_share: float = 0.0
-    sizes: list[tuple[tuple[int, int], int]] = field(default_factory=list)
-    smallest: tuple[int, int] = (0, 0)
-    largest: tuple[int, int] = (0, 0)
-    classes: list[ClassCounts] = field(default_factory=list)
+    empty_images: int = 0  # without segments
+    void_share: float = 0.0  # of all pixels
+    sizes: list[tuple[tuple[int, int], int]] = field(default_factory=list)  # the most frequent, with counts
+    smallest: tuple[int, int] = (0, 0)  # fewest pixels
+    largest: tuple[int, int] = (0, 0)  # most pixels
+    classes: list[ClassCounts] = field(default_factory=list)  # by label id
 
 
 @dataclass
 class DataReport:
-    """What a data set holds, and what is wrong with it.
-
-    Attributes:
-        data: "FORMAT:PATH".
-        splits: one report each.
-        problems: in the order in which they were found.
-        samples: decoded samples for a contact sheet, with their class names.
-    """
+    """The result of a check of `data` ("FORMAT:PATH"); `samples` are decoded entries with their class names."""
 
     data: str
     splits: list[SplitReport] = field(default_factory=list)
@@ -99,7 +71,7 @@ class DataReport:
     samples: list[tuple[dict[str, Any], dict[int, str]]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the samples, ready for JSON."""
+        """Everything but the samples, ready for JSON."""
         return {
             "data": self.data,
             "splits": [asdict(split) for split in self.splits],
@@ -120,9 +92,8 @@ def check_dataset(
 
     Args:
         spec: "FORMAT:PATH".
-        split: the one to read; by default all, which finds images that are in two.
-        task: as for `load_segmentation_dataset`.
-        num_samples: how many samples to keep for a contact sheet, spread evenly.
+        split: by default all, which also finds images that are in two splits.
+        num_samples: samples to keep for a contact sheet, evenly spaced.
         progress: wraps the rows of a split, given its name; for a progress bar.
         options: of the format.
 
@@ -131,7 +102,7 @@ def check_dataset(
     """
     report = DataReport(spec)
     splits = [split] if split else available_splits(spec, **options)
-    seen: dict[bytes, str] = {}
+    seen: dict[bytes, str] = {}  # across splits: images in both training and validation are the worst duplicates
     for name in splits:
         dataset = load_segmentation_dataset(spec, split=name, task=task, problems=report.problems, **options)
         report.splits.append(_check_split(dataset, report, seen, math.ceil(num_samples / len(splits)), progress))
@@ -145,16 +116,19 @@ def _check_split(
     num_samples: int,
     progress: Callable[[Iterable[Any], str], Iterable[Any]],
 ) -> SplitReport:
-    facts = describe(dataset)
+    description = describe(dataset)
     decode = decoder_of(dataset).decode
-    split = SplitReport(facts.split, facts.task, classes=[ClassCounts(name) for name in facts.id2label.values()])
+    classes = [ClassCounts(name) for name in description.id2label.values()]
+    split = SplitReport(description.split, description.task, classes=classes)
     sizes: Counter[tuple[int, int]] = Counter()
     void = 0
     samples = set(np.linspace(0, max(0, len(dataset) - 1), num_samples).astype(int).tolist())
-    for index, row in enumerate(progress(metadata(dataset), facts.split)):
-        name, item = _row_name(row)
+    for index, row in enumerate(progress(metadata(dataset), split.split)):
+        image = row["image"]
+        name = location_name(image) if "member" in image else str(image.get("path") or "row")
+        item = f"image {row['image_id']!r}"
         try:
-            _check_file(row, name, item, facts.split, seen, report.problems)
+            _check_file(image, name, item, split.split, seen, report.problems)
             sample = decode(row)
         except ValueError as error:
             report.problems.error(name, item, str(error).removeprefix(f"{name}: "))
@@ -165,27 +139,24 @@ def _check_split(
         void += size[0] * size[1] - counted
         _check_sample(row, sample, counted, name, item, report.problems)
         if index in samples:
-            report.samples.append((sample, facts.id2label))
-    _summarise(split, sizes, void)
-    _check_classes(split, dataset, facts, report)
+            report.samples.append((sample, description.id2label))
+    if sizes:
+        split.sizes = sizes.most_common(10)
+        split.smallest = min(sizes, key=math.prod)
+        split.largest = max(sizes, key=math.prod)
+        split.void_share = void / sum(math.prod(size) * count for size, count in sizes.items())
+    _check_classes(split, description.path, report.problems)
     return split
 
 
-def _row_name(row: dict[str, Any]) -> tuple[str, str]:
-    image = row["image"]
-    name = location_name(image) if "member" in image else str(image.get("path") or "row")
-    return name, f"image {row['image_id']!r}"
-
-
 def _check_file(
-    row: dict[str, Any], name: str, item: str, split: str, seen: dict[bytes, str], problems: ProblemList
+    image: dict[str, Any], name: str, item: str, split: str, seen: dict[bytes, str], problems: ProblemList
 ) -> None:
-    """What only the file tells: the same image twice, a rotation, several frames."""
-    image = row["image"]
-    if image.get("bytes"):
+    """Find what decoded pixels no longer show: duplicates, EXIF rotation, several frames."""
+    if image.get("bytes"):  # a column of the Hub holds the file itself
         content = image["bytes"]
     elif image.get("member", "").startswith("generated:"):
-        return
+        return  # drawn on demand: there is no file
     else:
         path = image.get("member") or image["path"]
         content = read_location({"archive": image.get("archive"), "member": path})
@@ -194,7 +165,7 @@ def _check_file(
     if digest in seen:
         message = f"the same image is in {seen[digest]}"
         if seen[digest].split(",")[0] != f"split {split}":
-            problems.error(name, item, f"{message}; scores on it would say nothing: remove it from one split")
+            problems.error(name, item, f"{message}; scores on it are meaningless: remove it from one split")
         else:
             problems.warn(name, item, message)
     seen.setdefault(digest, where)
@@ -204,20 +175,20 @@ def _check_file(
                 problems.warn(
                     name,
                     item,
-                    "its EXIF block turns it; see on the contact sheet whether the mask lies right, or save it turned",
+                    "its EXIF block turns it; check the mask on the contact sheet, or save the image turned",
                 )
             if getattr(opened, "n_frames", 1) > 1:
                 problems.warn(name, item, "it has several frames; the first one is used")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return  # the decoder says why
+        return  # the decoder, which is next, reports the reason
 
 
 def _count(sample: dict[str, Any], split: SplitReport) -> int:
-    """Add a sample to the counts; returns its pixels in segments."""
+    """Add a sample to the counts; returns how many of its pixels have a segment."""
     if sample["segment_map"] is None:
         masks = [decode_mask(row["rle"]) for row in sample["segments"]]
         areas = {row["id"]: int(mask.sum()) for row, mask in zip(sample["segments"], masks, strict=True)}
-        counted = int(np.logical_or.reduce(masks).sum())
+        counted = int(np.logical_or.reduce(masks).sum())  # not the sum of areas, as masks may overlap
     else:
         values, pixels = np.unique(sample["segment_map"], return_counts=True)
         areas = {int(value): int(count) for value, count in zip(values, pixels, strict=True) if value != VOID}
@@ -254,40 +225,27 @@ def _check_sample(
                     problems.warn(name, f"{item}, annotation {segment['id']}", "its mask has no pixel")
 
 
-def _summarise(split: SplitReport, sizes: Counter[tuple[int, int]], void: int) -> None:
-    if sizes:
-        split.sizes = sizes.most_common(10)
-        split.smallest = min(sizes, key=lambda size: size[0] * size[1])
-        split.largest = max(sizes, key=lambda size: size[0] * size[1])
-        split.void_share = void / sum(size[0] * size[1] * count for size, count in sizes.items())
-
-
-def _check_classes(split: SplitReport, dataset: Any, facts: Any, report: DataReport) -> None:
+def _check_classes(split: SplitReport, path: str, problems: ProblemList) -> None:
+    item = f"split {split.split!r}"
     present = [row for row in split.classes if row.segments]
     if split.images and not present:
-        report.problems.error(
-            facts.path, f"split {split.split!r}", "no image has a segment of any class; all is void or crowd"
-        )
-    elif facts.task == "semantic" and len(split.classes) > 1 and len(present) == 1 and split.void_share > 0:
-        report.problems.error(
-            facts.path,
-            f"split {split.split!r}",
+        problems.error(path, item, "no image has a segment of any class; all is void or crowd")
+    elif split.task == "semantic" and len(split.classes) > 1 and len(present) == 1 and split.void_share > 0:
+        # 255 is void unless it is listed, so the foreground of a binary mask disappears without an error.
+        problems.error(
+            path,
+            item,
             f"all pixels are {present[0].name!r} or void; if masks are binary, saved as 0 and 255, list 255 as a class",
         )
 
 
-_LISTED = 3  # so many problems of one kind are all listed
-# What differs between problems of one kind: quoted names, paths, numbers and lists of them.
-_PARTICULAR = re.compile(r"'[^']*'|\S*[/\\]\S*|\d+(\.\d+)?(, \d+(\.\d+)?)*")
+_LISTED = 3  # up to this many problems of one kind are all listed
+# The details in which problems of one kind differ: quoted names, paths, numbers and lists of them.
+_DETAILS = re.compile(r"'[^']*'|\S*[/\\]\S*|\d+(\.\d+)?(, \d+(\.\d+)?)*")
 
 
 def report_text(report: DataReport, most_lines: int = 20) -> str:
-    """The report as text.
-
-    Args:
-        report: of the check.
-        most_lines: for problems.
-    """
+    """Format a report, with at most `most_lines` lines of problems."""
     lines = [report.data]
     for split in report.splits:
         low, high = split.smallest, split.largest
@@ -317,21 +275,23 @@ def report_text(report: DataReport, most_lines: int = 20) -> str:
 
 
 def _problem_lines(problems: ProblemList, most: int) -> list[str]:
-    """Errors, then warnings; of a kind with many problems the first alone, and how many more there are."""
+    """Errors, then warnings; a kind with many problems is shown by its first and a count."""
     kinds: dict[tuple[str, str], list[Problem]] = {}
+    # "error" sorts before "warning", and sorting keeps the order within each.
     for problem in sorted(problems, key=lambda problem: problem.severity):
-        kinds.setdefault((problem.severity, _PARTICULAR.sub("*", problem.message)), []).append(problem)
-    lines, told = list[str](), 0
+        kinds.setdefault((problem.severity, _DETAILS.sub("*", problem.message)), []).append(problem)
+    lines, num_listed, num_covered = list[str](), 0, 0
     for (severity, _), members in kinds.items():
-        shown = members if len(members) <= _LISTED else members[:1]
-        if len(lines) + len(shown) > most:
+        listed = members if len(members) <= _LISTED else members[:1]
+        if num_listed + len(listed) > most:
             break
-        told += len(members)
-        more = f" (... and {len(members) - len(shown)} more of this kind)" if len(members) > len(shown) else ""
-        lines += [f"{severity}: {problem}{more}" for problem in shown]
-    if told < len(problems):
-        lines.append(f"... and {len(problems) - told} more of other kinds")
-    if len(problems) > sum(line.startswith(("error: ", "warning: ")) for line in lines):
+        num_listed += len(listed)
+        num_covered += len(members)
+        rest = f" (... and {len(members) - len(listed)} more of this kind)" if len(members) > len(listed) else ""
+        lines += [f"{severity}: {problem}{rest}" for problem in listed]
+    if num_covered < len(problems):
+        lines.append(f"... and {len(problems) - num_covered} more of other kinds")
+    if num_listed < len(problems):
         lines.append("--json lists all")
     return lines
 
@@ -348,12 +308,11 @@ _MOST_ENLARGED = 8
 def sample_sheet(
     samples: Sequence[tuple[dict[str, Any], Mapping[int, str]]], recipe: str | None = None, size: int = 640
 ) -> Image.Image:
-    """Draw samples on one sheet.
+    """Draw samples of a reader on one sheet.
 
     Args:
-        samples: decoded samples of a reader, with their class names.
-        recipe: draw each sample augmented by it as well, see `augmentation`.
-        size: of the augmented images.
+        samples: `DataReport.samples`.
+        recipe: also draw each sample augmented by this recipe, see `augmentation`, at `size` x `size` pixels.
 
     Raises:
         ValueError: there is no sample, or no such recipe.
@@ -366,9 +325,9 @@ def sample_sheet(
         return contact_sheet(rows, row_titles=captions, panel_size=_PANEL)
     augment = augmentation(recipe, size)
     rows, captions = [], []
-    for number, (sample, names) in enumerate(samples):
-        changed = [augment(sample, sample_generator(0, epoch, number)) for epoch in range(_COLUMNS - 1)]
-        rows.append([_drawn(sample, names), *(_drawn_augmented(one, names) for one in changed)])
+    for index, (sample, names) in enumerate(samples):
+        augmented = [augment(sample, sample_generator(0, epoch, index)) for epoch in range(_COLUMNS - 1)]
+        rows.append([_drawn(sample, names), *(_drawn_augmented(version, names) for version in augmented)])
         captions.append(str(sample["image_id"]))
     return contact_sheet(rows, ["as read", *[recipe] * (_COLUMNS - 1)], row_titles=captions, panel_size=_PANEL)
 
@@ -382,10 +341,10 @@ def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Imag
         for mask, row in masks:
             segment_map[mask] = row["id"]
     image = sample["image"]
-    # Small images are enlarged before labels are written on them, so that these do not cover all.
+    # Small images are enlarged before labels are written, which would cover them otherwise.
     scale = max(1, math.ceil(min(_PANEL[0] / image.width, _PANEL[1] / image.height)))
     crowds = {row["label_id"] for row in rows if row["is_crowd"]}
-    # Crowds are named as such: they are no training targets.
+    # Crowds get labels of their own, to be named as such: they are no training targets.
     names = {**id2label, **{label + len(id2label): f"{id2label[label]} (crowd)" for label in crowds}}
     marked = [{**row, "label_id": row["label_id"] + len(id2label) * row["is_crowd"]} for row in rows]
     return draw_segments(image, segment_map, marked, names, scale=min(scale, _MOST_ENLARGED))

@@ -1,9 +1,9 @@
-"""From augmented samples to a batch, ready to be pinned and moved.
+"""Collate augmented samples into batches.
 
-`MaskCollator` makes batches for EoMT, `PointCollator` for ViT-P. On request they leave to the device what takes more
-time to copy than to compute: `normalize_pixels` and `binary_masks` do the rest there.
+`MaskCollator` makes batches for EoMT, `PointCollator` for ViT-P. With `on_device` they leave to the device what takes
+longer to copy than to compute: `placed_pixels`, `normalize_pixels` and `binary_masks` finish the batch there.
 
-B batch, H W pixels, n segments of an image, N prompts.
+B batch, H W pixels, h w of a crop, n segments of an image, N prompts.
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ class MaskCollator:
     """Batches for mask classification.
 
     Attributes:
-        image_mean: of the channels, in [0, 1]; the image processor's.
-        image_std: of the channels.
-        with_loss_mask: add `loss_mask`, which keeps void, crowds and padding out of the loss.
-        on_device: leave `pixel_values` uint8, and give `segment_maps` in place of `mask_labels` where masks do not
-            overlap; `normalize_pixels` and `binary_masks` finish the batch on the device. Of images that are still
-            to be scaled (`MaskAugmentation(scale_later=True)`) there are `crops`, a list of (3, h, w) uint8, and
-            `placements` (B, 3) int64 in place of `pixel_values`; `placed_pixels` makes those.
+        image_mean, image_std: per channel, in [0, 1], as in the image processor.
+        with_loss_mask: add `loss_mask`, which excludes void, crowds and padding from the loss.
+        on_device: leave `pixel_values` uint8, and return `segment_maps` (B, H, W) instead of `mask_labels` unless
+            masks overlap. Images that are not scaled yet (`MaskAugmentation(scale_later=True)`) come as `crops`, a list
+            of (3, h, w) uint8, and `placements` (B, 3) int64 instead of `pixel_values`.
     """
 
     image_mean: Sequence[float] = IMAGENET_MEAN
@@ -59,6 +57,7 @@ class MaskCollator:
             batch["pixel_values"] = _stacked([_placed(sample) for sample in samples])
         if not self.on_device:
             batch["pixel_values"] = normalize_pixels(batch["pixel_values"], self.image_mean, self.image_std)
+        # n masks of a byte per pixel take n times as long to copy to the device as the map that they follow from.
         if self.on_device and all(sample.masks is None for sample in samples):
             batch["segment_maps"] = torch.stack([sample.segment_map for sample in samples])
         else:
@@ -74,13 +73,7 @@ class MaskCollator:
 
 @dataclass
 class PointCollator:
-    """Batches for point classification.
-
-    Attributes:
-        image_mean: of the channels, in [0, 1]; the image processor's.
-        image_std: of the channels.
-        on_device: leave `pixel_values` uint8; `normalize_pixels` finishes them on the device.
-    """
+    """Batches for point classification; `on_device` leaves `pixel_values` uint8 for `normalize_pixels`."""
 
     image_mean: Sequence[float] = IMAGENET_MEAN
     image_std: Sequence[float] = IMAGENET_STD
@@ -91,11 +84,11 @@ class PointCollator:
 
         Returns:
             `pixel_values` (B, 3, H, W) float32, normalised; `prompts` (B, N, 4) float32, centre x, centre y, width,
-            height in [0, 1]; `prompt_mask` (B, N) bool, False for padding and for prompts without a label, so that
-            they influence nothing; `labels` (B, N) int64, -100 where that is False.
+            height in [0, 1]; `prompt_mask` (B, N) bool, False for padding and for prompts without a label; `labels`
+            (B, N) int64, -100 where `prompt_mask` is False.
 
         Raises:
-            ValueError: a sample has no prompts, as its augmentation is not for point classification.
+            ValueError: a sample has no prompts.
         """
         pixels = _stacked([sample.pixels for sample in samples])
         prompts = [sample.prompts for sample in samples if sample.prompts is not None]
@@ -103,6 +96,7 @@ class PointCollator:
         if len(prompts) != len(samples) or len(labels) != len(samples):
             raise ValueError("a sample has no prompts; augment with PointAugmentation")
         padded_labels = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        # Prompts without a label are masked like padding, so that they do not influence the others through attention.
         return {
             "pixel_values": pixels if self.on_device else normalize_pixels(pixels, self.image_mean, self.image_std),
             "prompts": pad_sequence(prompts, batch_first=True),
@@ -112,43 +106,33 @@ class PointCollator:
 
 
 def placed_pixels(crops: Sequence[Tensor], placements: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale what was cut out of each image, on its device.
+    """Scale B crops (3, h, w) uint8 on their device into images (B, 3, H, W) of `size`.
 
     Args:
-        crops: B tensors (3, h, w) uint8.
-        placements: (B, 3) `Placement` of each, on the CPU, or the device is waited for.
-        size: (H, W) of the result, that of `segment_maps`.
-
-    Returns:
-        (B, 3, H, W) uint8.
+        placements: (B, 3), a `Placement` per row; on the CPU, since reading them from the device would stall it.
     """
-    rows = placements.tolist()
-    return _stacked(
-        [
-            place(crop, Placement(height, width, bool(flip)), size)
-            for crop, (height, width, flip) in zip(crops, rows, strict=True)
-        ]
-    )
+    rows = [Placement(height, width, bool(flip)) for height, width, flip in placements.tolist()]
+    return _stacked([place(crop, placement, size) for crop, placement in zip(crops, rows, strict=True)])
 
 
 def normalize_pixels(
     pixels: Tensor, image_mean: Sequence[float] = IMAGENET_MEAN, image_std: Sequence[float] = IMAGENET_STD
 ) -> Tensor:
-    """(B, 3, H, W) uint8 to float32 values of mean 0 and standard deviation 1, on the pixels' device."""
+    """Normalise (B, 3, H, W) uint8 to float32 by mean and standard deviation, on the pixels' device."""
     height, width = pixels.shape[-2:]
     return normalized_batch(list(pixels), (height, width), 1 / 255, image_mean, image_std)
 
 
 def binary_masks(segment_map: Tensor, num_segments: int) -> Tensor:
-    """(n, H, W) bool masks of a map (H, W) of indices 0 .. n - 1, on the map's device."""
+    """(n, H, W) bool masks of a map (H, W) of indices 0 to n - 1, on the map's device."""
     return segment_map == torch.arange(num_segments, dtype=segment_map.dtype, device=segment_map.device)[:, None, None]
 
 
 def _stacked(images: Sequence[Tensor]) -> Tensor:
-    """Images (3, H, W) as (B, 3, H, W), their channels last in memory where those of all are."""
+    """Stack images (3, H, W) to (B, 3, H, W), channels last in memory if all of them are."""
     if not all(image.permute(1, 2, 0).is_contiguous() for image in images):
         return torch.stack(list(images))
-    # Copied as they lie: a stack of them would turn every pixel.
+    # Stacked in their memory order: torch.stack on (3, H, W) views would transpose every pixel.
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 

@@ -1,8 +1,8 @@
-"""From a row of a reader's table to an image and its segments.
+"""Decode rows of a reader's table into images and segments.
 
-`SampleDecoder` is what `datasets` calls when samples are asked for: it reads the mask by the reader's own rule (a
-`MaskReader`) and the image in the frame in which it was annotated. `PolygonMasks` and `PaintedPolygons` are the mask
-readers of all formats that store outlines. All can be pickled; open files live in archives.py. H W pixels.
+`SampleDecoder` is the transform that `datasets` calls on access: it reads the mask with the reader's own `MaskReader`,
+and the image in the frame in which it was annotated. `PolygonMasks` and `PaintedPolygons` are the mask readers of all
+formats that store outlines. All can be pickled for workers: open files are kept in archives.py. H W pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .class_lists import VOID
 from .mask_files import draw_polygons, polygon_fault, present_values, rle_fault
 
 _ORIENTATION_TAG = 0x0112  # EXIF
-_SIDEWAYS = (5, 6, 7, 8)
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 Segments = list[dict[str, Any]]
 
@@ -34,23 +34,21 @@ class MaskReader(Protocol):
         """Read the mask of one image.
 
         Args:
-            maps: the files of the mask; none for formats of outlines.
-            segments: rows of the table; `None` where they follow from the mask alone.
-            name: of the image, for errors.
+            maps: the files of the mask; none in formats that store outlines.
+            segments: rows of the table; `None` if they follow from the mask alone.
+            name: of the image, for error messages.
 
         Returns:
-            (H, W) int32 segment ids with void -1, or `None` where rows have `rle`; and the rows.
+            (H, W) int32 segment ids with void -1, or `None` if the rows have `rle`; and the rows.
         """
 
 
 @dataclass(frozen=True)
 class SampleDecoder:
-    """Decodes the columns `image`, `segment_map` and `segments` of rows; others stay as they are.
+    """Decodes the columns `image`, `segment_map` and `segments` of rows; others are left alone.
 
     Attributes:
-        read_masks: the format's rule.
-        read_image: what makes an image of a file's content, its name and the size of its mask; `None`:
-            `image_in_frame`.
+        read_image: called with a file's content, its name and the size of its mask; `None`: `image_in_frame`.
     """
 
     read_masks: MaskReader
@@ -66,14 +64,17 @@ class SampleDecoder:
         """Decode one row.
 
         Raises:
-            ValueError: a file cannot be read, sizes differ, or ids and rows do not go together; the message names the
-                file, the id and the remedy.
+            ValueError: a file cannot be read, sizes differ, or ids do not match the rows of segments.
         """
         decoded, size = dict(row), None
         name = location_name(row["image"]) if "image" in row else f"image {row.get('image_id')!r}"
+        # Masks first: their size decides in which frame the image is decoded.
         if "segment_map" in row:
             segment_map, segments = self.read_masks(row["segment_map"], row.get("segments"), name)
-            size = _mask_size(segment_map, segments)
+            if segment_map is not None:
+                size = segment_map.shape
+            elif segments:
+                size = tuple(segments[0]["rle"]["size"])
             decoded["segment_map"] = segment_map
             if "segments" in row:
                 decoded["segments"] = segments
@@ -81,33 +82,33 @@ class SampleDecoder:
             image = (self.read_image or image_in_frame)(read_location(row["image"]), name, size)
             decoded["image"] = image
             if "segment_map" in row and decoded["segment_map"] is None and not decoded.get("segments"):
+                # Without outlines nothing else tells the size of the mask.
                 shape = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
                 decoded["segment_map"] = np.full(shape, VOID, dtype=np.int32)
         return decoded
 
 
 def image_in_frame(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """The image as RGB, in the frame of its annotation.
-
-    An image whose EXIF block turns it sideways is upright for viewers, but many tools annotate the stored pixels. The
-    mask's size says which of the two was annotated, and that one is returned.
+    """Decode an image as RGB, in the frame in which its mask was annotated.
 
     Args:
         content: of the file.
-        name: of the file, for errors.
-        size: (H, W) of the mask; `None` where there is none: the image is turned upright.
+        name: of the file, for error messages.
+        size: (H, W) of the mask; `None`: the image is turned upright.
 
     Raises:
-        ValueError: it cannot be read, or neither way has the mask's size.
+        ValueError: it cannot be read, or has the mask's size neither upright nor as stored.
     """
     image = open_image_file(content, name)
     if size is None:
         return to_rgb(image, name)
+    # Viewers turn an image as its EXIF block says, but many tools annotate the stored pixels: the mask's size shows
+    # which of the two was annotated.
     stored = (image.height, image.width)
     sideways = orientation(image) in _SIDEWAYS
     if stored == size and sideways and stored[0] != stored[1]:
         image.getexif()[_ORIENTATION_TAG] = 1
-        # Copies, as between processes, read the file's block again; an image of the pixels alone has none.
+        # Rebuilt from its pixels: a copy, such as one sent between processes, would read the file's EXIF block again.
         return Image.fromarray(np.asarray(to_rgb(image, name)))
     elif (stored[::-1] if sideways else stored) != size:
         raise ValueError(
@@ -119,11 +120,7 @@ def image_in_frame(content: bytes, name: str, size: tuple[int, int] | None = Non
 
 
 def upright_size(location: Location) -> tuple[int, int]:
-    """(H, W) of an image as viewers show it, from its header alone.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """(H, W) of an image as viewers show it, from its header alone."""
     name = location_name(location)
     try:
         with Image.open(BytesIO(read_location(location)), formats=IMAGE_FORMATS) as image:
@@ -134,16 +131,16 @@ def upright_size(location: Location) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 where there is none, or a malformed one."""
+    """The EXIF orientation, 1 (upright) to 8; 1 if it is missing or malformed."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # EXIF blocks in the wild are often malformed, in many ways; viewers ignore such a block
+    except Exception:  # EXIF blocks are malformed in many ways, and viewers ignore such a block
         return 1
 
 
 @dataclass(frozen=True)
 class PolygonMasks:
-    """Segments as `rle`, which may overlap, from polygons or runs, with the stated `area`; `segment_map` is `None`."""
+    """Segments as `rle`, which may overlap, from polygons or runs; `segment_map` is `None`."""
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
@@ -153,6 +150,7 @@ class PolygonMasks:
                 "label_id": row["label_id"],
                 "is_crowd": row["is_crowd"],
                 "rle": _checked_rle(row, name),
+                # COCO's evaluation tells small from large objects by the stated area, not by that of the mask.
                 **({} if row.get("area") is None else {"area": row["area"]}),
             }
             for row in segments or []
@@ -161,7 +159,7 @@ class PolygonMasks:
 
 @dataclass(frozen=True)
 class PaintedPolygons:
-    """Semantic maps painted from polygons or runs, later ones over earlier ones; crowds are painted like others."""
+    """Semantic maps painted from polygons or runs, later ones on top; crowds are painted like any segment."""
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
@@ -174,7 +172,7 @@ class PaintedPolygons:
 
 
 def semantic_segments(label_map: np.ndarray) -> Segments:
-    """Rows for a map (H, W) of label ids: one per label that occurs, whose id is the label id."""
+    """Rows of segments for a map (H, W) of label ids: one per label that occurs, with the label id as its id."""
     return [{"id": label, "label_id": label, "is_crowd": False} for label in present_values(label_map) if label != VOID]
 
 
@@ -190,9 +188,3 @@ def _checked_rle(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     if polygons:
         return draw_polygons(polygons, (height, width))
     return {"size": [height, width], "counts": row["rle"]["counts"]}
-
-
-def _mask_size(segment_map: Any, segments: Segments) -> tuple[int, int] | None:
-    if segment_map is not None:
-        return segment_map.shape
-    return tuple(segments[0]["rle"]["size"]) if segments else None

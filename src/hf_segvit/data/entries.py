@@ -1,13 +1,11 @@
-"""From an entry of a reader to tensors for training: the image, and its segments as one channel of small integers.
+"""Convert entries of a reader to tensors for training, and cache their id maps.
 
-`decode_entry` gives a `DecodedEntry`: the ids of a reader, which have gaps up to 2**24, become indices into a list of
-labels, so that everything behind works with int8 (int16 where an image has many segments) and needs no search. What
-augmentation makes of it is an `AugmentedSample`. `decode_for_training` makes a data set decode faster, to the same
-pixels and segments. JPEG files without peculiarities are decoded by torchvision, in four fifths of Pillow's time (both
-are libjpeg-turbo with its defaults). With a cache folder, `MapCache` keeps each id map as the runs of equal ids along
-its rows, a `RunMap`: a PNG of ids takes as long to decode as its photograph, its runs a twentieth of that.
+- `decode_entry` makes a `DecodedEntry`: the image, and its segments as one channel of small integers. Augmentation
+  makes an `AugmentedSample` of it.
+- `decode_for_training` makes a data set decode faster, to the same pixels and segments: plain JPEG files by
+  torchvision, and id maps, with `MapCache`, from a folder of run-length maps (`RunMap`).
 
-H W pixels, n segments or ids, r runs.
+H W pixels, h w of a crop, n segments or ids, r runs, N prompts.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ from .class_lists import VOID
 from .decoding import MaskReader, SampleDecoder, Segments, image_in_frame, orientation
 
 CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
-MANY = 100  # segments whose indices no longer go into int8, with room for sums
+MANY = 100  # from here on indices of segments are int16; int8 would leave no room for sums
 
 
 @dataclass
@@ -46,11 +44,11 @@ class DecodedEntry:
     """One image and its segments.
 
     Attributes:
-        pixels: (3, H, W) uint8, a view whose channels lie next to one another in memory.
-        segment_map: (H, W) int8, or int16 from `MANY` segments on, index of each pixel's segment in `labels`; -1 void,
-            `CROWD` crowds.
-        labels: (n,) int64 label ids of all segments but crowds.
-        masks: (n, H, W) bool where the segments came as masks that may overlap; otherwise `None`.
+        pixels: (3, H, W) uint8, channels last in memory.
+        segment_map: (H, W) int8, or int16 from `MANY` segments on: index of each pixel's segment in `labels`, -1 for
+            void, `CROWD` for crowds.
+        labels: (n,) int64 label ids of all segments except crowds.
+        masks: (n, H, W) bool if the segments are masks that may overlap; otherwise `None`.
     """
 
     pixels: Tensor
@@ -60,7 +58,7 @@ class DecodedEntry:
 
 
 class Placement(NamedTuple):
-    """What becomes of a crop: its height and width in the training image, at the top left, and whether to flip it."""
+    """Where a crop goes: its height and width at the top left of the training image, and whether it is flipped."""
 
     height: int
     width: int
@@ -72,16 +70,14 @@ class AugmentedSample:
     """One training image.
 
     Attributes:
-        image_id: the image's name in its data set.
-        pixels: (3, H, W) uint8; with a `placement` (3, h, w), what was cut out.
-        segment_map: (H, W) int8 or int16, index of each pixel's segment in `labels`; -1 where there is none.
+        pixels: (3, H, W) uint8; with a `placement`, the unscaled crop (3, h, w).
+        segment_map: (H, W) int8 or int16, index of each pixel's segment in `labels`; -1 if it has none.
         labels: (n,) int64 label ids.
-        counted: (H, W) bool, False where pixels are void, a crowd or padding; `None`: where `segment_map`
-            has no segment.
-        masks: (n, H, W) bool where masks may overlap and the map cannot hold them; otherwise `None`.
-        placement: how `pixels` are still to be scaled; `None`: they are finished.
+        counted: (H, W) bool, False for void, crowds and padding; `None`: False wherever `segment_map` is -1.
+        masks: (n, H, W) bool if masks may overlap, so that the map cannot hold them; otherwise `None`.
+        placement: how `pixels` remain to be scaled; `None`: they are finished.
         prompts: (N, 4) float32 centre x, centre y, width, height in [0, 1], for point classification.
-        prompt_labels: (N,) int64, -100 where a prompt has none.
+        prompt_labels: (N,) int64, -100 for prompts without a label.
     """
 
     image_id: Any
@@ -96,11 +92,11 @@ class AugmentedSample:
 
 
 def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
-    """Decode an entry.
+    """Convert an entry to arrays.
 
     Args:
-        entry: `image` (Pillow, (H, W, 3) uint8, or a tensor (3, H, W) uint8), `image_id`, `segment_map` ((H, W), or a
-            `RunMap`; `None` where every segment has an `rle`) and `segments`.
+        entry: `image` (Pillow, (H, W, 3) uint8, or a tensor (3, H, W) uint8), `image_id`, `segment_map` ((H, W) or a
+            `RunMap`; `None` if every segment has an `rle`) and `segments`.
 
     Raises:
         ValueError: sizes differ, or the map holds ids that `segments` has no row for.
@@ -121,13 +117,15 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
         segment_map = np.full(size, -1, dtype=np.int16)
         for row in crowds:
             segment_map[_mask(row, size, name)] = CROWD
+        # After the crowds: a pixel that belongs to an object counts, even inside a crowd.
         segment_map[masks.any(0)] = 0
         return DecodedEntry(pixels, segment_map, labels, masks)
     id_map = entry["segment_map"] if isinstance(entry["segment_map"], RunMap) else np.asarray(entry["segment_map"])
     if id_map.shape != size:
         raise ValueError(f"{name} is {size[0]} x {size[1]} but its segment map {id_map.shape} (height x width)")
+    # A reader's ids have gaps and go up to 2**24; as indices they need no search later, and fit into small integers.
     values = {row["id"]: index for index, row in enumerate(rows)} | {row["id"]: CROWD for row in crowds}
-    # Half the bytes are cut, renumbered and copied in two thirds of the time.
+    # int8 is cut, renumbered and copied in two thirds of the time of int16.
     dtype = np.int8 if len(rows) < MANY else np.int16
     return DecodedEntry(pixels, replace_ids(id_map, values, name, dtype), labels, None)
 
@@ -137,25 +135,22 @@ def replace_ids(
 ) -> np.ndarray:
     """Replace the ids of a map (H, W) by other numbers; -1 stays.
 
-    Returns:
-        (H, W) of `dtype`.
-
     Raises:
-        ValueError: the map holds another id.
+        ValueError: the map holds an id that `values` does not.
     """
     # Segments are compact, so an image has far fewer runs of equal ids than pixels: ids are looked up once per run.
     runs = id_map if isinstance(id_map, RunMap) else RunMap.of(id_map)
     table = {-1: -1, **values}
-    found = runs.ids.tolist()
-    strangers = [value for value in found if value not in table]
-    if strangers:
-        raise ValueError(f"{name}: its map holds ids {strangers[:5]} that segments has no row for; add the rows")
-    return runs.unrolled(np.array([table[value] for value in [*found, -1]], dtype=dtype))
+    ids = runs.ids.tolist()
+    unknown = [value for value in ids if value not in table]
+    if unknown:
+        raise ValueError(f"{name}: its map holds ids {unknown[:5]} that segments has no row for; add the rows")
+    return runs.unrolled(np.array([table[value] for value in [*ids, -1]], dtype=dtype))
 
 
 def _mask(row: Mapping[str, Any], size: tuple[int, int], name: str) -> np.ndarray:
     if row.get("rle") is None:
-        raise ValueError(f"{name}: segment {row['id']} has no rle while others have; give all or none")
+        raise ValueError(f"{name}: segment {row['id']} has no rle while others have one; give it to all or none")
     if tuple(int(length) for length in row["rle"]["size"]) != size:
         raise ValueError(f"{name} is {size[0]} x {size[1]} but the mask of segment {row['id']} is {row['rle']['size']}")
     return decode_mask(row["rle"])
@@ -167,23 +162,16 @@ _HEADER = struct.Struct("<IIII")  # height, width, number of runs, bytes of JSON
 
 @dataclass(frozen=True)
 class RunMap:
-    """An (H, W) map of ids, row by row.
+    """A map of ids as the runs of equal ids along its rows."""
 
-    Attributes:
-        shape: (H, W).
-        ids: (n,) int32, those that occur besides void, ascending.
-        indices: (r,) int16 index into `ids`, -1 for void.
-        lengths: (r,) pixels of each run; together H * W.
-    """
-
-    shape: tuple[int, int]
-    ids: np.ndarray
-    indices: np.ndarray
-    lengths: np.ndarray
+    shape: tuple[int, int]  # (H, W)
+    ids: np.ndarray  # (n,) int32, ascending, without void
+    indices: np.ndarray  # (r,) int16 index into `ids`, -1 for void
+    lengths: np.ndarray  # (r,) pixels of each run; they add up to H * W
 
     @classmethod
     def of(cls, id_map: np.ndarray) -> RunMap:
-        """The runs of a map."""
+        """The runs of a map (H, W)."""
         flat = np.ascontiguousarray(id_map).reshape(-1)
         starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
         values = flat[starts]
@@ -193,25 +181,19 @@ class RunMap:
         return cls((id_map.shape[0], id_map.shape[1]), ids.astype(np.int32), indices.astype(np.int16), lengths)
 
     def unrolled(self, values: np.ndarray) -> np.ndarray:
-        """The map (H, W) with another value for each id, in their order (n,), and the last value (n + 1,) for void."""
+        """The map (H, W) with `values` (n + 1,) in place of the ids, the last one for void."""
         return np.repeat(values[self.indices], self.lengths).reshape(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The map (H, W) of ids, void -1."""
+        """The map (H, W) of ids, with void -1."""
         id_map = self.unrolled(np.append(self.ids, np.int32(VOID)))
         return id_map if dtype is None else id_map.astype(dtype, copy=False)
 
 
 class MapCache:
-    """A mask reader that remembers on disk what another one read.
+    """A mask reader that keeps on disk, as run-length maps, what another one has read.
 
-    A map is known by the path, size and time of its files and by the reader, so that changed files are read anew;
-    what annotations say beside (label, crowd) always comes from the data set, never from here. Processes may share
-    the folder, and it may be deleted at any time.
-
-    Args:
-        read_masks: what reads maps that are not known yet.
-        folder: for the files; made if need be.
+    Processes may share the folder, and it may be deleted at any time. It is created if it does not exist.
 
     Raises:
         ValueError: the folder cannot be written to.
@@ -227,7 +209,7 @@ class MapCache:
             ) from error
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise ValueError(f"cannot write to the cache folder {folder}; name another, or change its permissions")
-        # Readers are dataclasses of all that decides what they make of a file.
+        # Readers are dataclasses whose fields are everything that decides how a file is read.
         self.reader = f"{type(read_masks).__qualname__} {read_masks!r}"
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
@@ -235,15 +217,17 @@ class MapCache:
         path = self._path(maps)
         if path is None:
             return self.read_masks(maps, segments, name)
-        known = _read(path)
-        if known is not None:
-            run_map, rows = known
+        cached = _read(path)
+        if cached is not None:
+            run_map, rows = cached
             if segments is None:
                 return run_map, rows
+            # Label and crowd come from the annotation, which may have changed since, not from the cache.
             present = set(run_map.ids.tolist())
             rows = [row for row in segments if row["id"] in present]
             if len(rows) == len(present):
                 return run_map, rows
+            # Ids without a row are an error, which the reader reports.
         id_map, rows = self.read_masks(maps, segments, name)
         run_map = RunMap.of(id_map)
         if len(run_map.ids) > np.iinfo(np.int16).max:
@@ -252,21 +236,23 @@ class MapCache:
         return run_map, rows
 
     def _path(self, maps: Sequence[Location]) -> Path | None:
-        """Where the answer for these files is kept; `None` where there is no file that could be asked."""
-        parts = [self.reader]
+        """File of the cache for these maps; `None` if there are none, or one cannot be found."""
+        keys = [self.reader]
         for location in maps:
             file = (location["archive"] or location["member"]).split(NESTED)[0]
             try:
                 status = os.stat(file)
             except OSError:
                 return None
-            parts.append(f"{location['archive']}\0{location['member']}\0{status.st_size}\0{status.st_mtime_ns}")
-        digest = hashlib.blake2b("\0\0".join(parts).encode(), digest_size=16).hexdigest()
+            # Size and time, so that files that have changed are read anew.
+            keys.append(f"{location['archive']}\0{location['member']}\0{status.st_size}\0{status.st_mtime_ns}")
+        digest = hashlib.blake2b("\0\0".join(keys).encode(), digest_size=16).hexdigest()
+        # Spread over 256 folders, so that none holds a file for every image.
         return self.folder / digest[:2] / f"{digest[2:]}.runs" if maps else None
 
 
 def _read(path: Path) -> tuple[RunMap, Segments] | None:
-    """What a file holds; `None` where there is none, or a damaged one."""
+    """A cached map and its rows; `None` if the file is missing or damaged."""
     try:
         content = path.read_bytes()
         if not content.startswith(_MAGIC):
@@ -275,22 +261,22 @@ def _read(path: Path) -> tuple[RunMap, Segments] | None:
         height, width, num_runs, length = _HEADER.unpack_from(raw)
         indices = np.frombuffer(raw, "<i2", num_runs, _HEADER.size)
         lengths = np.frombuffer(raw, "<u4", num_runs, _HEADER.size + 2 * num_runs)
-        facts = json.loads(raw[-length:])
+        tail = json.loads(raw[-length:])
         if lengths.sum(dtype=np.int64) != height * width:
             return None
-        ids = np.array(facts["ids"], dtype=np.int32)
-        rows = [{"id": i, "label_id": label, "is_crowd": crowd} for i, label, crowd in facts["rows"]]
+        ids = np.array(tail["ids"], dtype=np.int32)
+        rows = [{"id": i, "label_id": label, "is_crowd": crowd} for i, label, crowd in tail["rows"]]
     except (OSError, ValueError, KeyError, TypeError, zlib.error, struct.error):
         return None
     return RunMap((height, width), ids, indices, lengths), rows
 
 
 def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
-    facts = {
+    tail = {
         "ids": run_map.ids.tolist(),
         "rows": [[int(row["id"]), int(row["label_id"]), bool(row["is_crowd"])] for row in rows],
     }
-    text = json.dumps(facts).encode()
+    text = json.dumps(tail).encode()
     header = _HEADER.pack(*run_map.shape, len(run_map.indices), len(text))
     runs = run_map.indices.astype("<i2").tobytes() + run_map.lengths.astype("<u4").tobytes()
     try:
@@ -298,15 +284,13 @@ def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
         with replacing(path) as partial:
             partial.write_bytes(_MAGIC + zlib.compress(header + runs + text))
     except OSError:
-        return  # a full disk costs time, not the training
+        return  # a full disk costs time, but must not end the run
 
 
 def decode_for_training(dataset: Any, cache: str | os.PathLike[str] | None = None) -> Any:
-    """The same data set, with images as tensors (3, H, W) uint8 and id maps perhaps as `RunMap`.
+    """The same data set with images as tensors (3, H, W) uint8 and, given a `cache` folder, id maps as `RunMap`.
 
-    Args:
-        dataset: of entries. One that does not hold files of one of our readers is returned as it is.
-        cache: folder for id maps, see `MapCache`; without effect where a data set has none.
+    A data set that does not hold files of one of our readers is returned unchanged.
 
     Raises:
         ValueError: the folder cannot be written to.
@@ -314,15 +298,16 @@ def decode_for_training(dataset: Any, cache: str | os.PathLike[str] | None = Non
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     decoder = dataset.format["format_kwargs"].get("transform")
-    # Scenes are drawn and columns of the Hub hold their files themselves: both have decoders of their own.
+    # Generated scenes and Hub columns have no files on disk, and decoders of their own.
     if type(decoder) is not SampleDecoder or not {"image", "segment_map", "segments"} <= set(dataset.column_names):
         return dataset
+    # A PNG of ids takes as long to decode as its photograph; from the cache it takes a twentieth of that.
     read_masks = decoder.read_masks if cache is None else MapCache(decoder.read_masks, cache)
     return dataset.with_transform(SampleDecoder(read_masks, image_pixels))
 
 
 def image_pixels(content: bytes, name: str, size: tuple[int, int] | None = None) -> Tensor:
-    """The pixels of `image_in_frame`, (3, H, W) uint8 with the channels of a pixel side by side in memory."""
+    """The pixels of `image_in_frame`, (3, H, W) uint8, channels last in memory."""
     pixels = _plain_jpeg(content, size)
     if pixels is None:
         pixels = torch.from_numpy(np.array(image_in_frame(content, name, size))).permute(2, 0, 1)
@@ -330,17 +315,18 @@ def image_pixels(content: bytes, name: str, size: tuple[int, int] | None = None)
 
 
 def _plain_jpeg(content: bytes, size: tuple[int, int] | None) -> Tensor | None:
-    """The pixels of a JPEG file without peculiarities; `None`: Pillow shall decode it, or say what is wrong."""
+    """The pixels of an ordinary JPEG file; `None` if Pillow must decode it, or report what is wrong with it."""
     try:
         with Image.open(BytesIO(content), formats=("JPEG",)) as image:
-            found = (image.height, image.width)
+            stored = (image.height, image.width)
             is_upright = not {"exif", "xmp"} & image.info.keys() or orientation(image) == 1
             is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
-    if not is_plain or found != (size or found) or found[0] * found[1] > MAX_IMAGE_PIXELS:
+    if not is_plain or stored != (size or stored) or stored[0] * stored[1] > MAX_IMAGE_PIXELS:
         return None
     try:
+        # Four fifths of Pillow's time for the same pixels: both are libjpeg-turbo with its defaults.
         return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError:
         return None

@@ -1,8 +1,7 @@
-"""Finding the files of a data set, in a folder or in the zip archives that lie in it.
+"""Find the files of a data set in its folder or in zip archives.
 
-`DataFolder` lists folders and finds files in either form; `safe_name` and `find_named` take the file names that
-annotations hold, which may not leave the folder that they belong to. Links on the disk are followed, as their owner
-made them; a loop of links ends the walk there.
+`DataFolder` lists folders and finds files in either; `safe_name` and `find_named` resolve the file names in
+annotations, which may not leave the folder that they belong to.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class FileList(dict[str, Location]):
 
     @cached_property
     def folded_names(self) -> dict[str, str]:
-        """Names by their form without case, to find those that differ in nothing else."""
+        """Names by case-folded name, to find names that differ only in case."""
         return {name.casefold(): name for name in self}
 
 
@@ -33,25 +32,24 @@ class DataFolder:
     """A data set's folder, or a zip archive in its place.
 
     Args:
-        path: of the folder or the archive.
-        archives: names of archives to look into where the folder lacks something; `outer.zip::inner.zip` for nested
-            ones. Those that are not there are passed over.
+        archives: names of archives in which to look for what the folder lacks, `outer.zip::inner.zip` for nested ones;
+            missing ones are ignored.
 
     Raises:
-        ValueError: there is nothing at the path, or it is an archive that cannot be read in place.
+        ValueError: nothing exists at the path, or it is an archive that cannot be read in place.
     """
 
     def __init__(self, path: str | os.PathLike[str], archives: Sequence[str] = ()) -> None:
         self.path = Path(path).expanduser()
         name = str(self.path)
         if not self.path.exists():
-            raise ValueError(f"{name}: no such file or folder; check the path (it is read from {Path.cwd()})")
+            raise ValueError(f"{name}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
         self.archives: list[str] = []
         self._top_folders: dict[str, str] = {}
         if self.path.is_file():
             if _TAR.search(name) or not name.lower().endswith(".zip"):
                 raise ValueError(
-                    f"{name}: is no folder and no zip archive; unpack it first (a tar file cannot be read in place, "
+                    f"{name}: neither a folder nor a zip archive; unpack it first (a tar file cannot be read in place, "
                     "and may hold links and devices: unpack it with `tar --no-same-owner` as a normal user)"
                 )
             self.archives = [name]
@@ -67,21 +65,19 @@ class DataFolder:
                 self.archives.append(path)
 
     def files(self, *folders: str, suffixes: Sequence[str] = ()) -> FileList:
-        """The files below the first of these folders that exists.
+        """Files below the first of these folders that has any, by path relative to it, sorted; no hidden ones.
 
         Args:
-            folders: alternatives, relative, with `/`; `""` is the whole.
-            suffixes: lower-case endings; others are passed over, hidden files always.
-
-        Returns:
-            Locations by path relative to the folder, sorted; nothing where no folder exists.
+            folders: alternatives, relative, with `/`; `""` is the whole data set.
+            suffixes: lower-case endings to keep; by default all.
         """
         for folder in folders:
-            found = self._on_disk(folder) or self._in_archives(folder)
-            if found:
+            locations = self._on_disk(folder) or self._in_archives(folder)
+            if locations:
+                # Sorted: the order of a listing depends on the file system, and rows must not.
                 return FileList(
-                    (name, found[name])
-                    for name in sorted(found)
+                    (name, locations[name])
+                    for name in sorted(locations)
                     if not suffixes or posixpath.splitext(name)[1].lower() in suffixes
                 )
         return FileList()
@@ -110,14 +106,15 @@ class DataFolder:
         top = self.path / folder
         if not top.is_dir():
             return {}
-        found: dict[str, Location] = {}
-        pending, seen = [(str(top), "")], set[tuple[int, int]]()
+        locations: dict[str, Location] = {}
+        pending, visited = [(str(top), "")], set[tuple[int, int]]()
         while pending:
             path, prefix = pending.pop()
+            # Links are followed, since their owner made them; device and inode end the walk at a loop of links.
             status = os.stat(path)
-            if (status.st_dev, status.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             try:
                 entries = list(os.scandir(path))
             except OSError as error:
@@ -128,21 +125,21 @@ class DataFolder:
                 if _is_folder(entry):
                     pending.append((entry.path, f"{prefix}{entry.name}/"))
                 else:
-                    found[prefix + entry.name] = {"archive": None, "member": entry.path}
-        return found
+                    locations[prefix + entry.name] = {"archive": None, "member": entry.path}
+        return locations
 
     def _in_archives(self, folder: str) -> dict[str, Location]:
         prefix = f"{folder}/" if folder else ""
         for archive in self.archives:
-            found = _below(archive, prefix)
-            if not found and (top := self._top_folder(archive)):
-                found = _below(archive, top + prefix)
-            if found:
-                return found
+            locations = _below(archive, prefix)
+            if not locations and (top := self._top_folder(archive)):
+                locations = _below(archive, top + prefix)
+            if locations:
+                return locations
         return {}
 
     def _top_folder(self, archive: str) -> str:
-        """`NAME/` if all that an archive holds lies in one folder, as some zip tools wrap it; otherwise ""."""
+        """`NAME/` if everything in an archive is inside one folder, as some zip tools do; otherwise ""."""
         if archive not in self._top_folders:
             names = {name.partition("/")[::2] for name in open_archive(archive) if not _is_hidden(name)}
             tops = {top for top, _ in names}
@@ -151,20 +148,18 @@ class DataFolder:
 
 
 def safe_name(text: object, where: str) -> str:
-    """A file name out of an annotation, as a relative path with `/` that stays below its folder.
-
-    Backslashes are read as `/`.
+    """A file name from an annotation, as a relative path with `/` that stays below its folder.
 
     Args:
-        text: what the annotation says.
-        where: file and item, for errors.
+        text: the annotation's value.
+        where: file and item, for error messages.
 
     Raises:
-        ValueError: no text, an absolute path, or one that leaves its folder.
+        ValueError: not text, an absolute path, or one that leaves its folder.
     """
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise ValueError(f"{where}: the file name is {text!r}; it must be a relative path")
-    name = text.replace("\\", "/")
+    name = text.replace("\\", "/")  # tools on Windows write backslashes
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         raise ValueError(
             f"{where}: the file name {text!r} is absolute or leaves its folder; file names in annotations are relative "
@@ -174,44 +169,40 @@ def safe_name(text: object, where: str) -> str:
 
 
 def find_named(files: FileList, text: object, where: str) -> Location:
-    """The file that an annotation names.
-
-    Args:
-        files: what there is, as `DataFolder.files` lists it.
-        text: what the annotation says.
-        where: file and item, for errors.
+    """The file of `files` that an annotation names; arguments as in `safe_name`.
 
     Raises:
-        ValueError: the name is unsafe, or there is no such file; one that differs only in case is named.
+        ValueError: the name is unsafe, or there is no such file.
     """
     name = safe_name(text, where)
     if name in files:
         return files[name]
+    # The usual cause on Linux of a data set that was made on Windows or macOS, which ignore case.
     alike = files.folded_names.get(name.casefold())
     hint = f"there is {alike!r}, which differs in case: rename one" if alike else "copy it there, or remove its entry"
     raise ValueError(f"{where}: there is no file {name!r}; {hint}")
 
 
 def by_stem(files: Mapping[str, Location]) -> dict[str, Location]:
-    """Locations by path without ending.
+    """Locations by path without suffix.
 
     Raises:
-        ValueError: two files differ only in their ending, so that it is unclear which belongs to an annotation.
+        ValueError: two files differ only in their suffix, so that it is unclear which one an annotation belongs to.
     """
-    found: dict[str, Location] = {}
+    locations: dict[str, Location] = {}
     for name, location in files.items():
         stem = posixpath.splitext(name)[0]
-        if stem in found:
+        if stem in locations:
             raise ValueError(
                 f"{location['member']}: another file has the same name but for its ending; annotations are found by "
                 "the rest of the name, so keep one of the two"
             )
-        found[stem] = location
-    return found
+        locations[stem] = location
+    return locations
 
 
 def _below(archive: str, prefix: str) -> dict[str, Location]:
-    """Locations in an archive by their names behind a prefix."""
+    """Locations in an archive by their names after a prefix."""
     return {
         name[len(prefix) :]: {"archive": archive, "member": name}
         for name in open_archive(archive)
@@ -220,11 +211,12 @@ def _below(archive: str, prefix: str) -> dict[str, Location]:
 
 
 def _is_hidden(name: str) -> bool:
+    # macOS adds a folder of resource forks to its zip archives.
     return name.startswith("__MACOSX/") or "/." in f"/{name}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError:  # a link that points to itself
         return False

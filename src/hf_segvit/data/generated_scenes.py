@@ -1,11 +1,8 @@
-"""Generated scenes with exact panoptic truth: for the demo, for tests, and to find out what a model can learn.
+"""Generate scenes with exact panoptic ground truth, for the demo and tests.
 
 `generate_scene` draws one image: stuff fills it (sky above, one or more kinds of ground below, with irregular
-borders), things lie on it and hide parts of one another. A class is told by its shape and texture; colours are random.
-`GeneratedScenes` is a data set of such images, each drawn when it is asked for: the same seed always gives the same
-scenes, and no scene is in two splits. What stuff and things look like is in `scene_painting.py`.
-
-Label ids are the same at every difficulty; "easy" scenes use the first of them only. H W pixels.
+borders), and things lie on top and hide parts of one another. Shape and texture define a class; colours are random.
+`GeneratedScenes` is a data set of such images. What stuff and things look like is in `scene_painting.py`. H W pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from torch.utils.data import Dataset
 from .scene_painting import SHAPES, STUFF_PAINTERS, TEXTURES, UNLABELLED, paint_thing, place_thing, smooth_noise
 
 # Stuff and things alternate, as in most label tables; in this order `segment_colors` paints the sky blue and the grass
-# green.
+# green. Easier scenes use the first of them, so that a label id means the same at every difficulty.
 _NAMES = (
     *("disc", "sky", "grass", "square", "water", "triangle"),
     *("star", "forest", "wall", "ring", "sand", "cross", "pentagon", "hexagon"),
@@ -30,44 +27,32 @@ SCENE_LABELS: dict[int, str] = dict(enumerate(_NAMES))
 SCENE_STUFF_CLASSES: list[int] = [label for label, name in SCENE_LABELS.items() if name in STUFF_PAINTERS]
 SPLITS = ("train", "val", "test")
 
-# Classes that are a shape with one texture; the bare shape then never has it.
+# Classes defined by a shape and a texture; other classes of that shape never have this texture.
 _TEXTURED = {"striped disc": ("disc", "stripes"), "checkered square": ("square", "checker")}
-_MIN_SIDE = 16  # pixels
-_MIN_STUFF = 0.004  # of the image; what is left of a stuff class below it is void
-_TRIES = 25  # for a place where a thing hides no other too far
+_MIN_SIDE = 16  # pixels; things would fall between the pixels of smaller images
+_MIN_STUFF = 0.004  # of the image; smaller remains of a stuff class become void: too little to recognise
+_TRIES = 25  # to find a position where a thing leaves enough of the others visible
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes scenes hard.
+    """What makes scenes hard."""
 
-    Attributes:
-        num_labels: classes used, the first of `SCENE_LABELS`.
-        num_things: fewest and most things.
-        radius: smallest and largest, as a share of the image's short side.
-        min_visible: share of every thing that the others must leave visible.
-        max_turn: largest rotation of a thing, in radians.
-        textures: those that a thing may have, by shape, besides those that make a class.
-        rare: things that are less frequent than the others, with how many times as frequent they are.
-        unlabelled: probability of an object without a class, which is void.
-        noise: standard deviation of the camera's noise, in grey levels.
-    """
-
-    num_labels: int
-    num_things: tuple[int, int]
-    radius: tuple[float, float]
-    min_visible: float
-    max_turn: float
-    textures: Mapping[str, Sequence[str]]
-    rare: Mapping[str, float]
-    unlabelled: float
-    noise: float
+    num_labels: int  # classes used, the first of `SCENE_LABELS`
+    num_things: tuple[int, int]  # fewest and most
+    radius: tuple[float, float]  # smallest and largest, as a share of the image's short side
+    min_visible: float  # share of every thing that the others must leave visible
+    max_turn: float  # largest rotation of a thing, in radians
+    textures: Mapping[str, Sequence[str]]  # of things by shape, besides the textures that define a class
+    rare: Mapping[str, float]  # frequency of rare things, relative to the others
+    unlabelled: float  # probability of an object without a class, which is void
+    noise: float  # standard deviation of the camera's noise, in grey levels
 
 
-# In easy scenes the texture gives the shape away: shapes alone take a model that starts from nothing too long to learn
-# for a demo (five times the steps).
+# In easy scenes the texture gives the shape away: from shape alone, a model trained from scratch needs five times the
+# steps, too many for a demo.
 _EASY_TEXTURES = {"disc": ("plain",), "square": ("dots",), "triangle": ("stripes",)}
-# In medium ones it narrows the choice to two shapes.
+# In medium scenes a texture leaves two shapes to choose from.
 _MEDIUM_TEXTURES = {
     "disc": ("plain", "dots"),
     "square": ("dots", "stripes"),
@@ -88,36 +73,27 @@ DIFFICULTIES = {
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and its truth.
+    """An image and its ground truth."""
 
-    Attributes:
-        image: (H, W, 3) uint8.
-        segment_map: (H, W) int32 segment ids from 0, -1 where void.
-        segments: rows of `id`, `label_id` and `is_crowd` (always False), one for each id in the map: stuff by label,
-            then things from back to front.
-    """
-
-    image: np.ndarray
-    segment_map: np.ndarray
-    segments: list[dict[str, Any]]
+    image: np.ndarray  # (H, W, 3) uint8
+    segment_map: np.ndarray  # (H, W) int32 ids from 0, -1 for void
+    segments: list[dict[str, Any]]  # one row per id, as in all readers: stuff, then things from back to front
 
 
 class GeneratedScenes(Dataset):
-    """A data set of generated scenes, drawn when they are asked for.
+    """A data set of generated scenes, each drawn when it is asked for.
 
-    An entry has the columns of all readers: `image` (H, W, 3) uint8, `image_id`, `segment_map` and `segments`, see
-    `Scene`. Entry i depends on the seed, the split and i alone, not on `num_scenes` or the order of asking.
+    Entries have the columns of all readers: `image`, `image_id`, `segment_map` and `segments`, see `Scene`. Entry i
+    depends on the seed, the split and i only, not on `num_scenes` or the order of access.
 
     Args:
-        num_scenes: length.
-        split: one of `SPLITS`; different splits share no scene.
-        seed: of the whole data set.
+        split: one of `SPLITS`, which share no scene.
         size: (H, W) in pixels.
         difficulty: one of `DIFFICULTIES`.
         num_things: fewest and most things, instead of the difficulty's.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -147,6 +123,7 @@ class GeneratedScenes(Dataset):
         if not -self.num_scenes <= index < self.num_scenes:
             raise IndexError(f"there is no scene {index} among {self.num_scenes}")
         index = int(index) % self.num_scenes
+        # Spawn keys give independent streams, unlike seed + index, which would repeat scenes under the next seed.
         seed = np.random.SeedSequence(self.seed, spawn_key=(SPLITS.index(self.split), index))
         scene = generate_scene(seed, **self.options)
         return {
@@ -158,12 +135,12 @@ class GeneratedScenes(Dataset):
 
 
 def scene_labels(difficulty: str = "easy") -> dict[int, str]:
-    """`SCENE_LABELS`, those that scenes of a difficulty use."""
+    """The part of `SCENE_LABELS` that scenes of a difficulty use."""
     return {label: name for label, name in SCENE_LABELS.items() if label < _difficulty(difficulty).num_labels}
 
 
 def scene_stuff_classes(difficulty: str = "easy") -> list[int]:
-    """`SCENE_STUFF_CLASSES`, those that scenes of a difficulty use."""
+    """The part of `SCENE_STUFF_CLASSES` that scenes of a difficulty use."""
     return [label for label in SCENE_STUFF_CLASSES if label < _difficulty(difficulty).num_labels]
 
 
@@ -179,14 +156,13 @@ def generate_scene(
     Args:
         seed: the same seed gives the same scene.
         size: (H, W) in pixels, each at least 16; textures and things grow with it.
-        num_things: fewest and most things, instead of the difficulty's. One that would hide the others too far
-            wherever it is put is left out.
-        difficulty: "easy" (few large things, 6 classes), "medium" (more and smaller ones that hide one another, 10
-            classes, two of them rare, every texture on two shapes) or "hard" (many small ones, 18 classes, some rare,
-            some alike, any texture, and objects that have no class).
+        num_things: fewest and most things, instead of the difficulty's; things that find no room are left out.
+        difficulty: "easy" (few large things, 6 classes), "medium" (more and smaller things that hide one another, 10
+            classes, two of them rare, every texture on two shapes) or "hard" (many small things, 18 classes, some rare,
+            some alike, any texture, and objects without a class).
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
     _check_options(size, difficulty, num_things)
     settings, rng = DIFFICULTIES[difficulty], np.random.default_rng(seed)
@@ -197,7 +173,7 @@ def generate_scene(
 
     things = [name for name in names if name not in STUFF_PAINTERS]
     weights = np.array([settings.rare.get(name, 1.0) for name in things])
-    areas: dict[int, int] = {}  # of whole things, by their number in `owner`
+    areas: dict[int, int] = {}  # of things before others hid them, by their number in `owner`
     chosen = list(rng.choice(things, int(rng.integers(low, high + 1)), p=weights / weights.sum()))
     if rng.random() < settings.unlabelled:
         chosen.insert(int(rng.integers(len(chosen) + 1)), UNLABELLED)
@@ -205,17 +181,17 @@ def generate_scene(
     for number, name in list(labels.items())[len(STUFF_PAINTERS) :]:
         _draw_thing(rng, image, owner, name, number, settings, areas)
 
-    # The light and the camera.
+    # Light and camera: the exposure differs between images, and sensors are noisy.
     contrast, brightness = rng.uniform(0.85, 1.1), rng.uniform(-12, 12)
     image *= contrast
-    image += 128 * (1 - contrast) + brightness + 0.5  # half a level, as the conversion to integers cuts off
+    image += 128 * (1 - contrast) + brightness + 0.5  # half a level, since the conversion to integers truncates
     image += settings.noise * rng.standard_normal(image.shape, dtype=np.float32)
     pixels = np.clip(image, 0, 255, out=image).astype(np.uint8)
     return Scene(pixels, *_number_segments(owner, labels))
 
 
 def _draw_stuff(rng: np.random.Generator, size: tuple[int, int], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) float32 image and (H, W) int32 places in `STUFF_PAINTERS`."""
+    """(H, W, 3) float32 image and (H, W) int32 indices into `STUFF_PAINTERS`."""
     kinds = list(STUFF_PAINTERS)
     down = np.linspace(0, 1, size[0], dtype=np.float32)[:, None]
     right = np.linspace(-0.5, 0.5, size[1], dtype=np.float32)[None]
@@ -229,7 +205,7 @@ def _draw_stuff(rng: np.random.Generator, size: tuple[int, int], names: list[str
         owner[down > rise] = kinds.index(rng.choice(behind))
     owner[down > horizon + 0.07 * smooth_noise(rng, (1, size[1]), 1, 4)] = kinds.index(ground[0])
     if rng.random() < 0.8:
-        # Further kinds in front, bounded by a wavy, often slanted line.
+        # A second kind in front, bounded by a wavy, often slanted line.
         front = rng.uniform(horizon + 0.2, 0.85) + rng.uniform(-0.5, 0.5) * right
         owner[down > front + 0.1 * smooth_noise(rng, size, 3, 4)] = kinds.index(ground[1])
     image = np.zeros((*size, 3), dtype=np.float32)
@@ -247,20 +223,17 @@ def _draw_thing(
     settings: Difficulty,
     areas: dict[int, int],
 ) -> None:
-    """Draw a thing over image and owners, in place, where it leaves enough of the others; nowhere if it cannot.
-
-    `areas` holds the whole areas of the things drawn so far, by number, and gets this one's.
-    """
+    """Draw a thing in place over `image` and `owner`, and add its area; leave it out if it would hide others."""
     shape, texture = _TEXTURED.get(name, (name, ""))
     texture = texture or str(rng.choice([t for t in settings.textures[shape] if (shape, t) not in _TEXTURED.values()]))
-    smallest, largest = np.log(settings.radius)
+    smallest, largest = np.log(settings.radius)  # log-uniform sizes: small things are as frequent as large ones
     for _ in range(_TRIES):
         radius = float(np.exp(rng.uniform(smallest, largest))) * min(owner.shape)
         center_y, center_x = (rng.uniform(0.7 * radius, length - 0.7 * radius) for length in owner.shape)
         turn = rng.uniform(-settings.max_turn, settings.max_turn)
         thing = place_thing(owner.shape, shape, (center_y, center_x), radius, turn)
         hidden = np.bincount(owner[thing.window][thing.inside]).tolist()
-        # On tiny images a thin shape may fall between the pixels.
+        # In tiny images a thin shape may fall between the pixels.
         if thing.inside.any() and all(
             np.count_nonzero(owner == other) - pixels >= settings.min_visible * areas[other]
             for other, pixels in enumerate(hidden)
@@ -275,7 +248,7 @@ def _draw_thing(
 
 
 def _number_segments(owner: np.ndarray, labels: dict[int, str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Segment map with consecutive ids, and the rows."""
+    """Segment map with consecutive ids, and the rows of segments."""
     label_ids = {name: label for label, name in SCENE_LABELS.items()}
     areas = np.bincount(owner.ravel())
     table, segments = np.full(len(areas), -1, dtype=np.int32), list[dict[str, Any]]()

@@ -1,7 +1,7 @@
-"""Formats of images and label PNGs: pairing the files, and reading the maps.
+"""Pair images with label PNGs and read the maps.
 
-`pair_rows` finds each image's map by name; `LabelMaps` is the mask reader of all semantic formats;
-`numbered_segments` splits label maps by a second map that numbers objects.
+`LabelMaps` is the mask reader of all semantic formats; `numbered_segments` splits label maps by a second map that
+numbers objects; `pair_rows` finds the maps of each image by name. H W pixels.
 """
 
 from __future__ import annotations
@@ -22,15 +22,10 @@ from .problems import ProblemList
 
 @dataclass(frozen=True)
 class LabelMaps:
-    """Semantic maps: one PNG whose values stand for classes.
+    """Semantic maps: one PNG whose values stand for classes."""
 
-    Attributes:
-        labels: label id by value in the file, -1 for void.
-        remedy: what to do about other values.
-    """
-
-    labels: Mapping[int, int]
-    remedy: str
+    labels: Mapping[int, int]  # label id by value in the file, -1 for void
+    remedy: str  # against other values, for error messages
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`; a segment's id is its label id."""
@@ -39,17 +34,17 @@ class LabelMaps:
 
 
 def numbered_segments(labels: np.ndarray, numbers: np.ndarray, classes: ClassList) -> tuple[np.ndarray, Segments]:
-    """Segments of a label map and a map that numbers the objects of things from 1.
+    """Segments from a label map and a map that numbers objects.
 
     Args:
-        labels: (H, W) int32 label ids, void -1.
-        numbers: (H, W) int32; what it holds outside of things does not count.
-        classes: of the data set.
+        labels: (H, W) int32 label ids, -1 for void.
+        numbers: (H, W) int32, from 1 in each thing class, 0 for a crowd; ignored outside of things.
 
     Returns:
-        (H, W) int32 ids - the label id of stuff and crowds, number * classes + label id of objects - and their rows.
-        Thing pixels numbered 0 are a crowd.
+        (H, W) int32 ids and the rows of segments.
     """
+    # Objects get number * classes + label, so that label and crowd can be read off an id; stuff and crowds keep the
+    # label alone.
     count = len(classes.names)
     ids = np.where(np.isin(labels, list(classes.things)), numbers * count + labels, labels)
     rows = [
@@ -63,12 +58,12 @@ def numbered_segments(labels: np.ndarray, numbers: np.ndarray, classes: ClassLis
 def pair_rows(
     images: Mapping[str, Location], maps: Sequence[Mapping[str, Location]], problems: ProblemList
 ) -> list[dict[str, Any]]:
-    """Rows for the images that have all maps.
+    """Rows of the table for all images that have every map.
 
     Args:
         images: by the name that image and map share.
         maps: for each kind of map, its files by the same name.
-        problems: gets images without map and maps without image.
+        problems: collects images without a map and maps without an image.
     """
     hint = ""
     for files in maps:
@@ -91,9 +86,10 @@ def pair_rows(
 
 
 def _name_hint(images: Set[str], masks: Sequence[str]) -> str:
-    """What to do where masks have the names of images with one ending more, as some tools save them; "" elsewhere."""
+    """A remedy if most masks are named like an image plus one ending, as some tools save them; otherwise ""."""
     endings = Counter[str]()
     for mask in masks:
+        # The longest prefix that is an image: "a_1_mask" belongs to "a_1" rather than to "a".
         cut = next((cut for cut in range(len(mask) - 1, 0, -1) if mask[:cut] in images), 0)
         endings[mask[cut:] if cut else ""] += 1
     ending, count = max(endings.items(), key=lambda item: item[1], default=("", 0))

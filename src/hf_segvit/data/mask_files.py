@@ -1,14 +1,8 @@
-"""Files and annotations of masks: label PNGs, COCO's colour-coded ids, polygons and run-length masks.
+"""Read and write masks: label PNGs, COCO's panoptic PNGs, polygons and RLE.
 
-`read_index_map` and `read_color_ids` decode a PNG, `relabel` turns the file's values into label ids, `present_values`
-lists what a map holds. Values are what the file stores: indices of palette images, all 16 bits, no scaling, no
-orientation. `panoptic_png` writes an id map as COCO does: in the file void is 0 and an id is R + 256 * G + 65536 * B,
-while our maps have void -1 and ids from 0. So files hold our ids plus one, and so does the JSON that goes with them.
-
-The C code of pycocotools crashes on far coordinates and returns uninitialised memory for short runs, so nothing reaches
-it unchecked: `polygon_fault` and `rle_fault` say what is wrong, `draw_polygons` gives the mask that COCO's tools draw.
-
-H W pixels.
+`read_index_map` and `read_color_ids` decode a PNG, `relabel` turns its values into label ids, `present_values` lists
+the values of a map. `polygon_fault` and `rle_fault` check annotations, and `draw_polygons` draws them as COCO's tools
+do. `panoptic_png` writes an id map as COCO does. H W pixels.
 """
 
 from __future__ import annotations
@@ -28,15 +22,10 @@ from .archives import Location, location_name, read_location
 
 
 def read_index_map(location: Location) -> np.ndarray:
-    """A map of labels or ids.
-
-    Colour images are taken if they are grey (all channels equal, nothing transparent), as some tools save maps so.
-
-    Returns:
-        (H, W) uint8, uint16 or int32.
+    """Decode a map (H, W) of labels or ids: uint8, uint16 or int32, the values as the file stores them.
 
     Raises:
-        ValueError: the file cannot be read, is a JPEG (whose compression changes labels), or has colours.
+        ValueError: the file cannot be read, is a JPEG, or has colours.
     """
     return index_map(read_location(location), location_name(location))
 
@@ -47,6 +36,7 @@ def index_map(content: bytes, name: str) -> np.ndarray:
     pixels, mode = np.asarray(image), image.mode
     if mode in ("L", "P", "1") or mode.startswith("I"):
         return pixels.astype(np.uint8) if mode == "1" else pixels
+    # Some tools save maps as grey colour images: fine if all channels are equal and nothing is transparent.
     channels = np.moveaxis(pixels, -1, 0) if pixels.ndim == 3 else pixels[None]
     opaque = mode not in ("LA", "RGBA") or (channels[-1] == 255).all()
     values = channels[:-1] if mode in ("LA", "RGBA") else channels
@@ -59,13 +49,10 @@ def index_map(content: bytes, name: str) -> np.ndarray:
 
 
 def read_color_ids(location: Location) -> np.ndarray:
-    """A map of ids in colours, id = R + 256 * G + 65536 * B.
-
-    Returns:
-        (H, W) int32.
+    """Decode a map (H, W) int32 of ids written as colours, id = R + 256 * G + 65536 * B.
 
     Raises:
-        ValueError: the file cannot be read, is a JPEG, or has no three channels.
+        ValueError: the file cannot be read, is a JPEG, or does not have three channels.
     """
     return color_ids(read_location(location), location_name(location))
 
@@ -77,27 +64,24 @@ def color_ids(content: bytes, name: str) -> np.ndarray:
         raise ValueError(
             f"{name}: a mask of mode {image.mode}, but panoptic PNGs have red, green and blue; check the folder"
         )
-    # Four bytes a pixel are what Pillow holds in memory: read as one little-endian number, the fourth cut off.
+    # Pillow holds four bytes per pixel in memory: read as one little-endian number, without the fourth.
     pixels = image.convert("RGB").tobytes("raw", "RGBX")
     ids = np.frombuffer(pixels, dtype="<u4").reshape(image.height, image.width) & 0xFFFFFF
     return ids.astype(np.int32, copy=False)
 
 
 def relabel(values: np.ndarray, labels: Mapping[int, int], name: str, remedy: str) -> np.ndarray:
-    """Replace a file's values by labels.
+    """Replace the values (H, W) of a file by label ids (H, W) int32.
 
     Args:
-        values: (H, W) as in the file.
-        labels: label by value, `VOID` for values that count as nothing.
-        name: of the file, for errors.
-        remedy: what to do about a value that `labels` lacks.
-
-    Returns:
-        (H, W) int32.
+        labels: label id by value, `VOID` for void.
+        name: of the file, for error messages.
+        remedy: against a value that `labels` lacks, for error messages.
 
     Raises:
         ValueError: a value is not in `labels`.
     """
+    # A table, since a lookup by index costs a fraction of one comparison per class and pixel.
     unknown = -2
     length = 256 if values.dtype == np.uint8 else int(max(values.max(initial=0), 0)) + 1
     table = np.full(length, unknown, dtype=np.int32)
@@ -108,21 +92,21 @@ def relabel(values: np.ndarray, labels: Mapping[int, int], name: str, remedy: st
         raise ValueError(f"{name}: the mask holds the negative value {values.min()}; {remedy}")
     replaced = table[values]
     if replaced.min(initial=0) == unknown:
-        strangers = np.unique(values[replaced == unknown])[:8].tolist()
-        raise ValueError(f"{name}: the mask holds the values {strangers}, which stand for no class; {remedy}")
+        unlisted = np.unique(values[replaced == unknown])[:8].tolist()
+        raise ValueError(f"{name}: the mask holds the values {unlisted}, which stand for no class; {remedy}")
     return replaced
 
 
 def present_values(segment_map: np.ndarray) -> list[int]:
     """The values of a map (H, W), ascending."""
     flat = segment_map.reshape(-1)
-    # Segments are compact: far fewer runs of equal values than pixels, and sorting is the slow part.
+    # Segments are compact: there are far fewer runs of equal values than pixels, and sorting is the slow part.
     starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     return sorted({int(flat[0]), *flat[starts].tolist()}) if flat.size else []
 
 
 def _open(content: bytes, name: str) -> Image.Image:
-    """The decoded mask, in the mode that it is stored in."""
+    """The decoded mask, in the mode in which it is stored."""
     image = open_image_file(content, name)
     if image.format in ("JPEG", "GIF") or (image.format == "WEBP" and image.mode != "L"):
         raise ValueError(
@@ -132,27 +116,24 @@ def _open(content: bytes, name: str) -> Image.Image:
     return image
 
 
+_NO_POLYGON = "a polygon is a flat list of numbers x, y, x, y, ..."
+
+
 def polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
-    """What is wrong with a polygon.
-
-    Args:
-        polygon: x, y, x, y, ... in pixels.
-        size: (H, W) of the image.
-
-    Returns:
-        What is wrong, or "" for a polygon that can be drawn. Points may lie outside of the image by its own size at
-        most: annotation tools overshoot a little, and the drawing is cut off at the image's edge.
-    """
+    """What is wrong with a polygon x, y, x, y, ... in pixels of an image of `size` (H, W); "" if it can be drawn."""
+    # Nothing reaches pycocotools unchecked: its C code crashes on distant coordinates.
     try:
         points = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError):
-        return "a polygon is a flat list of numbers x, y, x, y, ..."
+        return _NO_POLYGON
     if points.ndim != 1:
-        return "a polygon is a flat list of numbers x, y, x, y, ..."
+        return _NO_POLYGON
     if len(points) < 6 or len(points) % 2:
         return f"a polygon of {len(points)} numbers; it takes at least 3 points of x and y"
     if not np.isfinite(points).all():
         return "a polygon with a coordinate that is NaN or infinite"
+    # Annotation tools overshoot a little, and drawing stops at the image's edge; by more than the image's own size,
+    # the polygon belongs to another image.
     height, width = size
     low, high = points.reshape(-1, 2).min(0), points.reshape(-1, 2).max(0)
     if low[0] < -width or low[1] < -height or high[0] > 2 * width or high[1] > 2 * height:
@@ -165,6 +146,7 @@ def polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
 
 def rle_fault(rle: Any, size: tuple[int, int]) -> str:
     """What is wrong with a run-length mask, {"size": [H, W], "counts": str or list of ints}; "" if nothing is."""
+    # pycocotools returns uninitialised memory for runs that end too early.
     if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
         return "an RLE mask needs `size` and `counts`"
     try:
@@ -186,29 +168,22 @@ def rle_fault(rle: Any, size: tuple[int, int]) -> str:
         return "an RLE mask whose counts are neither text nor a list of whole numbers"
     if not len(runs):
         return "an RLE mask with no counts"
-    # Each run is bounded before they are summed, as the sum of huge ones could wrap around.
+    # Each run is bounded before the sum, which could overflow.
     if runs.min() < 0 or runs.max() > size[0] * size[1] or runs.sum() != size[0] * size[1]:
         return f"an RLE mask whose runs do not add up to the image's {size[0]} * {size[1]} pixels"
     return ""
 
 
 def compressed_counts(counts: str | bytes | Sequence[int]) -> str:
-    """Counts of a faultless mask as compressed text."""
+    """Counts of a valid mask as compressed text."""
     if isinstance(counts, bytes):
         return counts.decode("ascii")
     return counts if isinstance(counts, str) else encode_counts(counts)
 
 
 def draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The union of polygons as COCO's own tools draw it.
-
-    Args:
-        polygons: faultless ones, x, y, x, y, ... in pixels.
-        size: (H, W) of the image.
-
-    Returns:
-        {"size": [H, W], "counts": str}.
-    """
+    """The union of valid polygons as COCO's own tools draw it: {"size": [H, W], "counts": str}."""
+    # Imported here, since only formats with outlines need it.
     from pycocotools import mask as coco_mask
 
     height, width = size
@@ -217,15 +192,13 @@ def draw_polygons(polygons: Sequence[Any], size: tuple[int, int]) -> dict[str, A
     return {"size": [height, width], "counts": merged["counts"].decode("ascii")}
 
 
-MAX_ID = 2**24 - 2  # the file's largest value is void's 0 plus 2**24 - 1
+MAX_ID = 2**24 - 2  # three bytes a pixel, and 0 is void: files hold our ids plus one
 
 
 def panoptic_png(segmentation: Any, path: str | PathLike[str]) -> None:
-    """Write an id map as COCO's panoptic PNG, whole or not at all.
+    """Write an id map (H, W), with void -1, as COCO's panoptic PNG, completely or not at all.
 
-    Args:
-        segmentation: (H, W) tensor or array of integer ids, void -1.
-        path: the file; its folder must be there.
+    In the file, and so in the JSON that goes with it, ids are greater by one, and void is 0.
 
     Raises:
         ValueError: an id is below -1 or above `MAX_ID`, or the file cannot be written.
