@@ -248,13 +248,13 @@ def test_damaged_or_missing_cache_files_are_read_anew(tmp_path):
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o555)
-    with pytest.raises(ValueError, match="cannot make the cache folder"):
+    with pytest.raises(ValueError, match="cannot make cache folder"):
         decode_for_training(load_segmentation_dataset(mask_folder(tmp_path / "data")), tmp_path / "closed" / "cache")
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "cache").touch()
-    with pytest.raises(ValueError, match=r"cannot make the cache folder .*cache: File exists; name another"):
+    with pytest.raises(ValueError, match=r"cannot make cache folder .*cache: File exists; name another"):
         decode_for_training(load_segmentation_dataset(mask_folder(tmp_path / "data")), tmp_path / "cache")
 
 

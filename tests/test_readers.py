@@ -261,7 +261,7 @@ def test_a_reader_of_ones_own_by_import_path_and_by_entry_point(own, tmp_path, m
             r"own_package\.absent cannot be imported \(ModuleNotFound.*its folder to PYTHONPATH",
         ),
         ("own_package.broken:x", r"own_package\.broken cannot be imported \(ZeroDivisionError"),
-        ("own_package.part:x", r"own_package\.part is no reader, as it has no LAYOUT and no read; "),
+        ("own_package.part:x", r"own_package\.part is not a reader: it has no LAYOUT and no read; "),
     ],
 )
 def test_what_is_no_reader_is_told_with_what_is_missing(own, spec, message):
@@ -298,7 +298,7 @@ class NotCalled:
 
 def test_an_augmentation_of_ones_own(tmp_path):
     assert augmentation(f"{__name__}:Plain", 16, offset=3).size == (16, 16)
-    with pytest.raises(ValueError, match=r"Plain cannot be made with .*colour"):
+    with pytest.raises(ValueError, match=r"Plain does not take .*colour"):
         augmentation(f"{__name__}:Plain", 16, colour=1)
     with pytest.raises(ValueError, match=r"NotCalled has no method __call__"):
         augmentation(f"{__name__}:NotCalled", 16)

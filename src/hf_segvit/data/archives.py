@@ -56,9 +56,7 @@ def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path and permissions"
-        ) from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
 
 
 def open_archive(path: str) -> Archive:

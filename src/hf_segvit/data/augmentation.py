@@ -45,9 +45,6 @@ class AugmentedDataset(Dataset):
     Args:
         cache: folder that keeps id maps in a form that is faster to read (about 3 kB per image of COCO), see
             `MapCache`. Other runs can use it too.
-
-    Raises:
-        ValueError: the seed is negative, or the folder cannot be written to.
     """
 
     def __init__(
@@ -120,9 +117,7 @@ def augmentation(name: str, size: int | tuple[int, int], **overrides: Any) -> Au
         try:
             inspect.signature(factory).bind((height, width), **overrides)
         except TypeError as error:
-            raise ValueError(
-                f"augmentation={name} cannot be made with (height, width) and {overrides}: {error}"
-            ) from error
+            raise ValueError(f"augmentation={name} does not take (height, width) and {overrides}: {error}") from error
         custom = factory((height, width), **overrides)
         if not callable(custom):
             raise ValueError(f"augmentation={name} has no method __call__(entry, generator); add it")
@@ -169,9 +164,6 @@ class MaskAugmentation:
             `placed_pixels`; saves the workers a fifth of their time.
         void_counts: pixels without a segment are background and count in the loss, as in instance segmentation;
             otherwise `counted` excludes them.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -226,7 +218,7 @@ class MaskAugmentation:
     def _sample(
         self,
         image_id: Any,
-        pixels: torch.Tensor,
+        pixels: Tensor,
         decoded: DecodedEntry,
         crop: Crop,
         indices: tuple[np.ndarray, np.ndarray],

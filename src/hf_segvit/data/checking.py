@@ -335,11 +335,7 @@ def sample_sheet(
 def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Image:
     segment_map, rows = sample["segment_map"], sample["segments"]
     if segment_map is None:
-        # Largest first, so that small objects stay visible.
-        masks = sorted(((decode_mask(row["rle"]), row) for row in rows), key=lambda pair: -int(pair[0].sum()))
-        segment_map = np.full(masks[0][0].shape, VOID, dtype=np.int64)
-        for mask, row in masks:
-            segment_map[mask] = row["id"]
+        segment_map = _flattened(np.stack([decode_mask(row["rle"]) for row in rows]), [row["id"] for row in rows])
     image = sample["image"]
     # Small images are enlarged before labels are written, which would cover them otherwise.
     scale = max(1, math.ceil(min(_PANEL[0] / image.width, _PANEL[1] / image.height)))
@@ -356,8 +352,14 @@ def _drawn_augmented(sample: AugmentedSample, id2label: Mapping[int, str]) -> Im
     rows = [{"id": index, "label_id": label} for index, label in enumerate(labels)]
     segment_map = sample.segment_map.numpy().astype(np.int64)
     if sample.masks is not None:
-        segment_map = np.full(segment_map.shape, VOID, dtype=np.int64)
-        for index, mask in sorted(enumerate(sample.masks.numpy()), key=lambda pair: -int(pair[1].sum())):
-            segment_map[mask] = index
-    segment_map[segment_map < 0] = VOID
+        segment_map = _flattened(sample.masks.numpy(), range(len(labels)))
     return draw_segments(image, segment_map, rows, id2label)
+
+
+def _flattened(masks: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """One map (H, W) of masks (n, H, W) that may overlap."""
+    segment_map = np.full(masks.shape[1:], VOID, dtype=np.int64)
+    # Largest first, so that small objects stay visible.
+    for index in np.argsort(-masks.sum((1, 2)), kind="stable"):
+        segment_map[masks[index]] = ids[index]
+    return segment_map

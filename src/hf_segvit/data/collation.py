@@ -67,7 +67,9 @@ class MaskCollator:
             ]
         batch["class_labels"] = [sample.labels for sample in samples]
         if self.with_loss_mask:
-            batch["loss_mask"] = torch.stack([_counted(sample) for sample in samples])
+            batch["loss_mask"] = torch.stack(
+                [sample.segment_map >= 0 if sample.counted is None else sample.counted for sample in samples]
+            )
         return batch
 
 
@@ -86,9 +88,6 @@ class PointCollator:
             `pixel_values` (B, 3, H, W) float32, normalised; `prompts` (B, N, 4) float32, centre x, centre y, width,
             height in [0, 1]; `prompt_mask` (B, N) bool, False for padding and for prompts without a label; `labels`
             (B, N) int64, -100 where `prompt_mask` is False.
-
-        Raises:
-            ValueError: a sample has no prompts.
         """
         pixels = _stacked([sample.pixels for sample in samples])
         prompts = [sample.prompts for sample in samples if sample.prompts is not None]
@@ -141,9 +140,3 @@ def _placed(sample: AugmentedSample) -> Tensor:
         return sample.pixels
     height, width = sample.segment_map.shape
     return place(sample.pixels, sample.placement, (height, width))
-
-
-def _counted(sample: AugmentedSample) -> Tensor:
-    if sample.counted is None:
-        return sample.segment_map >= 0
-    return sample.counted

@@ -45,14 +45,10 @@ class MaskReader(Protocol):
 
 @dataclass(frozen=True)
 class SampleDecoder:
-    """Decodes the columns `image`, `segment_map` and `segments` of rows; others are left alone.
-
-    Attributes:
-        read_image: called with a file's content, its name and the size of its mask; `None`: `image_in_frame`.
-    """
+    """Decodes the columns `image`, `segment_map` and `segments` of rows; others are left alone."""
 
     read_masks: MaskReader
-    read_image: Callable[[bytes, str, tuple[int, int] | None], Any] | None = None
+    read_image: Callable[[bytes, str, tuple[int, int] | None], Any] | None = None  # `None`: `image_in_frame`
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Decode the rows of a batch, whichever columns it has."""
@@ -89,12 +85,7 @@ class SampleDecoder:
 
 
 def image_in_frame(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decode an image as RGB, in the frame in which its mask was annotated.
-
-    Args:
-        content: of the file.
-        name: of the file, for error messages.
-        size: (H, W) of the mask; `None`: the image is turned upright.
+    """Decode an image as RGB, in the frame in which its mask of `size` (H, W) was annotated; upright without a size.
 
     Raises:
         ValueError: it cannot be read, or has the mask's size neither upright nor as stored.
@@ -178,13 +169,11 @@ def semantic_segments(label_map: np.ndarray) -> Segments:
 
 def _checked_rle(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     height, width = row["rle"]["size"]
-    polygons = row["polygons"]
+    size, polygons = (height, width), row["polygons"]
+    faults = [polygon_fault(polygon, size) for polygon in polygons] if polygons else [rle_fault(row["rle"], size)]
+    for fault in faults:
+        if fault:
+            raise ValueError(f"{name}: annotation {row['id']}: {fault}; correct or remove the annotation")
     if polygons:
-        faults = [fault for polygon in polygons if (fault := polygon_fault(polygon, (height, width)))]
-    else:
-        faults = [fault for fault in [rle_fault(row["rle"], (height, width))] if fault]
-    if faults:
-        raise ValueError(f"{name}: annotation {row['id']}: {faults[0]}; correct or remove the annotation")
-    if polygons:
-        return draw_polygons(polygons, (height, width))
+        return draw_polygons(polygons, size)
     return {"size": [height, width], "counts": row["rle"]["counts"]}

@@ -41,20 +41,13 @@ MANY = 100  # from here on indices of segments are int16; int8 would leave no ro
 
 @dataclass
 class DecodedEntry:
-    """One image and its segments.
+    """One image and its segments."""
 
-    Attributes:
-        pixels: (3, H, W) uint8, channels last in memory.
-        segment_map: (H, W) int8, or int16 from `MANY` segments on: index of each pixel's segment in `labels`, -1 for
-            void, `CROWD` for crowds.
-        labels: (n,) int64 label ids of all segments except crowds.
-        masks: (n, H, W) bool if the segments are masks that may overlap; otherwise `None`.
-    """
-
-    pixels: Tensor
+    pixels: Tensor  # (3, H, W) uint8, channels last in memory
+    # (H, W) int8, or int16 from `MANY` segments on: index of each pixel's segment, -1 for void, `CROWD` for crowds
     segment_map: np.ndarray
-    labels: np.ndarray
-    masks: np.ndarray | None
+    labels: np.ndarray  # (n,) int64 label ids of all segments except crowds
+    masks: np.ndarray | None  # (n, H, W) bool if the segments are masks that may overlap
 
 
 class Placement(NamedTuple):
@@ -67,28 +60,17 @@ class Placement(NamedTuple):
 
 @dataclass
 class AugmentedSample:
-    """One training image.
-
-    Attributes:
-        pixels: (3, H, W) uint8; with a `placement`, the unscaled crop (3, h, w).
-        segment_map: (H, W) int8 or int16, index of each pixel's segment in `labels`; -1 if it has none.
-        labels: (n,) int64 label ids.
-        counted: (H, W) bool, False for void, crowds and padding; `None`: False wherever `segment_map` is -1.
-        masks: (n, H, W) bool if masks may overlap, so that the map cannot hold them; otherwise `None`.
-        placement: how `pixels` remain to be scaled; `None`: they are finished.
-        prompts: (N, 4) float32 centre x, centre y, width, height in [0, 1], for point classification.
-        prompt_labels: (N,) int64, -100 for prompts without a label.
-    """
+    """One training image."""
 
     image_id: Any
-    pixels: Tensor
-    segment_map: Tensor
-    labels: Tensor
-    counted: Tensor | None = None
-    masks: Tensor | None = None
-    placement: Placement | None = None
-    prompts: Tensor | None = None
-    prompt_labels: Tensor | None = None
+    pixels: Tensor  # (3, H, W) uint8; with a `placement`, the unscaled crop (3, h, w)
+    segment_map: Tensor  # (H, W) int8 or int16, index of each pixel's segment in `labels`; -1 if it has none
+    labels: Tensor  # (n,) int64 label ids
+    counted: Tensor | None = None  # (H, W) bool, False for void, crowds, padding; `None`: where the map is -1
+    masks: Tensor | None = None  # (n, H, W) bool if masks may overlap, so that the map cannot hold them
+    placement: Placement | None = None  # how `pixels` remain to be scaled; `None`: they are finished
+    prompts: Tensor | None = None  # (N, 4) float32 centre x, centre y, width, height in [0, 1], for ViT-P
+    prompt_labels: Tensor | None = None  # (N,) int64, -100 for prompts without a label
 
 
 def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
@@ -204,9 +186,7 @@ class MapCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(
-                f"cannot make the cache folder {folder}: {error.strerror or error}; name another"
-            ) from error
+            raise ValueError(f"cannot make cache folder {folder}: {error.strerror or error}; name another") from error
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise ValueError(f"cannot write to the cache folder {folder}; name another, or change its permissions")
         # Readers are dataclasses whose fields are everything that decides how a file is read.
@@ -222,12 +202,12 @@ class MapCache:
             run_map, rows = cached
             if segments is None:
                 return run_map, rows
-            # Label and crowd come from the annotation, which may have changed since, not from the cache.
+            # Label and crowd come from the annotation, which may have changed, not from the cache. Ids without a row
+            # are an error, which the reader reports below.
             present = set(run_map.ids.tolist())
             rows = [row for row in segments if row["id"] in present]
             if len(rows) == len(present):
                 return run_map, rows
-            # Ids without a row are an error, which the reader reports.
         id_map, rows = self.read_masks(maps, segments, name)
         run_map = RunMap.of(id_map)
         if len(run_map.ids) > np.iinfo(np.int16).max:
@@ -291,9 +271,6 @@ def decode_for_training(dataset: Any, cache: str | os.PathLike[str] | None = Non
     """The same data set with images as tensors (3, H, W) uint8 and, given a `cache` folder, id maps as `RunMap`.
 
     A data set that does not hold files of one of our readers is returned unchanged.
-
-    Raises:
-        ValueError: the folder cannot be written to.
     """
     if not isinstance(dataset, datasets.Dataset):
         return dataset

@@ -148,11 +148,7 @@ class DataFolder:
 
 
 def safe_name(text: object, where: str) -> str:
-    """A file name from an annotation, as a relative path with `/` that stays below its folder.
-
-    Args:
-        text: the annotation's value.
-        where: file and item, for error messages.
+    """A file name from an annotation, as a relative path with `/`; `where` names file and item for error messages.
 
     Raises:
         ValueError: not text, an absolute path, or one that leaves its folder.

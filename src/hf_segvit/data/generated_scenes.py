@@ -91,9 +91,6 @@ class GeneratedScenes(Dataset):
         size: (H, W) in pixels.
         difficulty: one of `DIFFICULTIES`.
         num_things: fewest and most things, instead of the difficulty's.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -160,9 +157,6 @@ def generate_scene(
         difficulty: "easy" (few large things, 6 classes), "medium" (more and smaller things that hide one another, 10
             classes, two of them rare, every texture on two shapes) or "hard" (many small things, 18 classes, some rare,
             some alike, any texture, and objects without a class).
-
-    Raises:
-        ValueError: an argument is out of range.
     """
     _check_options(size, difficulty, num_things)
     settings, rng = DIFFICULTIES[difficulty], np.random.default_rng(seed)

@@ -132,8 +132,8 @@ def polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
         return f"a polygon of {len(points)} numbers; it takes at least 3 points of x and y"
     if not np.isfinite(points).all():
         return "a polygon with a coordinate that is NaN or infinite"
-    # Annotation tools overshoot a little, and drawing stops at the image's edge; by more than the image's own size,
-    # the polygon belongs to another image.
+    # Annotation tools overshoot a little, and drawing stops at the image's edge; by more than the image's own size, the
+    # polygon is most likely another image's.
     height, width = size
     low, high = points.reshape(-1, 2).min(0), points.reshape(-1, 2).max(0)
     if low[0] < -width or low[1] < -height or high[0] > 2 * width or high[1] > 2 * height:

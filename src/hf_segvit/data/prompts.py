@@ -1,16 +1,11 @@
-"""ViT-P's training augmentation, and the prompts that it draws from what is in the image.
+"""Augment training images for ViT-P and draw prompts from their segments.
 
-- `PointAugmentation`: crop, rotation, flip, then prompts. It follows the official code but for its mistakes: corners
-  that a rotation uncovers are void, not class 0; boxes are where their objects are, not at the origin; images are
-  interpolated, not taken from the nearest pixel.
-- `PromptSampling`: how prompts are drawn, by `draw_points` in segments or `draw_boxes` around them. All classes of an
-  image are equally likely, however large they are: first a class is drawn from those present, then one of its segments
-  or pixels. That is the rule of the ViT-P paper's training points; boxes are as its pre-training describes them.
-- `coarse_segment_map`: coarse labels made of fine ones, to try training with coarse labels on any data. Cityscapes'
-  coarse annotators drew polygons well inside of each segment, so that no labelled pixel is wrong; borders, thin parts
-  and small things stay without a label. Here the pixels stay that are farther than a margin from any other segment.
+- `coarse_segment_map` makes coarse labels of fine ones, to try training with coarse labels on any data.
+- `PointAugmentation`: crop, rotation and flip, then prompts, as in the official code except for its faults.
+- `PromptSampling` draws prompts, by `draw_points` in segments or `draw_boxes` around them. As in the ViT-P paper, all
+  classes of an image are equally likely: first a class is drawn, then one of its segments or pixels.
 
-A prompt is centre x, centre y, width, height in [0, 1]; a point has no width and no height. H W pixels, N prompts, n
+A prompt is centre x, centre y, width, height in [0, 1]; a point has zero width and height. H W pixels, N prompts, n
 segments.
 """
 
@@ -29,48 +24,37 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from .entries import AugmentedSample, DecodedEntry, decode_entry
 
-COARSE_MARGIN = 0.03  # of the image's short side
+COARSE_MARGIN = 0.03  # share of the image's short side
 
 
 def coarse_segment_map(segment_map: np.ndarray, margin: float = COARSE_MARGIN, void: int = -1) -> np.ndarray:
-    """Leave out pixels near the border of their segment.
+    """Set pixels of a map (H, W) to void where they are near another segment or void; thin segments vanish.
 
     Args:
-        segment_map: (H, W) integer ids.
-        margin: distance to other segments, to void too, along rows and columns, as a share of the short side; at least
-            one pixel. The image's own border does not count.
-        void: id of what is left out.
-
-    Returns:
-        (H, W) a new map; segments that are thin everywhere are gone from it.
+        margin: distance along rows and columns, as a share of the short side; at least one pixel.
 
     Raises:
         ValueError: the margin is not in (0, 0.5).
     """
     if not 0 < margin < 0.5:
         raise ValueError(f"the margin of coarse labels is {margin}; give a share of the short side in (0, 0.5)")
+    # As Cityscapes' coarse annotators, who drew polygons well inside of each segment, so that no labelled pixel is
+    # wrong. A window with one value lies inside a segment; "nearest" keeps the image's own border from counting.
     side = 2 * max(1, round(margin * min(segment_map.shape))) + 1
     lowest, highest = (extreme(segment_map, size=side, mode="nearest") for extreme in (minimum_filter, maximum_filter))
     return np.where(lowest == highest, segment_map, void).astype(segment_map.dtype)
 
 
 class PointAugmentation:
-    """Random crop, rotation and flip, and random prompts, as ViT-P is trained.
+    """Random crop, rotation and flip, and random prompts, as in ViT-P's training.
 
     Args:
-        size: (height, width) of the result; the image is squeezed to it.
+        size: (height, width) of the result, whatever the aspect ratio of the image.
         num_points: N, drawn with replacement.
-        source: of the prompts, one of `prompt_sampling.PROMPT_SOURCES`: "mask", "coarse" or "box".
-        instance_aware: draw a segment of the class before a pixel of the segment.
-        box_share: with source "box", the share of prompts that are boxes; the others are points anywhere in them.
-        coarse_margin: with source "coarse", how far labels stay from borders; see `coarse_segment_map`.
-        crop: cut out 0.5 to 1 of the image's area, at an aspect ratio changed by 3/4 to 4/3.
-        max_rotation: largest turn in degrees, to either side. Boxes of masks that may overlap are not turned, as they
-            would no longer be tight.
-        flip_probability: of mirroring left and right.
-
-    Raises:
-        ValueError: an argument is out of its range.
+        source, instance_aware, box_share: see `PromptSampling`.
+        coarse_margin: with source "coarse", see `coarse_segment_map`.
+        crop: take 0.5 to 1 of the image's area, at an aspect ratio of 3/4 to 4/3.
+        max_rotation: in degrees, to either side; not for masks that may overlap.
     """
 
     def __init__(
@@ -98,11 +82,7 @@ class PointAugmentation:
         self.sampling = PromptSampling(num_points, source, instance_aware, box_share)
 
     def __call__(self, entry: Mapping[str, Any], generator: np.random.Generator) -> AugmentedSample:
-        """Augment an entry of a reader, see `decode_entry`; without any segment there are labels of -100 only.
-
-        Raises:
-            ValueError: its segments may overlap, and points are drawn from masks.
-        """
+        """Augment an entry of a reader, see `decode_entry`; without any segment all labels are -100."""
         decoded = decode_entry(entry)
         if decoded.masks is not None and self.sampling.source != "box":
             raise ValueError(
@@ -126,7 +106,7 @@ class PointAugmentation:
             segment_map = coarse_segment_map(segment_map, self.coarse_margin)
         indices = torch.from_numpy(segment_map.astype(np.int32))[None]
         pixels, transformed = self._transformed(decoded.pixels, indices, generator)
-        if not bool((transformed >= 0).any()):  # the crop shows void alone
+        if not bool((transformed >= 0).any()):  # only void is left: use the whole image instead
             pixels, transformed = self._squeezed(decoded.pixels), indices
         return pixels, *self.sampling(transformed[0].numpy(), decoded.labels, generator)
 
@@ -136,17 +116,17 @@ class PointAugmentation:
         assert masks is not None  # see __call__
         if self.crop:
             top, left, height, width = draw_crop(pixels.shape[1:], generator)
-            cut = masks[:, top : top + height, left : left + width]
-            if cut.any():
-                pixels, masks = pixels[:, top : top + height, left : left + width], cut
+            cropped = masks[:, top : top + height, left : left + width]
+            if cropped.any():
+                pixels, masks = pixels[:, top : top + height, left : left + width], cropped
+        # Not rotated: turned boxes would no longer be tight.
         boxes, present = mask_boxes(masks)
         pixels = self._squeezed(pixels)
         if generator.random() < self.flip_probability:
             pixels = functional.horizontal_flip(pixels)
             boxes[:, [0, 2]] = 1 - boxes[:, [2, 0]]
-        sampling = self.sampling
-        labels = decoded.labels[present]
-        return pixels, *draw_boxes(boxes, labels, sampling.num_prompts, generator, sampling.box_share)
+        num_prompts, box_share = self.sampling.num_prompts, self.sampling.box_share
+        return pixels, *draw_boxes(boxes, decoded.labels[present], num_prompts, generator, box_share)
 
     def _transformed(self, pixels: Tensor, indices: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
         if self.crop:
@@ -157,8 +137,9 @@ class PointAugmentation:
             )
         angle = float(generator.uniform(-self.max_rotation, self.max_rotation))
         if angle:
-            pixels = functional.rotate(pixels, angle, interpolation=InterpolationMode.BILINEAR, fill=[0.0])
+            # Unlike the official code: images are interpolated, and uncovered corners become void rather than class 0.
             # Rotation computes in floating point, which holds indices exactly.
+            pixels = functional.rotate(pixels, angle, interpolation=InterpolationMode.BILINEAR, fill=[0.0])
             indices = functional.rotate(indices, angle, interpolation=InterpolationMode.NEAREST, fill=[-1.0])
         if generator.random() < self.flip_probability:
             pixels, indices = functional.horizontal_flip(pixels), functional.horizontal_flip(indices)
@@ -170,11 +151,10 @@ class PointAugmentation:
 
 
 def draw_crop(size: tuple[int, ...] | torch.Size, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop with 0.5 to 1 of the area, at an aspect ratio of 3/4 to 4/3.
-
-    As torchvision's RandomResizedCrop: ten tries, then the largest crop in the middle whose ratio is allowed.
-    """
+    """Top, left, height and width of a crop with 0.5 to 1 of the area, at an aspect ratio of 3/4 to 4/3."""
     height, width = size[-2], size[-1]
+    # As torchvision's RandomResizedCrop, which draws from the global generator: ten tries, then the largest crop in
+    # the middle whose ratio is allowed.
     for _ in range(10):
         area = height * width * generator.uniform(0.5, 1.0)
         ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
@@ -189,32 +169,23 @@ def draw_crop(size: tuple[int, ...] | torch.Size, generator: np.random.Generator
 
 
 PROMPT_SOURCES = {
-    "mask": "points in the segments, any pixel of a class being as likely as any other",
-    "coarse": "points in the insides of the segments, as if they had been labelled coarsely",
+    "mask": "points in the segments, all pixels of a class being equally likely",
+    "coarse": "points well inside of the segments, as if these had been labelled coarsely",
     "box": "boxes around the segments, and points anywhere in such boxes",
 }
-IGNORED = -100  # label of a prompt that has none
+IGNORED = -100  # label of a prompt without a class; cross entropy's default `ignore_index`
 
 
 @dataclass(frozen=True)
 class PromptSampling:
-    """How prompts are drawn.
+    """Draws the prompts of one image."""
 
-    Attributes:
-        num_prompts: N.
-        source: one of `PROMPT_SOURCES`.
-        instance_aware: after the class draw one of its segments, so that small things are asked as often as large
-            ones. Boxes are always drawn so.
-        box_share: of the prompts from boxes that are the box itself; the others are points anywhere in it.
-
-    Raises:
-        ValueError: an attribute is out of its range.
-    """
-
-    num_prompts: int = 200
-    source: str = "mask"
+    num_prompts: int = 200  # N
+    source: str = "mask"  # one of `PROMPT_SOURCES`
+    # A segment of the class is drawn before a pixel of it, so that small things are as frequent as large ones. Always
+    # so for boxes.
     instance_aware: bool = False
-    box_share: float = 0.5
+    box_share: float = 0.5  # with source "box", share of prompts that are boxes; the others are points inside them
 
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
@@ -227,16 +198,7 @@ class PromptSampling:
     def __call__(
         self, segment_map: np.ndarray, labels: np.ndarray, generator: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Draw from one image.
-
-        Args:
-            segment_map: (H, W) indices into `labels`, negative where void.
-            labels: (n,) label ids of the segments.
-            generator: of the random numbers.
-
-        Returns:
-            (N, 4) float32 prompts and (N,) int64 labels; `IGNORED` where all is void.
-        """
+        """Draw (N, 4) float32 prompts and (N,) int64 labels from a map (H, W) of indices into `labels` (n,)."""
         if self.source == "box":
             boxes, present = segment_boxes(segment_map)
             return draw_boxes(boxes, labels[present], self.num_prompts, generator, self.box_share)
@@ -254,25 +216,20 @@ def draw_points(
     generator: np.random.Generator,
     region_labels: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw points with their classes, all classes of the map being equally likely.
+    """Draw points and their labels, all classes of the map being equally likely.
 
     Args:
-        region_map: (H, W) label ids, or indices into `region_labels`; negative where void.
-        num_points: N.
-        generator: of the random numbers.
+        region_map: (H, W) label ids, or indices into `region_labels`; negative for void.
         region_labels: label ids of the regions; all regions of a class are equally likely.
 
     Returns:
-        (N, 2) float32 x, y of pixel centres in [0, 1], and (N,) int64 labels; `IGNORED` and the middle of the image
-        where all is void.
+        (N, 2) float32 x, y of pixel centres in [0, 1], and (N,) int64 labels. If everything is void, they are the
+        middle of the image and `IGNORED`.
     """
-    flat = region_map.reshape(-1)
-    positions = np.flatnonzero(flat >= 0)
+    positions, regions, starts = _sorted_regions(region_map)
     if not len(positions):
         return torch.full((num_points, 2), 0.5), torch.full((num_points,), IGNORED)
-    # Pixels in the order of their regions: a region is a range, one of its pixels a number in that range.
-    positions = positions[np.argsort(flat[positions], kind="stable")]
-    regions, starts, areas = np.unique(flat[positions], return_index=True, return_counts=True)
+    areas = np.diff(starts, append=len(positions))
     labels = regions if region_labels is None else np.asarray(region_labels)[regions]
     drawn = _draw_balanced(labels, num_points, generator)
     chosen = positions[starts[drawn] + (generator.random(num_points) * areas[drawn]).astype(np.int64)]
@@ -293,12 +250,10 @@ def draw_boxes(
     Args:
         boxes: (n, 4) x0, y0, x1, y1 in [0, 1].
         labels: (n,) label ids.
-        num_prompts: N.
-        generator: of the random numbers.
         box_share: probability of a box rather than a point.
 
     Returns:
-        (N, 4) float32 prompts and (N,) int64 labels; `IGNORED` and the middle of the image without any box.
+        (N, 4) float32 prompts and (N,) int64 labels. Without any box, they are the middle of the image and `IGNORED`.
     """
     if not len(boxes):
         middle = torch.tensor([0.5, 0.5, 0.0, 0.0])
@@ -307,22 +262,16 @@ def draw_boxes(
     corner, size = boxes[drawn, :2], boxes[drawn, 2:] - boxes[drawn, :2]
     within = generator.random((num_prompts, 2))
     is_box = generator.random((num_prompts, 1)) < box_share
+    # A box lies where its object is; the official code puts all boxes at the origin.
     centers = corner + size * np.where(is_box, 0.5, within)
     prompts = np.concatenate([centers, np.where(is_box, size, 0.0)], axis=1)
     return torch.from_numpy(prompts.astype(np.float32)), torch.from_numpy(labels[drawn].astype(np.int64))
 
 
 def segment_boxes(segment_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes around the segments of a map (H, W), negative where void.
-
-    Returns:
-        (m, 4) float64 x0, y0, x1, y1 of the outer edges, in [0, 1], and (m,) the segments, of those that the map shows.
-    """
+    """Boxes (m, 4) float64 of the outer edges, x0, y0, x1, y1 in [0, 1], and the m segments that a map (H, W) shows."""
     height, width = segment_map.shape
-    flat = segment_map.reshape(-1)
-    positions = np.flatnonzero(flat >= 0)
-    positions = positions[np.argsort(flat[positions], kind="stable")]
-    segments, starts = np.unique(flat[positions], return_index=True)
+    positions, segments, starts = _sorted_regions(segment_map)
     if not len(segments):
         return np.zeros((0, 4)), segments
     rows, columns = np.divmod(positions, width)
@@ -331,8 +280,18 @@ def segment_boxes(segment_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([*lowest, *highest], axis=1) / np.array([width, height, width, height]), segments
 
 
+def _sorted_regions(region_map: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flat positions of the pixels that are not void, sorted by region; the regions; the first position of each."""
+    flat = region_map.reshape(-1)
+    positions = np.flatnonzero(flat >= 0)
+    # Sorted, a region is a range, so that all regions are handled at once rather than by one scan each.
+    positions = positions[np.argsort(flat[positions], kind="stable")]
+    regions, starts = np.unique(flat[positions], return_index=True)
+    return positions, regions, starts
+
+
 def mask_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`segment_boxes` of masks (n, H, W) that may overlap; the second result are the masks that are not empty."""
+    """`segment_boxes` of masks (n, H, W) that may overlap, and the indices of those that are not empty."""
     columns, rows = np.asarray(masks.any(1)), np.asarray(masks.any(2))
     present = np.flatnonzero(columns.sum(1))
     bounds = []
@@ -344,7 +303,7 @@ def mask_boxes(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_balanced(labels: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """Indices into `labels` (n,): a class first, then one of its members."""
+    """Draw `count` indices into `labels` (n,): a class first, then one of its members."""
     order = np.argsort(labels, kind="stable")
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     classes = generator.integers(len(starts), size=count)

@@ -1,12 +1,12 @@
-"""Data sets for segmentation: `load_segmentation_dataset("FORMAT:PATH")` reads any format to `datasets.Dataset`.
+"""Read segmentation data sets of any format into `datasets.Dataset`.
 
-FORMAT is one of `FORMATS` (readers/), the name of a reader that another package offers, or the import path of one.
+`load_segmentation_dataset("FORMAT:PATH")`, where FORMAT is one of `FORMATS` (readers/), the name of a reader that
+another package offers, or the import path of one. `describe` returns class names and task.
 
-Columns: `image` (Pillow, RGB), `image_id`, `segment_map` ((H, W) int32 ids, void -1; `None` where segments have `rle`)
-and `segments` (rows of `id`, `label_id`, `is_crowd`; where masks may overlap also `rle`, and `area` if the annotation
-states one, which average precision goes by). In semantic data a segment is a class, and its id the label id. Images
-and masks are decoded when a sample is asked for. The table itself holds where files are: `metadata(dataset)` shows it,
-so that filters need not decode, and `describe` tells names and task.
+Columns: `image` (Pillow, RGB), `image_id`, `segment_map` ((H, W) int32 ids, void -1; `None` if segments have `rle`)
+and `segments` (rows of `id`, `label_id`, `is_crowd`; if masks may overlap also `rle`, and `area` if the annotation
+states one). In semantic data each class is one segment, whose id is the label id. Images and masks are decoded on
+access; the table itself holds the paths of the files, which `metadata` shows.
 """
 
 from __future__ import annotations
@@ -27,52 +27,34 @@ from .decoding import MaskReader, SampleDecoder
 from .problems import ProblemList
 from .readers import FORMATS, NOT_OPTIONS, READER_GROUP
 
-_READER_PARTS = ("TASKS", "LAYOUT", "splits", "read")
-_VALIDATION_SPLITS = ("val", "validation", "valid", "test")
+_READER_NAMES = ("TASKS", "LAYOUT", "splits", "read")
+_VALIDATION_SPLITS = ("val", "validation", "valid", "test")  # by preference
 
 
 @dataclass
 class Reading:
-    """What a reader found.
-
-    Attributes:
-        read_masks: how masks are decoded.
-        labels: class names by label id, 0 first.
-        stuff_classes: label ids that are stuff.
-        rows: of the table: `image` and `segment_map` (lists of) locations, `image_id`, `segments` or `None`.
-        outlines: rows of segments have `polygons` and `rle`, and perhaps `area`.
-        dataset: instead of rows, a table that exists already.
-        decoder: instead of `SampleDecoder(read_masks)`.
-    """
+    """The result of a reader: the rows of the table and how to decode them."""
 
     read_masks: MaskReader | None
-    labels: list[str]
-    stuff_classes: list[int]
+    labels: list[str]  # class names by label id
+    stuff_classes: list[int]  # label ids
+    # `image` (location), `image_id`, `segment_map` (list of locations), and `segments` or `None`
     rows: list[dict[str, Any]] = field(default_factory=list)
-    outlines: bool = False
-    dataset: datasets.Dataset | None = None
-    decoder: Callable[[Mapping[str, list[Any]]], dict[str, list[Any]]] | None = None
+    outlines: bool = False  # rows of segments have `polygons` and `rle`, and perhaps `area`
+    dataset: datasets.Dataset | None = None  # instead of rows, an existing table
+    decoder: Callable[[Mapping[str, list[Any]]], dict[str, list[Any]]] | None = None  # `None`: a `SampleDecoder`
 
 
 @dataclass(frozen=True)
 class DataDescription:
-    """What a data set of ours is about.
+    """Origin, task and classes of a data set."""
 
-    Attributes:
-        format: one of `FORMATS`, or the name or import path of another reader.
-        path: where it was read from.
-        split: of the data set.
-        task: "semantic", "instance" or "panoptic".
-        id2label: class names, as a model's config holds them.
-        stuff_classes: label ids that are stuff.
-    """
-
-    format: str
+    format: str  # one of `FORMATS`, or the name or import path of another reader
     path: str
     split: str
-    task: str
+    task: str  # "semantic", "instance" or "panoptic"
     id2label: dict[int, str]
-    stuff_classes: list[int]
+    stuff_classes: list[int]  # label ids
 
 
 def load_segmentation_dataset(
@@ -83,22 +65,19 @@ def load_segmentation_dataset(
     problems: ProblemList | None = None,
     **options: Any,
 ) -> datasets.Dataset:
-    """Read a data set.
+    """Read a data set; see the module for its columns.
 
     Args:
-        spec: "FORMAT:PATH", such as "coco:/data/coco", see the module. Options of the format may follow, as
-            in "mask_folder:streets?classes=streets.json" or "generated:hard?num_scenes=50&size=64".
-        split: such as "train" or "val"; by default the first there is, train first.
-        task: "semantic", "instance" or "panoptic"; by default the first that the format has.
-        problems: collects what is wrong, instead of an error; damaged parts are left out.
+        spec: "FORMAT:PATH", such as "coco:/data/coco". Options of the format may follow, as in
+            "mask_folder:streets?classes=streets.json" or "generated:hard?num_scenes=50&size=64".
+        split: such as "train" or "val"; by default train, or else the first.
+        task: "semantic", "instance" or "panoptic"; by default the format's first.
+        problems: collects what is wrong instead of raising an error; damaged parts are left out.
         options: of the format; see the modules in `readers/`.
-
-    Returns:
-        The data set; see the module for its columns.
 
     Raises:
         ValueError: format, path, split, task or option do not exist, or an annotation is wrong and `problems` is not
-            given; the message names the file, the id and the remedy.
+            given.
     """
     format_name, path, module, stated = _reader(spec)
     options = {**stated, **options}
@@ -110,46 +89,38 @@ def load_segmentation_dataset(
     split = split or splits[0]
     if split not in splits:
         raise ValueError(f"{spec}: there is no split {split!r}; choose one of {', '.join(splits)}")
-    found = ProblemList() if problems is None else problems
-    reading = module.read(path, split=split, task=task, problems=found, **options)
+    collected = ProblemList() if problems is None else problems
+    reading = module.read(path, split=split, task=task, problems=collected, **options)
     if not reading.rows and reading.dataset is None:
-        found.error(path, f"split {split!r}", f"there are no images for {task} segmentation; expected {module.LAYOUT}")
+        message = f"there are no images for {task} segmentation; expected {module.LAYOUT}"
+        collected.error(path, f"split {split!r}", message)
     if problems is None:
-        found.raise_errors()
+        collected.raise_errors()
     return _dataset(reading, DataDescription(format_name, path, split, task, {}, reading.stuff_classes))
 
 
 def available_splits(spec: str, *, wanted: Sequence[str] = (), **options: Any) -> list[str]:
-    """The splits that a data set has, train first.
+    """The splits of a data set, train first.
 
     Args:
-        spec: "FORMAT:PATH".
-        wanted: names to look for beside those that are usual in the format, such as "train2017".
-        options: of the format.
+        wanted: names to look for besides those that are usual in the format, such as "train2017".
 
     Raises:
-        ValueError: there is none; the message says what the format's layout is.
+        ValueError: there is none.
     """
     format_name, path, module, stated = _reader(spec)
+    # Most options concern `read` alone.
     known = inspect.signature(module.splits).parameters
     chosen = {key: value for key, value in {**stated, **options}.items() if key in known}
-    found = set(module.splits(path, wanted=wanted, **chosen))
-    if not found:
+    splits = set(module.splits(path, wanted=wanted, **chosen))
+    if not splits:
         raise ValueError(f"{path}: no split of a {format_name} data set is there; expected {module.LAYOUT}")
     rank = {"train": 0, "training": 0, "val": 1, "validation": 1, "valid": 1}
-    return sorted(found, key=lambda name: (rank.get(name, 2), name))
+    return sorted(splits, key=lambda name: (rank.get(name, 2), name))
 
 
 def validation_split(spec: str, remedy: str) -> str:
-    """The split of "FORMAT:PATH" to score on where none is named.
-
-    Args:
-        spec: "FORMAT:PATH".
-        remedy: how to name one, for the error.
-
-    Raises:
-        ValueError: it has none of the usual names.
-    """
+    """The split to score on if the user names none; `remedy` ends the error if no split has one of the usual names."""
     splits = available_splits(spec)
     for name in _VALIDATION_SPLITS:
         if name in splits:
@@ -158,24 +129,20 @@ def validation_split(spec: str, remedy: str) -> str:
 
 
 def available_tasks(spec: str) -> tuple[str, ...]:
-    """The tasks that a data set can be read for.
-
-    Raises:
-        ValueError: there is no such format.
-    """
+    """The tasks for which a data set can be read."""
     return tuple(_reader(spec)[2].TASKS)
 
 
 def describe(dataset: datasets.Dataset) -> DataDescription:
-    """Names, task and origin of a data set of ours, also after `map`, `filter`, `select` and the like.
+    """Classes, task and origin of a data set, even after `map`, `filter` or `select`.
 
     Raises:
         ValueError: the data set was not read by `load_segmentation_dataset`.
     """
     try:
-        facts = json.loads(dataset.info.description)
+        fields = json.loads(dataset.info.description)
         names = dataset.features["segments"].feature["label_id"].names
-        return DataDescription(**facts, id2label=dict(enumerate(names)))
+        return DataDescription(**fields, id2label=dict(enumerate(names)))
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             "the data set does not say what its classes are; read it with load_segmentation_dataset, and keep its "
@@ -184,16 +151,12 @@ def describe(dataset: datasets.Dataset) -> DataDescription:
 
 
 def metadata(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The same rows undecoded: where files are, and the segments that annotations list. Quick to map and filter."""
+    """The same rows undecoded, with paths and annotated segments: fast to map and filter."""
     return dataset.with_format(None)
 
 
 def decoder_of(dataset: datasets.Dataset) -> Any:
-    """The function that decodes a data set's rows.
-
-    Raises:
-        ValueError: its rows are not decoded.
-    """
+    """The function that decodes a data set's rows."""
     transform = dataset.format["format_kwargs"].get("transform")
     if transform is None:
         raise ValueError("the data set has no decoder; read it with load_segmentation_dataset")
@@ -201,7 +164,7 @@ def decoder_of(dataset: datasets.Dataset) -> Any:
 
 
 def _reader(spec: str) -> tuple[str, str, Any, dict[str, Any]]:
-    """Format, path, the reader, and the options that the text and the format's name stand for."""
+    """Format, path, reader module, and the options in the spec and of the format."""
     name, separator, path = str(spec).partition(":")
     name = name.strip()
     format_name = name.lower().replace("-", "_")
@@ -213,7 +176,7 @@ def _reader(spec: str) -> tuple[str, str, Any, dict[str, Any]]:
         format_name, module, options = name, _foreign_reader(name), {}
     if not path:
         raise ValueError(f"{spec!r} has no path; give {name}:PATH")
-    if "?" in path and not Path(path).exists():
+    if "?" in path and not Path(path).exists():  # a file name may contain a question mark
         path, _, text = path.partition("?")
         for pair in text.split("&"):
             key, separator, value = pair.partition("=")
@@ -224,7 +187,7 @@ def _reader(spec: str) -> tuple[str, str, Any, dict[str, Any]]:
 
 
 def _foreign_reader(name: str) -> Any:
-    """A reader that an installed package offers by this name, or that the name is the import path of."""
+    """The reader of another package, by the name that it offers or by import path."""
     offered = entry_points(READER_GROUP)
     unknown = f"there is no format {name!r}; {suggestion(name, [*FORMATS, *offered])}"
     try:
@@ -234,20 +197,20 @@ def _foreign_reader(name: str) -> Any:
             module = importlib.import_module(name)
         else:
             raise ImportError(f"{name!r} is no import path")
-    except Exception as error:  # whatever a stranger's module raises is said with its name
-        # Without a dot it is a misspelt format rather than a module that is missing.
+    except Exception as error:  # the module is not ours: whatever it raises is reported under its name
+        # A name without a dot is more likely a misspelt format than a missing module.
         if isinstance(error, ImportError) and "." not in name and name not in offered:
             raise ValueError(f"{unknown}, or give the import path of a reader") from error
         raise ValueError(
             f"the reader {name} cannot be imported ({type(error).__name__}: {error}); install its package, or add its "
             "folder to PYTHONPATH"
         ) from error
-    missing = [part for part in _READER_PARTS if not hasattr(module, part)]
-    if missing == list(_READER_PARTS) and "." not in name:  # some module of that name, but no reader
+    missing = [required for required in _READER_NAMES if not hasattr(module, required)]
+    if missing == list(_READER_NAMES) and "." not in name:  # an unrelated module that happens to have this name
         raise ValueError(f"{unknown}, or give the import path of a reader")
     if missing:
         raise ValueError(
-            f"{name} is no reader, as it has no {' and no '.join(missing)}; hf_segvit.data.readers says what one needs"
+            f"{name} is not a reader: it has no {' and no '.join(missing)}; add what hf_segvit.data.readers lists"
         )
     return module
 
@@ -264,7 +227,6 @@ def _refuse_unknown_options(options: Mapping[str, Any], format_name: str, module
 
 
 def _dataset(reading: Reading, description: DataDescription) -> datasets.Dataset:
-    facts = {key: value for key, value in vars(description).items() if key != "id2label"}
     dataset = reading.dataset
     if dataset is None:
         features = _features(reading)
@@ -272,9 +234,10 @@ def _dataset(reading: Reading, description: DataDescription) -> datasets.Dataset
         if features["image_id"].dtype == "string":
             columns["image_id"] = [str(image_id) for image_id in columns["image_id"]]
         table = pa.Table.from_pydict(columns, schema=features.arrow_schema)
-        info = datasets.DatasetInfo(features=features)
-        dataset = datasets.Dataset(table, info=info)
-    dataset.info.description = json.dumps(facts)
+        dataset = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+    # The description survives `map` and `filter`, and so do the class names, in the features.
+    fields = {key: value for key, value in vars(description).items() if key != "id2label"}
+    dataset.info.description = json.dumps(fields)
     decoder = reading.decoder
     if decoder is None and reading.read_masks is not None:
         decoder = SampleDecoder(reading.read_masks)

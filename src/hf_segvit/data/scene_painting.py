@@ -1,11 +1,8 @@
-"""What the stuff and the things of generated scenes look like: textures of regions, shapes and textures of objects.
+"""Paint the stuff and the things of generated scenes.
 
-`STUFF_PAINTERS` fill an image with one kind of stuff; `place_thing` lays one of `SHAPES` on it, `paint_thing` paints
-it; `smooth_noise` is the randomness of all of them. Lengths are in pixels or, for shapes, in radii of the thing;
-colours are float32 in [0, 255]. Only element-wise arithmetic, no matrix products, so that scenes do not depend on how
-a machine adds up.
-
-H W pixels of the image, h w of a thing's window.
+`STUFF_PAINTERS` fill an image with one kind of stuff; `place_thing` lays one of `SHAPES` on it, and `paint_thing`
+paints it; `smooth_noise` is the basis of all textures. Lengths are in pixels or, for shapes, in radii of the thing;
+colours are float32 in [0, 255]. H W pixels of the image, h w of a thing's window.
 """
 
 from __future__ import annotations
@@ -16,7 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-UNLABELLED = "blob"  # the shape that is no class
+# Element-wise arithmetic only, no matrix products: their order of summation differs between machines, and so would
+# scenes.
+
+UNLABELLED = "blob"  # the shape that has no class
 TEXTURES = ("plain", "speckle", "dots", "stripes", "checker")
 
 
@@ -29,11 +29,11 @@ def smooth_noise(rng: np.random.Generator, size: tuple[int, int], rows: float, c
 
 
 def _cells(length: int, count: float) -> tuple[np.ndarray, np.ndarray]:
-    """Cell and smoothed place within it of each of `length` pixels, over `count` cells."""
-    places = (np.arange(length, dtype=np.float32) + 0.5) * np.float32(count / length)
-    cells = places.astype(np.int64)
-    fraction = places - cells
-    return cells, fraction * fraction * (3 - 2 * fraction)
+    """Cell of each of `length` pixels, over `count` cells, and its smoothed position in the cell."""
+    positions = (np.arange(length, dtype=np.float32) + 0.5) * np.float32(count / length)
+    cells = positions.astype(np.int64)
+    fraction = positions - cells
+    return cells, fraction * fraction * (3 - 2 * fraction)  # smoothstep: no creases between cells
 
 
 def random_color(
@@ -42,7 +42,7 @@ def random_color(
     saturation: tuple[float, float] = (0.45, 1),
     value: tuple[float, float] = (0.45, 1),
 ) -> np.ndarray:
-    """(3,) float32 colour in [0, 255], from ranges of hue (a circle of length 1), saturation and value."""
+    """(3,) float32 colour in [0, 255], from ranges of hue (1 is a full circle), saturation and value."""
     h, s, v = (rng.uniform(*bounds) for bounds in (hue, saturation, value))
     distance = np.abs((h + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1
     return (255 * v * (1 - s + s * np.clip(distance, 0, 1))).astype(np.float32)
@@ -60,14 +60,14 @@ def _sky(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def _grass(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Upright blades: fine noise, drawn out downwards."""
+    """Upright blades: fine noise, stretched vertically."""
     color = random_color(rng, hue=(0.17, 0.38), saturation=(0.4, 0.8), value=(0.4, 0.75))
     blades = smooth_noise(rng, size, 24, 64)
     return color * (1 + 0.28 * blades + 0.12 * smooth_noise(rng, size, 3, 3))[..., None]
 
 
 def _water(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Level ripples: waves across, bent by slow noise, with light crests."""
+    """Horizontal waves, bent by slow noise, with light crests."""
     color = random_color(rng, hue=(0.48, 0.64), saturation=(0.5, 0.95), value=(0.35, 0.75))
     down = np.linspace(0, 2 * np.pi * rng.uniform(9, 13), size[0], dtype=np.float32)[:, None]
     waves = np.sin(down + 2.5 * smooth_noise(rng, size, 4, 5)) + 0.6 * smooth_noise(rng, size, 32, 5)
@@ -112,7 +112,7 @@ STUFF_PAINTERS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.nd
 
 
 def _star(points: int, inner: float, outer: float = 1.0) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """Star of `points`, corners at `outer`, notches at `inner`; a regular polygon where inner = outer cos(pi / n)."""
+    """A star with `points` corners at radius `outer` and notches at radius `inner`."""
     half = math.pi / points
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -124,6 +124,7 @@ def _star(points: int, inner: float, outer: float = 1.0) -> Callable[[np.ndarray
 
 
 def _polygon(corners: int, outer: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    # With notches on the straight lines between corners, a star is a regular polygon.
     return _star(corners, outer * math.cos(math.pi / corners), outer)
 
 
@@ -145,8 +146,8 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.hypot(x, 1.1 * y - 0.2 + 0.75 * np.sqrt(np.abs(x))) - 1.05
 
 
-# Signed distance from the outline (about; negative inside) of points x to the right and y down, in radii. The sizes
-# make areas alike, so that size tells nothing about the class.
+# Approximate signed distance from the outline, negative inside, of points x to the right and y down, in radii. The
+# factors make areas similar, so that size does not give the class away.
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disc": lambda x, y: np.hypot(x, y) - 1,
     "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.9,
@@ -160,34 +161,24 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "heart": _heart,
     UNLABELLED: _blob,
 }
-_SHAPE_REACH = 1.45  # no shape is larger, in radii
+_SHAPE_REACH = 1.45  # radii that contain every shape
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape laid on an image; all arrays are (h, w), of the image's window that holds it.
+    """A shape laid on an image; all arrays are (h, w), of the window of the image that contains it."""
 
-    Attributes:
-        window: rows and columns of the image.
-        x: places to the right of its centre, in radii; `y` below it.
-        y: see `x`.
-        u: the same places along its own axes, as it is turned; `v` likewise.
-        v: see `u`.
-        distance: signed distance from the outline in pixels, negative inside.
-        radius: in pixels.
-    """
-
-    window: tuple[slice, slice]
-    x: np.ndarray
-    y: np.ndarray
-    u: np.ndarray
+    window: tuple[slice, slice]  # rows and columns of the image
+    x: np.ndarray  # to the right of the centre, in radii
+    y: np.ndarray  # below the centre
+    u: np.ndarray  # the same positions along the thing's own axes, which are turned
     v: np.ndarray
-    distance: np.ndarray
-    radius: float
+    distance: np.ndarray  # from the outline in pixels, negative inside
+    radius: float  # in pixels
 
     @property
     def inside(self) -> np.ndarray:
-        """(h, w) bool."""
+        """(h, w) bool mask."""
         return self.distance < 0
 
 
@@ -212,7 +203,7 @@ def paint_thing(rng: np.random.Generator, image: np.ndarray, thing: Thing, textu
     background = region[thing.inside].mean(axis=0)
     color = random_color(rng)
     for _ in range(8):
-        if np.abs(color - background).max() > 70:  # grey levels: else it could not be told from what is behind it
+        if np.abs(color - background).max() > 70:  # grey levels; with less, the thing would be hard to see
             break
         color = random_color(rng)
     surface = _thing_texture(rng, texture, thing.u, thing.v, color)
@@ -225,12 +216,12 @@ def paint_thing(rng: np.random.Generator, image: np.ndarray, thing: Thing, textu
 
 
 def _thing_texture(rng: np.random.Generator, name: str, x: np.ndarray, y: np.ndarray, color: np.ndarray) -> np.ndarray:
-    """(h, w, 3) colours of one of `TEXTURES` at the places x, y, in radii; `color` is the main one."""
+    """(h, w, 3) colours of one of `TEXTURES` at positions x, y, in radii; `color` is the main one."""
     if name == "plain":
         return np.broadcast_to(color, (*x.shape, 3))
     if name == "speckle":
         return color * (1 + 0.25 * rng.uniform(-1, 1, x.shape).astype(np.float32))[..., None]
-    # The second colour is clearly lighter or darker, so that the pattern is seen in grey too.
+    # The second colour is clearly lighter or darker, so that the pattern is visible in grey too.
     second = color * 0.4 if color.mean() > 120 else color + 0.65 * (255 - color)
     u, v = (x + rng.uniform()) * np.float32(2 * np.pi), (y + rng.uniform()) * np.float32(2 * np.pi)
     pattern = {

@@ -1,8 +1,8 @@
-"""Training from a stream: data that is larger than the disk, read once an epoch and in its own order.
+"""Train from a stream, for data that is larger than the disk.
 
 `StreamedDataset` augments the entries of an iterable, such as `datasets.load_dataset(..., streaming=True)`, and shares
-them between processes and workers without repeating one. `LabelMapEntry` turns the usual columns of a Hub data set
-(image and label map) into an entry of our readers.
+them among processes and workers without repetition. `LabelMapEntry` turns the usual columns of a Hub data set (image
+and label map) into an entry of our readers.
 """
 
 from __future__ import annotations
@@ -24,28 +24,16 @@ from .decoding import semantic_segments
 
 @dataclass(frozen=True)
 class LabelMapEntry:
-    """From a row with an image and a label map to an entry of our readers, for semantic segmentation.
+    """Makes an entry of our readers from a row with an image and a label map, for semantic segmentation."""
 
-    Attributes:
-        image: name of the image's column.
-        annotation: name of the label map's column: one channel, a label at each pixel.
-        image_id: name of the column of ids; `None`: a digest of the pixels, so that every image has its own.
-        ignore_index: label of void.
-        do_reduce_labels: labels count from 1 and 0 is void, as in ADE20K's files.
-    """
-
-    image: str = "image"
+    image: str = "image"  # names of columns
     annotation: str = "annotation"
-    image_id: str | None = None
-    ignore_index: int | None = 255
-    do_reduce_labels: bool = False
+    image_id: str | None = None  # `None`: a digest of the pixels is the id
+    ignore_index: int | None = 255  # label of void
+    do_reduce_labels: bool = False  # labels count from 1 and 0 is void, as in ADE20K's files
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Convert a row.
-
-        Raises:
-            ValueError: a column is missing, or the label map has several channels.
-        """
+        """Convert a row; a `ValueError` if a column is missing or the label map has several channels."""
         missing = [name for name in (self.image, self.annotation) if name not in row]
         if missing:
             raise ValueError(f"the stream has no column {missing}, only {sorted(row)}; name its columns")
@@ -56,6 +44,7 @@ class LabelMapEntry:
             label_map[label_map == self.ignore_index] = -1
         if self.do_reduce_labels:
             label_map = np.where(label_map > 0, label_map - 1, -1).astype(np.int32)
+        # Random numbers are drawn by image id, so that every image needs its own.
         image_id = row[self.image_id] if self.image_id else _digest(np.asarray(row[self.image]).tobytes())
         return {
             "image": row[self.image],
@@ -66,22 +55,15 @@ class LabelMapEntry:
 
 
 class StreamedDataset(IterableDataset):
-    """Augmented samples of a stream.
+    """Augmented samples of a stream, in its order; shuffle it first (`IterableDataset.shuffle` of `datasets`).
 
-    What is drawn for an image depends on the seed, the epoch and its `image_id` alone, not on where in the stream it
-    comes or which worker reads it. Shuffle the stream before (`IterableDataset.shuffle` of `datasets`): its order is
-    kept.
+    A sample depends only on the seed, the epoch and its `image_id`, not on its position in the stream or the worker.
 
     Args:
-        entries: the stream. One of `datasets` is split by its files; of others, each worker skips what is not its own.
-        augmentation: what to do with an entry.
-        to_entry: turns a row into an entry of our readers, such as `LabelMapEntry`; `None`: it is one.
-        seed: of all randomness.
+        entries: a stream of `datasets` is split by its files; of any other, each worker skips the rows of the others.
+        to_entry: turns a row into an entry of our readers, such as `LabelMapEntry`; `None`: it already is one.
         num_processes: processes that share the stream.
         process_index: which of them this is.
-
-    Raises:
-        ValueError: the seed is negative, or there is no such process.
     """
 
     def __init__(
@@ -96,17 +78,17 @@ class StreamedDataset(IterableDataset):
     ) -> None:
         if seed < 0 or not 0 <= process_index < num_processes:
             raise ValueError(
-                f"seed is {seed} and process_index {process_index} of {num_processes}; give a seed of at least 0 and a "
-                "process that there is"
+                f"seed is {seed} and process_index {process_index} of {num_processes}; give a seed of at least 0 and "
+                "an index below num_processes"
             )
         self.augmentation, self.to_entry, self.seed = augmentation, to_entry, seed
         self.num_processes, self.process_index = num_processes, process_index
         self.is_split = isinstance(entries, datasets.IterableDataset)
         self.entries = split_dataset_by_node(entries, process_index, num_processes) if self.is_split else entries
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by persistent workers too
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other random numbers, and another order if the stream is shuffled, than in the epochs before."""
+        """Set the epoch, on which random numbers depend, and the order if the stream is shuffled."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[AugmentedSample]:
@@ -119,16 +101,18 @@ class StreamedDataset(IterableDataset):
             yield self.augmentation(entry, generator)
 
     def _own_rows(self) -> Iterator[Any]:
-        if self.is_split:  # `datasets` gives each worker files of its own
+        if self.is_split:  # `datasets` gives each worker its own files
             yield from self.entries
             return
         worker = get_worker_info()
-        num_workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        shares, share = self.num_processes * num_workers, self.process_index * num_workers + number
+        num_workers, worker_index = (worker.num_workers, worker.id) if worker else (1, 0)
+        num_readers = self.num_processes * num_workers
+        reader_index = self.process_index * num_workers + worker_index
         for index, row in enumerate(self.entries):
-            if index % shares == share:
+            if index % num_readers == reader_index:
                 yield row
 
 
 def _digest(content: bytes) -> int:
+    # Python's own hash of text differs between processes; seven bytes fit into int64.
     return int.from_bytes(hashlib.blake2b(content, digest_size=7).digest(), "big")
