@@ -377,7 +377,7 @@ HERE = f"{__name__}"
             {"callbacks": [f"{HERE}:NoEvents"]},
             "callbacks=.*has no method that is called; give it one of on_train_begin",
         ),
-        ({"callbacks": [f"{HERE}:NeedsArguments"]}, "callbacks=.* is made without arguments .*threshold"),
+        ({"callbacks": [f"{HERE}:NeedsArguments"]}, "callbacks=.* is created without arguments .*threshold"),
         ({"model": f"{HERE}:NoEvents"}, "model=.* derive it from hf_segvit.training.tasks.TrainingTask"),
         ({"model": f"{HERE}:Unfinished"}, "model=.* lacks build_model"),
         ({"model_config": {"focal_wait": 1}}, "model_config has no field 'focal_wait'"),

@@ -59,7 +59,9 @@ def test_other_images_of_the_same_number_are_noticed(tmp_path):
     for kind, suffix in (("images", "jpg"), ("annotations", "png")):
         folder = tmp_path / kind / "train"
         (folder / f"b.{suffix}").rename(folder / f"z.{suffix}")
-    with pytest.raises(ValueError, match=r"the training images are others, or in another order .*must be the same"):
+    with pytest.raises(
+        ValueError, match=r"the training images are different ones, or in another order .*must be the same"
+    ):
         refuse_other_run(found, of(folder_recipe(tmp_path)), tmp_path)
 
     # A checkpoint of before these were noted still serves.
@@ -87,7 +89,7 @@ def test_every_part_of_a_mixture_counts(tmp_path):
     for kind, suffix in (("images", "jpg"), ("annotations", "png")):
         folder = tmp_path / "coarse" / kind / "train"
         (folder / f"d.{suffix}").rename(folder / f"e.{suffix}")
-    with pytest.raises(ValueError, match="the training images are others"):
+    with pytest.raises(ValueError, match="the training images are different ones"):
         refuse_other_run(found, of(recipe), tmp_path)
 
 
@@ -97,7 +99,7 @@ def test_the_loop_compares_the_data(tmp_path):
     for kind, suffix in (("images", "jpg"), ("annotations", "png")):
         folder = tmp_path / kind / "train"
         (folder / f"b.{suffix}").rename(folder / f"z.{suffix}")
-    with pytest.raises(ValueError, match="the training images are others"):
+    with pytest.raises(ValueError, match="the training images are different ones"):
         train(folder_recipe(tmp_path, steps=1, warmup_steps=[0]), cpu=True, progress=False)
 
 
@@ -128,7 +130,7 @@ def test_a_training_that_diverged_goes_on_with_the_settings_that_are_advised(tmp
     assert {int(moments["step"]) for moments in saved["optimizer"]["state"].values()} == {6}, "moments are kept"
 
     train(changed, cpu=True)
-    assert "training goes on with" not in capsys.readouterr().err, "from here on these are the run's own settings"
+    assert "training resumes with" not in capsys.readouterr().err, "from here on these are the run's own settings"
 
 
 def test_what_cannot_change_names_a_command_that_works(tmp_path):

@@ -289,7 +289,7 @@ def test_resuming_keeps_the_normalisation(tmp_path: Path, seen, capsys) -> None:
             EoMTImageProcessor(size=64, image_mean=0.5, image_std=0.5).save_pretrained(init)
         check_one_step(recipe_from("eomt", tmp_path / "run", init, resume=True, **changes), seen, UNUSUAL)
         assert len(seen) == 1
-        assert ("pixels go on being normalised as in" in capsys.readouterr().err) == says_otherwise
+        assert ("pixels are still normalised as in" in capsys.readouterr().err) == says_otherwise
 
 
 def test_the_explanation_tells_the_normalisation(tmp_path: Path, capsys) -> None:

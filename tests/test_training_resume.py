@@ -66,7 +66,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(tmp_path, action, at, chang
     assert rows == other_rows
     results, other_results = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("one", "two"))
     assert results["evaluations"] == other_results["evaluations"]
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
@@ -102,7 +102,7 @@ def test_number_of_workers_and_micro_batches_do_not_change_the_batches(tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "generated:easy?num_scenes=8&size=64"}, "images was 7 and is 8.*must be the same"),
+        ({"data": "generated:easy?num_scenes=8&size=64"}, "number of images was 7 and is 8.*must be the same"),
         ({"layer_decay": 0.5}, "layer_decay was 0.8 and is 0.5"),
         ({"seed": 1}, "seed was 0 and is 1"),
         ({"resume": False}, "holds checkpoints of an earlier run"),
@@ -124,5 +124,5 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     printed = capsys.readouterr().err
     assert "skipping a damaged checkpoint" in printed
     assert "SHA-256" in printed
-    assert "going on from " + str(tmp_path / "two" / "checkpoints" / "step-00000004") in printed
+    assert "resuming from " + str(tmp_path / "two" / "checkpoints" / "step-00000004") in printed
     assert_equal(saved_tensors(tmp_path / "one"), saved_tensors(tmp_path / "two"))

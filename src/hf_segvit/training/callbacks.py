@@ -1,13 +1,13 @@
-"""Callbacks of one's own in the training loop, with the interface of Transformers' `TrainerCallback`.
+"""User callbacks in the training loop, with the interface of Transformers' `TrainerCallback`.
 
-`load_callbacks` makes those of a recipe; `Callbacks` tells them what happens and takes what they ask for. A callback
-is any object with some of `EVENTS` as methods; each is called with `args`, `state` and `control` as in Transformers'
-`Trainer`, and by name with `model` (unwrapped), `processing_class`, `optimizer`, `lr_scheduler`, `train_dataloader` and
-`eval_dataloader` (`None`), and where it applies `logs` or `metrics`, whose names begin with "eval_".
+`load_callbacks` creates those of a recipe; `Callbacks` calls them and collects what they request. A callback is any
+object with some of `EVENTS` as methods. As in Transformers' `Trainer`, each is called with `args`, `state` and
+`control`, and by keyword with `model` (unwrapped), `processing_class`, `optimizer`, `lr_scheduler`, `train_dataloader`
+and `eval_dataloader` (`None`), and, depending on the event, `logs` or `metrics`, whose names begin with "eval_".
 
-Honoured of `control`: `should_evaluate`, `should_save`, and `should_training_stop`, after which the model is scored
-once more and the results are written. What a callback tells by `state()`, as those of Transformers with an
-`ExportableState` do, is in the checkpoints.
+Honoured in `control`: `should_evaluate`, `should_save`, and `should_training_stop`, after which the model is scored
+once more and results are written. Callbacks with a `state()`, like Transformers' `ExportableState`, are saved in
+checkpoints.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _FLAGS = ("should_training_stop", "should_evaluate", "should_save")
 
 
 def load_callbacks(paths: Sequence[str]) -> list[Any]:
-    """The callbacks that a recipe names, each made without arguments.
+    """Import and create the callbacks that a recipe names.
 
     Raises:
-        ValueError: a path leads to no class, or to one that no event would reach or that needs arguments.
+        ValueError: a path leads to no class, or the class has no event method or needs arguments.
     """
     callbacks = []
     for path in paths:
@@ -47,21 +47,12 @@ def load_callbacks(paths: Sequence[str]) -> list[Any]:
         try:
             callbacks.append(cls())
         except TypeError as error:
-            raise ValueError(f"callbacks={path} is made without arguments ({error}); give them defaults") from error
+            raise ValueError(f"callbacks={path} is created without arguments ({error}); give them defaults") from error
     return callbacks
 
 
 class Callbacks:
-    """The callbacks of a run; without any, every method returns at once.
-
-    Args:
-        callbacks: in the order of calling.
-        accelerator: of the run.
-        plan: that is trained by.
-        output: folder of the run.
-        selection: the evaluations.
-        objects: what every event passes on by name, such as `model`.
-    """
+    """The callbacks of a run, in the order of calling; `objects` are passed to every event by keyword."""
 
     def __init__(
         self,
@@ -88,22 +79,12 @@ class Callbacks:
         )
 
     @property
-    def should_stop(self) -> bool:
-        """Whether a callback ended the training."""
-        return self.control.should_training_stop
-
-    @property
-    def wants_save(self) -> bool:
-        """Whether a checkpoint is to be saved now."""
-        return self.control.should_save
-
-    @property
     def wants_evaluation(self) -> bool:
-        """Whether the model is to be scored now; also where training ends early, so that its result has scores."""
+        """Whether to score the model now; also at an early end, so that results have scores."""
         return self.control.should_evaluate or self.control.should_training_stop
 
     def call(self, event: str, step: int, **named: Any) -> None:
-        """Tell all callbacks of an event after `step` steps; all processes call it, and then agree on what is asked."""
+        """Report an event after `step` steps to all callbacks; every process calls it, and all agree on requests."""
         if not self.callbacks:
             return
         state, best = self.state, self.selection.best
@@ -114,21 +95,23 @@ class Callbacks:
             method = getattr(callback, event, None)
             answer = None if method is None else method(self.args, state, self.control, **self.objects, **named)
             self.control = self.control if answer is None else answer
-        if self.accelerator.num_processes > 1:  # a clock, say, may differ, and each process has to take the same way
-            asked = [float(getattr(self.control, flag)) for flag in _FLAGS]
-            shared = self.accelerator.reduce(torch.tensor(asked, device=self.accelerator.device), "sum").tolist()
+        if self.accelerator.num_processes > 1:
+            # Requests may differ, if a clock decides for example; all processes must take the same branch.
+            requests = [float(getattr(self.control, flag)) for flag in _FLAGS]
+            shared = self.accelerator.reduce(torch.tensor(requests, device=self.accelerator.device), "sum").tolist()
             for flag, count in zip(_FLAGS, shared, strict=True):
                 setattr(self.control, flag, count > 0)
 
     def before_step(self, step: int) -> None:
-        """A step begins after `step` others; what was asked for in the last one is done."""
+        """Report that the step after `step` steps begins."""
+        # The loop has fulfilled the requests of the previous step.
         self.control.should_evaluate = self.control.should_save = False
         if step % self.plan.steps_per_epoch == 0:
             self.call("on_epoch_begin", step)
         self.call("on_step_begin", step)
 
     def after_step(self, step: int, logs: Mapping[str, float] | None) -> None:
-        """Step number `step` is done, and `logs` were recorded if it was a step to do so."""
+        """Report that step number `step` is done, with `logs` if it completed a record."""
         self.call("on_step_end", step)
         if step % self.plan.steps_per_epoch == 0:
             self.call("on_epoch_end", step)
@@ -137,30 +120,35 @@ class Callbacks:
             self.call("on_log", step, logs=dict(logs))
 
     def states(self) -> dict[str, Any]:
-        """What callbacks note and what they have asked for, as plain values for a checkpoint; empty without any."""
+        """States and requests of the callbacks, as plain values for a checkpoint; empty without callbacks."""
         if not self.callbacks:
             return {}
         noted = {
-            f"{number} {type(callback).__name__}": callback.state()["attributes"]
-            for number, callback in enumerate(self.callbacks)
+            _key(index, callback): callback.state()["attributes"]
+            for index, callback in enumerate(self.callbacks)
             if hasattr(callback, "state")
         }
         return {"noted": noted, "asked": {flag: getattr(self.control, flag) for flag in _FLAGS}}
 
     def restore(self, states: Mapping[str, Any]) -> None:
-        """Go on from `states`; what is of other callbacks than now is left out."""
+        """Restore saved `states`; those of callbacks that the run no longer has are ignored."""
         if not self.callbacks or not states:
             return
-        for number, callback in enumerate(self.callbacks):
-            for name, value in states["noted"].get(f"{number} {type(callback).__name__}", {}).items():
+        for index, callback in enumerate(self.callbacks):
+            for name, value in states["noted"].get(_key(index, callback), {}).items():
                 setattr(callback, name, value)
         for flag, value in states["asked"].items():
             setattr(self.control, flag, value)
 
 
+def _key(index: int, callback: Any) -> str:
+    return f"{index} {type(callback).__name__}"  # a class may occur twice
+
+
 def _arguments(accelerator: Accelerator, plan: TrainingPlan, output: Path, metric: str) -> SimpleNamespace:
-    """What callbacks may ask of `TrainingArguments`, by its names; making one of those would reset Accelerate."""
+    """The run's settings under the names of Transformers' `TrainingArguments`."""
     recipe = plan.recipe
+    # Not a real `TrainingArguments`: creating one resets the state of Accelerate.
     return SimpleNamespace(
         output_dir=str(output),
         run_name=recipe.name,

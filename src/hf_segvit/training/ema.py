@@ -1,6 +1,6 @@
-"""A moving average of the weights, which is often better than the weights themselves.
+"""Exponential moving average (EMA) of the weights, which often scores better than the weights themselves.
 
-`MovingAverage` follows a model step by step; `applied_to` puts the average into the model for evaluation or saving.
+`MovingAverage` follows a model step by step; `applied_to` puts the average into the model for an evaluation.
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ from .training_state import spread_like, whole
 
 
 class MovingAverage:
-    """Exponential moving average of the trainable parameters, in float32 on their device.
-
-    The decay rises as (1 + t) / (10 + t) up to `decay`, so that the start is forgotten quickly.
+    """Moving average of the trainable parameters, in float32 on their device.
 
     Args:
-        model: to follow; its parameters now are the first average.
         decay: share of the old average that a step keeps, in [0, 1).
 
     Raises:
@@ -36,16 +33,18 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after one more step."""
+        """Add the weights after one more step."""
         self.steps += 1
+        # The decay starts low, so that the initial weights are soon forgotten.
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         parameters = _trainable(model)
         averages = [self.average[name] for name in parameters]
+        # One fused call for all parameters: a loop would launch a kernel for each.
         torch._foreach_lerp_(averages, [p.detach().float() for p in parameters.values()], 1 - decay)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model with the average as its weights, for the length of the block."""
+        """Let the model have the average as its weights within the block."""
         parameters = _trainable(model)
         current = {name: p.detach().clone() for name, p in parameters.items()}
         _set(parameters, self.average)
@@ -55,11 +54,11 @@ class MovingAverage:
             _set(parameters, current)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The average by parameter name; where weights are sharded, all processes have to call."""
+        """The average by parameter name; every process calls it."""
         return whole(self.average)
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from a saved average.
+        """Continue from a saved average.
 
         Raises:
             ValueError: it is of other parameters.

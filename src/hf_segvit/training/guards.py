@@ -1,15 +1,10 @@
-"""What may go wrong in a step, told so that it can be mended: values that are not finite, and memory that runs out.
+"""Guards against steps that are not finite and memory that runs out, and the replay of a failed step.
 
-`NonFiniteGuard` counts the steps that were skipped because loss or gradient was NaN or infinite, and stops training
-when there are too many (replay.py keeps and repeats them). With fp16 some are normal, until its scale is found.
-`explained_out_of_memory` turns PyTorch's error into one that says what to change, for an evaluation what
-`evaluation_advice` lists.
-
-A step that went wrong, kept and repeated.
-
-`save_failed_step` writes what a step of a run was computed from: batch, random states, normalisers and weights, with
-`save_for_replay`. `replay` computes it again in full precision, and says which input, output, weight or gradient is not
-finite first.
+`NonFiniteGuard` counts the steps skipped because loss or gradient was NaN or infinite, and ends training if there are
+too many. `explained_out_of_memory` turns PyTorch's error into one that says what to change; `evaluation_advice` is the
+advice for evaluations. `save_failed_step` writes what a failed step was computed from (batches, random states,
+normalizers, weights); `replay` computes it again in full precision and names the first input, output, weight or
+gradient that is not finite.
 """
 
 from __future__ import annotations
@@ -30,73 +25,53 @@ from .step import to_device
 from .tasks import TrainingTask, task_for
 from .training_state import collect_weights, restore_random_states
 
+# One bad batch is bad luck; three in a row suggest ruined weights, and 20 in all bad settings.
 MAX_CONSECUTIVE, MAX_SKIPPED = 3, 20
-# The scale of fp16 begins with 65536 and is halved by each overflow. A gradient that overflows without being scaled up
-# at all would do so without fp16 too, or needs more range than fp16 has.
+# The loss scale of fp16 starts at 65536 and is halved by each overflow. A gradient that overflows at a scale below 1
+# would also do so unscaled: then no scale helps.
 MAX_OVERFLOWS, SMALLEST_SCALE = 30, 1.0
+BATCH, WEIGHTS = "batch-{process}.pt", "model.safetensors"
+_SHOWN = 5  # names in a line of a replay
 
 
 class TrainingFailed(ValueError):
-    """Training cannot go on; the message says why and what to do."""
+    """Training has to give up; the message says why and what to change."""
 
 
 class NonFiniteGuard:
-    """Skips steps whose loss or gradient is not finite, but not too many of them.
-
-    Args:
-        max_consecutive: skipped steps in a row after which training stops.
-        max_skipped: skipped steps in all after which it stops.
-
-    Attributes:
-        consecutive: skipped steps in a row, up to now.
-        skipped: skipped steps in all, without those that fp16 needed to find its scale.
-        overflows: overflows of fp16 in a row, up to now.
-        hopeless: no scale of fp16 helps, so that `failed` ends training at once.
-    """
+    """Counts skipped steps, and raises `TrainingFailed` when there are too many in a row or in all."""
 
     def __init__(self, max_consecutive: int = MAX_CONSECUTIVE, max_skipped: int = MAX_SKIPPED) -> None:
         self.max_consecutive, self.max_skipped = max_consecutive, max_skipped
-        self.consecutive = self.skipped = self.overflows = 0
-        self.hopeless = False
+        self.consecutive = 0  # skipped steps in a row
+        self.skipped = 0  # skipped steps in all, without those that fp16 needed to find its scale
+        self.overflows = 0  # of fp16, in a row
+        self.hopeless = False  # no scale of fp16 helps, so `failed` ends training at once
 
     def passed(self) -> None:
-        """A step was fine."""
+        """Note a good step."""
         self.consecutive = self.overflows = 0
 
     def overflowed(self, scale: float) -> bool:
-        """A gradient overflowed in fp16, so that its step was skipped.
+        """Note a step skipped because its gradient overflowed in fp16; whether it counts as failed.
 
-        Args:
-            scale: of the loss, after it was lowered for that.
-
-        Returns:
-            Whether that is no longer the search for the right scale, but a step that failed.
+        While fp16 searches its scale, overflows are normal. `scale` is the one after it was lowered.
         """
         self.overflows += 1
         self.hopeless = scale < SMALLEST_SCALE or self.overflows >= MAX_OVERFLOWS
         return self.hopeless
 
     def failed(
-        self, step: int, loss: float, gradient_norm: float, place: Path | None, newest: int | None = None
+        self, step: int, loss: float, gradient_norm: float, folder: Path | None, newest: int | None = None
     ) -> str:
-        """A step has to be skipped.
-
-        Args:
-            step: its number, from 1.
-            loss: of the step.
-            gradient_norm: of the step.
-            place: where the batch was saved.
-            newest: step of the newest checkpoint.
-
-        Returns:
-            A line for people.
+        """Note a failed step, whose batch is in `folder`; a line about it for the log.
 
         Raises:
             TrainingFailed: there were too many such steps.
         """
         self.skipped += 1
         self.consecutive += 1
-        saved = f"; its batch is in {place}, run `hf-segvit train --replay {place}`" if place else ""
+        saved = f"; its batch is in {folder}, run `hf-segvit train --replay {folder}`" if folder else ""
         text = f"step {step}: loss {loss:g}, gradient norm {gradient_norm:g}; the step was skipped{saved}"
         if self.hopeless:
             how_often = f"{self.overflows} times in a row, however low the scale of fp16"
@@ -114,32 +89,24 @@ class NonFiniteGuard:
 
 
 def evaluation_advice(recipe: Recipe) -> list[str]:
-    """What to change where memory runs out in an evaluation; the checkpoint of its step is there already."""
-    # Only points are asked for many images at a time, and as many as are trained on.
+    """What to change where an evaluation runs out of memory."""
+    # Only points are evaluated in batches, of the size trained with; masks are evaluated image by image.
     fewer = ["a smaller device_batch_size"] if recipe.task == "points" and recipe.device_batch_size != 1 else []
-    return [*fewer, "smaller images in val_data", "a device with more memory, on which the same command goes on"]
+    # The checkpoint was saved before the evaluation, so nothing is lost.
+    return [*fewer, "smaller images in val_data", "a device with more memory, where the same command resumes the run"]
 
 
 @contextmanager
 def explained_out_of_memory(advice: Sequence[str]) -> Iterator[None]:
-    """Say what to change where memory runs out in the block.
-
-    Args:
-        advice: what to change, in the order of trying.
-
-    Raises:
-        TrainingFailed: in place of PyTorch's error.
-    """
+    """Turn running out of memory within the block into a `TrainingFailed` with advice, in the order to try it."""
     try:
         yield
     except RuntimeError as error:
+        # On the CPU, PyTorch raises a plain RuntimeError.
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator: can't allocate" not in str(error):
             raise
         remedy = "; ".join(advice) or "use a smaller model or image_size"
         raise TrainingFailed(f"out of memory ({str(error).splitlines()[0]}); try: {remedy}") from error
-
-
-BATCH, WEIGHTS = "batch-{process}.pt", "model.safetensors"
 
 
 def save_failed_step(
@@ -151,76 +118,41 @@ def save_failed_step(
     batches: Sequence[Mapping[str, Any]],
     random_states: Mapping[str, Any],
 ) -> None:
-    """Keep a step of a run; all processes call it.
+    """Save what a step was computed from, for `replay`; every process calls it and saves its own micro-batches.
 
     Args:
-        folder: is made.
-        step: its number.
-        accelerator: of the run.
-        task: of the run.
-        model: prepared by the accelerator.
-        batches: micro-batches of this process.
+        model: as prepared by the accelerator.
         random_states: of this process, from before the step.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    core = accelerator.unwrap_model(model)
-    normalizers = task.normalizers(core, batches, accelerator.device)
-    facts: dict[str, Any] = {"recipe": task.recipe.to_dict(), "step": step}
-    probabilities = getattr(core.config, "masked_attention_probabilities", None)
-    if probabilities is not None:
-        facts["masked_attention_probabilities"] = list(probabilities)
-    weights = collect_weights(accelerator, model)
-    index = accelerator.process_index
-    save_for_replay(folder, index, batches, normalizers, random_states, None if index else weights, facts)
-
-
-def save_for_replay(
-    folder: Path,
-    process: int,
-    batches: Sequence[Mapping[str, Any]],
-    normalizers: Any,
-    random_states: Mapping[str, Any],
-    weights: Mapping[str, Tensor] | None,
-    facts: Mapping[str, Any],
-) -> None:
-    """Keep what a step was computed from.
-
-    Args:
-        folder: is made.
-        process: number of this process, which saves its own batch.
-        batches: micro-batches, as the collator made them.
-        normalizers: of the losses.
-        random_states: from before the step.
-        weights: state of the model, from one process alone.
-        facts: plain values: the recipe and the step.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    unwrapped = accelerator.unwrap_model(model)
     content = {
         "batches": [dict(batch) for batch in batches],
-        "normalizers": normalizers,
+        "normalizers": task.normalizers(unwrapped, batches, accelerator.device),
         "random_states": dict(random_states),
-        "facts": dict(facts),
+        "facts": {"recipe": task.recipe.to_dict(), "step": step},  # plain values only: `replay` reads weights_only
     }
-    torch.save(content, folder / BATCH.format(process=process))
-    if weights is not None:
+    probabilities = getattr(unwrapped.config, "masked_attention_probabilities", None)
+    if probabilities is not None:
+        content["facts"]["masked_attention_probabilities"] = list(probabilities)
+    weights = collect_weights(accelerator, model)  # outside the `if` below: sharded weights need every process
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(content, folder / BATCH.format(process=accelerator.process_index))
+    if accelerator.is_main_process:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
 
 
 def replay(folder: Path, process: int = 0, device: torch.device | str = "cpu") -> str:
-    """Run a step again that was saved, in full precision, and say where values cease to be finite.
+    """Repeat a saved step in full precision, and report where values stop being finite.
 
     Args:
-        folder: that `save_for_replay` wrote.
-        process: whose batch to run.
-        device: where to compute.
+        folder: as `save_failed_step` wrote it.
+        process: index of the process whose micro-batches to run.
 
     Raises:
-        ValueError: the folder holds no such step.
+        ValueError: the folder has no such step.
     """
     path = folder / BATCH.format(process=process)
     if not path.is_file():
@@ -235,27 +167,28 @@ def replay(folder: Path, process: int = 0, device: torch.device | str = "cpu") -
     probabilities = facts.get("masked_attention_probabilities")
     if probabilities is not None:
         model.set_masked_attention_probabilities(probabilities)
+    # Only now: building the model has drawn from the generators.
     restore_random_states(content["random_states"])
+    normalizers = content["normalizers"]
+    normalizers = normalizers.to(device) if isinstance(normalizers, Tensor) else normalizers
     lines = [f"step {facts['step']} of {folder}"]
     total = 0.0
-    with first_non_finite_module(model) as found:
-        for number, batch in enumerate(content["batches"]):
+    with first_non_finite_module(model) as modules:
+        for index, batch in enumerate(content["batches"]):
             on_device = task.prepare_batch(to_device(batch, torch.device(device)), processor)
-            lines += [f"input: {line}" for line in _non_finite_inputs(on_device)]
-            normalizers = content["normalizers"]
-            normalizers = normalizers.to(device) if isinstance(normalizers, Tensor) else normalizers
+            lines += [f"input: {name} is not finite" for name in _non_finite(on_device)]
             loss, parts = task.loss(model, on_device, normalizers)
             loss.backward()
             total += float(loss.detach())
-            bad = [name for name, value in parts.items() if not bool(torch.isfinite(value))]
-            lines.append(f"micro-batch {number}: loss {float(loss.detach()):g}" + _listing(", not finite: ", bad))
-    if found:
-        lines.append(f"the first output that is not finite is that of {found[0]}")
-    bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-    lines.append(f"weights that are not finite: {', '.join(bad[:5]) or 'none'}")
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    bad = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
-    lines.append(f"gradients that are not finite: {', '.join(bad[:5]) or 'none'}")
+            bad_parts = _non_finite(parts)
+            remark = f", not finite: {', '.join(bad_parts)}" if bad_parts else ""
+            lines.append(f"micro-batch {index}: loss {float(loss.detach()):g}{remark}")
+    if modules:
+        lines.append(f"the first output that is not finite is that of {modules[0]}")
+    weights = dict(model.named_parameters())
+    gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    for kind, tensors in (("weights", weights), ("gradients", gradients)):
+        lines.append(f"{kind} that are not finite: {', '.join(_non_finite(tensors)[:_SHOWN]) or 'none'}")
     norm = float(torch.nn.utils.get_total_norm(list(gradients.values())))
     lines.append(f"loss {total:g}, gradient norm {norm:g}")
     return "\n".join(lines)
@@ -263,31 +196,26 @@ def replay(folder: Path, process: int = 0, device: torch.device | str = "cpu") -
 
 @contextmanager
 def first_non_finite_module(model: nn.Module) -> Iterator[list[str]]:
-    """Names of the modules whose output was not finite, in the order of computing, while the block runs."""
-    found: list[str] = []
+    """A list to which the block adds the names of modules with outputs that are not finite, in the order computed."""
+    names: list[str] = []
+    name_of = {module: name for name, module in model.named_modules()}
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all()):
-                found.append(name or type(module).__name__)
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if _non_finite({"output": output}):
+            names.append(name_of[module] or type(module).__name__)  # the model itself has an empty name
 
-        return hook
-
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
+    handles = [module.register_forward_hook(note) for module in name_of]
     try:
-        yield found
+        yield names
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _non_finite_inputs(batch: Mapping[str, Any]) -> list[str]:
+def _non_finite(values: Mapping[str, Any]) -> list[str]:
+    """Names of the floating-point tensors with NaN or infinite values."""
     return [
-        f"{name} is not finite"
-        for name, value in batch.items()
+        name
+        for name, value in values.items()
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all())
     ]
-
-
-def _listing(before: str, names: Sequence[str]) -> str:
-    return before + ", ".join(names) if names else ""

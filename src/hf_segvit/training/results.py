@@ -1,14 +1,13 @@
-"""What a finished run leaves (`model/`, `results.json`, `curves.png`), and which of its checkpoints is the best.
+"""The results of a finished run, and the choice of its best checkpoint.
 
-`write_results` writes the files; `model/` has a model card and the scores in the form that a push publishes.
-`TrainingOutcome` is what the program that trained gets. `Selection` keeps all evaluations of a run and decides which is
-the best and when patience ends. Scores are compared only where the task says that they can be: EoMT's, while masked
-attention is annealed, are of a model that is not yet the one that is wanted.
+`write_results` writes `model/` (with model card and the scores that a push publishes), `results.json` and
+`curves.png`. `TrainingOutcome` is what `train` returns. `Selection` keeps the evaluations of a run, and decides which
+is the best and when patience ends. Only evaluations that the task calls comparable count: while EoMT's masked attention
+is annealed, the model scored is not yet the one that inference will run.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import replacing
+from ..atomic_files import replacing, write_json
 from ..drawing.segments import plot_curves
 from .derivation import TrainingPlan
 from .tasks import TrainingTask
@@ -27,22 +26,13 @@ MODEL_FOLDER, RESULTS, CURVES = "model", "results.json", "curves.png"
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What training came to.
+    """What `train` returns."""
 
-    Attributes:
-        output: folder with everything.
-        step: steps taken.
-        stopped: name of the signal that asked it to stop before the end, or `None`: then the results are written.
-        results: what results.json holds; empty where it was stopped.
-        model: unwrapped, in evaluation mode, with the weights that were published.
-        processor: of the model.
-    """
-
-    output: Path
-    step: int
-    stopped: str | None
-    results: dict[str, Any]
-    model: Any
+    output: Path  # the folder with everything
+    step: int  # steps taken
+    stopped: str | None  # name of the signal that stopped the run early; `None` once results are written
+    results: dict[str, Any]  # the content of results.json; empty if stopped early
+    model: Any  # unwrapped, in evaluation mode, with the published weights
     processor: Any
 
 
@@ -55,12 +45,10 @@ def write_results(
     selection: Selection,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write everything that a run is for, and return what results.json holds.
-
-    The model has the weights that are to be published, on any device; `facts` are extra keys of results.json.
+    """Write model, scores and curves, and return the content of results.json, to which `facts` adds keys.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError, ValueError: a file cannot be written.
     """
     row = selection.best or (selection.evaluations[-1] if selection.evaluations else None)
     metrics = row["metrics"] if row else {}
@@ -73,7 +61,7 @@ def write_results(
         "plan": {
             "total_steps": plan.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
-            "pictures": plan.num_images,
+            "pictures": plan.num_images,  # keys of a file format that others read: they keep their names
             "processes": plan.world_size,
             "device_batch_size": plan.device_batch_size,
             "accumulation_steps": plan.accumulation_steps,
@@ -86,7 +74,7 @@ def write_results(
         "versions": {name: version(name) for name in ("hf-segvit", "torch", "transformers", "accelerate")}
         | {"python": platform.python_version()},
     }
-    _write_json(output / RESULTS, results)
+    write_json(output / RESULTS, results)
     history = curves(read_history(output / HISTORY))
     if history:
         plot_curves(history, output / CURVES, exact=EXACT_CURVES)
@@ -95,7 +83,7 @@ def write_results(
     task.save(model, processor, folder)
     published = [scored] if metrics else []
     if published:
-        _write_json(folder / RESULTS, scored)
+        write_json(folder / RESULTS, scored)
     card = task.model_card(model, processor, published, training_in_words(plan, selection))
     with replacing(folder / "README.md") as partial:
         partial.write_text(card, encoding="utf-8")
@@ -103,15 +91,11 @@ def write_results(
 
 
 def training_in_words(plan: TrainingPlan, selection: Selection) -> str:
-    """How a model was trained, for its card."""
+    """How a model was trained, in a paragraph for its card."""
     recipe = plan.recipe
-    start = (
-        f"from the checkpoint {recipe.init}"
-        if recipe.init
-        else f"from the backbone {recipe.backbone}"
-        if recipe.backbone
-        else "from scratch"
-    )
+    start = "from scratch"
+    if recipe.init or recipe.backbone:
+        start = f"from the checkpoint {recipe.init}" if recipe.init else f"from the backbone {recipe.backbone}"
     size = recipe.image_size if recipe.image_size is not None else "the model's"
     limit = f" (the first {recipe.evaluate_limit} images)" if recipe.evaluate_limit else ""
     return (
@@ -122,35 +106,21 @@ def training_in_words(plan: TrainingPlan, selection: Selection) -> str:
     )
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 class Selection:
-    """The evaluations of a run, and the best of them.
+    """The evaluations of a run, and the best of them by `metric`, of which higher is better.
 
-    Args:
-        metric: that decides; higher is better.
-        patience: comparable evaluations without a better score after which training stops; `None` never.
-
-    Attributes:
-        evaluations: rows of `step`, `metrics` and `not_comparable` (the reason, or `None`).
-        best: the row with the best score, or `None`.
-        lost: the row that was the best, where its weights are no more.
+    `patience` comparable evaluations without a better score end the run; with `None` they never do.
     """
 
     def __init__(self, metric: str, patience: int | None = None) -> None:
         self.metric, self.patience = metric, patience
+        # Rows of `step`, `metrics` and `not_comparable` (the reason, or `None`).
         self.evaluations: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
-        self.lost: dict[str, Any] | None = None
+        self.lost: dict[str, Any] | None = None  # what was the best, if its checkpoint is damaged
 
     def add(self, step: int, metrics: Mapping[str, float], not_comparable: str | None) -> bool:
-        """Take in an evaluation.
-
-        Returns:
-            Whether it is the best so far.
+        """Add an evaluation; whether it is the best so far.
 
         Raises:
             ValueError: the metric that decides is not among the metrics.
@@ -167,41 +137,39 @@ class Selection:
         return False
 
     def lose_best(self) -> None:
-        """The weights of the best cannot be had; those at the end take their place."""
+        """Give up the best evaluation because its checkpoint is damaged; the last weights are published instead."""
         self.best, self.lost = None, self.best
 
     @property
     def last_step(self) -> int | None:
-        """Step of the last evaluation."""
+        """Step of the last evaluation, if there was one."""
         return self.evaluations[-1]["step"] if self.evaluations else None
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether the last `patience` comparable evaluations were no better than the best before."""
+        """Whether the last `patience` comparable evaluations were no better than an earlier one."""
         if self.patience is None or self.best is None:
             return False
         since = [row for row in self.evaluations if row["step"] > self.best["step"] and row["not_comparable"] is None]
         return len(since) >= self.patience
 
     def explanation(self) -> str:
-        """What was compared, in a sentence."""
-        passed_over = [row for row in self.evaluations if row["not_comparable"] is not None]
-        text = f"best of {len(self.evaluations) - len(passed_over)} evaluations by {self.metric}"
+        """How the published weights were chosen, in a sentence."""
+        left_out = [row for row in self.evaluations if row["not_comparable"] is not None]
+        text = f"best of {len(self.evaluations) - len(left_out)} evaluations by {self.metric}"
         if self.lost is not None:
             text += f" was step {self.lost['step']}, but its checkpoint is damaged: these are the weights at the end"
         elif self.best is None:
             text = "no evaluation was comparable, so these are the weights at the end"
-        if passed_over:
-            text += (
-                f"; those up to step {passed_over[-1]['step']} were left out, as {passed_over[-1]['not_comparable']}"
-            )
+        if left_out:
+            text += f"; those up to step {left_out[-1]['step']} were left out, as {left_out[-1]['not_comparable']}"
         return text
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The evaluations as plain values for a checkpoint."""
         return {"evaluations": self.evaluations, "best_step": self.best["step"] if self.best else None}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from the `state` of a checkpoint."""
         self.evaluations = list(state["evaluations"])
         self.best = next((row for row in self.evaluations if row["step"] == state["best_step"]), None)

@@ -1,7 +1,7 @@
-"""Being asked to stop: SIGTERM, as schedulers of clusters send it, and Ctrl-C.
+"""Stop requests: SIGTERM, as cluster schedulers send it, and Ctrl-C.
 
-`StopSignals` notes them while training finishes its step; where nothing is lost by it, `interruptible` lets them break
-in. Ctrl-C a second time ends the program on the spot.
+`StopSignals` notes a signal while training finishes its step; within `interruptible`, where nothing would be lost, it
+interrupts at once. A second Ctrl-C ends the program immediately.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+# Exit code of a run that was stopped, has saved and can be resumed: EX_TEMPFAIL of sysexits.h, "try again later".
 STOPPED_EXIT_CODE = 75
-"""Exit code of a run that was asked to stop, saved, and can go on: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
 class StopRequested(Exception):
@@ -22,35 +22,27 @@ class StopRequested(Exception):
 
 
 class StopSignals:
-    """Signals that ask for a stop, while the block runs.
-
-    Attributes:
-        requested: name of the first signal that came, or `None`.
-    """
+    """A context manager that notes stop signals instead of letting them end the program."""
 
     def __init__(self) -> None:
-        self.requested: str | None = None
+        self.requested: str | None = None  # name of the latest signal
         self._interruptible = False
-        self._before: dict[int, Any] = {}
+        self._earlier_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+                self._earlier_handlers[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._earlier_handlers.items():
             signal.signal(number, handler)
-        self._before.clear()
+        self._earlier_handlers.clear()
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A block that a signal ends at once.
-
-        Raises:
-            StopRequested: a signal came before or during the block.
-        """
+        """Raise `StopRequested` in the block as soon as a signal arrives, or at once if one has arrived already."""
         self._interruptible = True
         try:
             if self.requested is not None:
@@ -61,7 +53,7 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # the user does not want to wait for the step to finish
         self.requested = signal.Signals(number).name
         if self._interruptible:
             raise StopRequested

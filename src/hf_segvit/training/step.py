@@ -1,8 +1,8 @@
-"""One step of the optimiser: micro-batches forward and backward, gradients of all processes, clipping, update.
+"""One optimiser step: forward, backward, gradient reduction, clipping, update.
 
-`OptimizerStep` does it through Accelerate. Losses of micro-batches are added, since the task divides them by counts
-over the whole step; gradients are averaged over processes, for which those counts allow. So the result is that of one
-process with the whole batch. A step whose loss or gradient is not finite leaves the weights alone, on all processes.
+`OptimizerStep` runs the micro-batches of a step through Accelerate. The result is that of one process with the whole
+batch: the task divides each loss by counts over the whole step, so losses are summed over micro-batches and gradients
+averaged over processes. A step whose loss or gradient is not finite leaves the weights unchanged, on all processes.
 """
 
 from __future__ import annotations
@@ -21,36 +21,26 @@ from torch.distributed.tensor import DTensor
 
 from .tasks import TrainingTask
 
-_LEFT_ON_CPU = ("placements",)  # read as numbers, for which a device would be waited for
+_LEFT_ON_CPU = ("placements",)  # read as Python numbers: on a GPU each read would wait for the device
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step was like, on all processes alike.
+    """The outcome of a step, the same on all processes except for `parts`."""
 
-    Attributes:
-        loss: of the joint batch.
-        gradient_norm: before clipping.
-        updated: whether the weights changed.
-        finite: whether loss and gradient were; with fp16 a gradient that overflowed is told by `overflow_scale`.
-        overflow_scale: what the scale of fp16 fell to as the gradient was not finite; `None` where it did not fall.
-        stop: a process was asked to stop.
-        parts: of the loss, of this process alone, by name; on the device.
-    """
-
-    loss: float
-    gradient_norm: float
-    updated: bool
-    finite: bool
-    overflow_scale: float | None
-    stop: bool
-    parts: dict[str, Tensor]
+    loss: float  # of the joint batch
+    gradient_norm: float  # before clipping
+    updated: bool  # whether the weights changed
+    finite: bool  # loss and gradient; a gradient that overflowed in fp16 is reported by `overflow_scale` instead
+    overflow_scale: float | None  # the fp16 loss scale after such an overflow, else `None`
+    stop: bool  # whether any process was asked to stop
+    parts: dict[str, Tensor]  # parts of this process's loss by name, on its device
 
 
 class OptimizerStep:
-    """Steps of one training run, with model and optimiser as the accelerator prepared them.
+    """The steps of a run, with model and optimiser as the accelerator prepared them.
 
-    Gradients are scaled down to the norm `max_grad_norm`; `None` leaves them.
+    Gradients are clipped to the norm `max_grad_norm`; `None` leaves them as they are.
     """
 
     def __init__(
@@ -66,18 +56,18 @@ class OptimizerStep:
         self.accelerator, self.task, self.model, self.processor = accelerator, task, model, processor
         self.optimizer, self.schedule = optimizer, schedule
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
-        self.core = accelerator.unwrap_model(model)
-        self._parameters = [parameter for parameter in self.core.parameters() if parameter.requires_grad]
+        self.unwrapped = accelerator.unwrap_model(model)
+        self._parameters = [parameter for parameter in self.unwrapped.parameters() if parameter.requires_grad]
 
     def __call__(self, batches: Sequence[Mapping[str, Any]], stop: bool = False) -> StepOutcome:
-        """Take a step with the micro-batches of this process; that it was asked to `stop`, all get to know."""
+        """Take a step with the micro-batches of this process; `stop` reaches all processes through the outcome."""
         accelerator = self.accelerator
-        normalizers = self.task.normalizers(self.core, batches, accelerator.device)
+        normalizers = self.task.normalizers(self.unwrapped, batches, accelerator.device)
         total: Any = None
         parts: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with nullcontext() if last else accelerator.no_sync(self.model):
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):  # one gradient reduction per step
                 prepared = self.task.prepare_batch(to_device(batch, accelerator.device), self.processor)
                 with accelerator.autocast():
                     loss, terms = self.task.loss(self.model, prepared, normalizers)
@@ -88,27 +78,30 @@ class OptimizerStep:
 
         norm = accelerator.clip_grad_norm_(self._parameters, self.max_grad_norm)
         if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+            norm = norm.full_tensor()  # under FSDP2 each process holds its share of the norm
         loss_value, gradient_norm, stopping = self._shared(total, norm, stop)
+        # With fp16 an infinite gradient is no failure yet: the scaler skips the step and lowers its scale.
         scaled = accelerator.scaler is not None
         finite = math.isfinite(loss_value) and (scaled or math.isfinite(gradient_norm))
         updated, overflow_scale = finite, None
         if finite:
             self.optimizer.step()
             updated = not self.optimizer.step_was_skipped
-            # By the norm, which all processes share: each of them has to take the same way.
+            # Decided by the shared norm: all processes must take the same branch.
             if scaled and not math.isfinite(gradient_norm):
                 overflow_scale = accelerator.scaler.get_scale()
         elif scaled:
-            accelerator.scaler.update()  # forgets that these gradients were unscaled
+            accelerator.scaler.update()  # else it would refuse to unscale the gradients of the next step
         self.optimizer.zero_grad()
-        with warnings.catch_warnings():  # where the first step of all is skipped, the schedule goes on all the same
+        with warnings.catch_warnings():
+            # The schedule counts skipped steps too; PyTorch warns where the very first step is one.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
         return StepOutcome(loss_value, gradient_norm, updated, finite, overflow_scale, stopping, parts)
 
     def _shared(self, loss: Tensor, norm: Tensor, stop: bool) -> tuple[float, float, bool]:
-        """Loss and norm as numbers, with one wait for the device; the mean loss, and the stop, of all processes."""
+        """Mean loss, mean norm and whether to stop, over all processes."""
+        # One tensor for all three: a single reduction and a single wait for the device per step.
         numbers = torch.stack([loss.float(), torch.as_tensor(norm, device=loss.device).float()])
         if self.accelerator.num_processes == 1:
             loss_value, gradient_norm = numbers.tolist()
@@ -119,7 +112,7 @@ class OptimizerStep:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device."""
+    """Copy the tensors of a nested batch to a device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):

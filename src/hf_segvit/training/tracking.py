@@ -1,10 +1,8 @@
-"""What a run tells while it trains: a progress bar, Accelerate's trackers, and `history.jsonl`.
+"""The log of a run: progress bar, Accelerate's trackers, `history.jsonl`.
 
-`Tracking` gathers the numbers of each step and writes their means every `log_every` steps: losses by layer, learning
-rates, annealing, throughput, time spent waiting for data, and memory. Throughput is that of the steps alone, without
-evaluations and saving; losses and gradients are those of steps that were not skipped. The history belongs to the
-checkpoints: a run that goes on drops what was written after the step that it goes on from, so that curves have no
-double points.
+`Tracking` collects the numbers of each step and records their means every `log_every` steps: loss and its parts,
+learning rates, annealing, throughput, time spent waiting for data, and memory. Throughput is that of the steps alone,
+without evaluating and saving. `read_history` and `curves` prepare the records for plotting.
 """
 
 from __future__ import annotations
@@ -30,15 +28,15 @@ from .derivation import TrainingPlan
 from .step import StepOutcome
 
 HISTORY = "history.jsonl"
-# Groups of curves without noise.
+# Groups of curves without noise, which are plotted as they are and not smoothed.
 EXACT_CURVES = ("learning rate", "annealing", "memory in MiB", "score")
 _NO_CURVES = ("step", "seconds per step", "share of time waiting for data")
 
 
 class Tracking:
-    """The log of one run, which goes on from `start_step`.
+    """The log of a run that starts or resumes at `start_step`.
 
-    With `progress` there is a progress bar on stderr, or where that is no terminal a line for each record.
+    With `progress` there is a progress bar on stderr or, if that is no terminal, a line for each record.
     """
 
     def __init__(
@@ -48,9 +46,12 @@ class Tracking:
         self.path = folder / HISTORY
         self.progress = progress and accelerator.is_main_process
         if accelerator.is_main_process:
-            self._drop_after(start_step)
+            self._drop_records_after(start_step)
         if plan.recipe.trackers:
-            accelerator.init_trackers("logs", config=_plain(plan.recipe.to_dict()))
+            accepted = (bool, int, float, str)  # by trackers; everything else becomes text
+            settings = plan.recipe.to_dict().items()
+            config = {name: value if isinstance(value, accepted) else str(value) for name, value in settings}
+            accelerator.init_trackers("logs", config=config)
         terminal = self.progress and sys.stderr.isatty()
         self._bar = tqdm(
             total=plan.total_steps, initial=start_step, unit="step", disable=not terminal, dynamic_ncols=True
@@ -61,26 +62,19 @@ class Tracking:
         self._begin_window()
 
     def step(
-        self,
-        step: int,
-        outcome: StepOutcome,
-        seconds: float,
-        waited: float,
-        settings: Mapping[str, float],
+        self, step: int, outcome: StepOutcome, seconds: float, waited: float, settings: Mapping[str, float]
     ) -> dict[str, float] | None:
-        """Take in a step; every process calls it. What was recorded, if it was a step to do so.
+        """Add a step; every process calls it. The means, if this step completes a record.
 
         Args:
             step: its number, from 1.
-            outcome: what it was like.
-            seconds: that it took.
-            waited: seconds of these for data.
-            settings: learning rates, annealing and the like, as they were in this step.
+            seconds: duration of the step, of which `waited` were spent waiting for data.
+            settings: learning rates, annealing and the like in this step.
         """
         self._steps += 1
         self._seconds += seconds
         self._waited += waited
-        if outcome.finite and outcome.overflow_scale is None:
+        if outcome.finite and outcome.overflow_scale is None:  # a skipped step would turn the means into NaN
             self._count += 1
             self._loss += outcome.loss
             self._norm += outcome.gradient_norm
@@ -92,7 +86,7 @@ class Tracking:
         return None
 
     def scores(self, step: int, metrics: Mapping[str, float], images: Sequence[Image.Image] = ()) -> None:
-        """Record an evaluation, with images of predictions, which also go to the folder `predictions`."""
+        """Record an evaluation; drawn predictions go to the trackers and the folder `predictions`."""
         self._write(step, {f"score/{name}": value for name, value in metrics.items()})
         if not images or not self.accelerator.is_main_process:
             return
@@ -104,19 +98,19 @@ class Tracking:
             if not hasattr(tracker, "log_images"):
                 continue
             if tracker.name == "tensorboard":
-                for number, image in enumerate(images):
+                for index, image in enumerate(images):  # a tag each: those of one tag must have one size
                     pixels = np.asarray(image)[None]
-                    tracker.log_images({f"predictions/{number}": pixels}, step=step, dataformats="NHWC")
+                    tracker.log_images({f"predictions/{index}": pixels}, step=step, dataformats="NHWC")
             else:
                 tracker.log_images({"predictions": list(images)}, step=step)
 
     def say(self, text: str) -> None:
-        """Print a line, above the progress bar where there is one; the main process alone."""
+        """Print a line on the main process, above the progress bar if there is one."""
         if self.progress:
             self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Finish the bar and the trackers."""
+        """Close the progress bar and the trackers."""
         self._bar.close()
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -131,7 +125,7 @@ class Tracking:
         seconds = self._seconds / self._steps
         values = {"loss": self._loss / self._count, "gradient norm": self._norm / self._count}
         if self._parts:
-            # One exchange and one wait for the device, however many there are.
+            # Stacked: one reduction and one wait for the device, however many parts there are.
             means = self.accelerator.reduce(torch.stack(list(self._parts.values())) / self._count, "mean")
             values.update(zip(self._parts, means.tolist(), strict=True))
         values.update(settings)
@@ -142,6 +136,7 @@ class Tracking:
         self._write(step, values)
         self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         if self._lines:
+            # By wall-clock time since the start, which has evaluations and saving in it.
             left = (time.perf_counter() - self._start) / (step - self._start_step) * (self.plan.total_steps - step)
             self.say(
                 f"step {step}/{self.plan.total_steps}: loss {values['loss']:.3f}, "
@@ -157,25 +152,26 @@ class Tracking:
         if self.accelerator.trackers:
             self.accelerator.log(dict(values), step=step)
 
-    def _drop_after(self, step: int) -> None:
+    def _drop_records_after(self, step: int) -> None:
+        # The steps after the checkpoint are repeated: without this, curves would have two points for each of them.
         rows = [row for row in read_history(self.path) if row["step"] <= step] if step else []
         with replacing(self.path) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a run, in order; what an interruption cut off is left out."""
+    """The records of a run, in order."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            continue
+            continue  # a record that an interruption cut off
     return rows
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) pairs by name, as `plot_curves` takes them."""
+    """(step, value) pairs by curve name, as `plot_curves` takes them."""
     history: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
@@ -185,10 +181,10 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, flo
 
 
 def memory_mib(device: torch.device) -> float:
-    """Most memory that was in use so far, in MiB: the GPU's, or that of this process."""
+    """Peak memory so far in MiB: of the GPU, or on the CPU of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
@@ -196,10 +192,3 @@ def _duration(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as trackers take them: what is no number or text becomes text."""
-    return {
-        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
-    }

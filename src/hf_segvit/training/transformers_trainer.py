@@ -1,13 +1,15 @@
-"""What Transformers' `Trainer` needs in order to train EoMT as it should be trained: `EoMTTrainer`.
+"""Train EoMT with Transformers' own `Trainer`: `EoMTTrainer`.
 
-`Trainer` itself gets four things wrong here. It knows nothing of mask annealing: a model would keep its masked
-attention for ever, slow and tied to its masks at inference; `MaskAnnealingCallback` sets the probabilities after every
-step. With accumulation it averages the losses of batches that hold different numbers of segments, which is not the loss
-of the joint batch. What it gathers for metrics across processes must be tensors of one shape, while masks come as
-lists; `SegmentationScores` computes panoptic quality or mean IoU of what `EoMTTrainer` gives it, at the resolution of
-the batches, which is quick and good for watching (`hf-segvit evaluate` follows the protocol of the papers). And with
-several processes or after a resume, the data set is not told the epoch, so that its augmentation repeats. Everything
-else is `Trainer`'s. Layer-wise learning rates and the two-stage warm-up go in by its argument `optimizers`:
+Plain `Trainer` gets four things wrong, which `EoMTTrainer` corrects:
+
+- Without mask annealing, attention would stay masked, and inference slow; see `MaskAnnealingCallback`.
+- With gradient accumulation it averages the losses of batches with different numbers of segments, which is not the loss
+  of the joint batch.
+- For metrics it gathers only tensors of one shape, while masks come as lists. `SegmentationScores` computes panoptic
+  quality or mean IoU at the resolution of the batches; `hf-segvit evaluate` follows the protocol of the papers.
+- With several processes, or after resuming, the data set is not told the epoch, so that its augmentation repeats.
+
+Layer-wise learning rates and the two-stage warm-up are passed as `optimizers`:
 
     recipe = Recipe(steps=args.max_steps, backbone="...", batch_size=16)
     plan = derive(recipe, len(dataset), config=model.config)
@@ -34,24 +36,24 @@ from ..metrics.mean_iou import MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
 from .annealing import POWER, MaskAnnealing
 
-NO_LABEL = -100  # what Trainer pads with
+NO_LABEL = -100  # Trainer pads with it too where processes gather labels of different lengths
+TASKS = ("panoptic", "semantic")
 
 
 class EoMTTrainer(Trainer):
     """`Trainer` for `EoMTForUniversalSegmentation`, on batches of `MaskCollator` or `EoMTImageProcessor`.
 
-    A `MaskAnnealingCallback` among `callbacks` replaces the one by the official rule. `compute_metrics` gets
-    `predictions`, the class and mask logits, and `label_ids`: segment maps (B, H, W) of places in the labels, -1 void,
-    and the labels (B, n), padded with -100. Where masks overlap, the last one has the pixel. `SegmentationScores` is
-    such a function; it needs `batch_eval_metrics=True`.
+    A `MaskAnnealingCallback` among `callbacks` replaces the default one, which follows the official rule.
+    `compute_metrics`, such as `SegmentationScores`, gets class and mask logits as `predictions`, and the two tensors of
+    `segment_maps` as `label_ids`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.args.remove_unused_columns = False  # samples have no columns of the model's names
-        given = [
-            callback for callback in self.callback_handler.callbacks if isinstance(callback, MaskAnnealingCallback)
-        ]
+        # Trainer would drop every column that is not named like an argument of the model's forward.
+        self.args.remove_unused_columns = False
+        handler = self.callback_handler
+        given = [callback for callback in handler.callbacks if isinstance(callback, MaskAnnealingCallback)]
         self.mask_annealing = given[0] if given else MaskAnnealingCallback()
         if not given:
             self.add_callback(self.mask_annealing)
@@ -59,8 +61,8 @@ class EoMTTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """The batches of a step, each told what the joint batch of all processes is normalised by."""
-        # Accelerate leaves this out where samplers are nested: with several processes, and after a resume.
+        """The batches of a step, each with the normalizers of the joint batch of all processes."""
+        # Accelerate omits this where it wraps the sampler: with several processes, and after resuming.
         dataset: Any = self.train_dataset
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(math.floor(self.state.epoch or 0))
@@ -70,12 +72,12 @@ class EoMTTrainer(Trainer):
             return batches, num_items
         model = self.accelerator.unwrap_model(self.model)
         normalizers = model.criterion.count_normalizers(labels, model.config.num_queries)
-        # Trainer divides each loss by the number of batches; the joint loss is their sum.
+        # Trainer divides each loss by the number of batches, while the joint loss is the sum: this cancels out.
         return [{**batch, "loss_normalizers": normalizers / len(batches)} for batch in batches], num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the probabilities of masked attention, for trackers that come before the callback."""
-        if "loss" in logs:
+        """Add the probabilities of masked attention to the logs of training."""
+        if "loss" in logs:  # here and not only in the callback's on_log: trackers may come before it
             logs.update(self.mask_annealing.record(self.state.global_step))
         super().log(logs, start_time)
 
@@ -86,7 +88,7 @@ class EoMTTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """As `Trainer`'s, with labels of one shape on every process; see the class."""
+        """As `Trainer`'s, with labels as tensors, which processes can gather."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if labels is None:
             return loss, logits, None
@@ -103,34 +105,29 @@ def segment_maps(mask_labels: list[Tensor], class_labels: list[Tensor]) -> tuple
         class_labels: per image (n,).
 
     Returns:
-        (B, H, W) int64 places in the image's labels, -1 where no mask is, and the labels (B, most n), padded with
-        -100.
+        (B, H, W) int64 indices into the image's labels, -1 where there is no mask and the last mask where several
+        overlap; and the labels (B, largest n), padded with -100.
     """
     maps, labels = [], []
     most = max(1, *(len(label) for label in class_labels))
     for masks, label in zip(mask_labels, class_labels, strict=True):
-        places = torch.arange(len(masks), device=masks.device)[:, None, None]
-        ids = torch.where(masks.bool(), places, -1)
-        maps.append(ids.amax(dim=0) if len(masks) else ids.new_full(masks.shape[1:], -1))
+        indices = torch.arange(len(masks), device=masks.device)[:, None, None]
+        indices = torch.where(masks.bool(), indices, -1)
+        # amax refuses an empty dimension
+        maps.append(indices.amax(dim=0) if len(masks) else indices.new_full(masks.shape[1:], -1))
         padded = label.new_full((most,), NO_LABEL)
         padded[: len(label)] = label
         labels.append(padded)
     return torch.stack(maps), torch.stack(labels)
 
 
-TASKS = ("panoptic", "semantic")
-
-
 class SegmentationScores:
-    """A `compute_metrics` for `EoMTTrainer`, with `batch_eval_metrics=True` among the training arguments.
+    """A `compute_metrics` for `EoMTTrainer`; it needs the training argument `batch_eval_metrics=True`.
 
-    Args:
-        processor: an `EoMTImageProcessor`, for its post-processing and its stuff classes.
-        num_labels: classes C.
-        task: "panoptic" or "semantic"; by default the processor's.
+    The `processor`, an `EoMTImageProcessor`, supplies post-processing, stuff classes, and `task` if that is `None`.
 
     Raises:
-        ValueError: the task has no scores here.
+        ValueError: the task is neither "panoptic" nor "semantic".
     """
 
     def __init__(self, processor: Any, num_labels: int, task: str | None = None) -> None:
@@ -141,14 +138,17 @@ class SegmentationScores:
         self.metric = self._fresh()
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Count a batch; the scores, in [0, 1], once it is the last one."""
+        """Add a batch; the scores, in [0, 1], after the last one, which has `compute_result`."""
         class_logits, mask_logits = (torch.as_tensor(logits) for logits in prediction.predictions[:2])
         maps, labels = (torch.as_tensor(label) for label in prediction.label_ids)
         outputs = SimpleNamespace(class_queries_logits=class_logits, masks_queries_logits=mask_logits)
         sizes = [tuple(maps.shape[1:])] * len(maps)
         if self.task == "semantic":
             answers = self.processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-            references: list[Any] = [_semantic_map(*pair) for pair in zip(maps, labels, strict=True)]
+            references: list[Any] = [
+                torch.where(segment_map < 0, -1, label_ids[segment_map.clamp(min=0)])
+                for segment_map, label_ids in zip(maps, labels, strict=True)
+            ]
         else:
             answers = self.processor.post_process_panoptic_segmentation(outputs, target_sizes=sizes)
             references = [_panoptic_reference(*pair) for pair in zip(maps, labels, strict=True)]
@@ -165,27 +165,21 @@ class SegmentationScores:
         return PanopticQuality(self.num_labels, self.processor.stuff_classes or [])
 
 
-def _semantic_map(segment_map: Tensor, labels: Tensor) -> Tensor:
-    """Label ids (H, W) of a map of places, -1 void."""
-    return torch.where(segment_map < 0, -1, labels[segment_map.clamp(min=0)])
-
-
 def _panoptic_reference(segment_map: Tensor, labels: Tensor) -> dict[str, Any]:
-    places = [place for place in segment_map.unique().tolist() if place >= 0]
-    rows = [{"id": place, "label_id": int(labels[place]), "is_crowd": False} for place in places]
+    indices = [index for index in segment_map.unique().tolist() if index >= 0]
+    rows = [{"id": index, "label_id": int(labels[index]), "is_crowd": False} for index in indices]
     return {"segmentation": segment_map, "segments_info": rows}
 
 
 class MaskAnnealingCallback(TrainerCallback):
-    """Anneals masked attention over the steps that `Trainer` takes in all, also after it was resumed.
+    """Anneals masked attention over all steps of a `Trainer`, also when it resumes.
 
-    The probabilities live in the model's config, so that every checkpoint has those of its step. They are 0 when the
-    training is over; where it was stopped early, they stay what they were. Evaluation before the last phase ends
-    measures a model that still masks, so let the best model be chosen after that (`finished` tells).
+    Evaluations before the last phase ends measure a model that still masks, so choose the best model among later ones
+    (see `finished`). A run that is stopped early keeps the probabilities it has reached.
 
     Args:
-        phases: (start, end) per query layer as fractions of training; `None` places them by the official rule.
-        power: of the fall in between.
+        phases: (start, end) per query layer as fractions of training; `None` follows the official rule.
+        power: of the decay between start and end.
     """
 
     def __init__(self, phases: Sequence[Sequence[Any]] | None = None, power: float = POWER) -> None:
@@ -195,10 +189,10 @@ class MaskAnnealingCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Place the phases, now that the number of steps is known.
+        """Compute the phases in steps, now that their number is known.
 
         Raises:
-            ValueError: the model is none whose attention can be annealed, or has another number of query layers.
+            ValueError: the model has no masked attention, or `phases` are not one for each query layer.
         """
         config: Any = getattr(_unwrapped(model), "config", None)
         if not hasattr(config, "masked_attention_probabilities"):
@@ -212,7 +206,7 @@ class MaskAnnealingCallback(TrainerCallback):
         elif len(self.phases) != config.num_query_layers:
             raise ValueError(
                 f"annealing has {len(self.phases)} phases, and the model {config.num_query_layers} query layers; give "
-                "one (start, end) for each"
+                "one (start, end) for each layer"
             )
         else:
             self.schedule = MaskAnnealing.from_fractions(self.phases, state.max_steps, self.power)
@@ -232,7 +226,7 @@ class MaskAnnealingCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add the probabilities to the record of training losses."""
+        """Add the probabilities to the logs of training."""
         if self.schedule is None or logs is None or "loss" not in logs:
             return
         values = self.record(state.global_step)
@@ -241,7 +235,7 @@ class MaskAnnealingCallback(TrainerCallback):
             state.log_history[-1].update(values)
 
     def finished(self, step: int) -> bool:
-        """Whether nothing is masked any more after a number of steps."""
+        """Whether nothing is masked any more after `step` steps."""
         return self.schedule is not None and self.schedule.finished(step)
 
     def record(self, step: int) -> dict[str, float]:
@@ -250,12 +244,12 @@ class MaskAnnealingCallback(TrainerCallback):
         return {f"masked_attention_{layer}": probability for layer, probability in enumerate(probabilities)}
 
     def _set(self, model: Any, step: int) -> None:
-        if self.schedule is not None:
+        if self.schedule is not None:  # they live in the config, so that each checkpoint has those of its step
             _unwrapped(model).set_masked_attention_probabilities(self.schedule.probabilities(step))
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model inside those of DistributedDataParallel, `torch.compile` and PEFT."""
+    """The model inside the wrappers of DistributedDataParallel, `torch.compile` and PEFT."""
     while True:
         for name in ("_orig_mod", "module"):
             if name in getattr(model, "_modules", {}):
