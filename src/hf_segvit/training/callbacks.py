@@ -79,6 +79,11 @@ class Callbacks:
         )
 
     @property
+    def should_stop(self) -> bool:
+        """Whether a callback ended the run."""
+        return self.control.should_training_stop
+
+    @property
     def wants_evaluation(self) -> bool:
         """Whether to score the model now; also at an early end, so that results have scores."""
         return self.control.should_evaluate or self.control.should_training_stop

@@ -121,7 +121,7 @@ def worker_count(num_workers: int | None, num_processes: int, device: torch.devi
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Let a worker survive Ctrl-C and SIGTERM unless its parent sends it."""
+    """Let a worker ignore Ctrl-C, and any SIGTERM that its parent did not send."""
     # Both signals reach the whole process group, but the parent still needs the batches of the step that it finishes,
     # and of one more while several processes agree to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

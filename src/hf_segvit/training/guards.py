@@ -27,8 +27,8 @@ from .training_state import collect_weights, restore_random_states
 
 # One bad batch is bad luck; three in a row suggest ruined weights, and 20 in all bad settings.
 MAX_CONSECUTIVE, MAX_SKIPPED = 3, 20
-# The loss scale of fp16 starts at 65536 and is halved by each overflow. A gradient that overflows at a scale below 1
-# would also do so unscaled: then no scale helps.
+# The loss scale of fp16 starts at 65536 and is halved by each overflow. A gradient that overflows even at a scale of 1
+# would also do so unscaled: no scale helps.
 MAX_OVERFLOWS, SMALLEST_SCALE = 30, 1.0
 BATCH, WEIGHTS = "batch-{process}.pt", "model.safetensors"
 _SHOWN = 5  # names in a line of a replay

@@ -192,9 +192,7 @@ class _Run:
             return self._stop()
         self.model.train()
         with contextlib.closing(iter(self.loader)) as batches:  # ends the workers however the block is left
-            while (
-                self.step < total and not self.selection.out_of_patience and not callbacks.control.should_training_stop
-            ):
+            while self.step < total and not self.selection.out_of_patience and not callbacks.should_stop:
                 callbacks.before_step(self.step)
                 start = time.perf_counter()
                 settings.update(highest_rates(self.optimizer))

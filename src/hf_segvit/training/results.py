@@ -61,7 +61,7 @@ def write_results(
         "plan": {
             "total_steps": plan.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
-            "pictures": plan.num_images,  # keys of a file format that others read: they keep their names
+            "pictures": plan.num_images,  # a key of the file format, which keeps its name
             "processes": plan.world_size,
             "device_batch_size": plan.device_batch_size,
             "accumulation_steps": plan.accumulation_steps,
