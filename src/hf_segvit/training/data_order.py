@@ -1,9 +1,8 @@
 """The order of training samples, and the loader that follows it.
 
 `StepOrder` derives the samples of every step from seed and step alone: epochs are permutations of the data set, joined
-without a gap. Each process takes its share of the global batch. So a run resumes in the middle of an epoch without
-reading earlier samples, with any number of workers and another number of processes. `TrainingLoader` reads ahead,
-across epochs.
+without a gap. Each process takes its share of the global batch. So a run resumes in mid-epoch without reading earlier
+samples, with any number of workers and another number of processes. `TrainingLoader` reads ahead, across epochs.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def random_states() -> dict[str, Any]:
     """The generator states of this process, in types that `torch.load(weights_only=True)` accepts."""
     version, internal, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy_state: Any = np.random.get_state(legacy=True)  # NumPy's annotation allows a dict, which legacy excludes
+    name, keys, position, has_gauss, cached = numpy_state
     states: dict[str, Any] = {
         "python": [version, list(internal), gauss],
         "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
