@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .inference.segmenter import Segmenter
     from .models.class_fusion import fuse_class_logits
     from .models.configuration_eomt import EoMTConfig
     from .models.configuration_plain_vit import PlainViTConfig
@@ -30,9 +31,11 @@ else:  # a type checker that saw `__getattr__` would accept any misspelt name
         # "models", so that `hf_segvit.models.modeling_eomt` works after `import hf_segvit` alone.
         if name not in (*__all__, "auto", "models"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        auto = import_module(".auto", __name__)
+        module = import_module(".auto", __name__)
+        if name == "Segmenter":  # stands above models/, which auto.py knows only
+            module = import_module(".inference.segmenter", __name__)
         if name in __all__:
-            globals()[name] = getattr(auto, name)
+            globals()[name] = getattr(module, name)
         return globals()[name]
 
 
@@ -45,6 +48,7 @@ __all__ = [
     "EoMTModel",
     "PlainViTConfig",
     "PlainViTModel",
+    "Segmenter",
     "ViTPConfig",
     "ViTPForPointClassification",
     "ViTPFusionConfig",
