@@ -220,7 +220,7 @@ def test_entries_and_arguments_that_do_not_fit_are_refused():
         decode_entry(entry | {"segments": entry["segments"][1:]})
     with pytest.raises(ValueError, match=r"40 x 60 but its segment map \(60, 40\)"):
         decode_entry(entry | {"segment_map": entry["segment_map"].T})
-    with pytest.raises(ValueError, match=r"no augmentation .mosaic.; did you mean eomt_semantic"):
+    with pytest.raises(ValueError, match=r"no augmentation .mosaic.; choose one of eomt_coco_panoptic"):
         augmentation("mosaic", 640)
     with pytest.raises(ValueError, match="scale_range is"):
         augmentation("eomt_semantic", 512, scale_range=(2, 1))

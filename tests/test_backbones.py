@@ -357,7 +357,7 @@ def test_weights_that_do_not_fit_are_named() -> None:
         ({"image_size": 500}, r"image_size=\[500, 500\] is not a multiple of patch_size=14.*\[504, 504\]"),
         ({"image_size": [64, 8], "patch_size": 16}, r"nearest that is: \[64, 16\]"),
         ({"hidden_size": 64}, r"fields \['hidden_size', 'num_query_layers'\] do not go with this backbone"),
-        ({"num_hidden_layers": 2}, r"no place in the model, such as 'layers\.2\."),
+        ({"num_hidden_layers": 2}, r"unknown to the model, such as 'layers\.2\."),
         ({"num_queries": 0}, "num_queries=0 must be at least 1"),
     ],
 )

@@ -12,6 +12,7 @@ from hf_segvit.lookup import entry_points, import_object, is_import_path, parse_
 def test_the_nearest_name_is_suggested():
     assert suggestion("panoptc", ["panoptic", "semantic"]) == "did you mean panoptic?"
     assert suggestion("bathc_size", ["batch_size", "steps"], 2) == "did you mean batch_size?"
+    assert suggestion("Focal", ["FocalCriterion", "Mask"]) == "did you mean FocalCriterion?"
     assert suggestion("xyz", ["panoptic", "semantic"]) == "choose one of panoptic, semantic"
     assert suggestion(3, ["panoptic"]) == "choose one of panoptic"
 

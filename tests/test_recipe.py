@@ -214,7 +214,7 @@ class TestTasksOfOnesOwn:
         [
             ({"options": {"max_dept": 3}}, "options has no key 'max_dept'; did you mean max_depth?"),
             ({"options": {"max_depth": 0}}, "options.max_depth=0 must be > 0"),
-            ({"options": {"loss": "l2"}}, "options.loss='l2' is unknown; did you mean l1?"),
+            ({"options": {"loss": "l2"}}, "options.loss='l2' is unknown; choose one of l1, log"),
             ({"options": {"weight_decay": 0}}, "options has no key 'weight_decay'"),
             ({"task": "deep"}, "task='deep' is none of model=tests.test_recipe:DepthTask; did you mean depth?"),
             ({"annealing": False}, "annealing=False is for model=eomt, not for tests.test_recipe:DepthTask"),

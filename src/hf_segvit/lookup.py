@@ -35,6 +35,8 @@ def suggestion(name: object, choices: Iterable[str], count: int = 1, otherwise: 
     known = list(choices)
     # 0.6 still finds "panoptc" and swapped letters; below that, short names resemble everything.
     similar = get_close_matches(str(name), known, n=count, cutoff=0.6)
+    # A beginning, such as "Focal" of "FocalCriterion", is less similar than that by letters.
+    similar = similar or [choice for choice in known if len(str(name)) > 2 and choice.startswith(str(name))][:count]
     return f"did you mean {' or '.join(similar)}?" if similar else otherwise or f"choose one of {', '.join(known)}"
 
 
