@@ -1,4 +1,4 @@
-"""Read the classes of a data set or a model from a file or a value.
+"""Read the classes of a data set or a model, and the one rule for its labels.
 
 `read_classes` takes a text file with one name per line, a JSON file, or the same as Python values:
 - `["road", "car"]`: names in the order of their values from 0;
@@ -6,21 +6,27 @@
 - `{"classes": [{"value": 1, "name": "road", "is_thing": false}, ...], "void": [0, 255]}`: the full form;
 - `{"id2label": {"0": "road", "1": "car"}, "stuff_classes": [0]}`: as in a model's config.json.
 In data sets a class called "void", "ignore" or "unlabeled" is void, and so is 255 unless it is a class.
+
+`label_rule` decides for every reader which names are classes, which are void, and what uncovered pixels are; users read
+about it in docs/labels.md. `union_of_splits` and `similar_names` compare lists of classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..lookup import suggestion
 from .archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
 
 VOID = -1  # label of pixels that neither train nor count
 CLASS_FILES = ("classes.json", "classes.txt", "labels.txt")
 
 _VOID_NAMES = ("void", "ignore", "unlabeled", "unlabelled", "__ignore__")
+_LABELME_BACKGROUND = "_background_"
+_BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -48,22 +54,15 @@ def read_classes(source: Any, *, of_model: bool = False) -> ClassList:
     Raises:
         ValueError: the file is missing, or the list has an unknown form, duplicate names or values, or gaps.
     """
-    name = "classes"
-    if isinstance(source, str | Path):
-        source = Location(archive=None, member=str(source))
-    if isinstance(source, dict) and set(source) == {"archive", "member"}:
-        location = Location(archive=source["archive"], member=source["member"])
-        name, source = location_name(location), _read_file(location)
-    entries, void = _entries(source, name)
+    name, entries, void = _listed(source)
+    if not of_model and entries and entries[0][:2] == (0, "__ignore__"):
+        # labelme's own tools number the lines of such a list from -1, so that `_background_` is 0 in masks.
+        entries = [(value - 1, text, is_thing) for value, text, is_thing in entries]
     names, labels, things = list[str](), dict[int, int](), set[int]()
-    for value, text, is_thing in sorted(entries, key=lambda entry: entry[0]):
-        # In a data set the exact text matters: annotations refer to classes by it.
-        text = text.strip() if of_model else text
+    for value, text, is_thing in entries:
         if value in labels or value in void:
             raise ValueError(f"{name}: the value {value} is listed twice; give each class a value of its own")
-        if not text.strip():
-            raise ValueError(f"{name}: the class of value {value} has no name; give each class one")
-        if not of_model and text.strip().lower() in _VOID_NAMES:
+        if not of_model and _is_void(text):
             labels[value] = VOID
             continue
         if text in names:
@@ -80,6 +79,27 @@ def read_classes(source: Any, *, of_model: bool = False) -> ClassList:
     void_labels = {} if of_model else {255: VOID} | dict.fromkeys(void, VOID)
     states_things = any(is_thing is not None for _, _, is_thing in entries)
     return ClassList(tuple(names), void_labels | labels, frozenset(things), states_things)
+
+
+def listed_names(source: Any) -> tuple[str, ...]:
+    """All names of a list for `read_classes`, also void ones, by ascending value: what `label_rule` takes."""
+    return tuple(text for _, text, _ in _listed(source)[1])
+
+
+def _listed(source: Any) -> tuple[str, list[tuple[int, str, bool | None]], list[int]]:
+    """Name of the file, entries by ascending value as of `_entries`, and void values."""
+    name = "classes"
+    if isinstance(source, str | Path):
+        source = Location(archive=None, member=str(source))
+    if isinstance(source, dict) and set(source) == {"archive", "member"}:
+        location = Location(archive=source["archive"], member=source["member"])
+        name, source = location_name(location), _read_file(location)
+    entries, void = _entries(source, name)
+    entries = sorted(((value, text.strip(), is_thing) for value, text, is_thing in entries), key=lambda row: row[0])
+    for value, text, _ in entries:
+        if not text:
+            raise ValueError(f"{name}: the class of value {value} has no name; give each class one")
+    return name, entries, void
 
 
 def _read_file(location: Location) -> Any:
@@ -119,3 +139,220 @@ CLASS_FORMS = (
     'a list of names, {"value": "name", ...}, or {"classes": [{"value": 1, "name": "road", "is_thing": false}], '
     '"void": [255]}'
 )
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which names are classes, which are void, and what pixels are that no annotation covers."""
+
+    names: tuple[str, ...]  # class names by label id
+    labels: Mapping[str, int | None]  # by listed name: label id, `VOID`, or `None` for no class in this task
+    background: int | None  # label id of uncovered pixels in a semantic map; `None`: they are void
+    crowds_are_objects: bool
+    decisions: tuple[str, ...]  # sentences for users, with the option that changes each
+    source: str = ""  # what lists the classes, for error messages
+
+    def label_of(self, name: str) -> int | None:
+        """Label id of a name in an annotation, `VOID`, or `None` if annotations of this name are left out.
+
+        Raises:
+            ValueError: the name is not listed; the message suggests one.
+        """
+        try:
+            return self.labels[name.strip()]
+        except KeyError:
+            remedy = suggestion(name, list(self.labels))
+            raise ValueError(f"the label {name!r} is not in the list of classes; add it there, or {remedy}") from None
+
+
+def label_rule(
+    names: Sequence[str],
+    task: str,
+    *,
+    background: Any = None,
+    void: Any = (),
+    crowd: Any = "ignore",
+    drop: Any = (),
+    used: Collection[str] | None = None,
+    source: str = "classes",
+) -> LabelRule:
+    """Decide what the names of a format with outlines mean; see docs/labels.md.
+
+    Args:
+        names: all listed names in the order of their label ids, with void and background ones.
+        background: name of the class of uncovered pixels; True for "background"; "void" or False: they are void.
+        void: names of classes whose pixels are void, as a list or as text with commas.
+        crowd: "ignore", or "objects" to read crowds as single objects.
+        drop: names of classes to leave out, or "unused".
+        used: names that have at least one annotation in any split, for `drop="unused"`.
+        source: file or folder that lists the names, for error messages.
+
+    Raises:
+        ValueError: names are empty or equal, an option names a class that is not listed, or nothing could be learnt.
+    """
+    listed = [str(name).strip() for name in names]
+    for index, name in enumerate(listed):
+        if not name:
+            raise ValueError(f"{source}: class {index} has no name; give each class one")
+        if name in listed[:index]:
+            raise ValueError(f"{source}: two classes are called {name!r}; name them differently")
+    decisions: list[str] = []
+    if crowd not in ("ignore", "objects"):
+        raise ValueError(f"crowd is {crowd!r}; give crowd=ignore or crowd=objects")
+    voids = _chosen(void, listed, "void", source)
+    if drop != "unused":
+        dropped = _chosen(drop, listed, "drop", source)
+    elif used is None:
+        raise ValueError(f"{source}: this format cannot tell which classes are unused; give drop=NAME,NAME")
+    else:
+        # Void and background need no annotation to be of use.
+        kept = {*used, *voids, *(name for name in listed if _is_void(name) or name.lower().strip("_") == _BACKGROUND)}
+        dropped = [name for name in listed if name not in kept]
+    labels: dict[str, int | None] = {}
+    for name in listed:
+        if name in dropped:
+            labels[name] = None
+        elif name in voids or _is_void(name):
+            labels[name] = VOID
+        else:
+            labels[name] = 0  # numbered below
+    own = _labelme_background(listed, labels)
+    if task != "semantic":
+        if background is not None and not _is_no(background):
+            raise ValueError(
+                f"background={background} is for the semantic task, in which pixels without an annotation can be a "
+                f"class; leave it out, or choose the task semantic (drop=NAME leaves a class out)"
+            )
+        if own is not None:
+            labels[own] = None
+            decisions.append(f"{own!r} is no class in the {task} task; its annotations are left out")
+        classes, ground = [name for name in listed if labels[name] == 0], None
+    else:
+        classes = [name for name in listed if labels[name] == 0]
+        ground, sentence = _background_name(background, classes, own, source)
+        if own is not None:
+            if ground is None:
+                labels[own] = VOID
+                classes.remove(own)
+            elif ground in classes and ground != own:
+                classes.remove(own)
+            else:
+                classes[classes.index(own)] = ground
+        elif ground is not None and ground not in classes:
+            # First, as in the label maps of most tools, where 0 is the background.
+            classes.insert(0, ground)
+        decisions.append(sentence)
+    if not classes:
+        raise ValueError(f"{source}: no class is left besides void and background; list at least one class")
+    for name in listed:
+        if labels[name] == 0:
+            labels[name] = classes.index(ground) if name == own and ground is not None else classes.index(name)
+    if named := [name for name in listed if labels[name] == VOID]:
+        decisions.append(f"void, neither trained nor scored: {', '.join(named)}")
+    if dropped:
+        decisions.append(f"left out by drop=: {', '.join(dropped)}")
+    if crowd == "objects":
+        decisions.append("crowds are read as single objects (crowd=objects)")
+    label = None if ground is None else classes.index(ground)
+    return LabelRule(tuple(classes), labels, label, crowd == "objects", tuple(decisions), source)
+
+
+def option_names(value: Any) -> list[str]:
+    """Names in the value of an option: text with commas, a number, or a list."""
+    if isinstance(value, str):
+        value = value.split(",")
+    return [str(name).strip() for name in (value if isinstance(value, list | tuple | set) else [value])]
+
+
+def union_of_splits(names: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """All names of all splits in the order of the first split given, and remarks on classes that not all splits have.
+
+    Args:
+        names: stripped class names by split; give the split for training first.
+    """
+    union = list(dict.fromkeys(name for split in names.values() for name in split))
+    remarks = []
+    for name in union:
+        having = [split for split, listed in names.items() if name in listed]
+        if len(having) < len(names):
+            others = [split for split in names if split not in having]
+            remarks.append(f"the class {name!r} is listed in {', '.join(having)}, but not in {', '.join(others)}")
+    return union, remarks
+
+
+def similar_names(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ only in case and separators, or by one letter of at least five: likely misspelt."""
+    pairs = []
+    for index, second in enumerate(names):
+        for first in names[:index]:
+            one, two = ("".join(c for c in name.casefold() if c.isalnum()) for name in (first, second))
+            if one == two or (min(len(one), len(two)) >= 5 and _one_slip(one, two)):
+                pairs.append((first, second))
+    return pairs
+
+
+def _one_slip(one: str, two: str) -> bool:
+    """Whether one letter was changed, left out, added or swapped with its neighbour."""
+    short, long = sorted((one, two), key=len)
+    if len(long) - len(short) > 1:
+        return False
+    start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    # `class1` and `class2`, or `lane` and `lane2`, are different on purpose.
+    if any(character.isdigit() for character in short[start : start + 1] + long[start : start + 1]):
+        return False
+    if len(short) < len(long):
+        # A plural may well be meant as a crowd or another class, but it is the most common slip of annotators.
+        return short[start:] == long[start + 1 :]
+    swapped = short[start : start + 2][::-1] == long[start : start + 2] and short[start + 2 :] == long[start + 2 :]
+    return swapped or short[start + 1 :] == long[start + 1 :]
+
+
+def _is_void(name: str) -> bool:
+    return name.lower() in _VOID_NAMES
+
+
+def _is_no(background: Any) -> bool:
+    return background is False or str(background).strip().lower() in ("void", "false", "no", "none")
+
+
+def _chosen(value: Any, listed: Sequence[str], option: str, source: str) -> list[str]:
+    chosen = [name for name in option_names(value) if name]
+    for name in chosen:
+        # Names that are void anyway may be repeated: one spec serves several data sets.
+        if name not in listed and not _is_void(name):
+            raise ValueError(f"{source}: {option}={name} is no class; {suggestion(name, listed)}")
+    return chosen
+
+
+def _labelme_background(listed: Sequence[str], labels: Mapping[str, int | None]) -> str | None:
+    return next((name for name in listed if name.lower() == _LABELME_BACKGROUND and labels[name] == 0), None)
+
+
+def _background_name(background: Any, classes: Sequence[str], own: str | None, source: str) -> tuple[str | None, str]:
+    """Name of the class of uncovered pixels or `None`, and the decision in words; `own` is `_background_` if listed."""
+    plain = next((name for name in classes if name.lower() == _BACKGROUND), None)
+    uncovered = "pixels that no annotation covers"
+    if background is not None and _is_no(background):
+        if len(classes) - (own is not None) < 2:
+            raise ValueError(
+                f"{source}: with background=void there is one class and void only, and nothing can be learnt; leave "
+                "background=void out, or annotate a second class"
+            )
+        return None, f"{uncovered} are void, neither trained nor scored (background=void)"
+    if background is None:
+        if own or plain:
+            return own or plain, f"{uncovered} are the class {own or plain!r}; background=void makes them void"
+        if len(classes) == 1:
+            return _BACKGROUND, (
+                f"{uncovered} are the class {_BACKGROUND!r}, since with one class and void only nothing can be learnt; "
+                "background=NAME names it otherwise"
+            )
+        return None, (
+            f"{uncovered} are void, neither trained nor scored; background={_BACKGROUND} makes them a class of that "
+            "name, which is right where everything that is to be found was annotated"
+        )
+    is_yes = background is True or str(background).strip().lower() in ("true", "yes", "1")
+    name = (own or plain or _BACKGROUND) if is_yes and str(background) not in classes else str(background).strip()
+    if not name:
+        raise ValueError(f"background= needs a name; give background={_BACKGROUND} or background=void")
+    return name, f"{uncovered} are the class {name!r} (background={background})"

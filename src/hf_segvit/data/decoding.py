@@ -80,7 +80,10 @@ class SampleDecoder:
             if "segment_map" in row and decoded["segment_map"] is None and not decoded.get("segments"):
                 # Without outlines nothing else tells the size of the mask.
                 shape = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
-                decoded["segment_map"] = np.full(shape, VOID, dtype=np.int32)
+                label_map = np.full(shape, getattr(self.read_masks, "background", VOID), dtype=np.int32)
+                decoded["segment_map"] = label_map
+                if "segments" in row:
+                    decoded["segments"] = semantic_segments(label_map)
         return decoded
 
 
@@ -152,11 +155,13 @@ class PolygonMasks:
 class PaintedPolygons:
     """Semantic maps painted from polygons or runs, later ones on top; crowds are painted like any segment."""
 
+    background: int = VOID  # label id of pixels that no segment covers
+
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
         if not segments:
             return None, []
-        segment_map = np.full(segments[0]["rle"]["size"], VOID, dtype=np.int32)
+        segment_map = np.full(segments[0]["rle"]["size"], self.background, dtype=np.int32)
         for row in segments:
             segment_map[decode_mask(_checked_rle(row, name))] = row["label_id"]
         return segment_map, semantic_segments(segment_map)
