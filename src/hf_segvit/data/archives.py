@@ -194,6 +194,16 @@ def read_json(location: Location) -> Any:
             "truncated download are the usual causes"
         ) from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: no valid text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        raise ValueError(f"{name}: {encoding_fault(content, error)}") from error
     except RecursionError as error:
         raise ValueError(f"{name}: nested too deep to be an annotation file; get it from its source again") from error
+
+
+def encoding_fault(content: bytes, error: UnicodeDecodeError) -> str:
+    """What is wrong with a text file that is not UTF-8, with the encodings that it may have, and the remedy."""
+    # Older versions of tools write in the code page of the system. Two high bytes in a row are rare in Western text.
+    is_western = re.search(rb"[\x80-\xff]{2}", content) is None
+    candidates = [("Windows-1252", "cp1252")] if is_western else [("GBK", "gbk"), ("Shift JIS", "shift_jis")]
+    names = [name for name, encoding in candidates if content.decode(encoding, "replace").find("\ufffd") < 0]
+    perhaps = f", perhaps {' or '.join(names)}" if names else ""
+    return f"no valid {error.encoding.upper()} text (byte {error.start}: {error.reason}){perhaps}; save it as UTF-8"

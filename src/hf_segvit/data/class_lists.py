@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..lookup import suggestion
-from .archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
+from .archives import MAX_TEXT_BYTES, Location, encoding_fault, location_name, read_json, read_location
 
 VOID = -1  # label of pixels that neither train nor count
 CLASS_FILES = ("classes.json", "classes.txt", "labels.txt")
@@ -105,11 +105,12 @@ def _listed(source: Any) -> tuple[str, list[tuple[int, str, bool | None]], list[
 def _read_file(location: Location) -> Any:
     if location["member"].lower().endswith(".json"):
         return read_json(location)
+    content = read_location(location, MAX_TEXT_BYTES)
     try:
         # Editors on Windows write a byte order mark, which would become part of the first name.
-        text = read_location(location, MAX_TEXT_BYTES).decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{location_name(location)}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        raise ValueError(f"{location_name(location)}: {encoding_fault(content, error)}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -146,11 +147,11 @@ class LabelRule:
     """Which names are classes, which are void, and what pixels are that no annotation covers."""
 
     names: tuple[str, ...]  # class names by label id
-    labels: Mapping[str, int | None]  # by listed name: label id, `VOID`, or `None` for no class in this task
-    background: int | None  # label id of uncovered pixels in a semantic map; `None`: they are void
+    # By listed name, and for `_background_`: label id, `VOID`, or `None` for no class in this task.
+    labels: Mapping[str, int | None]
+    background: int | None  # label id of pixels that no annotation covers; `None`: they are void
     crowds_are_objects: bool
     decisions: tuple[str, ...]  # sentences for users, with the option that changes each
-    source: str = ""  # what lists the classes, for error messages
 
     def label_of(self, name: str) -> int | None:
         """Label id of a name in an annotation, `VOID`, or `None` if annotations of this name are left out.
@@ -158,11 +159,15 @@ class LabelRule:
         Raises:
             ValueError: the name is not listed; the message suggests one.
         """
-        try:
-            return self.labels[name.strip()]
-        except KeyError:
-            remedy = suggestion(name, list(self.labels))
-            raise ValueError(f"the label {name!r} is not in the list of classes; add it there, or {remedy}") from None
+        name = name.strip()
+        if name in self.labels:
+            return self.labels[name]
+        if _is_void(name):  # need not be listed
+            return VOID
+        if name.lower() == _LABELME_BACKGROUND:
+            return self.labels[_LABELME_BACKGROUND]
+        remedy = suggestion(name, list(self.labels))
+        raise ValueError(f"the label {name!r} is not in the list of classes; add it there, or {remedy}")
 
 
 def label_rule(
@@ -217,12 +222,12 @@ def label_rule(
         else:
             labels[name] = 0  # numbered below
     own = _labelme_background(listed, labels)
-    if task != "semantic":
-        if background is not None and not _is_no(background):
-            raise ValueError(
-                f"background={background} is for the semantic task, in which pixels without an annotation can be a "
-                f"class; leave it out, or choose the task semantic (drop=NAME leaves a class out)"
-            )
+    if task == "instance" and background is not None and not _is_no(background):
+        raise ValueError(
+            f"background={background} is for the tasks semantic and panoptic, in which pixels without an annotation "
+            "can be a class; leave it out, or choose one of them (drop=NAME leaves a class out)"
+        )
+    if task == "instance" or (task == "panoptic" and (background is None or _is_no(background))):
         if own is not None:
             labels[own] = None
             decisions.append(f"{own!r} is no class in the {task} task; its annotations are left out")
@@ -242,8 +247,8 @@ def label_rule(
             # First, as in the label maps of most tools, where 0 is the background.
             classes.insert(0, ground)
         decisions.append(sentence)
-    if not classes:
-        raise ValueError(f"{source}: no class is left besides void and background; list at least one class")
+    if not classes or (task == "semantic" and classes == [ground]):
+        raise ValueError(f"{source}: no class is left besides void and background; list or annotate at least one")
     for name in listed:
         if labels[name] == 0:
             labels[name] = classes.index(ground) if name == own and ground is not None else classes.index(name)
@@ -254,7 +259,10 @@ def label_rule(
     if crowd == "objects":
         decisions.append("crowds are read as single objects (crowd=objects)")
     label = None if ground is None else classes.index(ground)
-    return LabelRule(tuple(classes), labels, label, crowd == "objects", tuple(decisions), source)
+    if own is None:
+        uncovered = VOID if label is None and task == "semantic" else label
+        labels.setdefault(_LABELME_BACKGROUND, uncovered)
+    return LabelRule(tuple(classes), labels, label, crowd == "objects", tuple(decisions))
 
 
 def option_names(value: Any) -> list[str]:

@@ -1,8 +1,9 @@
 """Decode rows of a reader's table into images and segments.
 
 `SampleDecoder` is the transform that `datasets` calls on access: it reads the mask with the reader's own `MaskReader`,
-and the image in the frame in which it was annotated. `PolygonMasks` and `PaintedPolygons` are the mask readers of all
-formats that store outlines. All can be pickled for workers: open files are kept in archives.py. H W pixels.
+and the image in the frame in which it was annotated. `PolygonMasks`, `PaintedPolygons` and `PaintedPanoptic` are the
+mask readers of all formats that store outlines. All can be pickled for workers: open files are kept in archives.py.
+H W pixels.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class PolygonMasks:
 
 @dataclass(frozen=True)
 class PaintedPolygons:
-    """Semantic maps painted from polygons or runs, later ones on top; crowds are painted like any segment."""
+    """Semantic maps painted from polygons or runs, later ones on top; crowds are painted too, and label -1 is void."""
 
     background: int = VOID  # label id of pixels that no segment covers
 
@@ -165,6 +166,34 @@ class PaintedPolygons:
         for row in segments:
             segment_map[decode_mask(_checked_rle(row, name))] = row["label_id"]
         return segment_map, semantic_segments(segment_map)
+
+
+@dataclass(frozen=True)
+class PaintedPanoptic:
+    """Panoptic maps painted from polygons or runs: stuff first and merged, then objects, later ones on top."""
+
+    stuff: frozenset[int]  # label ids
+    background: int = VOID  # label id of pixels that no segment covers, one of `stuff`
+
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """See `MaskReader`; ids number the rows of the image, as those of annotations may exceed 32 bits."""
+        if not segments:
+            return None, []
+        segment_map = np.full(segments[0]["rle"]["size"], VOID, dtype=np.int32)
+        rows: dict[int, dict[str, Any]] = {}
+        id_of_stuff: dict[int, int] = {}
+        if self.background != VOID:
+            segment_map[:] = id_of_stuff[self.background] = len(segments)
+            rows[len(segments)] = {"id": len(segments), "label_id": self.background, "is_crowd": False}
+        # Annotators outline the road after the cars on it, or before: objects are on top of stuff in both cases.
+        for index in sorted(range(len(segments)), key=lambda index: segments[index]["label_id"] not in self.stuff):
+            row = segments[index]
+            label, is_stuff = row["label_id"], row["label_id"] in self.stuff
+            segment_id = id_of_stuff.setdefault(label, index) if is_stuff else VOID if label == VOID else index
+            segment_map[decode_mask(_checked_rle(row, name))] = segment_id
+            is_crowd = row["is_crowd"] and not is_stuff
+            rows.setdefault(segment_id, {"id": segment_id, "label_id": label, "is_crowd": is_crowd})
+        return segment_map, [rows[value] for value in present_values(segment_map) if value != VOID]
 
 
 def semantic_segments(label_map: np.ndarray) -> Segments:

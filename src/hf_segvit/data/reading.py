@@ -43,6 +43,7 @@ class Reading:
     outlines: bool = False  # rows of segments have `polygons` and `rle`, and perhaps `area`
     dataset: datasets.Dataset | None = None  # instead of rows, an existing table
     decoder: Callable[[Mapping[str, list[Any]]], dict[str, list[Any]]] | None = None  # `None`: a `SampleDecoder`
+    remarks: list[str] = field(default_factory=list)  # what the reader decided about labels, in sentences for users
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class DataDescription:
     task: str  # "semantic", "instance" or "panoptic"
     id2label: dict[int, str]
     stuff_classes: list[int]  # label ids
+    remarks: list[str] = field(default_factory=list)  # what the reader decided about labels, for `check-data`
 
 
 def load_segmentation_dataset(
@@ -96,7 +98,8 @@ def load_segmentation_dataset(
         collected.error(path, f"split {split!r}", message)
     if problems is None:
         collected.raise_errors()
-    return _dataset(reading, DataDescription(format_name, path, split, task, {}, reading.stuff_classes))
+    description = DataDescription(format_name, path, split, task, {}, reading.stuff_classes, list(reading.remarks))
+    return _dataset(reading, description)
 
 
 def available_splits(spec: str, *, wanted: Sequence[str] = (), **options: Any) -> list[str]:

@@ -1,9 +1,9 @@
-"""labelme: a JSON file of shapes beside each image; instance or semantic.
+"""labelme: a JSON file of shapes beside each image; instance, semantic or panoptic.
 
-`train/*.json` or, without splits, `*.json`. Polygons, rectangles, circles and masks are read; points and lines have no
-area and are left out with a warning, and so are the labels `__ignore__` and `_background_`. Shapes with the same label
-and `group_id` are one object. In semantic maps later shapes cover earlier ones. Classes are the labels that occur, in
-alphabetical order, or those of `classes.json` or `labels.txt`, see ../class_lists.py.
+`train/*.json` or, without splits, `*.json`. Shapes with an area are read, also the rotated and four-cornered ones of
+X-AnyLabeling; points and lines have none and are left out with a warning. Shapes with the same label and `group_id` are
+one object. In semantic maps later shapes cover earlier ones. Classes are the labels that occur, in alphabetical order,
+or those of `classes.json` or `labels.txt`; ../class_lists.py decides which are void or background.
 """
 
 from __future__ import annotations
@@ -17,23 +17,25 @@ from typing import Any
 
 import numpy as np
 
-from ...models.mask_encoding import encode_mask
+from ...lookup import suggestion
+from ...models.mask_encoding import decode_mask, encode_mask
 from ..archives import Location, location_name, read_json
-from ..class_lists import CLASS_FILES, read_classes
-from ..decoding import PaintedPolygons, PolygonMasks
+from ..class_lists import CLASS_FILES, VOID, LabelRule, label_rule, listed_names, option_names, read_classes
+from ..decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks
 from ..folders import IMAGE_SUFFIXES, DataFolder
-from ..mask_files import index_map, polygon_fault
+from ..mask_files import draw_polygons, index_map, polygon_fault
 from ..problems import ProblemList
 from ..reading import Reading
 from .coco import is_size
 
 DESCRIPTION = "labelme's JSON files beside images"
-TASKS = ("instance", "semantic")
+TASKS = ("instance", "semantic", "panoptic")
 LAYOUT = "labelme's *.json beside the images, in the folder or in train and val"
 WHOLE = "all"  # the split of a folder without splits
 
-_NO_CLASS = ("__ignore__", "_background_")
-_WITH_AREA = ("polygon", "rectangle", "circle", "mask")
+_POLYGONS = ("polygon", "rotation", "quadrilateral", "oriented_rectangle")  # `points` are the corners
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")
+_WITH_AREA = (*_POLYGONS, "rectangle", "circle", "ellipse", "mask")
 _CIRCLE_POINTS = 64  # corners of the polygon drawn for a circle: 0.2 % less area
 
 
@@ -46,46 +48,95 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     return names
 
 
-def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
-    """Read one split; `classes` is for `read_classes`, by default the file in the folder, or else all labels."""
+def read(
+    path: str,
+    split: str,
+    task: str,
+    problems: ProblemList,
+    classes: Any = None,
+    background: Any = None,
+    void: Any = (),
+    drop: Any = (),
+    stuff: Any = (),
+) -> Reading:
+    """Read one split.
+
+    Args:
+        path: folder or zip archive.
+        split: a folder in it, or "all".
+        task: one of `TASKS`.
+        problems: collects faulty files and shapes.
+        classes: for `read_classes`, by default the file in the folder, or else all labels.
+        background: see `label_rule`, as also for `void` and `drop`.
+        void: names of void classes.
+        drop: names of classes to leave out, or "unused".
+        stuff: names of the classes that are merged in the panoptic task; the others are things.
+    """
     folder = DataFolder(path)
     prefix = "" if split == WHOLE else f"{split}/"
     images = folder.files("", suffixes=IMAGE_SUFFIXES)
     files = folder.files("", suffixes=(".json",))
     source = classes if classes is not None else folder.file(*CLASS_FILES)
-    contents, labels = dict[str, dict[str, Any]](), set[str]()
+    contents, labels, unreadable = dict[str, dict[str, Any]](), set[str](), list[str]()
     for name, location in files.items():
         is_own = name.startswith(prefix)
         # Without a list of classes, labels are collected from all splits, so that all splits number them alike.
-        if posixpath.basename(name) in CLASS_FILES or not (is_own or source is None):
+        if posixpath.basename(name) in CLASS_FILES or not (is_own or source is None or drop == "unused"):
             continue
         try:
             content = _checked(read_json(location), location_name(location))
         except ValueError as error:
+            unreadable.append(str(error))
             if is_own:  # problems of other splits are reported when those are read
                 problems.error(location_name(location), "", str(error).removeprefix(f"{location_name(location)}: "))
             continue
         labels |= _labels(content)
         if is_own:
             contents[name] = content
-    if source is None:
-        source = sorted(labels)
-        if not source:
-            raise ValueError(f"{path}: no JSON file has a shape with a label and an area; expected {LAYOUT}")
-    names = read_classes(source).names
-    numbers = {name: label for label, name in enumerate(names)}
+    if source is None and not labels:
+        if unreadable:
+            raise ValueError(f"{path}: {len(unreadable)} of {len(files)} JSON files cannot be read: {unreadable[0]}")
+        raise ValueError(f"{path}: no JSON file has a shape with a label and an area; expected {LAYOUT}")
+    # The background first, as its label id is 0 wherever it is added.
+    names = sorted(labels, key=lambda label: (label.lower().strip("_") != "background", label))
+    if source is not None:
+        names = list(listed_names(source))
+    rule = label_rule(names, task, background=background, void=void, drop=drop, used=labels, source=path)
+    stuff_classes, remarks = _stuff(rule, task, stuff, source, path)
     rows = []
     for name, content in contents.items():
         where = location_name(files[name])
         try:
-            image = _image(content.get("imagePath"), name, images, where)
+            image = _image(content.get("imagePath"), name, images, where, problems)
         except ValueError as error:
             problems.error(where, "", str(error).removeprefix(f"{where}: "))
             continue
-        segments = _segments(content, where, numbers, problems)
+        segments = _segments(content, where, rule, task, problems)
         rows.append({"image": image, "image_id": posixpath.splitext(name)[0], "segment_map": [], "segments": segments})
-    reader = PolygonMasks() if task == "instance" else PaintedPolygons()
-    return Reading(reader, list(names), [], rows, outlines=True)
+    ground = VOID if rule.background is None else rule.background
+    reader: MaskReader = PolygonMasks() if task == "instance" else PaintedPolygons(ground)
+    if task == "panoptic":
+        reader = PaintedPanoptic(frozenset(stuff_classes), ground)
+    return Reading(reader, list(rule.names), stuff_classes, rows, outlines=True, remarks=[*rule.decisions, *remarks])
+
+
+def _stuff(rule: LabelRule, task: str, stuff: Any, source: Any, path: str) -> tuple[list[int], list[str]]:
+    """Label ids of stuff classes in the panoptic task, and what users should know about them."""
+    if task != "panoptic":
+        return [], []
+    chosen = [name for name in option_names(stuff) if name]
+    if unknown := [name for name in chosen if name not in rule.names]:
+        raise ValueError(f"{path}: stuff={unknown[0]} is no class; {suggestion(unknown[0], rule.names)}")
+    if not chosen and source is not None and (listed := read_classes(source)).states_things:
+        chosen = [listed.names[label] for label in listed.stuff_classes]
+    stuff_classes = {rule.names.index(name) for name in chosen if name in rule.names}
+    if rule.background is not None:
+        stuff_classes.add(rule.background)
+    if not stuff_classes:
+        return [], ["no class is stuff: each shape is an object of its own; stuff=NAME,NAME merges those of a class"]
+    return sorted(stuff_classes), [
+        f"stuff, merged in each image: {', '.join(map(rule.names.__getitem__, stuff_classes))}"
+    ]
 
 
 def _checked(content: Any, name: str) -> dict[str, Any]:
@@ -100,61 +151,103 @@ def _labels(content: Mapping[str, Any]) -> set[str]:
     labels = [
         shape.get("label") for shape in content["shapes"] if isinstance(shape, dict) and _kind(shape) in _WITH_AREA
     ]
-    return {label for label in labels if isinstance(label, str) and label.strip() and label not in _NO_CLASS}
+    return {label.strip() for label in labels if isinstance(label, str) and label.strip()}
 
 
-def _image(text: Any, name: str, images: Mapping[str, Location], where: str) -> Location:
-    stem = posixpath.splitext(name)[0]
+def _image(text: Any, name: str, images: Mapping[str, Location], where: str, problems: ProblemList) -> Location:
+    folder, stem = posixpath.dirname(name), posixpath.splitext(name)[0]
     path = str(text or "").replace("\\", "/")
-    wanted = posixpath.normpath(posixpath.join(posixpath.dirname(name), path))
-    if path.startswith("/") or path[1:2] == ":" or wanted.split("/")[0] == "..":
-        raise ValueError(f"{where}: imagePath {text!r} is absolute or leaves the data set; make it relative")
+    wanted = posixpath.normpath(posixpath.join(folder, path))
+    leaves = path.startswith("/") or path[1:2] == ":" or wanted.split("/")[0] == ".."
+    if leaves:
+        # Written on another computer or in another folder: only the name can be right.
+        wanted = posixpath.join(folder, posixpath.basename(path))
     for other in (wanted, *(stem + suffix for suffix in IMAGE_SUFFIXES)):
         if other in images:
+            if leaves:
+                problems.warn(
+                    where, "", f"imagePath {text!r} is absolute or leaves the data set; read {other} beside the file"
+                )
             return images[other]
+    if leaves:
+        raise ValueError(
+            f"{where}: imagePath {text!r} is absolute or leaves the data set, and no image of that name is beside the "
+            "file; copy it there"
+        )
     raise ValueError(f"{where}: there is no image {text!r}, nor one named like the JSON file; copy it there")
 
 
 def _segments(
-    content: Mapping[str, Any], where: str, numbers: Mapping[str, int], problems: ProblemList
+    content: Mapping[str, Any], where: str, rule: LabelRule, task: str, problems: ProblemList
 ) -> list[dict[str, Any]]:
     size = (content["imageHeight"], content["imageWidth"])
     rows: list[dict[str, Any]] = []
-    groups: dict[tuple[Any, str], dict[str, Any]] = {}
+    groups: dict[tuple[Any, int], dict[str, Any]] = {}
     for index, shape in enumerate(content["shapes"]):
         item = f"shapes[{index}]"
-        label = shape.get("label") if isinstance(shape, dict) else None
-        if not isinstance(label, str) or not label.strip():
+        name = shape.get("label") if isinstance(shape, dict) else None
+        if not isinstance(name, str) or not name.strip():
             problems.error(where, item, "the shape has no label")
             continue
-        if label in _NO_CLASS:
-            problems.warn(where, item, f"a shape labelled {label!r} is left out")
-            continue
         if _kind(shape) not in _WITH_AREA:
-            problems.warn(where, item, f"a shape of type {_kind(shape)!r} has no area and is left out")
+            reason = "has no area" if _kind(shape) in _WITHOUT_AREA else "is not read (save it as a polygon)"
+            problems.warn(where, item, f"a shape of type {_kind(shape)!r} {reason} and is left out")
             continue
-        if label not in numbers:
-            problems.error(where, item, f"the label {label!r} is not in the list of classes; add it there")
+        try:
+            label = rule.label_of(name)
+        except ValueError as error:
+            problems.error(where, item, str(error))
+            continue
+        # A void object cannot be told from no object where masks are not painted.
+        if label is None or (label == VOID and task == "instance"):
+            problems.warn(where, item, f"a shape labelled {name!r} is left out")
             continue
         try:
             outline = _outline(shape, size)
         except ValueError as error:
             problems.error(where, item, f"{error}; correct or remove the shape")
             continue
-        group_id = shape.get("group_id")
-        group = (group_id if isinstance(group_id, int | str) else None, label)
-        # Polygons of a group merge into one row; a mask, which has none, stays a row of its own.
-        if group[0] is not None and group in groups and outline["polygons"] and groups[group]["polygons"]:
-            groups[group]["polygons"] += outline["polygons"]
+        if _is_empty(outline, size):
+            problems.warn(where, item, f"a {_kind(shape)} that covers no pixel of the image is left out")
             continue
-        row = {"id": index, "label_id": numbers[label], "is_crowd": False, **outline}
-        groups.setdefault(group, row)
-        rows.append(row)
+        group_id = shape.get("group_id")
+        row = {"id": index, "label_id": label, "is_crowd": False, **outline}
+        # In a semantic map objects do not matter, but the order of shapes does.
+        is_grouped = isinstance(group_id, int | float | str) and task != "semantic"
+        if is_grouped and (group := groups.setdefault((group_id, label), row)) is not row:
+            _join(group, outline, size)
+        else:
+            rows.append(row)
     return rows
 
 
-def _kind(shape: Mapping[str, Any]) -> Any:
-    return shape.get("shape_type") or "polygon"
+def _join(row: dict[str, Any], outline: Mapping[str, Any], size: tuple[int, int]) -> None:
+    """Add an outline to the row of its group."""
+    if row["polygons"] and outline["polygons"]:
+        row["polygons"] = row["polygons"] + outline["polygons"]
+        return
+    union = decode_mask(_rle(row, size)) | decode_mask(_rle(outline, size))
+    row.update(polygons=None, rle=encode_mask(union))
+
+
+def _rle(outline: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:
+    return draw_polygons(outline["polygons"], size) if outline["polygons"] else outline["rle"]
+
+
+def _is_empty(outline: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Whether a mask has no pixel; polygons are drawn only if they are thin, small or outside."""
+    if outline["polygons"]:
+        x, y = np.array(outline["polygons"][0]).reshape(-1, 2).T
+        inside = x.min() >= 0 and y.min() >= 0 and x.max() <= size[1] and y.max() <= size[0]
+        # The shoelace formula: from 4 pixels on, no shape falls between the centres of pixels.
+        if inside and abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2 > max(4, *np.ptp((x, y), axis=1)):
+            return False
+    return not decode_mask(_rle(outline, size)).any()
+
+
+def _kind(shape: Mapping[str, Any]) -> str:
+    kind = shape.get("shape_type") or "polygon"
+    return kind.strip().lower() if isinstance(kind, str) else str(kind)
 
 
 def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
@@ -164,17 +257,21 @@ def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         points = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError) as error:
         raise ValueError("points must be a list of pairs of numbers") from error
-    if kind in ("rectangle", "circle", "mask") and len(points) < 2:
+    if kind not in _POLYGONS and len(points) < 2:
         raise ValueError(f"a {kind} needs two points")
     if kind == "mask":
         return {"polygons": None, "rle": _mask(shape, points, size)}
-    if kind == "rectangle":
-        (left, top), (right, bottom) = points[:2]
-        points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
-    elif kind == "circle":
+    if kind not in _POLYGONS:
         turns = np.linspace(0, 2 * math.pi, _CIRCLE_POINTS, endpoint=False)
-        radius = np.hypot(*(points[1] - points[0]))
-        points = points[0] + radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)
+        circle = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+        # Two opposite corners, or all four: versions of the tools differ.
+        low, high = points.min(0), points.max(0)
+        if kind == "rectangle":
+            points = np.array([low, (high[0], low[1]), high, (low[0], high[1])])
+        elif kind == "ellipse":
+            points = (low + high) / 2 + circle * (high - low) / 2
+        else:
+            points = points[0] + circle * np.hypot(*(points[1] - points[0]))
     polygon = points.reshape(-1).tolist()
     if fault := polygon_fault(polygon, size):
         raise ValueError(fault)
