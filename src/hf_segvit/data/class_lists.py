@@ -44,25 +44,35 @@ class ClassList:
         return [label for label in range(len(self.names)) if label not in self.things]
 
 
-def read_classes(source: Any, *, of_model: bool = False) -> ClassList:
+def read_classes(source: Any, *, of_model: bool = False, void: Any = ()) -> ClassList:
     """Read a list of classes.
 
     Args:
         source: path or location of a file, or a value; see the module.
         of_model: the classes are a model's: none is void, and values run from 0 to n - 1 without a gap.
+        void: further void classes or values of masks, as the option `void=` gives them.
 
     Raises:
         ValueError: the file is missing, or the list has an unknown form, duplicate names or values, or gaps.
     """
-    name, entries, void = _listed(source)
+    name, entries, values_void = _listed(source)
     if not of_model and entries and entries[0][:2] == (0, "__ignore__"):
         # labelme's own tools number the lines of such a list from -1, so that `_background_` is 0 in masks.
         entries = [(value - 1, text, is_thing) for value, text, is_thing in entries]
+    void_names = set[str]()
+    for chosen in filter(None, option_names(void)):
+        if chosen in _texts(entries):
+            void_names.add(chosen)
+        elif chosen.removeprefix("-").isdecimal():
+            void_names.update(text for value, text, _ in entries if value == int(chosen))
+            values_void = [*values_void, int(chosen)]
+        else:
+            raise ValueError(f"{name}: void={chosen} is no class and no value; {suggestion(chosen, _texts(entries))}")
     names, labels, things = list[str](), dict[int, int](), set[int]()
     for value, text, is_thing in entries:
-        if value in labels or value in void:
+        if value in labels or (value in values_void and text not in void_names):
             raise ValueError(f"{name}: the value {value} is listed twice; give each class a value of its own")
-        if not of_model and _is_void(text):
+        if not of_model and (_is_void(text) or text in void_names):
             labels[value] = VOID
             continue
         if text in names:
@@ -76,14 +86,18 @@ def read_classes(source: Any, *, of_model: bool = False) -> ClassList:
     if of_model and list(labels) != list(range(len(names))):
         raise ValueError(f"{name}: classes are numbered {list(labels)[:5]}, not 0 to {len(names) - 1} without a gap")
     # `labels` last, so that a class listed with value 255 is not void.
-    void_labels = {} if of_model else {255: VOID} | dict.fromkeys(void, VOID)
+    void_labels = {} if of_model else {255: VOID} | dict.fromkeys(values_void, VOID)
     states_things = any(is_thing is not None for _, _, is_thing in entries)
     return ClassList(tuple(names), void_labels | labels, frozenset(things), states_things)
 
 
+def _texts(entries: Sequence[tuple[int, str, bool | None]]) -> list[str]:
+    return [text for _, text, _ in entries]
+
+
 def listed_names(source: Any) -> tuple[str, ...]:
     """All names of a list for `read_classes`, also void ones, by ascending value: what `label_rule` takes."""
-    return tuple(text for _, text, _ in _listed(source)[1])
+    return tuple(_texts(_listed(source)[1]))
 
 
 def _listed(source: Any) -> tuple[str, list[tuple[int, str, bool | None]], list[int]]:

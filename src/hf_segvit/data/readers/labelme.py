@@ -1,4 +1,4 @@
-"""labelme: a JSON file of shapes beside each image; instance, semantic or panoptic.
+"""labelme: a JSON file of shapes beside each image; all three tasks.
 
 `train/*.json` or, without splits, `*.json`. Shapes with an area are read, also the rotated and four-cornered ones of
 X-AnyLabeling; points and lines have none and are left out with a warning. Shapes with the same label and `group_id` are
@@ -9,7 +9,6 @@ or those of `classes.json` or `labels.txt`; ../class_lists.py decides which are 
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -113,6 +112,13 @@ def read(
             continue
         segments = _segments(content, where, rule, task, problems)
         rows.append({"image": image, "image_id": posixpath.splitext(name)[0], "segment_map": [], "segments": segments})
+    used = {location_name(row["image"]) for row in rows}
+    unused = [key for key, image in images.items() if key.startswith(prefix) and location_name(image) not in used]
+    if unused and rows:
+        some = ", ".join(unused[:3])
+        problems.warn(
+            path, f"split {split!r}", f"{len(unused)} images without a JSON file that can be read are left out: {some}"
+        )
     ground = VOID if rule.background is None else rule.background
     reader: MaskReader = PolygonMasks() if task == "instance" else PaintedPolygons(ground)
     if task == "panoptic":
@@ -271,7 +277,8 @@ def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         elif kind == "ellipse":
             points = (low + high) / 2 + circle * (high - low) / 2
         else:
-            points = points[0] + circle * np.hypot(*(points[1] - points[0]))
+            with np.errstate(over="ignore"):  # an infinite radius is reported below
+                points = points[0] + circle * np.hypot(*(points[1] - points[0]))
     polygon = points.reshape(-1).tolist()
     if fault := polygon_fault(polygon, size):
         raise ValueError(fault)
@@ -282,8 +289,8 @@ def _mask(shape: Mapping[str, Any], points: np.ndarray, size: tuple[int, int]) -
     """RLE of a shape stored as a PNG in base64, which covers only the shape's box."""
     try:
         content = base64.b64decode(shape.get("mask") or "", validate=True)
-    except (TypeError, binascii.Error) as error:
-        raise ValueError(f"the mask is no base64 text ({error})") from error
+    except (TypeError, ValueError) as error:  # also text that is not ASCII
+        raise ValueError("the mask is no base64 text of a PNG") from error
     part = index_map(content, "mask") > 0
     if not np.isfinite(points).all():
         raise ValueError("the mask's box has a coordinate that is NaN or infinite")
