@@ -102,7 +102,7 @@ def read(
         names = list(listed_names(source))
     rule = label_rule(names, task, background=background, void=void, drop=drop, used=labels, source=path)
     stuff_classes, remarks = _stuff(rule, task, stuff, source, path)
-    rows = []
+    rows = list[dict[str, Any]]()
     for name, content in contents.items():
         where = location_name(files[name])
         try:
