@@ -58,11 +58,11 @@ def test_coco_points_to_the_format_for_other_classes(tmp_path: Path) -> None:
         load_segmentation_dataset(f"coco:{folder}", split="val")
 
 
-def test_splits_of_other_names_are_found_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_splits_of_other_names(tmp_path: Path) -> None:
     spec = coco_folder(tmp_path / "coco")
     write_json(tmp_path / "coco" / "annotations" / "instances_mine.json", coco_content())
     write_image(tmp_path / "coco" / "mine" / "a.jpg")
-    assert available_splits(spec) == ["train"]
+    assert available_splits(spec) == ["train", "mine"]
     assert describe(load_segmentation_dataset(spec, split="mine")).split == "mine"
     spec = mask_folder(tmp_path / "masks", ("one",))
     mask_folder(tmp_path / "masks", ("two", "three"), split="valid")

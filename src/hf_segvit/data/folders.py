@@ -1,7 +1,8 @@
 """Find the files of a data set in its folder or in zip archives.
 
-`DataFolder` lists folders and finds files in either; `safe_name` and `find_named` resolve the file names in
-annotations, which may not leave the folder that they belong to.
+`DataFolder` lists folders and finds files in either. `safe_name` and `find_named` resolve the file names in
+annotations, which may not leave the folder that they belong to; `find_elsewhere` takes the bare file name of a path or
+URL that was right only where it was exported.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import unquote
 
 from .archives import NESTED, Location, open_archive
 
@@ -26,6 +28,21 @@ class FileList(dict[str, Location]):
     def folded_names(self) -> dict[str, str]:
         """Names by case-folded name, to find names that differ only in case."""
         return {name.casefold(): name for name in self}
+
+    @cached_property
+    def by_bare_name(self) -> dict[str, list[str]]:
+        """Names by their last part, one name per file."""
+        # A file may be listed under two names; the later one is relative to the folder of images.
+        by_file = {(location["archive"], location["member"]): name for name, location in self.items()}
+        names: dict[str, list[str]] = {}
+        for name in by_file.values():
+            names.setdefault(posixpath.basename(name), []).append(name)
+        return names
+
+    @cached_property
+    def inner_folders(self) -> set[str]:
+        """Folders that directly hold a file."""
+        return {posixpath.dirname(name) for name in self}
 
 
 class DataFolder:
@@ -72,15 +89,23 @@ class DataFolder:
             suffixes: lower-case endings to keep; by default all.
         """
         for folder in folders:
-            locations = self._on_disk(folder) or self._in_archives(folder)
-            if locations:
-                # Sorted: the order of a listing depends on the file system, and rows must not.
-                return FileList(
-                    (name, locations[name])
-                    for name in sorted(locations)
-                    if not suffixes or posixpath.splitext(name)[1].lower() in suffixes
-                )
+            for locations in (self._on_disk(folder), *self._in_archives(folder)):
+                kept = [name for name in locations if not suffixes or posixpath.splitext(name)[1].lower() in suffixes]
+                if kept:
+                    # Sorted: the order of a listing depends on the file system, and rows must not.
+                    return FileList((name, locations[name]) for name in sorted(kept))
         return FileList()
+
+    def names(self, folder: str = "", suffix: str = "") -> list[str]:
+        """Names of the files directly in a folder, sorted; no hidden ones."""
+        prefix = f"{folder}/" if folder else ""
+        names = {name for archive in self.archives for name in _below(archive, prefix) if "/" not in name}
+        path = self.path / folder
+        if path.is_dir():
+            # The ending first: a folder may hold a hundred thousand images.
+            entries = [entry for entry in os.scandir(path) if entry.name.lower().endswith(suffix)]
+            names |= {entry.name for entry in entries if not entry.name.startswith(".") and not _is_folder(entry)}
+        return sorted(name for name in names if name.lower().endswith(suffix))
 
     def file(self, *names: str) -> Location | None:
         """The first of these files that exists; names are relative, with `/`."""
@@ -96,7 +121,8 @@ class DataFolder:
 
     def folders(self, folder: str = "") -> list[str]:
         """Names of the folders directly in a folder, sorted."""
-        names = {name.split("/")[0] for name in self._in_archives(folder) if "/" in name}
+        inside = next(iter(self._in_archives(folder)), {})
+        names = {name.split("/")[0] for name in inside if "/" in name}
         path = self.path / folder
         if path.is_dir():
             names |= {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
@@ -128,15 +154,15 @@ class DataFolder:
                     locations[prefix + entry.name] = {"archive": None, "member": entry.path}
         return locations
 
-    def _in_archives(self, folder: str) -> dict[str, Location]:
+    def _in_archives(self, folder: str) -> Iterator[dict[str, Location]]:
+        """Locations below a folder in each archive that has it."""
         prefix = f"{folder}/" if folder else ""
         for archive in self.archives:
             locations = _below(archive, prefix)
             if not locations and (top := self._top_folder(archive)):
                 locations = _below(archive, top + prefix)
             if locations:
-                return locations
-        return {}
+                yield locations
 
     def _top_folder(self, archive: str) -> str:
         """`NAME/` if everything in an archive is inside one folder, as some zip tools do; otherwise ""."""
@@ -177,6 +203,41 @@ def find_named(files: FileList, text: object, where: str) -> Location:
     alike = files.folded_names.get(name.casefold())
     hint = f"there is {alike!r}, which differs in case: rename one" if alike else "copy it there, or remove its entry"
     raise ValueError(f"{where}: there is no file {name!r}; {hint}")
+
+
+def find_elsewhere(files: FileList, text: object) -> Location | None:
+    """The one file that a path or URL of another machine means, by its last parts; `None` if that is unclear.
+
+    Labelling tools export the path in their own storage: `../../media/upload/4/ab12cd34-cat.jpg`, `s3://bucket/cat.jpg`
+    or `/data/local-files/?d=cats/cat.jpg`.
+    """
+    if not isinstance(text, str) or "\0" in text:
+        return None
+    path = text.replace("\\", "/").strip()
+    folder = posixpath.dirname(path)
+    # If its folder is here and the file is not in it, another file of the same name is another image.
+    is_missing = bool(folder) and folder in files.inner_folders
+    unquoted = unquote(path)
+    for variant in dict.fromkeys((path, path.split("?")[0], path.rpartition("=")[2], unquoted, unquoted.split("?")[0])):
+        parts = variant.split("/")
+        # Label Studio puts eight hexadecimal digits before the name of an uploaded file.
+        without_digits = re.sub(r"^[0-9a-f]{8}-", "", parts[-1])
+        for bare in dict.fromkeys((parts[-1], without_digits)):
+            alike = [] if is_missing and bare == parts[-1] else files.by_bare_name.get(bare, [])
+            ends = [_common_end([*parts[:-1], bare], name.split("/")) for name in alike]
+            if alike and ends.count(max(ends)) == 1:
+                return files[alike[ends.index(max(ends))]]
+    return None
+
+
+def _common_end(one: Sequence[str], two: Sequence[str]) -> int:
+    """How many parts at the end two paths share."""
+    count = 0
+    for first, second in zip(reversed(one), reversed(two), strict=False):
+        if first != second:
+            break
+        count += 1
+    return count
 
 
 def by_stem(files: Mapping[str, Location]) -> dict[str, Location]:

@@ -124,7 +124,7 @@ def polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
     # Nothing reaches pycocotools unchecked: its C code crashes on distant coordinates.
     try:
         points = np.asarray(polygon, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return _NO_POLYGON
     if points.ndim != 1:
         return _NO_POLYGON
