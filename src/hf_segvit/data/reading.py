@@ -40,7 +40,6 @@ class Reading:
     stuff_classes: list[int]  # label ids
     # `image` (location), `image_id`, `segment_map` (list of locations), and `segments` or `None`
     rows: list[dict[str, Any]] = field(default_factory=list)
-    decisions: tuple[str, ...] = ()  # what the rule for labels decided, in sentences for users
     outlines: bool = False  # rows of segments have `polygons` and `rle`, and perhaps `area`
     dataset: datasets.Dataset | None = None  # instead of rows, an existing table
     decoder: Callable[[Mapping[str, list[Any]]], dict[str, list[Any]]] | None = None  # `None`: a `SampleDecoder`

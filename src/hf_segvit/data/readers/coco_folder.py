@@ -21,7 +21,7 @@ from typing import Any
 from ...lookup import suggestion
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
 from ..class_lists import CLASS_FILES, VOID, LabelRule, label_rule, listed_names, option_names, union_of_splits
-from ..decoding import PaintedPolygons, PaintedSegments, PolygonMasks
+from ..decoding import PaintedPanoptic, PaintedPolygons, PolygonMasks
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
 from ..problems import ProblemList
 from ..reading import Reading
@@ -133,14 +133,14 @@ def read(
         rows = panoptic_rows(file, maps, labels, problems, rule.crowds_are_objects)
         reader = PanopticMasks(task == "semantic", ground, any(label in (None, VOID) for label in labels.values()))
         _tell_crowds(file, rows, names, task, problems)
-        return Reading(reader, names, stuff_classes, rows, decisions=rule.decisions)
+        return Reading(reader, names, stuff_classes, rows, remarks=list(rule.decisions))
     rows = instance_rows(file, labels, problems, rule.crowds_are_objects)
     _tell_crowds(file, rows, names, task, problems)
     painted: Any = PaintedPolygons(ground) if task == "semantic" else PolygonMasks()
     if task == "panoptic":
         _number_for_maps(rows)
-        painted = PaintedSegments(tuple(stuff_classes))
-    return Reading(painted, names, stuff_classes, rows, decisions=rule.decisions, outlines=True)
+        painted = PaintedPanoptic(frozenset(stuff_classes))
+    return Reading(painted, names, stuff_classes, rows, remarks=list(rule.decisions), outlines=True)
 
 
 def _find_files(path: str, wanted: Sequence[str] = ()) -> tuple[DataFolder, str, dict[str, dict[str, Location]]]:
