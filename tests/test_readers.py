@@ -247,7 +247,7 @@ def test_a_reader_of_ones_own_by_import_path_and_by_entry_point(own, tmp_path, m
     assert "  grey: the reader own_package.grey\n" in format_list()
     # A known format wins over a module of the same name.
     monkeypatch.setitem(sys.modules, "yolo", ModuleType("yolo"))
-    assert available_tasks("yolo:x") == ("instance", "semantic")
+    assert available_tasks("yolo:x") == ("instance", "semantic", "panoptic")
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def entry_points(group: str) -> dict[str, EntryPoint]:
     return points
 
 
-class _Loader(yaml.SafeLoader):
-    """Loads plain data only, and refuses duplicate keys, of which PyYAML would silently use the last."""
+class _UniqueKeys(yaml.constructor.BaseConstructor):
+    """Refuses duplicate keys, of which PyYAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
@@ -108,17 +108,37 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
+class _Loader(_UniqueKeys, yaml.SafeLoader):
+    """Loads plain data only."""
+
+
+class _TextLoader(_UniqueKeys, yaml.BaseLoader):
+    """Keeps every scalar as it is written: in YAML 1.1 a class called `no` would be False, and `1e3` a number."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        # PyYAML's own loader of text ignores tags instead of refusing them.
+        if not str(node.tag).startswith("tag:yaml.org,2002:") or "python/" in str(node.tag):
+            raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is unknown", node.start_mark)
+        return super().construct_object(node, deep=deep)
+
+
 # As in YAML 1.2; in YAML 1.1, which PyYAML reads, 1e-4 is text.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), [*"-+.0123456789"]
 )
 
 
-def parse_yaml(text: str, source: str) -> Any:
-    """Read YAML without executing anything in it; errors are `ValueError` with `source` and line."""
+def parse_yaml(text: str, source: str, *, as_text: bool = False) -> Any:
+    """Read YAML without executing anything in it; errors are `ValueError` with `source` and line.
+
+    Args:
+        as_text: keep keys and values as they are written, such as `no`, `1e3` and `2024-01-01`.
+    """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader=_TextLoader if as_text else _Loader)
+    except RecursionError as error:
+        raise ValueError(f"{source}: no valid YAML (nested too deep)") from error
+    except (yaml.YAMLError, ValueError) as error:  # a month of 13 is a `ValueError`
         raise ValueError(f"{source}: no valid YAML ({' '.join(str(error).split())})") from error
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
+from ..data.problems import printable
 
 _NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers with commas, such as -5,240
 # Modules import PyTorch in `run`, after all checks that do not need it, so that help and mistakes take no time.
@@ -22,6 +23,10 @@ COMMANDS = ("segment", "classify-points", "check-data", "train", "evaluate", "de
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; `argv` defaults to the process's arguments."""
     args = None
+    for stream in (sys.stdout, sys.stderr):
+        # A class or file name that the terminal's encoding lacks must not end a command: it is written as an escape.
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = _parse(argv)
         return args.run(args)
@@ -35,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if args is None or args.debug:  # an error before the arguments are parsed is a bug
             raise
-        print(f"hf-segvit {args.command}: error: {error}", file=sys.stderr)
+        text = "\n".join(map(printable, str(error).split("\n")))
+        print(f"hf-segvit {args.command}: error: {text}", file=sys.stderr)
         return 2
 
 
