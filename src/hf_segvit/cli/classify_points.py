@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .model_options import add_model_options, check_minimum, refuse_missing_models
+from .model_options import add_model_options, check_minimum, model_folder, refuse_missing_models
 
 FORMAT, VERSION = "hf-segvit points", 1
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.image.startswith(("http://", "https://")) and not Path(args.image).exists():
         raise ValueError(f"{args.image}: no such file; check the path (it is read from {Path.cwd()})")
     refuse_missing_models(args.model)
+    args.model = model_folder(args.model)
 
     import torch
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..conversion.kinds import KINDS, check_kind
 from ..data.label_tables import LABEL_TABLES
 from ..models.published_labels import TASKS
+from .model_options import model_folder
 
 _EPILOG = """kinds:
 {kinds}
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.source} is neither a file nor a folder here, nor the id owner/name of a Hub repository"
         )
+
+    args.source = model_folder(args.source)
 
     import dataclasses
 

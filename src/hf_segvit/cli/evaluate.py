@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..lookup import import_object
+from ..lookup import import_object, suggestion
 from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
@@ -23,6 +23,7 @@ from .model_options import (
     check_minimum,
     check_model_options,
     errors_name_options,
+    model_folder,
     numbers,
     refuse_missing_data,
     refuse_missing_models,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 # An evaluation resumes from saved counts only if all of these are the same.
 ABOUT = (
     *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
-    *("classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip"),
+    *("classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip", "classes", "max_detections"),
 )
 
 
@@ -58,7 +59,16 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--split", metavar="S", help="part of the data set; default: the first of val, validation, valid and test"
     )
-    parser.add_argument("--task", required=True, choices=(*TASKS, "points"))
+    parser.add_argument("--task", choices=(*TASKS, "points"), help="default: what the model was trained for")
+    parser.add_argument(
+        "--classes", metavar="NAME,NAME", help="score only these classes of the data set; the means are over them"
+    )
+    parser.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="mask AP: count the best N objects of a class in an image, and let the model answer as many (default 100)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for results and for resuming")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
@@ -99,22 +109,25 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the options and evaluate."""
-    check_minimum(args, batch_size=1, limit=1, workers=0, rows=0, worst=0)
+    check_minimum(args, batch_size=1, limit=1, workers=0, rows=0, worst=0, max_detections=1)
     check_model_options(args)
-    if args.threshold is not None and args.task != "panoptic":
-        raise ValueError(f"--threshold {args.threshold} has no meaning for task {args.task}; leave it out")
-    if args.boundary and args.task in ("panoptic", "points"):
-        raise ValueError(f"--boundary is for the tasks semantic and instance, not for {args.task}; leave it out")
-    if args.oracle and args.task == "points":
-        raise ValueError("--oracle is for segmentation, not for points; leave it out")
-    check_fusion_options(args)
     refuse_missing_models(args.model, args.classifier, args.generator)
     refuse_missing_data(args.data)
-    views = views_of(args)
-    if not views.is_plain and args.task != "semantic":
-        raise ValueError(f"--tta-scales and --tta-flip are for task semantic, not for {args.task}; leave them out")
+    if args.task is not None:  # before the seconds that imports take
+        check_task_options(args)
+    args.model = model_folder(args.model)
+    args.classifier, args.generator = (name and model_folder(name) for name in (args.classifier, args.generator))
+    if args.task is None:
+        from ..data.reading import available_tasks
+        from ..inference.segmenter import task_of_checkpoint
+
+        args.task = task_of_checkpoint(args.model, available_tasks(args.data), revision=args.revision)
+        print(f"hf-segvit evaluate: task {args.task}, as of {args.model} and the data", file=sys.stderr)
+        check_task_options(args)
     if args.task == "points":
         return run_points(args)
+
+    views = views_of(args)
 
     from ..data.reading import describe
     from ..evaluation import evaluate
@@ -124,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
     dataset, device, settings = _prepare(args, args.task, ABOUT)
     id2label, stuff_classes = describe(dataset).id2label, describe(dataset).stuff_classes
+    classes = None if args.classes is None else class_ids(args.classes, id2label)
     with errors_name_options():
         segmenter = Segmenter.from_pretrained(
             args.model,
@@ -137,9 +151,11 @@ def run(args: argparse.Namespace) -> int:
             classifier=args.classifier,
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
+            max_segments=_more_than_default(args.max_detections),
         )
     more_metrics = [name for name in ("oracle", "boundary") if getattr(args, name)]
     settings |= {"stuff_classes": stuff_classes, "absent": args.absent_classes, "more_metrics": more_metrics}
+    settings |= {"max_detections": args.max_detections, "classes": classes}
     alphas = alphas_to_score(args, segmenter)
     if alphas is not None:
         sweep = sweep_alphas(segmenter, alphas, dataset, id2label, **settings)
@@ -150,6 +166,50 @@ def run(args: argparse.Namespace) -> int:
     if _write(args, result, settings) and args.output is not None and args.worst:
         draw_worst(args.output / "worst.png", segmenter, dataset, id2label, result.images[: args.worst])
     return _finish(settings)
+
+
+def check_task_options(args: argparse.Namespace) -> None:
+    """Refuse options that the task has no use for."""
+    if args.threshold is not None and args.task != "panoptic":
+        raise ValueError(f"--threshold {args.threshold} has no meaning for task {args.task}; leave it out")
+    if args.max_detections is not None and args.task != "instance":
+        raise ValueError(f"--max-detections {args.max_detections} is for task instance, not for {args.task}")
+    if args.boundary and args.task in ("panoptic", "points"):
+        raise ValueError(f"--boundary is for the tasks semantic and instance, not for {args.task}; leave it out")
+    for name in ("oracle", "classes"):
+        if getattr(args, name) and args.task == "points":
+            raise ValueError(f"--{name} is for segmentation, not for points; leave it out")
+    check_fusion_options(args)
+    if not views_of(args).is_plain and args.task != "semantic":
+        raise ValueError(f"--tta-scales and --tta-flip are for task semantic, not for {args.task}; leave them out")
+
+
+def _more_than_default(max_detections: int | None) -> int | None:
+    """The objects to ask of the model, where the default of its processor would be too few."""
+    from ..metrics.mask_average_precision import MAX_DETECTIONS
+
+    return max_detections if max_detections is not None and max_detections > MAX_DETECTIONS else None
+
+
+def class_ids(text: str, id2label: Mapping[int, str]) -> list[int]:
+    """Label ids of class names separated by commas; a name may contain commas itself, and case does not matter."""
+    from ..models.label_spaces import whole_name
+
+    by_name = {whole_name(name): label for label, name in id2label.items()}
+    parts = text.split(",")
+    labels: list[int] = []
+    while parts:
+        # The longest name first: "person, individual" is one class of ADE20K.
+        for count in range(len(parts), 0, -1):
+            label = by_name.get(whole_name(",".join(parts[:count])))
+            if label is not None:
+                labels.append(label)
+                del parts[:count]
+                break
+        else:
+            name = parts[0].strip()
+            raise ValueError(f"--classes: the data set has no class {name!r}; {suggestion(name, id2label.values())}")
+    return sorted(set(labels))
 
 
 def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tuple[Any, Any, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Options that several subcommands share, and checks of options before PyTorch is imported."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -50,6 +51,26 @@ def add_view_options(parser: Any) -> None:
         help="average over these factors of the input size, such as 0.5,1,1.5; default 1",
     )
     group.add_argument("--tta-flip", action="store_true", help="average over each image and its mirror image")
+
+
+def model_folder(source: str) -> str:
+    """The model of a run's folder, said on stderr; anything else is returned as it is."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return source
+    model = folder / "model"
+    if (model / "config.json").is_file():
+        print(f"hf-segvit: {source} is the folder of a run; its model is {model}", file=sys.stderr)
+        return str(model)
+    inside = sorted(path.parent for path in folder.glob("*/config.json"))
+    if inside:
+        raise ValueError(f"{source} holds no model itself; name one of {', '.join(map(str, inside[:5]))}")
+    if (folder / "history.jsonl").is_file():
+        raise ValueError(
+            f"{source} is the folder of a run that has not finished, so there is no {model} yet; finish it with the "
+            "same `hf-segvit train` command"
+        )
+    return source
 
 
 def refuse_missing_models(*sources: str | None) -> None:
@@ -121,6 +142,7 @@ def errors_name_options() -> Iterator[None]:
         yield
     except ValueError as error:
         text = str(error).replace("label_mismatch='keep'", "--label-mismatch keep")
+        text = text.replace("max_segments=", "--max-segments ")
         raise ValueError(text.replace("task='semantic'", "--task semantic")) from error
 
 

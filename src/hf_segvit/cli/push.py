@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .model_options import model_folder
+
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
@@ -31,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     # hub/check.py refuses it too, but only after seconds of imports.
     if not Path(args.folder).is_dir():
         raise ValueError(f"{args.folder}: no such folder; name the folder that save_pretrained or training wrote")
+
+    args.folder = model_folder(args.folder)
 
     from ..hub.push import plan_push, publish
 

@@ -22,6 +22,7 @@ from .model_options import (
     check_minimum,
     check_model_options,
     errors_name_options,
+    model_folder,
     refuse_missing_models,
     views_of,
 )
@@ -58,6 +59,15 @@ def add_parser(subparsers: Any) -> None:
         ),
     )
     parser.add_argument("--threshold", type=float, metavar="X", help="score that a segment needs; default: the model's")
+    parser.add_argument(
+        "--max-segments", type=int, metavar="N", help="most objects in an image (task instance); default: the model's"
+    )
+    parser.add_argument(
+        "--font",
+        type=Path,
+        metavar="FILE",
+        help="font for class names in the overlays; default: one that has the letters",
+    )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
     add_classifier_options(parser)
@@ -72,7 +82,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Segment the images; 1 if an image could not be segmented."""
-    check_minimum(args, batch_size=1)
+    check_minimum(args, batch_size=1, max_segments=1)
     check_model_options(args)
     images, missing = find_images(args.images)
     if not images:
@@ -85,13 +95,19 @@ def run(args: argparse.Namespace) -> int:
 
     prepare_output_folder(args.output)
     refuse_missing_models(args.model, args.classifier)
+    args.model = model_folder(args.model)
+    args.classifier = args.classifier and model_folder(args.classifier)
+    if args.font is not None:
+        from ..drawing.fonts import use_font
+
+        use_font(args.font)
 
     import torch
     from tqdm import tqdm
 
     from ..inference.devices import describe_device, pick_device
     from ..inference.loading import is_fused
-    from ..inference.output_files import changes_text, label_changes, write_segment_files
+    from ..inference.output_files import changes_text, label_changes, remark, write_segment_files
     from ..inference.segmenter import Segmenter
 
     views = views_of(args)
@@ -108,6 +124,13 @@ def run(args: argparse.Namespace) -> int:
             classifier=args.classifier,
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
+            max_segments=args.max_segments,
+        )
+    num_queries = getattr(segmenter.model.config, "num_queries", None)
+    if args.max_segments is not None and num_queries is not None and args.max_segments > num_queries:
+        print(
+            _message(f"the model has {num_queries} queries, which is about the most objects that it can find"),
+            file=sys.stderr,
         )
     fused = is_fused(segmenter.model)
     if args.compare and not fused:
@@ -130,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
                 facts = {**header, "picture": str(file.path)}
                 files = (prefixes[file], image, answer, segmenter.id2label, facts, original)
                 written.append(pool.submit(write_segment_files, *files))
+                if text := remark(answer, segmenter.default_threshold):
+                    bar.write(_message(f"{file.path}: {text}"), file=sys.stderr)
                 if original is not None:
                     text = changes_text(label_changes(original, answer), image.width * image.height)
                     bar.write(f"{file.path}:\n{text}")

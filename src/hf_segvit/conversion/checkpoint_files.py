@@ -5,6 +5,7 @@
 `torch.load(weights_only=True)`, below a size cap, and only for `hf-segvit convert`.
 """
 
+import argparse
 import json
 import os
 import re
@@ -27,6 +28,8 @@ DEFAULT_MAX_BYTES = 64 * GIB
 
 SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Classes that hold values and do nothing: training scripts store their arguments beside the weights.
+_HARMLESS = [argparse.Namespace]
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 # Keys of the weights in larger checkpoints of training frameworks.
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
@@ -71,7 +74,9 @@ def _in_folder(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", *_PICKLE_SUFFIXES))
+    others = sorted(
+        file for file in folder.iterdir() if file.suffix in (".safetensors", ".tar", ".pkl", *_PICKLE_SUFFIXES)
+    )
     if len(others) == 1:
         return others[0]
     if others:
@@ -83,8 +88,8 @@ def read_checkpoint(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_B
     """All weights of a checkpoint file, on the CPU, under the file's parameter names.
 
     Args:
-        path: `.safetensors`; `.bin`, `.pth`, `.pt` or `.ckpt` (a pickle of tensors, at the top or under a key such as
-            Lightning's `state_dict`); or the `.index.json` of shards in the same folder.
+        path: a safetensors file; a pickle of tensors with any ending (at the top or under a key such as Lightning's
+            `state_dict`); or the `.index.json` of shards in the same folder.
         max_bytes: largest size, of all shards together.
 
     Raises:
@@ -144,13 +149,33 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
+    # By content: endings are a matter of taste, such as timm's .pth.tar for what is no tar archive.
+    kind = _kind_of(path)
+    if kind == "safetensors":
         check_safetensors(path)
         with safe_open(path, framework="pt") as file:  # memory-mapped: tensors cost memory when they are used
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    if path.suffix in _PICKLE_SUFFIXES:
+    if kind == "pickle":
         return _read_pickle(path)
-    raise ValueError(f"{path}: not a checkpoint this reads; it reads .safetensors, {', '.join(_PICKLE_SUFFIXES)}")
+    raise ValueError(f"{path}: not a checkpoint this reads, but {kind}")
+
+
+def _kind_of(path: Path) -> str:
+    """`"safetensors"`, `"pickle"` (PyTorch's zip archives too), or what else a file seems to be, with a remedy."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if path.suffix == ".safetensors" or (len(start) > 9 and start[8:9] == b"{" and not any(start[5:8])):
+        return "safetensors"  # 8 bytes with the length of a JSON header, and that header
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS in its stead; fetch the file itself with `git lfs pull`"
+    if start.lstrip()[:1] == b"<":
+        return "a web page; download the file itself, not the page that links to it"
+    if start[257:262] == b"ustar" or start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "an archive; unpack it and name the checkpoint in it"
+    # Files with a usual ending go to PyTorch in any case, whose reason is better than ours.
+    if start.startswith((b"PK\x03\x04", b"\x80")) or path.suffix in _PICKLE_SUFFIXES:
+        return "pickle"
+    return "something else; it reads safetensors files and what torch.save writes"
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -159,13 +184,16 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         _check_zip(path)
     try:
         # Only the zip format, PyTorch's own since 1.6, can be mapped into memory.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # damaged or hostile pickles may raise anything
         foreign = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)", str(error))
         if foreign:
             raise ValueError(
-                f"{path}: this pickle holds {foreign[1]}, not plain tensors, and was not opened; if you trust it, "
-                "save its state dict alone, or as safetensors, and convert that"
+                f"{path}: this pickle holds {foreign[1]}, not plain tensors, and was not opened, since a pickle can "
+                'run code; if you trust it, save its weights alone, and convert that: python -c "import torch; content '
+                f"= torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+                "torch.save(content.get('state_dict', content), 'weights.pth')\""
             ) from error
         # Only the reason: PyTorch's message goes on to recommend loading without protection.
         reason = str(error).partition("WeightsUnpickler error:")[2].strip() or type(error).__name__

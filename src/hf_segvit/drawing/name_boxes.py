@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
+
+from .fonts import Font, font_of
 
 Measure = tuple[int, tuple[int, int, int, int]]  # area and (x, y, width, height) of a segment, in pixels
 
@@ -38,7 +40,6 @@ def draw_labels(
     height, width = index.shape
     # Crowded images get smaller letters, none below the 10 pixels that the bundled font needs to be read.
     size = max(10, round(min(height, width) / (30 if len(texts) <= 20 else 40)))
-    font = ImageFont.load_default(size)
     padding = max(1, round(size / 4))
     if measures is None:
         windows = ndimage.find_objects(index, len(texts))
@@ -49,8 +50,10 @@ def draw_labels(
     boxes: dict[int, np.ndarray] = {}
     anchors: dict[int, tuple[float, float]] = {}
     fitted = {}
+    fonts = {}
     # Small segments first, as they have the fewest positions to choose from.
     for number in sorted(np.flatnonzero(areas).tolist(), key=lambda number: (areas[number], number)):
+        fonts[number] = font = font_of(texts[number] + "…", size)
         fitted[number] = _fitted(texts[number], font, width - 2 * padding)
         box_size = np.array([font.getlength(fitted[number]) + 2 * padding, size + 2 * padding])
         inside = _inner_points(index, number + 1, windows[number])
@@ -75,10 +78,10 @@ def draw_labels(
         corners = (round(x0), round(y0), round(x1), round(y1))
         canvas.rounded_rectangle(corners, radius=padding, fill=colors[number], outline=(30, 30, 30))
         ink = "black" if luminance > 120 else "white"
-        canvas.text(((x0 + x1) / 2, (y0 + y1) / 2), fitted[number], fill=ink, font=font, anchor="mm")
+        canvas.text(((x0 + x1) / 2, (y0 + y1) / 2), fitted[number], fill=ink, font=fonts[number], anchor="mm")
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+def _fitted(text: str, font: Font, width: float) -> str:
     """The text, cut at its end until it is no wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text

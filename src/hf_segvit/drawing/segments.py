@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..atomic_files import replacing
 from ..models.image_decoding import to_rgb
+from .fonts import drawable, font_of
 from .name_boxes import Measure, draw_labels
 
 Color = tuple[int, int, int]
@@ -99,9 +100,10 @@ def segment_colors(segments_info: Sequence[Mapping[str, Any]]) -> dict[int, Colo
     for row in segments_info:
         label, number = row["label_id"], num_segments.get(row["label_id"], 0)
         num_segments[label] = number + 1
-        # Multiples of the golden ratio spread any number of hues evenly; lightness tells labels of similar hue apart.
+        # Multiples of the golden ratio spread any number of hues evenly. Lightness tells labels of similar hue apart,
+        # such as k and k + 8, which are 20 degrees apart; with five levels those up to k + 40.
         hue = 360 * ((0.08 + label * 0.6180339887) % 1) + (0, 16, -16, 8, -8)[number % 5]
-        lightness = (0.74, 0.62, 0.82)[label // 8 % 3] + (0, -0.13, 0.07, -0.2, 0.12, -0.07)[number % 6]
+        lightness = (0.74, 0.58, 0.84, 0.66, 0.5)[label // 8 % 5] + (0, -0.13, 0.07, -0.2, 0.12, -0.07)[number % 6]
         colors[row["id"]] = _oklch_color(min(lightness, 0.9), 0.17, hue)
     return colors
 
@@ -134,8 +136,12 @@ def contact_sheet(
         max(panel.height for row in panels for panel in row),
     )
     fitted = [[_scaled_to_fit(panel, cell_width, cell_height) for panel in row] for row in panels]
+    column_titles, row_titles = (
+        [drawable(title, title.encode("ascii", "replace").decode()) for title in titles]
+        for titles in (column_titles, row_titles)
+    )
     font_size = max(12, round(min(cell_width, cell_height) / 20))
-    font, gap = ImageFont.load_default(font_size), max(4, font_size // 2)
+    font, gap = font_of("".join([*column_titles, *row_titles]), font_size), max(4, font_size // 2)
     header, caption = (2 * font_size if titles else 0 for titles in (column_titles, row_titles))
     row_heights = [caption + max((panel.height for panel in row), default=0) + gap for row in fitted]
     sheet = Image.new("RGB", (gap + num_columns * (cell_width + gap), gap + header + sum(row_heights)), "white")
@@ -237,6 +243,7 @@ def _label_text(row: Mapping[str, Any], id2label: Mapping[int, str]) -> str:
     if row["label_id"] not in id2label:
         raise ValueError(f"segment {row['id']} has label_id {row['label_id']}, which id2label has no name for")
     name = " ".join(str(id2label[row["label_id"]]).split())
+    name = drawable(name, f"class {row['label_id']}")
     return name if row.get("score") is None else f"{name} {row['score']:.2f}"
 
 
@@ -314,5 +321,6 @@ def draw_prompts(
         dot = (x + 0.5 - radius, y + 0.5 - radius, x + 0.5 + radius, y + 0.5 + radius)
         canvas.ellipse(dot, fill=colors[label_ids[index]], outline="white", width=max(1, radius // 3))
         mark.ellipse(dot, fill=index + 1)
+    texts = [drawable(text, f"class {label}") for text, label in zip(texts, label_ids, strict=True)]
     draw_labels(drawing, np.array(marks, dtype=np.int64), texts, [colors[label] for label in label_ids])
     return drawing

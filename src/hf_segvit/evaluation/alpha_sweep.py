@@ -100,7 +100,7 @@ def sweep_alphas(
         [_name(alpha) for alpha in alphas],
         **settings,
     )
-    task = evaluation_task(segmenter.task, len(id2label))
+    task = evaluation_task(segmenter.task, len(id2label), max_detections=settings.get("max_detections"))
     return AlphaSweep(task.headline, task.columns[0], {alpha: results[_name(alpha)] for alpha in alphas})
 
 

@@ -26,9 +26,15 @@ from .tasks import EvaluationTask
 MAIN, ORACLE = "main", "oracle"
 # Further metrics by name; their values get it as a prefix, such as `oracle_pq`.
 METRICS: dict[str, Callable[[EvaluationTask], Metric]] = {
-    ORACLE: lambda task: OracleClassification(task.new_metric()),
-    "boundary": lambda task: task.new_boundary_metric(),
+    ORACLE: lambda task: OracleClassification(_of_classes(task, task.new_metric())),
+    "boundary": lambda task: _of_classes(task, task.new_boundary_metric()),
 }
+
+
+def _of_classes(task: EvaluationTask, metric: Any) -> Any:
+    """The metric, about the classes that the task scores."""
+    metric.classes = task.classes
+    return metric
 
 
 def further_metrics(
@@ -69,8 +75,8 @@ class EvaluationCounts:
     """
 
     def __init__(self, task: EvaluationTask, further: Mapping[str, Metric]) -> None:
-        self.task, self.single = task, task.new_metric()
-        self.metrics: dict[str, Any] = {MAIN: task.new_metric(), **further}
+        self.task, self.single = task, _of_classes(task, task.new_metric())
+        self.metrics: dict[str, Any] = {MAIN: _of_classes(task, task.new_metric()), **further}
         self.images: list[list[Any]] = []
         self.values()  # raises if names clash: before hours of counting, not after
 

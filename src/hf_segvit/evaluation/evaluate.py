@@ -39,6 +39,7 @@ class EvaluationSettings:
 
     Attributes:
         absent: how mean IoU treats classes that occur nowhere, see `MeanIoU`.
+        max_detections: predictions of a class in an image that mask AP counts; `None`: 100, COCO's rule.
         more_metrics: "oracle" (see oracle.py) and "boundary", boundary IoU or boundary AP.
         metrics: classes of further metrics, fed with the same answers and truths as the task's own, see `Metric`.
         partial_folder: keep counts here and resume from them; the caller deletes them once the result is written.
@@ -47,6 +48,8 @@ class EvaluationSettings:
 
     stuff_classes: Sequence[int] = ()  # label ids of the data set
     absent: Absent = "exclude"
+    max_detections: int | None = None
+    classes: Sequence[int] | None = None  # label ids of the data set to score; None: all
     more_metrics: Sequence[str] = ()
     metrics: Sequence[type] = ()
     batch_size: int = 1
@@ -136,13 +139,19 @@ def evaluate_variants(
         predict: for each image of a batch, the answers of all variants in their order.
     """
     options = EvaluationSettings(**settings)
-    task = evaluation_task(segmenter.task, len(id2label), options.stuff_classes, options.absent)
+    task = evaluation_task(
+        segmenter.task, len(id2label), options.stuff_classes, options.absent, options.max_detections, options.classes
+    )
     labels = match_labels(segmenter.id2label, id2label)
     if labels.warning and PartialState().is_main_process:
         logger.warning(labels.warning)
 
     def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
-        rows = predict([to_rgb(entry["image"]) for _, entry in batch])
+        try:
+            rows = predict([to_rgb(entry["image"]) for _, entry in batch])
+        except ValueError as error:
+            names = ", ".join(str(entry["image_id"]) for _, entry in batch)
+            raise ValueError(f"image {names}: {error}") from error
         for (index, entry), answers in zip(batch, rows, strict=True):
             reference = task.reference(entry)
             for variant, answer in zip(counts.counts.values(), answers, strict=True):
@@ -153,7 +162,10 @@ def evaluate_variants(
                     answer, others = answer.answer, {ORACLE: answer.masks}
                 variant.count(index, entry["image_id"], reference, answer, others)
 
-    return count_images(task, dataset, id2label, count_batch, options, variants, notes=[labels.warning])
+    notes = [labels.warning]
+    if options.classes is not None:
+        notes.append(f"only of the classes {', '.join(id2label[label] for label in sorted(options.classes))}")
+    return count_images(task, dataset, id2label, count_batch, options, variants, notes=notes)
 
 
 @torch.inference_mode()
@@ -289,4 +301,5 @@ def _result(
     images = [ImageScore(*image) for image in counts.images]
     # NaN compares with nothing, so images without a score are put last by hand.
     images.sort(key=lambda image: (math.isnan(image.score), image.score, image.index))
+    notes = [*notes, *filter(None, [task.note(metric)])]
     return EvaluationResult(task.name, metric.num_images, values, rows, images, notes)

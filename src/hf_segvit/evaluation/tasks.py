@@ -18,7 +18,7 @@ from ..data.entries import replace_ids
 from ..lookup import suggestion
 from ..metrics.boundary import BoundaryAveragePrecision, BoundaryIoU
 from ..metrics.instance_masks import decoded_masks
-from ..metrics.mask_average_precision import MaskAveragePrecision, unpack
+from ..metrics.mask_average_precision import MAX_DETECTIONS, MaskAveragePrecision, cut_note, unpack
 from ..metrics.mean_iou import Absent, MeanIoU
 from ..metrics.panoptic_quality import PanopticQuality
 
@@ -42,6 +42,7 @@ class EvaluationTask(ABC):
     name: str
     headline: str
     columns: tuple[str, ...]
+    classes: Sequence[int] | None = None  # label ids that are scored; `None`: all
 
     @abstractmethod
     def new_metric(self) -> Any:
@@ -56,6 +57,10 @@ class EvaluationTask(ABC):
     @abstractmethod
     def image_score(self, metric: Any) -> float:
         """Score of an image in [0, 1], from a metric that has seen it alone; NaN where undefined."""
+
+    def note(self, metric: Any) -> str:
+        """What readers of the metric's result must know, or ""."""
+        return ""
 
     @abstractmethod
     def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
@@ -110,7 +115,7 @@ class PanopticTask(SegmentationTask):
     def image_score(self, metric: PanopticQuality) -> float:
         """Panoptic quality of all segments together, whatever their class."""
         # Averaged over classes, as for a data set, one small stray segment could halve the score of an image.
-        tp, fp, fn, iou = metric.counts["panoptic"].sum(0)
+        tp, fp, fn, iou = metric.counts["panoptic"][metric.chosen(self.num_labels)].sum(0)
         return _ratio(iou, tp + (fp + fn) / 2)
 
     def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
@@ -172,14 +177,24 @@ class InstanceTask(SegmentationTask):
     headline = "ap"
     columns = ("ap", "ap_50", "ap_75", "ar_100", "references", "predictions")
     shown_score = 0.5  # for drawings and scores of images: what a user would see, not all that AP ranks
+    max_detections = MAX_DETECTIONS
+
+    def limit_detections(self, max_detections: int) -> None:
+        """Count so many predictions of a class in an image."""
+        self.max_detections = max_detections
+        self.columns = ("ap", "ap_50", "ap_75", f"ar_{max_detections}", "references", "predictions")
 
     def new_metric(self) -> MaskAveragePrecision:
         """An empty metric."""
-        return MaskAveragePrecision(self.num_labels)
+        return MaskAveragePrecision(self.num_labels, self.max_detections)
 
     def new_boundary_metric(self) -> BoundaryAveragePrecision:
         """Boundary AP."""
-        return BoundaryAveragePrecision(self.num_labels)
+        return BoundaryAveragePrecision(self.num_labels, max_detections=self.max_detections)
+
+    def note(self, metric: MaskAveragePrecision) -> str:
+        """What the limit on predictions left out."""
+        return cut_note(metric.counts, self.max_detections)
 
     def reference(self, entry: Mapping[str, Any]) -> Any:
         """The truth, as the metric takes it."""
@@ -194,12 +209,14 @@ class InstanceTask(SegmentationTask):
     def image_score(self, metric: MaskAveragePrecision) -> float:
         """F1 at IoU 0.5, of the predictions whose score reaches `shown_score`."""
         records = metric.counts
-        shown = records["prediction_score"] >= self.shown_score
+        chosen = metric.chosen(self.num_labels)
+        shown = (records["prediction_score"] >= self.shown_score) & np.isin(records["prediction_label"], chosen)
         # Index 0 is all areas, and the lowest IoU threshold, 0.5.
         matched = unpack(records["prediction_matched"])[shown, 0, 0]
         ignored = unpack(records["prediction_ignored"])[shown, 0, 0]
+        is_true = np.isin(records["reference_label"], chosen)
         tp, fp = (matched & ~ignored).sum(), (~matched & ~ignored).sum()
-        return _ratio(2 * tp, tp + fp + records["reference_counts"][:, 0].sum())
+        return _ratio(2 * tp, tp + fp + records["reference_counts"][is_true, 0].sum())
 
     def row(self, label: int, values: Mapping[str, Any], metric: Any) -> dict[str, Any]:
         """The columns of a class."""
@@ -229,14 +246,25 @@ def mostly_taken_for(label: int, metric: Any) -> int | None:
 
 
 def evaluation_task(
-    name: str, num_labels: int, stuff_classes: Sequence[int] = (), absent: Absent = "exclude"
+    name: str,
+    num_labels: int,
+    stuff_classes: Sequence[int] = (),
+    absent: Absent = "exclude",
+    max_detections: int | None = None,
+    scored: Sequence[int] | None = None,
 ) -> SegmentationTask:
-    """The task of a name, for a data set's classes."""
+    """The task of a name, for a data set's classes, of which only the label ids `scored` may count."""
     classes: tuple[type[SegmentationTask], ...] = (PanopticTask, SemanticTask, InstanceTask)
     tasks = {cls.name: cls for cls in classes}
     if name not in tasks:
         raise ValueError(f"there is no task {name!r}; {suggestion(name, tasks)}")
-    return tasks[name](num_labels, stuff_classes, absent)
+    task = tasks[name](num_labels, stuff_classes, absent)
+    task.classes = scored
+    if max_detections is not None:
+        if not isinstance(task, InstanceTask):
+            raise ValueError(f"max_detections={max_detections} is for the task instance, not for {name}; leave it out")
+        task.limit_detections(max_detections)
+    return task
 
 
 def _relabelled_rows(rows: Sequence[Mapping[str, Any]], table: np.ndarray) -> list[dict[str, Any]]:

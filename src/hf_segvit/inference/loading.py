@@ -133,7 +133,11 @@ def refuse_missing_folder(source: str) -> None:
         raise ValueError(f"{source} is a file; name the folder that holds config.json and model.safetensors")
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ValueError(f"{source} holds no config.json; name the folder that save_pretrained or training wrote")
+            inside = sorted(str(file.parent) for file in path.glob("*/config.json"))
+            raise ValueError(
+                f"{source} holds no config.json; name the folder that save_pretrained or training wrote"
+                + (f", such as {inside[0]}" if inside else "")
+            )
     # A Hub id has exactly one slash; anything else was meant as a path, and the Hub's error would mislead.
     elif path.is_absolute() or source.startswith((".", "~")) or source.count("/") != 1 or "\\" in source:
         raise ValueError(f"there is no folder {source}, and a Hub id looks like owner/name; check the path")
@@ -193,7 +197,7 @@ def load_universal_model(
 
     The processor is the image processor, or for a OneFormer its OneFormerProcessor.
     """
-    model_type = _model_type(source, revision)
+    model_type = checkpoint_type(source, revision)
     if model_type == ViTPFusionConfig.model_type:
         return load_fused_checkpoint(source, revision=revision, dtype=dtype)
     if model_type in (None, *SEGMENTATION_TYPES):  # without a type, loading it explains what is wrong
@@ -237,7 +241,7 @@ def load_fused_model(
         ValueError: a part cannot be loaded or is of another kind, or their classes differ.
     """
     if classifier is None:
-        if _model_type(generator, revision) != ViTPFusionConfig.model_type:
+        if checkpoint_type(generator, revision) != ViTPFusionConfig.model_type:
             raise ValueError(f"{generator} is no fused model ({ViTPFusionConfig.model_type}); name a classifier too")
         model, processor = load_fused_checkpoint(generator, revision=revision, dtype=dtype)
         if alpha is not None:
@@ -280,7 +284,21 @@ def with_alpha(model: ViTPFusionForUniversalSegmentation, outputs: Any, alpha: f
     return type(outputs)(**{**outputs, "class_queries_logits": fused})
 
 
-def _model_type(source: str, revision: str | None) -> str | None:
+def load_image_processor(source: str, model_type: str | None, revision: str | None = None) -> Any:
+    """The image processor of a segmentation model of this type, or a OneFormer's OneFormerProcessor."""
+    if model_type == ViTPFusionConfig.model_type:
+        return _load_processor(ViTPFusionImageProcessor, source, revision)
+    if model_type in (None, *SEGMENTATION_TYPES):
+        return _load_processor(EoMTImageProcessor, source, revision)
+    loader = AutoProcessor if model_type == "oneformer" else AutoImageProcessor
+    try:
+        return loader.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the image processor of {source}: {error}; name its task with --task") from error
+
+
+def checkpoint_type(source: str, revision: str | None) -> str | None:
+    """The model type in a checkpoint's configuration; `None` if that cannot be read."""
     refuse_missing_folder(source)
     try:
         return PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")

@@ -6,8 +6,8 @@
 - `NAME.segments.json`: what the segments are; its form is described at `_description`.
 - `NAME.comparison.png`: with a classifier, the generator's answer beside the fused one.
 
-`write_segment_files` writes them. `label_changes` finds the segments whose label a classifier changed; `changes_text`
-formats them as a table. H W pixels.
+`write_segment_files` writes them. `remark` says why an answer is empty, or cut. `label_changes` finds the segments
+whose label a classifier changed; `changes_text` formats them as a table. H W pixels.
 """
 
 from collections.abc import Sequence
@@ -77,6 +77,7 @@ def write_segment_files(
 #
 # `id` is the value of the segment's pixels in the PNG: 1, 2, ... (panoptic), or the class (semantic, where `score` is
 # null). Instances are numbered 1, 2, ... and carry `segmentation`, their mask in COCO's RLE, as they may overlap.
+# `highest_score` follows `segments` where these are empty: the best score that did not suffice.
 # `area` and `bbox` are in pixels of the image as displayed, with its EXIF orientation applied. `label_changes` comes
 # with a comparison; `old` is null for a segment that the generator alone would not have shown, `new` and `id` for one
 # that no longer reaches the threshold.
@@ -108,9 +109,32 @@ def _description(answer: SegmentedImage, about: dict[str, Any], before: Segmente
         "height": height,
         "segments": segments,
     }
+    if not segments and answer.highest_score is not None:
+        description["highest_score"] = answer.highest_score
     if before is not None:
         description["label_changes"] = [change.as_row(first) for change in label_changes(before, answer)]
     return description
+
+
+def remark(answer: SegmentedImage, threshold: float | None) -> str:
+    """What a user should know about an answer without segments, or with as many as there may be; else ""."""
+    if answer.segments:
+        if answer.limit is None or len(answer.segments) < answer.limit:
+            return ""
+        return f"{answer.limit} objects, the most that are kept, so there may be more; raise --max-segments"
+    if answer.task == "semantic" or threshold is None:
+        return ""
+    if answer.highest_score is None:
+        return f"nothing above the threshold {threshold:g}, nor below: the model sees no object at all"
+    if answer.highest_score > threshold:
+        return (
+            f"nothing left: what scores above the threshold {threshold:g} (up to {answer.highest_score:.3f}) has too "
+            "few pixels of its own"
+        )
+    return (
+        f"nothing above the threshold {threshold:g}; the highest score is {answer.highest_score:.3f} "
+        "(--threshold lowers it)"
+    )
 
 
 @dataclass(frozen=True)

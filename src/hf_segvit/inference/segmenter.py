@@ -6,8 +6,9 @@ generator alone would answer; `answers` is for metrics. All are made of two step
 turns its outputs into answers. H W pixels of the image as it was given, upright.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,21 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from ..models.configuration_vit_p import ViTPConfig
 from ..models.image_post_processing import SegmentationPostProcessing, instance_segments
 from ..models.image_processing_eomt import TASKS
 from ..models.label_spaces import match_labels
 from ..models.mask_encoding import decode_mask, encode_mask
 from .devices import pick_device
-from .loading import is_fused, load_fused_model, load_universal_model, with_alpha
+from .loading import (
+    checkpoint_type,
+    is_fused,
+    load_fused_model,
+    load_image_processor,
+    load_universal_model,
+    quiet_transformers,
+    with_alpha,
+)
 from .views import PLAIN, View, Views, merge_views, patch_size_of
 
 Change = Callable[[Any], Any]  # of a model's outputs, such as fusion with another alpha
@@ -55,11 +65,15 @@ class SegmentedImage:
     Attributes:
         segment_map: (H, W) int32, the id of the segment at each pixel, void -1; the best of overlapping instances.
         segments: in the order of their ids.
+        highest_score: where there are no segments, the best score that did not suffice; `None`: no object at all.
+        limit: the most segments that the answer could have had, if there is a limit.
     """
 
     task: str
     segment_map: np.ndarray
     segments: list[Segment]
+    highest_score: float | None = None
+    limit: int | None = None
 
     @property
     def segments_info(self) -> list[dict[str, Any]]:
@@ -92,6 +106,8 @@ class Segmenter:
         stuff_classes: label ids whose panoptic segments are merged, where the processor stores none.
         data_labels: classes of the data set that `stuff_classes` refers to; `None` if these are the model's own ids.
         views: views of each image, for semantic segmentation only.
+        max_segments: the most objects in an image, the best ones, for instance segmentation only; `None`: the
+            processor's `num_instances`.
     """
 
     def __init__(
@@ -105,8 +121,10 @@ class Segmenter:
         stuff_classes: Sequence[int] = (),
         data_labels: Mapping[int, str] | None = None,
         views: Views = PLAIN,
+        max_segments: int | None = None,
     ) -> None:
         self.task = served_task(processor, task)
+        refuse_max_segments(self.task, max_segments)
         refuse_views(self.task, views)
         refuse_threshold(self.task, threshold)
         self.device = pick_device(device)
@@ -119,6 +137,10 @@ class Segmenter:
         self.stuff_classes = list(stuff_classes)
         self._is_ours = isinstance(processor, SegmentationPostProcessing)
         self._is_oneformer = getattr(model.config, "model_type", None) == "oneformer"
+        if max_segments is not None and self._is_ours:
+            self.processor = copy.copy(processor)  # the caller's own keeps its settings
+            self.processor.num_instances = max_segments
+        self.max_segments = max_segments
 
     @classmethod
     def from_pretrained(
@@ -135,7 +157,7 @@ class Segmenter:
     ) -> "Segmenter":
         """Load a folder or Hub repository; arguments and errors as for `load_universal_model` and `load_fused_model`.
 
-        `settings` are `task`, `threshold`, `stuff_classes`, `data_labels` and `views` as for the class.
+        `settings` are `task`, `threshold`, `stuff_classes`, `data_labels`, `views` and `max_segments` as for the class.
         """
         device = pick_device(device)  # an unknown device is refused before minutes of loading
         if classifier is None and alpha is None:
@@ -165,10 +187,24 @@ class Segmenter:
         """
         refuse_threshold(self.task, threshold)
         threshold = self.default_threshold if threshold is None else threshold
+        results: list[SegmentedImage] = []
+        for asked in self.ask(images, threshold):
+            answers = self.post_process(asked, threshold)
+            answered = [self._image(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
+            results += self._with_highest_scores(asked, answered)
+        return results
+
+    def _with_highest_scores(self, asked: Asked, results: list[SegmentedImage]) -> list[SegmentedImage]:
+        """The results, with the best score in images without segments, where the threshold may be too high."""
+        if self.task == "semantic" or all(result.segments for result in results):
+            return results
+        scores = [
+            max((row["score"] for row in answer["segments_info"]), default=None)
+            for answer in self.post_process(asked, 0.0)
+        ]
         return [
-            self._image(answer, size)
-            for asked in self.ask(images, threshold)
-            for answer, size in zip(self.post_process(asked, threshold), asked.sizes, strict=True)
+            result if result.segments else replace(result, highest_score=score)
+            for result, score in zip(results, scores, strict=True)
         ]
 
     @torch.inference_mode()
@@ -184,8 +220,11 @@ class Segmenter:
         for asked in self.ask(images, threshold):
             # One pass of the model serves both: the answers differ only in how the class logits are fused.
             alone, fused = (self.post_process(asked, threshold, change) for change in (self.with_alpha(0), None))
-            for before, after, size in zip(alone, fused, asked.sizes, strict=True):
-                pairs.append((self._image(before, size), self._image(after, size)))
+            before, after = (
+                [self._image(answer, size) for answer, size in zip(side, asked.sizes, strict=True)]
+                for side in (alone, fused)
+            )
+            pairs += zip(before, self._with_highest_scores(asked, after), strict=True)
         return pairs
 
     @torch.inference_mode()
@@ -224,6 +263,7 @@ class Segmenter:
                     settings["task_inputs"] = [self.task] * len(batch)
                 view.inputs = self.processor(images=view.images, return_tensors="pt", **settings).to(self.device)
                 view.outputs = self.model(**view.inputs, **fusion)
+                refuse_nan(view.outputs)
             yield Asked(views, [(image.height, image.width) for image in batch])
 
     def with_alpha(self, alpha: float) -> Change:
@@ -263,10 +303,12 @@ class Segmenter:
             # official code's rule, which is ours too, takes the best pairs of query and class as they are.
             height, width = asked.views[0].inputs["pixel_values"].shape[-2:]
             logits = outputs.class_queries_logits, outputs.masks_queries_logits
+            if self.max_segments is not None:
+                settings["num_instances"] = self.max_segments
             return instance_segments(*logits, input_size=(height, width), return_coco_annotation=True, **settings)
         form = {"return_coco_annotation": True} if self._is_ours else {"return_binary_maps": True}
         answers = self.processor.post_process_instance_segmentation(outputs, **form, **settings)
-        return answers if self._is_ours else [_encoded(answer) for answer in answers]
+        return answers if self._is_ours else [_encoded(answer, self.max_segments) for answer in answers]
 
     def _image(self, answer: Any, size: tuple[int, int]) -> SegmentedImage:
         """The answer for an image of size (H, W) with areas and boxes."""
@@ -289,7 +331,10 @@ class Segmenter:
             Segment(row["id"], row["label_id"], self.id2label[row["label_id"]], row["score"], *measures[row["id"]], rle)
             for row, rle in zip(rows, rles, strict=True)
         ]
-        return SegmentedImage(self.task, segment_map, segments)
+        limit = None
+        if self.task == "instance":
+            limit = self.max_segments or getattr(self.processor, "num_instances", None)
+        return SegmentedImage(self.task, segment_map, segments, limit=limit)
 
 
 def image_batches(processor: Any, images: Sequence[Image.Image]) -> list[list[Image.Image]]:
@@ -319,6 +364,21 @@ def served_task(processor: Any, task: str | None = None) -> str:
     return task
 
 
+def task_of_checkpoint(source: str, wanted: Sequence[str] = TASKS, *, revision: str | None = None) -> str:
+    """The task of a checkpoint without loading its weights: "points" for a ViT-P, else its own.
+
+    Where `wanted`, the tasks of a data set, lacks its own, it is the first of them that the checkpoint serves.
+    """
+    model_type = checkpoint_type(source, revision)
+    if model_type == ViTPConfig.model_type:
+        return "points"
+    with quiet_transformers():
+        processor = load_image_processor(source, model_type, revision)
+    served = [task for task in wanted if hasattr(processor, f"post_process_{task}_segmentation")]
+    own = served_task(processor)
+    return own if own in wanted or not served else served[0]
+
+
 def refuse_views(task: str, views: Views) -> None:
     """Refuse several views for tasks other than semantic, whose segments cannot be averaged."""
     if not views.is_plain and task != "semantic":
@@ -336,6 +396,33 @@ def refuse_threshold(task: str, threshold: float | None) -> None:
         raise ValueError(f"threshold={threshold}: in semantic segmentation every pixel has a class; leave it out")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} is outside [0, 1]")
+
+
+def refuse_max_segments(task: str, max_segments: int | None) -> None:
+    """Refuse a limit below 1, or for a task that has none."""
+    if max_segments is None:
+        return
+    if task != "instance":
+        raise ValueError(
+            f"max_segments={max_segments} is for instance segmentation; {task} segmentation shows every segment that "
+            "there is, so leave it out"
+        )
+    if max_segments < 1:
+        raise ValueError(f"max_segments={max_segments} must be at least 1")
+
+
+def refuse_nan(outputs: Any) -> None:
+    """Refuse outputs of a model that are not numbers, from which post-processing would make an empty answer."""
+    logits = (getattr(outputs, name, None) for name in ("class_queries_logits", "masks_queries_logits"))
+    # One synchronisation of the device for both.
+    checks = [values.isnan().flatten(1).any(1) for values in logits if values is not None]
+    broken = torch.stack(checks).any(0).tolist() if checks else []
+    if any(broken):
+        some = "" if len(broken) == 1 else f" for {sum(broken)} of {len(broken)} inputs"
+        raise ValueError(
+            f"the model answers NaN instead of numbers{some}: float16 overflows in some models (use float32 or "
+            "bfloat16), or its weights are damaged"
+        )
 
 
 def _renumbered(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -356,11 +443,12 @@ def _renumbered(answer: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encoded(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An instance answer of Transformers' processors with its binary masks in COCO's run-length encoding."""
+def _encoded(answer: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
+    """An instance answer of Transformers' processors, its best masks in COCO's run-length encoding."""
     rows = answer["segments_info"]  # without rows, the masks are replaced by an id map
-    masks = [encode_mask(mask.numpy()) for mask in answer["segmentation"].cpu()] if rows else []
-    return {**answer, "segmentation": masks}
+    kept = sorted(sorted(range(len(rows)), key=lambda index: -rows[index]["score"])[:limit])
+    masks = [encode_mask(answer["segmentation"][index].cpu().numpy()) for index in kept]
+    return {**answer, "segmentation": masks, "segments_info": [rows[index] for index in kept]}
 
 
 def _areas_and_boxes(segment_map: np.ndarray) -> dict[int, tuple[int, tuple[int, int, int, int]]]:

@@ -18,6 +18,9 @@ from accelerate.utils import gather_object
 class ImageMetric(ABC):
     """A metric over a data set that keeps counts, never images."""
 
+    # Label ids that results are about; `None`: all. The others are counted too, since pixels of a class may be taken
+    # for theirs, and the counts stay the same whatever is asked of them.
+    classes: Sequence[int] | None = None
     # How many sets of counts wait before they are summed. Subclasses whose sum copies all earlier counts raise it,
     # since summing after every batch would then take quadratic time.
     _max_unsummed = 1
@@ -37,6 +40,10 @@ class ImageMetric(ABC):
         if len(self._unsummed) > 1:
             self._unsummed = [self._sum(self._unsummed)]
         return self._unsummed[0]
+
+    def chosen(self, num_labels: int) -> np.ndarray:
+        """Label ids that results are about, ascending."""
+        return np.arange(num_labels) if self.classes is None else np.unique(np.asarray(self.classes, np.int64))
 
     def add_batch(
         self,

@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from ..models.mask_encoding import decode_mask
 from .accumulation import ImageMetric
-from .mask_average_precision import IOU_THRESHOLDS, MaskAveragePrecision, mask_overlap
+from .mask_average_precision import IOU_THRESHOLDS, MAX_DETECTIONS, MaskAveragePrecision, mask_overlap
 from .mean_iou import Absent, MeanIoU, label_maps, mean_iou_of_classes
 
 DILATION_RATIO = 0.02  # of the diagonal; the paper's value for COCO
@@ -47,13 +47,14 @@ class BoundaryIoU(ImageMetric):
 
     def compute(self) -> dict[str, Any]:
         """`boundary_iou` in [0, 1], `absent`, `num_classes`, and `per_class` with `iou`."""
-        intersection, true, predicted = self.counts["boundary"].T
+        chosen = self.chosen(self.num_labels)
+        intersection, true, predicted = self.counts["boundary"][chosen].T
         mean, iou, num_classes = mean_iou_of_classes(intersection, true, predicted, self.absent)
         return {
             "boundary_iou": mean,
             "absent": self.absent,
             "num_classes": num_classes,
-            "per_class": {label: {"iou": float(value)} for label, value in enumerate(iou)},
+            "per_class": {label: {"iou": float(value)} for label, value in zip(chosen.tolist(), iou, strict=True)},
         }
 
     def _no_counts(self) -> dict[str, np.ndarray]:
@@ -74,10 +75,12 @@ class BoundaryIoU(ImageMetric):
 class BoundaryAveragePrecision(MaskAveragePrecision):
     """Boundary AP over a data set, used like `MaskAveragePrecision`; `dilation_ratio` as for `BoundaryIoU`."""
 
-    def __init__(self, num_labels: int, dilation_ratio: float = DILATION_RATIO) -> None:
+    def __init__(
+        self, num_labels: int, dilation_ratio: float = DILATION_RATIO, max_detections: int = MAX_DETECTIONS
+    ) -> None:
         _check_ratio(dilation_ratio)
         self.dilation_ratio = dilation_ratio
-        super().__init__(num_labels)
+        super().__init__(num_labels, max_detections)
 
     def overlap(self, predicted: list[dict[str, Any]], true: list[dict[str, Any]], is_crowd: np.ndarray) -> np.ndarray:
         """(n, m) smaller of mask IoU and boundary IoU, exact where it can reach a threshold; mask IoU for crowds."""

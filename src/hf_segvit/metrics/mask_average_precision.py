@@ -9,7 +9,9 @@ of areas, R recall levels.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ AREA_RANGES = {
     "large": (96.0**2, _LARGEST),
 }
 MAX_DETECTIONS = 100  # of one class in one image, as in COCO
+
+logger = logging.getLogger(__name__)
 
 # (n, m) overlaps of predicted and true RLE masks, given which (m,) are crowds.
 Overlap = Callable[[list[dict[str, Any]], list[dict[str, Any]], np.ndarray], np.ndarray]
@@ -51,6 +55,7 @@ def no_records() -> dict[str, np.ndarray]:
         "prediction_ignored": np.zeros((0, packed), np.uint8),
         "reference_label": np.zeros(0, np.int64),
         "reference_counts": np.zeros((0, len(AREA_RANGES)), bool),
+        "cut": np.zeros((0, 2), np.int64),
     }
 
 
@@ -61,15 +66,15 @@ def instance_records(
     image_order: int = 0,
     name: str = "the image",
     overlap: Overlap = mask_overlap,
+    max_detections: int = MAX_DETECTIONS,
 ) -> dict[str, np.ndarray]:
     """Compare the masks of one image; the first arguments are described at `MaskAveragePrecision`.
 
     Returns:
         For each prediction that counts its `label`, `score`, `image` (`image_order`), `rank` in its class, and whether
-        it
-        is `matched` and `ignored` for every range of areas and threshold, (A, T) packed into bits; for each reference
-        its
-        `label` and whether it `counts` in every range of areas.
+        it is `matched` and `ignored` for every range of areas and threshold, (A, T) packed into bits; for each
+        reference its `label` and whether it `counts` in every range of areas; and `cut`, for each class with more than
+        `max_detections` predictions or references how many of both are beyond.
     """
     predicted = instance_masks(prediction, num_labels, f"{name}, prediction", is_reference=False)
     true = instance_masks(reference, num_labels, f"{name}, reference", is_reference=True)
@@ -80,9 +85,16 @@ def instance_records(
     ignored_references = is_outside_true | true.is_crowd[:, None]
     order = np.argsort(-predicted.scores, kind="stable")
     kept, ranks, matches, ignores = [], [], [], []
+    cut = []
+    for label in np.union1d(predicted.labels, true.labels):
+        numbers = (predicted.labels == label).sum(), ((true.labels == label) & ~true.is_crowd).sum()
+        if max(numbers) > max_detections:
+            cut.append([max(0, number - max_detections) for number in numbers])
+    if cut:
+        records["cut"] = np.array(cut, np.int64)
     for label in np.unique(predicted.labels):
         columns = np.flatnonzero(true.labels == label)
-        rows = order[predicted.labels[order] == label][:MAX_DETECTIONS]
+        rows = order[predicted.labels[order] == label][:max_detections]
         shape = (len(rows), len(AREA_RANGES), len(IOU_THRESHOLDS))
         matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
         if len(columns):
@@ -166,20 +178,28 @@ class MaskAveragePrecision(ImageMetric):
     (`return_binary_maps=True`), a list of n COCO RLEs (`return_coco_annotation=True`) or, where masks do not overlap,
     an id map (H, W); and `segments_info`, n rows with `label_id` and `score` (and `id`, for an id map). A reference is
     the same with `is_crowd` (absent means False) and `area` (absent means the mask's own) instead of a score.
+
+    Args:
+        max_detections: predictions of a class in an image that count, the best ones; 100 is COCO's rule.
     """
 
     overlap: Overlap = staticmethod(mask_overlap)
     _max_unsummed = 2**31  # a sum is a copy of all records
 
-    def __init__(self, num_labels: int) -> None:
+    def __init__(self, num_labels: int, max_detections: int = MAX_DETECTIONS) -> None:
         if num_labels < 1:
             raise ValueError(f"num_labels is {num_labels}; give the number of classes, at least 1")
-        self.num_labels = num_labels
+        if max_detections < 1:
+            raise ValueError(f"max_detections is {max_detections}; give a number of at least 1, such as 300")
+        self.num_labels, self.max_detections = num_labels, max_detections
         super().__init__()
 
     def compute(self) -> dict[str, Any]:
         """The result so far; see `average_precision_from_records`."""
-        return average_precision_from_records(self.counts, self.num_labels)
+        if len(self.counts["cut"]):
+            _warn_once(self.max_detections)
+        chosen = self.chosen(self.num_labels)
+        return average_precision_from_records(self.counts, self.num_labels, self.max_detections, chosen)
 
     def _prepared(self, sides: Sequence[Any]) -> Sequence[Any]:
         return check_rles_together(sides)
@@ -189,31 +209,60 @@ class MaskAveragePrecision(ImageMetric):
 
     def _count(self, prediction: Any, reference: Any, name: str, image_id: Hashable) -> dict[str, np.ndarray]:
         order = _order(image_id)
-        return instance_records(prediction, reference, self.num_labels, order, name, self.overlap)
+        arguments = self.num_labels, order, name, self.overlap, self.max_detections
+        return instance_records(prediction, reference, *arguments)
 
     def _sum(self, counts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         return {name: np.concatenate([each[name] for each in counts]) for name in counts[0]}
 
 
-def average_precision_from_records(records: dict[str, np.ndarray], num_labels: int) -> dict[str, Any]:
-    """Average precision and recall from the records of `instance_records`.
+def cut_note(records: Mapping[str, np.ndarray], max_detections: int) -> str:
+    """What the limit on the predictions of a class in an image leaves out, and the remedy; "" if nothing."""
+    cut = records["cut"]
+    if not len(cut):
+        return ""
+    predictions, references = cut.sum(0).tolist()
+    return (
+        f"only the best {max_detections} predictions of a class in an image count, which leaves out {predictions} "
+        f"predictions, and makes {references} true objects impossible to find; to score all, raise the limit "
+        "(max_detections=, or --max-detections of hf-segvit evaluate)"
+    )
+
+
+@lru_cache(maxsize=64)
+def _warn_once(max_detections: int) -> None:
+    # Once a process and without numbers, as a metric may be computed after every epoch; `cut_note` has the numbers.
+    logger.warning(
+        f"some images have more than {max_detections} objects or predictions of a class, and only the best "
+        f"{max_detections} count; raise max_detections= (--max-detections of hf-segvit evaluate) to score all"
+    )
+
+
+def average_precision_from_records(
+    records: dict[str, np.ndarray],
+    num_labels: int,
+    max_detections: int = MAX_DETECTIONS,
+    classes: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Average precision and recall from the records of `instance_records`, of the label ids `classes` or of all.
 
     Returns:
         `ap` (mean over IoU 0.50 to 0.95), `ap_50`, `ap_75`, `ap_small`, `ap_medium`, `ap_large`, and the recalls
-        `ar_1`,
-        `ar_10`, `ar_100`, `ar_small`, `ar_medium`, `ar_large`, in [0, 1]: means over the `num_classes` classes with a
-        reference that counts, NaN if there is none (pycocotools says -1). `per_class` by label id: `ap`, `ap_50`,
-        `ap_75`,
-        `ar_100`, and the numbers `references` (that count) and `predictions`.
+        `ar_1`, `ar_10`, `ar_100` (or another `max_detections`), `ar_small`, `ar_medium`, `ar_large`, in [0, 1]: means
+        over the `num_classes` classes with a reference that counts, NaN if there is none (pycocotools says -1).
+        `per_class` by label id: `ap`, `ap_50`, `ap_75`, `ar_100`, and the numbers `references` (that count) and
+        `predictions`.
     """
     precision = np.full((num_labels, len(AREA_RANGES), len(IOU_THRESHOLDS)), np.nan)
-    limits = (*FEWER_DETECTIONS, MAX_DETECTIONS)
+    limits = (*(limit for limit in FEWER_DETECTIONS if limit < max_detections), max_detections)
     recall = np.full((num_labels, len(limits), len(AREA_RANGES), len(IOU_THRESHOLDS)), np.nan)
     # Ties in score are broken by image id, so that the result does not depend on which process saw an image.
     order = np.lexsort((records["prediction_rank"], records["prediction_image"], -records["prediction_score"]))
     labels = records["prediction_label"][order]
     num_references = np.zeros((num_labels, len(AREA_RANGES)), np.int64)
     np.add.at(num_references, records["reference_label"], records["reference_counts"])
+    chosen = np.arange(num_labels) if classes is None else classes
+    num_references[np.isin(np.arange(num_labels), chosen, invert=True)] = 0  # as if they occurred nowhere
     for label in np.flatnonzero(num_references[:, 0]):
         rows = order[labels == label]
         matched, ignored = unpack(records["prediction_matched"][rows]), unpack(records["prediction_ignored"][rows])
@@ -238,11 +287,11 @@ def average_precision_from_records(records: dict[str, np.ndarray], num_labels: i
             "ap": _mean(all_areas[label]),
             "ap_50": float(all_areas[label, 0]),
             "ap_75": float(all_areas[label, 5]),
-            f"ar_{MAX_DETECTIONS}": _mean(recall[label, -1, 0]),
+            f"ar_{max_detections}": _mean(recall[label, -1, 0]),
             "references": int(num_references[label, 0]),
             "predictions": int(num_predictions[label]),
         }
-        for label in range(num_labels)
+        for label in chosen.tolist()
     }
     return result
 

@@ -47,7 +47,7 @@ class MeanIoU(ImageMetric):
 
     def compute(self) -> dict[str, Any]:
         """The result so far; see `mean_iou_from_counts`."""
-        return mean_iou_from_counts(self.counts["confusion"], self.absent)
+        return mean_iou_from_counts(self.counts["confusion"], self.absent, self.chosen(self.num_labels))
 
     def _no_counts(self) -> dict[str, np.ndarray]:
         return {"confusion": np.zeros((self.num_labels, self.num_labels + 1), dtype=np.int64)}
@@ -89,8 +89,12 @@ def label_maps(
     return true, predicted
 
 
-def mean_iou_from_counts(confusion: np.ndarray, absent: Absent = "exclude") -> dict[str, Any]:
+def mean_iou_from_counts(
+    confusion: np.ndarray, absent: Absent = "exclude", classes: np.ndarray | None = None
+) -> dict[str, Any]:
     """Mean intersection over union from counts (C, C + 1) or (C, C) of pixels by true and predicted class.
+
+    `classes` are the label ids that the result is about; all other classes count as what these are taken for.
 
     Returns:
         `mean_iou`, `mean_accuracy` (mean recall of the classes), `frequency_weighted_iou` (weighted by the share of the
@@ -102,6 +106,8 @@ def mean_iou_from_counts(confusion: np.ndarray, absent: Absent = "exclude") -> d
     num_labels = len(confusion)
     intersection = confusion.diagonal().astype(np.float64)
     reference, prediction = confusion.sum(1), confusion[:, :num_labels].sum(0)
+    labels = np.arange(num_labels) if classes is None else classes
+    intersection, reference, prediction = intersection[labels], reference[labels], prediction[labels]
     mean_iou, iou, num_classes = mean_iou_of_classes(intersection, reference, prediction, absent)
     occurs, accuracy = ~np.isnan(iou), _ratio(intersection, reference)
     total = reference.sum()
@@ -114,13 +120,13 @@ def mean_iou_from_counts(confusion: np.ndarray, absent: Absent = "exclude") -> d
         "num_classes": num_classes,
         "per_class": {
             label: {
-                "iou": float(iou[label]),
-                "accuracy": float(accuracy[label]),
-                "intersection": int(intersection[label]),
-                "reference": int(reference[label]),
-                "prediction": int(prediction[label]),
+                "iou": float(iou[index]),
+                "accuracy": float(accuracy[index]),
+                "intersection": int(intersection[index]),
+                "reference": int(reference[index]),
+                "prediction": int(prediction[index]),
             }
-            for label in range(num_labels)
+            for index, label in enumerate(labels.tolist())
         },
     }
 

@@ -47,7 +47,7 @@ class PanopticQuality(ImageMetric):
 
     def compute(self) -> dict[str, Any]:
         """The result so far, in [0, 1]; see `panoptic_quality_from_counts`."""
-        return panoptic_quality_from_counts(self.counts["panoptic"], self.stuff_classes)
+        return panoptic_quality_from_counts(self.counts["panoptic"], self.stuff_classes, self.chosen(self.num_labels))
 
     def _no_counts(self) -> dict[str, np.ndarray]:
         return {"panoptic": np.zeros((self.num_labels, 4))}
@@ -56,8 +56,10 @@ class PanopticQuality(ImageMetric):
         return {"panoptic": panoptic_counts(prediction, reference, self.num_labels, self.void_ids, name)}
 
 
-def panoptic_quality_from_counts(counts: np.ndarray, stuff_classes: Iterable[int]) -> dict[str, Any]:
-    """Panoptic quality from counts (C, 4).
+def panoptic_quality_from_counts(
+    counts: np.ndarray, stuff_classes: Iterable[int], classes: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Panoptic quality from counts (C, 4), of the label ids `classes`; `None`: of all.
 
     Returns:
         `pq`, `sq`, `rq` in [0, 1], NaN where no class occurs, and `num_classes`, the number of classes averaged: those
@@ -66,7 +68,8 @@ def panoptic_quality_from_counts(counts: np.ndarray, stuff_classes: Iterable[int
     """
     tp, fp, fn, iou = counts.T
     denominator = tp + 0.5 * fp + 0.5 * fn
-    occurs = denominator > 0
+    labels = np.arange(len(counts)) if classes is None else classes
+    occurs = (denominator > 0) & np.isin(np.arange(len(counts)), labels)
     qualities = {
         "pq": np.divide(iou, denominator, out=np.zeros_like(iou), where=occurs),
         "sq": np.divide(iou, tp, out=np.zeros_like(iou), where=tp > 0),
@@ -81,7 +84,7 @@ def panoptic_quality_from_counts(counts: np.ndarray, stuff_classes: Iterable[int
     result["per_class"] = {
         label: {key: float(values[label]) for key, values in qualities.items()}
         | {"tp": int(tp[label]), "fp": int(fp[label]), "fn": int(fn[label]), "iou": float(iou[label])}
-        for label in range(len(counts))
+        for label in labels.tolist()
     }
     return result
 

@@ -95,6 +95,12 @@ class PlainViTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of saved fields; `num_labels` or `id2label` in `kwargs` replace the saved classes."""
+        config_dict, kwargs = replace_labels(config_dict, kwargs)
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def image_height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width) in pixels."""
@@ -169,6 +175,50 @@ class PlainViTConfig(PreTrainedConfig):
             raise ValueError(f"mlp_type={self.mlp_type!r} is not one of {MLP_TYPES}")
         if self.mlp_norm and self.mlp_type != "swiglu":
             raise ValueError(f"mlp_norm=True needs mlp_type='swiglu', not {self.mlp_type!r}")
+
+
+def replace_labels(fields: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Saved fields with the classes that `num_labels`, `id2label` or `label2id` ask for, and the other arguments.
+
+    Transformers sets such arguments on a finished configuration, where the saved classes would contradict them.
+    """
+    asked = {name: kwargs[name] for name in ("num_labels", "id2label", "label2id") if kwargs.get(name) is not None}
+    kwargs = {name: value for name, value in kwargs.items() if name not in ("num_labels", "id2label", "label2id")}
+    if not asked:
+        return fields, kwargs
+    names, num_labels = asked.get("id2label"), asked.get("num_labels")
+    if names is None and "label2id" in asked:
+        names = {label: name for name, label in asked["label2id"].items()}
+    if names is None:
+        saved = fields.get("id2label")
+        # As many as before: the names are still right.
+        names = saved if saved is not None and len(saved) == num_labels else None
+    else:
+        names = _label_names(names)
+        if num_labels is not None and num_labels != len(names):
+            raise ValueError(
+                f"num_labels={num_labels}, but id2label names {len(names)} classes; give one of the two, or make them "
+                "equal"
+            )
+    if names is None:
+        if not isinstance(num_labels, int) or num_labels < 1:
+            raise ValueError(f"num_labels={num_labels!r} must be a whole number of at least 1")
+        names = {label: f"LABEL_{label}" for label in range(num_labels)}
+    # Saved next to the old names, and not replaced by Transformers.
+    label2id = {name: int(label) for label, name in names.items()}
+    stale = ("num_labels", "label2id")
+    kept = {name: value for name, value in fields.items() if name not in stale}
+    return {**kept, "id2label": dict(names), "label2id": label2id}, kwargs
+
+
+def _label_names(labels: Any) -> dict[int, str]:
+    """Names by label id, from a mapping whose ids may be text, as in JSON, or a list."""
+    if isinstance(labels, list | tuple):
+        return dict(enumerate(labels))
+    try:
+        return {int(label): name for label, name in labels.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"id2label={labels!r} must map label ids to names, such as {{0: 'sky', 1: 'cat'}}") from error
 
 
 def check_label_ids(id2label: Mapping[Any, str] | None) -> None:

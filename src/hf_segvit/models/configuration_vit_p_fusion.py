@@ -12,9 +12,10 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from .class_fusion import NORMALIZATIONS, check_alpha
 from .configuration_eomt import EoMTConfig
+from .configuration_plain_vit import replace_labels
 from .configuration_vit_p import ViTPConfig
 from .image_processing_eomt import TASKS
-from .label_spaces import LABEL_MISMATCHES
+from .label_spaces import LABEL_MISMATCHES, match_names
 from .published_labels import find_published_labels
 
 OFFICIAL_GEOMETRIES = ("oneformer", "internimage")
@@ -84,6 +85,14 @@ class ViTPFusionConfig(PreTrainedConfig):
         self.stuff_classes = sorted(set(self.stuff_classes))
         self.check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of saved fields; `num_labels` or `id2label` replace the classes of all parts."""
+        fields, kwargs = replace_labels(config_dict, kwargs)
+        if fields is not config_dict:
+            fields = _relabelled(fields, config_dict)
+        return super().from_dict(fields, **kwargs)
+
     def alpha_of(self, task: str) -> float:
         """Weight of ViT-P for a task."""
         return float(self.alpha[task] if isinstance(self.alpha, dict) else self.alpha)
@@ -130,6 +139,25 @@ class ViTPFusionConfig(PreTrainedConfig):
             raise ValueError(
                 f"task_inputs has prompts for {sorted(self.task_inputs)}; it needs one for each of {', '.join(TASKS)}"
             )
+
+
+def _relabelled(fields: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """Fields with new classes, given to the saved parts too, whose heads have to fit."""
+    new = fields["id2label"]
+    old = {int(label): name for label, name in (saved.get("id2label") or {}).items()}
+    generator, classifier = dict(fields["generator_config"]), dict(fields["classifier_config"])
+    names = dict(new)
+    if len(old) != len(new):
+        # Numbers of other classes; None looks them up among the published label sets.
+        fields = {**fields, "stuff_classes": None}
+    elif classifier.get("id2label"):
+        # As many as before: only names change, and those of the classifier, whose order may differ, with them.
+        names = {int(label): name for label, name in classifier["id2label"].items()}
+        names |= {theirs: new[ours] for ours, theirs in match_names(old, names).items()}
+    for part, labels in ((generator, new), (classifier, names)):
+        part.pop("num_labels", None)
+        part |= {"id2label": dict(labels), "label2id": {name: label for label, name in labels.items()}}
+    return {**fields, "generator_config": generator, "classifier_config": classifier}
 
 
 def _without_origin(fields: dict[str, Any]) -> dict[str, Any]:

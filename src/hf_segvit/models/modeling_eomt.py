@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_eomt import EoMTConfig, check_probabilities
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
 from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, mask_logits
-from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel
+from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel, misfits_name_the_flag
 from .transformers_eomt import transformers_eomt_arguments
 
 
@@ -70,21 +70,15 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint of this package, or of Transformers' own `eomt` or `eomt_dinov3`.
 
-        For a new label set pass `id2label=...` with `ignore_mismatched_sizes=True`, which resets only the class head.
+        For a new label set pass `num_labels=...` or `id2label=...` with `ignore_mismatched_sizes=True`, which resets
+        only the class head.
         """
+        # The arguments of a translated checkpoint hold its configuration already.
         translated = transformers_eomt_arguments(cls, pretrained_model_name_or_path, kwargs)
-        try:
-            if translated is not None:
+        if translated is not None:
+            with misfits_name_the_flag(pretrained_model_name_or_path):
                 return super().from_pretrained(None, *args, **translated)
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(
-                f"the weights of {pretrained_model_name_or_path} do not fit the configuration (see the report above); "
-                "for a new label set pass id2label=... together with ignore_mismatched_sizes=True, which resets the "
-                "class head only"
-            ) from error
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def set_masked_attention_probabilities(self, probabilities: float | Sequence[float]) -> None:
         """Set the probability that a query is confined to its own mask, one for all query layers or one for each."""

@@ -8,7 +8,8 @@ Shapes: B batch, T tokens, D hidden size, H W pixels, h w patch grid.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -157,6 +158,21 @@ class PlainViTLayer(GradientCheckpointingLayer):
         return hidden_states + branch if scale is None else scale(hidden_states, branch)
 
 
+@contextmanager
+def misfits_name_the_flag(source: Any) -> Iterator[None]:
+    """Turn Transformers' error about weights of another shape into a ValueError that says how to change the classes."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"the weights of {source} do not fit the configuration (see the report above); for a new label set pass "
+            "id2label=... or num_labels=... together with ignore_mismatched_sizes=True, which resets the class head "
+            "only"
+        ) from error
+
+
 class PlainViTPreTrainedModel(PreTrainedModel):
     """Base of all models on the plain ViT: initial weights, and the features that Transformers may use."""
 
@@ -177,6 +193,16 @@ class PlainViTPreTrainedModel(PreTrainedModel):
         # `from_pretrained` sets fields given as keyword arguments after the config was made and checked.
         config.check()
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint; see Transformers.
+
+        For a new label set pass `num_labels=...` or `id2label=...` with `ignore_mismatched_sizes=True`, which resets
+        only the class head.
+        """
+        with misfits_name_the_flag(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_backbone(

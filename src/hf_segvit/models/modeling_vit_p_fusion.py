@@ -26,6 +26,7 @@ from .image_processing_eomt import TASKS
 from .label_spaces import match_label_spaces
 from .mask_points import official_query_points, query_points
 from .modeling_eomt import EoMTForUniversalSegmentation
+from .modeling_plain_vit import misfits_name_the_flag
 from .modeling_vit_p import ViTPForPointClassification
 
 logger = logging.get_logger(__name__)
@@ -63,6 +64,16 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         self.classifier = ViTPForPointClassification(config.classifier_config)  # type: ignore[arg-type]
         self._adopt()
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint of both parts.
+
+        For a new label set pass `num_labels=...` or `id2label=...` with `ignore_mismatched_sizes=True`, which resets
+        the class heads of both.
+        """
+        with misfits_name_the_flag(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_generator_and_classifier(
