@@ -273,7 +273,7 @@ def test_wrong_formats_paths_tasks_splits_and_options(tmp_path: Path) -> None:
         ({"spec": f"coco:{tmp_path}/absent"}, "no such file or folder"),
         ({"task": "depth"}, "no task 'depth'; choose one of instance, panoptic"),
         ({"split": "test"}, "there is no split 'test'; choose one of train"),
-        ({"colour": 1}, "format coco_folder has no option 'colour'; choose one of classes, "),
+        ({"colour": 1}, "format coco_folder has no option 'colour'; choose one of "),
     ):
         with pytest.raises(ValueError, match=message):
             load_segmentation_dataset(**{"spec": spec, "split": "train", **wrong})

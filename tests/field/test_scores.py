@@ -192,7 +192,7 @@ def test_class_names_on_the_command_line():
     names = {0: "person, individual", 1: "traffic light", 2: "person", 3: "Car"}
     assert class_ids("car,traffic_light", names) == [1, 3]
     assert class_ids("person, individual,person", names) == [0, 2]
-    with pytest.raises(ValueError, match="no class 'cra'; .*Car"):
+    with pytest.raises(ValueError, match=r"no class 'cra'; .*Car"):
         class_ids("person,cra", names)
 
 
@@ -301,7 +301,7 @@ class Settings:
 def test_other_classes_are_refused_with_a_command_that_helps(tmp_path):
     path = tmp_path / "model_best.pth.tar"
     torch.save({"state_dict": {"a": torch.ones(2)}, "args": Settings()}, path)
-    with pytest.raises(ValueError, match="holds .*Settings.*not opened.*weights_only=False") as error:
+    with pytest.raises(ValueError, match=r"holds .*Settings.*not opened.*weights_only=False") as error:
         read_checkpoint(path)
     command = str(error.value).partition('python -c "')[2].rpartition('"')[0]
     compile(command, "command", "exec")

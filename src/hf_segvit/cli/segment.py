@@ -6,14 +6,17 @@ generator's masks; `--compare` shows and lists what it changed.
 """
 
 import argparse
+import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import prepare_output_folder
-from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, output_names
+from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, output_names, pages_of
 from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
@@ -43,7 +46,8 @@ def add_parser(subparsers: Any) -> None:
         description=(
             "Segment images. For each one writes NAME.overlay.png, NAME.segments.json and, by task, "
             "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids). NAME is the image's name without "
-            "its ending, or with it if two images differ in nothing else; folders below a named folder are kept."
+            "its ending, or with it if two images differ in nothing else; folders below a named folder are kept. Later "
+            "pages of a TIFF or an animation are NAME.page-2 and so on."
         ),
         epilog="Exit code 0: all images; 1: some could not be segmented; 2: stopped, the message says why.",
     )
@@ -70,6 +74,18 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
+    parser.add_argument(
+        "--value-range",
+        metavar="LOW-HIGH",
+        help="values of black and white in images of more than 8 bits, such as 0-4095; default: the model's, or all",
+    )
+    parser.add_argument("--bands", metavar="N,N,N", help="bands to use of images that have several, from 1: 4,3,2")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="most pixels that an image may have (default 178956970, or the environment's HF_SEGVIT_MAX_PIXELS)",
+    )
     add_classifier_options(parser)
     parser.add_argument(
         "--compare",
@@ -84,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
     """Segment the images; 1 if an image could not be segmented."""
     check_minimum(args, batch_size=1, max_segments=1)
     check_model_options(args)
+    if args.max_pixels is not None:
+        check_minimum(args, max_pixels=1)
+        os.environ["HF_SEGVIT_MAX_PIXELS"] = str(args.max_pixels)  # as if the user had set it, for all that reads
     images, missing = find_images(args.images)
     if not images:
         raise ValueError(
@@ -109,7 +128,9 @@ def run(args: argparse.Namespace) -> int:
     from ..inference.loading import is_fused
     from ..inference.output_files import changes_text, label_changes, remark, write_segment_files
     from ..inference.segmenter import Segmenter
+    from ..models.image_decoding import checked_bands, checked_range, image_size
 
+    value_range, bands = checked_range(args.value_range, "--value-range"), checked_bands(args.bands, "--bands")
     views = views_of(args)
     device = pick_device(args.device)
     with errors_name_options():
@@ -142,22 +163,31 @@ def run(args: argparse.Namespace) -> int:
     if fused:
         header["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
     names = output_names([file.relative_path for file in images])
-    prefixes = {file: args.output / name for file, name in zip(images, names, strict=True)}
+    pages, prefixes = list[ImageFile](), dict[ImageFile, Path]()
+    for file, name in zip(images, names, strict=True):
+        for page in pages_of(file):
+            prefixes[page] = args.output / (f"{name}.page-{page.page + 1}" if page.page else name)
+            pages.append(page)
+    if len(pages) > len(images):
+        print(f"{len(images)} files have {len(pages)} pages, which are segmented one by one", file=sys.stderr)
+    images = pages
+    settings = segmenter.image_settings
+    settings = replace(settings, value_range=value_range or settings.value_range, bands=bands)
     failures = 0
     with tqdm(total=len(images), unit="image", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
-        for batch, errors in _batches(images, args.batch_size, pool):
+        for batch, errors in _batches(images, args.batch_size, pool, settings):
             answers, refusals = _segment(segmenter, batch, args.compare)
             # In threads, as compressing the PNGs is slow and releases the GIL.
             written = []
             for file, image, answer, original in answers:
-                facts = {**header, "picture": str(file.path)}
+                facts = {**header, "picture": file.name}
                 files = (prefixes[file], image, answer, segmenter.id2label, facts, original)
                 written.append(pool.submit(write_segment_files, *files))
                 if text := remark(answer, segmenter.default_threshold):
                     bar.write(_message(f"{file.path}: {text}"), file=sys.stderr)
                 if original is not None:
-                    text = changes_text(label_changes(original, answer), image.width * image.height)
-                    bar.write(f"{file.path}:\n{text}")
+                    text = changes_text(label_changes(original, answer), math.prod(image_size(image)))
+                    bar.write(f"{file.name}:\n{text}")
             for error in errors + refusals:
                 bar.write(_message(error), file=sys.stderr)
             failures += len(errors) + len(refusals)
@@ -169,17 +199,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _batches(
-    files: Sequence[ImageFile], batch_size: int, pool: ThreadPoolExecutor
+    files: Sequence[ImageFile], batch_size: int, pool: ThreadPoolExecutor, settings: Any
 ) -> Iterator[tuple[list[tuple[ImageFile, "Image"]], list[str]]]:
     """Batches of images, with errors of those that cannot be read; the next batch is decoded meanwhile."""
     from ..models.image_decoding import open_image
 
     chunks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-    ahead = [pool.submit(open_image, file.path) for file in chunks[0]]
+
+    def submit(file: ImageFile) -> Any:
+        return pool.submit(open_image, file.path, file.name, settings, file.page)
+
+    ahead = [submit(file) for file in chunks[0]]
     for index, chunk in enumerate(chunks):
         reading, following = ahead, chunks[index + 1 : index + 2]
         # Submitted before the yield, so that it runs while the caller works on this batch.
-        ahead = [pool.submit(open_image, file.path) for files in following for file in files]
+        ahead = [submit(file) for files in following for file in files]
         batch, errors = [], []
         for file, image in zip(chunk, reading, strict=True):
             try:
@@ -207,13 +241,13 @@ def _segment(
             answers = segmenter(images)
     except ValueError as error:
         if len(batch) == 1:
-            return [], [f"{batch[0][0].path}: {error}"]
+            return [], [f"{batch[0][0].name}: {error}"]
         # One bad image must not cost the others of its batch.
         singly = [_segment(segmenter, [pair], compare) for pair in batch]
         return [row for rows, _ in singly for row in rows], [error for _, errors in singly for error in errors]
     except torch.OutOfMemoryError as error:
         remedy = "a smaller --batch-size" if len(batch) > 1 else "--dtype bfloat16, or --device cpu"
-        raise ValueError(f"{segmenter.device} ran out of memory at {batch[0][0].path}; try {remedy}") from error
+        raise ValueError(f"{segmenter.device} ran out of memory at {batch[0][0].name}; try {remedy}") from error
     return [(*pair, answer, original) for pair, answer, original in zip(batch, answers, originals, strict=True)], []
 
 

@@ -33,7 +33,7 @@ from ..weight_checks import check_complete, check_weights
 from .checkpoint_files import SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
 from .families import family_of, known_models, offered_families
 from .families.source import BackboneFamily, SourceBackbone, checked_family, pair
-from .key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL, fit_to_size
+from .key_maps import CLS_POSITION, CLS_TOKEN, PATCH_KERNEL, fit_to_size, for_channels
 
 
 def convert_backbone(
@@ -124,6 +124,7 @@ def model_from_backbone(
     names = {field.name for field in dataclasses.fields(cls.config_class)} - {"dtype"} | {"num_labels"}
     asked = {name: kwargs.pop(name) for name in names & kwargs.keys()}
     config = cls.config_class(**{**fields, **asked})
+    weights[PATCH_KERNEL] = for_channels(weights[PATCH_KERNEL], config.num_channels)
 
     expected = _expected(PlainViTModel, config)
     if not fields["final_norm"]:  # one that the config adds is initialised like the heads

@@ -29,7 +29,7 @@ DEFAULT_MAX_BYTES = 64 * GIB
 SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Classes that hold values and do nothing: training scripts store their arguments beside the weights.
-_HARMLESS = [argparse.Namespace]
+_HARMLESS: list[Any] = [argparse.Namespace]
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 # Keys of the weights in larger checkpoints of training frameworks.
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")

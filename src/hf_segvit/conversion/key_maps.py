@@ -169,6 +169,20 @@ def resample_patch_kernel(kernel: Tensor, patch_size: int) -> Tensor:
     return (kernel.float().flatten(2) @ inverse).unflatten(-1, (patch_size, patch_size)).to(kernel.dtype)
 
 
+def for_channels(kernel: Tensor, channels: int) -> Tensor:
+    """A patch kernel (D, C, h, w) for another number of input channels; unchanged for its own.
+
+    Channels that both have keep their weights, further ones start as the mean of all, and of fewer each is that mean.
+    """
+    old = kernel.shape[1]
+    if channels == old:
+        return kernel
+    mean = kernel.mean(1, keepdim=True)
+    kept = kernel if channels > old else mean.expand(-1, channels, -1, -1)
+    # Scaled, so that the sum over channels, which the layers above know, stays as large as before.
+    return torch.cat([kept, mean.expand(-1, channels - kept.shape[1], -1, -1)], dim=1) * (old / channels)
+
+
 def fit_to_size(
     state_dict: dict[str, Tensor],
     grid_size: tuple[int, int],

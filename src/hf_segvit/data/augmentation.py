@@ -300,9 +300,9 @@ def _padded(values: np.ndarray, size: tuple[int, int], fill: int | bool) -> np.n
 
 
 def place(crop: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
-    """Scale a crop (3, h, w) uint8 bilinearly, flip it, and pad it on the right and at the bottom with black.
+    """Scale a crop (C, h, w) uint8 bilinearly, flip it, and pad it on the right and at the bottom with black.
 
-    Devices other than CPUs may round differently, by at most 1. The result (3, H, W) is channels last in memory.
+    Devices other than CPUs may round differently, by at most 1. The result (C, H, W) is channels last in memory.
     """
     # With channels last in memory a CPU needs three fifths of the time for the same values.
     crop = crop.unsqueeze(0).contiguous(memory_format=torch.channels_last)
@@ -311,7 +311,7 @@ def place(crop: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
         scaled = scaled.flip(-1)
     if (placement.height, placement.width) == size:
         return scaled
-    padded = torch.zeros((*size, 3), dtype=torch.uint8, device=crop.device).permute(2, 0, 1)
+    padded = torch.zeros((*size, crop.shape[1]), dtype=torch.uint8, device=crop.device).permute(2, 0, 1)
     padded[:, : placement.height, : placement.width] = scaled
     return padded
 
@@ -323,7 +323,15 @@ PROBABILITY = 0.5  # of each change
 
 
 def jitter_colors(pixels: Tensor, generator: np.random.Generator) -> Tensor:
-    """Change the colours of an image (3, H, W) uint8: brightness first; contrast second or, just as often, last."""
+    """Change the colours of an image (C, H, W) uint8: brightness first; contrast second or, just as often, last.
+
+    Of more than three channels the first three count as colours, and the others, such as infrared or depth, are kept.
+    """
+    if pixels.shape[0] not in (1, 3):
+        colors, others = (pixels[:3], pixels[3:]) if pixels.shape[0] > 3 else (pixels[:0], pixels)
+        changed = jitter_colors(colors, generator) if len(colors) else colors
+        # Concatenated with channels last in memory, as images are everywhere else.
+        return torch.cat([changed.permute(1, 2, 0), others.permute(1, 2, 0)], dim=2).permute(2, 0, 1)
 
     # torchvision's RandomPhotometricDistort draws from the global generator, so samples could not be reproduced.
 

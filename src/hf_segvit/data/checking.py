@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image
 
 from ..drawing.segments import contact_sheet, draw_segments
-from ..models.image_decoding import IMAGE_FORMATS
+from ..models.image_bands import is_tiff
+from ..models.image_decoding import IMAGE_FORMATS, few_values, image_size, tiff_pages_of
 from ..models.mask_encoding import decode_mask
 from .archives import location_name, read_location
 from .augmentation import AugmentedSample, augmentation, sample_generator
@@ -33,7 +34,14 @@ from .folders import IMAGE_SUFFIXES, DataFolder
 from .label_tables import LABEL_TABLES, label_table
 from .problems import Problem, ProblemList, printable, some_of
 from .readers import FORMATS
-from .reading import available_splits, decoder_of, describe, load_segmentation_dataset, metadata
+from .reading import (
+    available_splits,
+    decoder_of,
+    describe,
+    image_settings_of,
+    load_segmentation_dataset,
+    metadata,
+)
 
 _SMALL_SIDE = 16  # pixels; less is smaller than one patch
 _LONG_RATIO = 20  # long side to short side; beyond it, most likely no photograph
@@ -151,6 +159,7 @@ def _check_split(
     split = SplitReport(description.split, description.task, classes=classes, remarks=list(description.remarks))
     sizes: Counter[tuple[int, int]] = Counter()
     void = 0
+    range_is_known = image_settings_of(dataset).value_range is not None
     samples = set(np.linspace(0, max(0, len(dataset) - 1), num_samples).astype(int).tolist())
     for index, row in enumerate(progress(metadata(dataset), split.split)):
         image = row["image"]
@@ -158,12 +167,12 @@ def _check_split(
         item = f"image {row['image_id']!r}"
         used.update((file.get("archive"), file["member"]) for file in _files_of(row))
         try:
-            _check_file(image, name, item, split.split, seen, report)
+            _check_file(image, name, item, split.split, seen, report, range_is_known)
             sample = decode(row)
         except ValueError as error:
             report.problems.error(name, item, str(error).removeprefix(f"{name}: "))
             continue
-        size = (sample["image"].height, sample["image"].width)
+        size = image_size(sample["image"])
         sizes[size] += 1
         counted = _count(sample, split)
         void += size[0] * size[1] - counted
@@ -187,9 +196,15 @@ def _files_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_file(
-    image: dict[str, Any], name: str, item: str, split: str, seen: dict[bytes, str], report: DataReport
+    image: dict[str, Any],
+    name: str,
+    item: str,
+    split: str,
+    seen: dict[bytes, str],
+    report: DataReport,
+    range_is_known: bool,
 ) -> None:
-    """Find what decoded pixels no longer show: duplicates, EXIF rotation, several frames, few of 16 bits."""
+    """Find what decoded pixels no longer show: duplicates, EXIF rotation, several pages, few of 65536 values."""
     problems = report.problems
     if image.get("bytes"):  # a column of the Hub holds the file itself
         content = image["bytes"]
@@ -207,6 +222,12 @@ def _check_file(
         else:
             problems.warn(name, item, message)
     seen.setdefault(digest, where)
+    if not range_is_known and (note := few_values(content)):
+        problems.warn(name, item, note)
+    if is_tiff(content):
+        if (pages := len(tiff_pages_of(content))) > 1:
+            problems.warn(name, item, f"it has {pages} pages; the first one is used")
+        return
     try:
         with Image.open(BytesIO(content), formats=IMAGE_FORMATS) as opened:
             if orientation(opened) != 1:
@@ -217,16 +238,6 @@ def _check_file(
                 )
             if getattr(opened, "n_frames", 1) > 1:
                 problems.warn(name, item, "it has several frames; the first one is used")
-            if opened.mode.startswith("I") and not report.states_range:
-                largest = int(np.asarray(opened).max(initial=0))
-                if 0 < largest < 2**16 // _DARK_SHARE:
-                    bits = max(8, largest.bit_length() + largest.bit_length() % 2)  # cameras have 8, 10, 12 or 14 bits
-                    problems.warn(
-                        name,
-                        item,
-                        f"its largest value is {largest} of 65535, so that it is read as nearly black; if values have "
-                        f"{bits} bits, give {with_option(report.data, f'range=0-{2**bits - 1}')}",
-                    )
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return  # the decoder, which is next, reports the reason
 
@@ -258,7 +269,7 @@ def _count(sample: dict[str, Any], split: SplitReport) -> int:
 def _check_sample(
     row: dict[str, Any], sample: dict[str, Any], counted: int, name: str, item: str, problems: ProblemList
 ) -> None:
-    height, width = sample["image"].height, sample["image"].width
+    height, width = image_size(sample["image"])
     if min(height, width) < _SMALL_SIDE or max(height, width) > _LONG_RATIO * min(height, width):
         problems.warn(name, item, f"{height} x {width} pixels; too small or too long to learn from")
     if row["segment_map"] and not counted:

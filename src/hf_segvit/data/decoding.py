@@ -9,14 +9,15 @@ H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ..models.image_decoding import IMAGE_FORMATS, open_image_file, to_rgb
+from ..models.image_bands import Bands, is_tiff
+from ..models.image_decoding import AS_STORED, IMAGE_FORMATS, ImageSettings, image_size, open_image_file, to_pixels
 from ..models.mask_encoding import decode_mask
 from .archives import Location, location_name, read_location
 from .class_lists import VOID
@@ -49,7 +50,8 @@ class SampleDecoder:
     """Decodes the columns `image`, `segment_map` and `segments` of rows; others are left alone."""
 
     read_masks: MaskReader
-    read_image: Callable[[bytes, str, tuple[int, int] | None], Any] | None = None  # `None`: `image_in_frame`
+    read_image: Callable[..., Any] | None = None  # with the arguments of `image_in_frame`, which is used if `None`
+    image_settings: ImageSettings = AS_STORED  # channels, bands and range of values
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Decode the rows of a batch, whichever columns it has."""
@@ -76,57 +78,70 @@ class SampleDecoder:
             if "segments" in row:
                 decoded["segments"] = segments
         if "image" in row:
-            image = (self.read_image or image_in_frame)(read_location(row["image"]), name, size)
+            read_image = self.read_image or image_in_frame
+            image = read_image(read_location(row["image"]), name, size, self.image_settings)
             decoded["image"] = image
             if "segment_map" in row and decoded["segment_map"] is None and not decoded.get("segments"):
                 # Without outlines nothing else tells the size of the mask.
-                shape = (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
-                label_map = np.full(shape, getattr(self.read_masks, "background", VOID), dtype=np.int32)
+                label_map = np.full(image_size(image), getattr(self.read_masks, "background", VOID), dtype=np.int32)
                 decoded["segment_map"] = label_map
                 if "segments" in row:
                     decoded["segments"] = semantic_segments(label_map)
         return decoded
 
 
-def image_in_frame(content: bytes, name: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decode an image as RGB, in the frame in which its mask of `size` (H, W) was annotated; upright without a size.
+def image_in_frame(
+    content: bytes, name: str, size: tuple[int, int] | None = None, settings: ImageSettings | None = None
+) -> Any:
+    """Decode an image, in the frame in which its mask of `size` (H, W) was annotated; upright without a size.
+
+    RGB (Pillow), or (H, W, C) uint8 of an image with another number of channels.
 
     Raises:
         ValueError: it cannot be read, or has the mask's size neither upright nor as stored.
     """
+    settings = settings or AS_STORED
     image = open_image_file(content, name)
     if size is None:
-        return to_rgb(image, name)
+        return to_pixels(image, name, settings)
     # Viewers turn an image as its EXIF block says, but many tools annotate the stored pixels: the mask's size shows
     # which of the two was annotated.
     stored = (image.height, image.width)
     sideways = orientation(image) in _SIDEWAYS
     if stored == size and sideways and stored[0] != stored[1]:
+        if isinstance(image, Bands):
+            return to_pixels(replace(image, orientation=1), name, settings)
         image.getexif()[_ORIENTATION_TAG] = 1
         # Rebuilt from its pixels: a copy, such as one sent between processes, would read the file's EXIF block again.
-        return Image.fromarray(np.asarray(to_rgb(image, name)))
+        pixels = np.asarray(to_pixels(image, name, settings))
+        return Image.fromarray(pixels) if pixels.shape[2] == 3 else pixels
     elif (stored[::-1] if sideways else stored) != size:
         raise ValueError(
             f"{name}: the image has {image.height} x {image.width} pixels but its mask {size[0]} x {size[1]} (height "
             "x width); one of them belongs to another image, or was scaled: restore it, or scale the mask without "
             "interpolation"
         )
-    return to_rgb(image, name)
+    return to_pixels(image, name, settings)
 
 
 def upright_size(location: Location) -> tuple[int, int]:
     """(H, W) of an image as viewers show it, from its header alone."""
-    name = location_name(location)
+    name, content = location_name(location), read_location(location)
+    if is_tiff(content):  # of several bands, Pillow may not know even the size
+        image = open_image_file(content, name)
+        return (image.width, image.height) if orientation(image) in _SIDEWAYS else (image.height, image.width)
     try:
-        with Image.open(BytesIO(read_location(location)), formats=IMAGE_FORMATS) as image:
+        with Image.open(BytesIO(content), formats=IMAGE_FORMATS) as image:
             size = (image.height, image.width)
             return size[::-1] if orientation(image) in _SIDEWAYS else size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: cannot be read as an image ({error}); copy or download it again") from error
 
 
-def orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image | Bands) -> int:
     """The EXIF orientation, 1 (upright) to 8; 1 if it is missing or malformed."""
+    if isinstance(image, Bands):
+        return image.orientation
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # EXIF blocks are malformed in many ways, and viewers ignore such a block

@@ -29,7 +29,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..atomic_files import replacing
-from ..models.image_decoding import MAX_IMAGE_PIXELS, to_rgb
+from ..models.image_decoding import AS_STORED, ImageSettings, max_image_pixels, to_pixels
 from ..models.mask_encoding import decode_mask
 from .archives import NESTED, Location
 from .class_lists import VOID
@@ -43,7 +43,7 @@ MANY = 100  # from here on indices of segments are int16; int8 would leave no ro
 class DecodedEntry:
     """One image and its segments."""
 
-    pixels: Tensor  # (3, H, W) uint8, channels last in memory
+    pixels: Tensor  # (C, H, W) uint8, channels last in memory
     # (H, W) int8, or int16 from `MANY` segments on: index of each pixel's segment, -1 for void, `CROWD` for crowds
     segment_map: np.ndarray
     labels: np.ndarray  # (n,) int64 label ids of all segments except crowds
@@ -63,7 +63,7 @@ class AugmentedSample:
     """One training image."""
 
     image_id: Any
-    pixels: Tensor  # (3, H, W) uint8; with a `placement`, the unscaled crop (3, h, w)
+    pixels: Tensor  # (C, H, W) uint8; with a `placement`, the unscaled crop (C, h, w)
     segment_map: Tensor  # (H, W) int8 or int16, index of each pixel's segment in `labels`; -1 if it has none
     labels: Tensor  # (n,) int64 label ids
     counted: Tensor | None = None  # (H, W) bool, False for void, crowds, padding; `None`: where the map is -1
@@ -77,7 +77,7 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     """Convert an entry to arrays.
 
     Args:
-        entry: `image` (Pillow, (H, W, 3) uint8, or a tensor (3, H, W) uint8), `image_id`, `segment_map` ((H, W) or a
+        entry: `image` (Pillow, (H, W, C) uint8, or a tensor (C, H, W) uint8), `image_id`, `segment_map` ((H, W) or a
             `RunMap`; `None` if every segment has an `rle`) and `segments`.
 
     Raises:
@@ -88,8 +88,8 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     if isinstance(image, Tensor):
         pixels = image
     else:
-        rgb = to_rgb(image, name) if isinstance(image, Image.Image) else image
-        pixels = torch.from_numpy(np.array(rgb, dtype=np.uint8)).permute(2, 0, 1)
+        # `np.array` copies: the pixels of a Pillow image may not be written to.
+        pixels = torch.from_numpy(np.array(to_pixels(image, name, AS_STORED), dtype=np.uint8)).permute(2, 0, 1)
     size = (pixels.shape[1], pixels.shape[2])
     rows = [row for row in entry["segments"] if not row["is_crowd"]]
     crowds = [row for row in entry["segments"] if row["is_crowd"]]
@@ -268,7 +268,7 @@ def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
 
 
 def decode_for_training(dataset: Any, cache: str | os.PathLike[str] | None = None) -> Any:
-    """The same data set with images as tensors (3, H, W) uint8 and, given a `cache` folder, id maps as `RunMap`.
+    """The same data set with images as tensors (C, H, W) uint8 and, given a `cache` folder, id maps as `RunMap`.
 
     A data set that does not hold files of one of our readers is returned unchanged.
     """
@@ -280,14 +280,19 @@ def decode_for_training(dataset: Any, cache: str | os.PathLike[str] | None = Non
         return dataset
     # A PNG of ids takes as long to decode as its photograph; from the cache it takes a twentieth of that.
     read_masks = decoder.read_masks if cache is None else MapCache(decoder.read_masks, cache)
-    return dataset.with_transform(SampleDecoder(read_masks, image_pixels))
+    return dataset.with_transform(SampleDecoder(read_masks, image_pixels, decoder.image_settings))
 
 
-def image_pixels(content: bytes, name: str, size: tuple[int, int] | None = None) -> Tensor:
-    """The pixels of `image_in_frame`, (3, H, W) uint8, channels last in memory."""
-    pixels = _plain_jpeg(content, size)
+def image_pixels(
+    content: bytes, name: str, size: tuple[int, int] | None = None, settings: ImageSettings | None = None
+) -> Tensor:
+    """The pixels of `image_in_frame`, (C, H, W) uint8, channels last in memory."""
+    settings = settings or AS_STORED
+    # JPEG files have 8 bits and three channels, which only a choice of bands or another model could change.
+    is_plain = settings.bands is None and settings.channels in (None, 3)
+    pixels = _plain_jpeg(content, size) if is_plain else None
     if pixels is None:
-        pixels = torch.from_numpy(np.array(image_in_frame(content, name, size))).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(image_in_frame(content, name, size, settings))).permute(2, 0, 1)
     return pixels
 
 
@@ -300,7 +305,7 @@ def _plain_jpeg(content: bytes, size: tuple[int, int] | None) -> Tensor | None:
             is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
-    if not is_plain or stored != (size or stored) or stored[0] * stored[1] > MAX_IMAGE_PIXELS:
+    if not is_plain or stored != (size or stored) or stored[0] * stored[1] > max_image_pixels():
         return None
     try:
         # Four fifths of Pillow's time for the same pixels: both are libjpeg-turbo with its defaults.

@@ -6,6 +6,7 @@ numbers objects; `pair_rows` finds the maps of each image by name. H W pixels.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -13,24 +14,119 @@ from typing import Any
 
 import numpy as np
 
-from .archives import Location, location_name
+from .archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
 from .class_lists import VOID, ClassList
 from .decoding import Segments, semantic_segments
-from .mask_files import present_values, read_index_map, relabel
+from .mask_files import present_values, read_colored_map, read_index_map, relabel
 from .problems import ProblemList
 
 
 @dataclass(frozen=True)
+class ColorTable:
+    """Colours that stand for values of a class list."""
+
+    values: Mapping[int, int]  # by colour, 65536 * R + 256 * G + B
+    by_palette: bool  # the file lists no values: palettes and greys count by their colours, too
+
+
+@dataclass(frozen=True)
 class LabelMaps:
-    """Semantic maps: one PNG whose values stand for classes."""
+    """Semantic maps: one file whose values, or colours, stand for classes."""
 
     labels: Mapping[int, int]  # label id by value in the file, -1 for void
     remedy: str  # against other values, for error messages
+    colors: ColorTable | None = None
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`; a segment's id is its label id."""
-        segment_map = relabel(read_index_map(maps[0]), self.labels, location_name(maps[0]), self.remedy)
+        segment_map = self.label_map(maps[0])
         return segment_map, semantic_segments(segment_map)
+
+    def label_map(self, location: Location) -> np.ndarray:
+        """(H, W) int32 label ids, void -1, of one file."""
+        if self.colors is None:
+            values = read_index_map(location)
+        else:
+            values = read_colored_map(location, self.colors.values, self.colors.by_palette)
+        return relabel(values, self.labels, location_name(location), self.remedy)
+
+
+def classes_with_colors(location: Location) -> tuple[Any, ColorTable | None]:
+    """The content of a class file as `read_classes` takes it, and its colours.
+
+    `None` without colours. A JSON file has them as `color` of a class, [R, G, B] or "#rrggbb", or as {"name": colour};
+    labelmap.txt has lines NAME:R,G,B:parts:actions. Classes without a value are numbered in the order of the file.
+
+    Raises:
+        ValueError: a colour cannot be read, is missing while others have one, or stands for two classes.
+    """
+    name = location_name(location)
+    if location["member"].lower().endswith(".json"):
+        content = read_json(location)
+        rows = _color_rows(content)
+        if not any("color" in row for row in rows):
+            return None, None
+        void = content.get("void", []) if isinstance(content, Mapping) else []
+    else:
+        try:
+            text = read_location(location, MAX_TEXT_BYTES).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        if not location["member"].lower().endswith(LABEL_MAP):
+            return None, None
+        rows, void = [{"name": line.split(":")[0], "color": [*line.split(":"), ""][1]} for line in lines], []
+    by_palette = not any("value" in row for row in rows)
+    values, classes = dict[int, int](), []
+    # Numbered from 1: a list that starts with `__ignore__` as 0 would be renumbered as labelme's own tools do.
+    for index, row in enumerate(rows, 1):
+        value = row.get("value", index)
+        if type(value) is not int:
+            raise ValueError(f"{name}: the class {row.get('name')!r} has the value {value!r}; give a whole number")
+        # Several colours may stand for one class, and void for whatever is left.
+        given = row.get("colors", [row["color"]] if "color" in row else [])
+        if not given:
+            raise ValueError(f"{name}: the class {row.get('name')!r} has no colour, but others have; give each one")
+        for color in given:
+            packed = _packed_color(color, f"{name}: class {row.get('name')!r}")
+            if packed in values:
+                raise ValueError(f"{name}: the colour {color} stands for two classes; give each its own")
+            values[packed] = value
+        classes.append({"value": value, "name": row.get("name", ""), "is_thing": row.get("is_thing")})
+    return {"classes": classes, "void": void}, ColorTable(values, by_palette)
+
+
+LABEL_MAP = "labelmap.txt"  # of CVAT and Datumaro
+
+
+def _color_rows(content: Any) -> list[dict[str, Any]]:
+    """Rows of name, colour and perhaps value of a JSON file; none where it has no such form."""
+    rows = content.get("classes") if isinstance(content, Mapping) and "classes" in content else content
+    if isinstance(rows, Mapping):  # {"road": [128, 64, 128]}
+        pairs = [(name, color) for name, color in rows.items() if isinstance(color, list) or _is_hex(color)]
+        return [{"name": str(name), "color": color} for name, color in pairs] if len(pairs) == len(rows) else []
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        return []
+    return [{("color" if key in ("colour", "rgb") else key): value for key, value in row.items()} for row in rows]
+
+
+def _is_hex(color: Any) -> bool:
+    return isinstance(color, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", color) is not None
+
+
+def _packed_color(color: Any, where: str) -> int:
+    if _is_hex(color):
+        return int(color[1:], 16)
+    parts = color.split(",") if isinstance(color, str) else color
+    try:
+        numbers = [int(part) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) != 3 or not all(0 <= number <= 255 for number in numbers):
+        raise ValueError(
+            f'{where} has the colour {color!r}; give red, green and blue, such as [128, 64, 128] or "#804080"'
+        )
+    return numbers[0] << 16 | numbers[1] << 8 | numbers[2]
 
 
 def numbered_segments(labels: np.ndarray, numbers: np.ndarray, classes: ClassList) -> tuple[np.ndarray, Segments]:

@@ -16,16 +16,17 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_files import replacing
+from ..models.image_bands import Bands
 from ..models.image_decoding import open_image_file
 from ..models.mask_encoding import decode_counts, encode_counts
 from .archives import Location, location_name, read_location
 
 
 def read_index_map(location: Location) -> np.ndarray:
-    """Decode a map (H, W) of labels or ids: uint8, uint16 or int32, the values as the file stores them.
+    """Decode a map (H, W) of labels or ids, whole numbers as the file stores them.
 
     Raises:
-        ValueError: the file cannot be read, is a JPEG, or has colours.
+        ValueError: the file cannot be read, is a JPEG, or has colours or fractions.
     """
     return index_map(read_location(location), location_name(location))
 
@@ -33,7 +34,13 @@ def read_index_map(location: Location) -> np.ndarray:
 def index_map(content: bytes, name: str) -> np.ndarray:
     """`read_index_map` of a file's content."""
     image = _open(content, name)
+    if isinstance(image, Bands):  # a TIFF with a type of numbers that Pillow has no mode for
+        if image.values.shape[2] == 1:
+            return _whole_numbers(image.values[..., 0], name)
+        raise ValueError(f"{name}: a mask of {image.mode}, but one channel of labels or ids is expected")
     pixels, mode = np.asarray(image), image.mode
+    if mode == "F":
+        return _whole_numbers(pixels, name)
     if mode in ("L", "P", "1") or mode.startswith("I"):
         return pixels.astype(np.uint8) if mode == "1" else pixels
     # Some tools save maps as grey colour images: fine if all channels are equal and nothing is transparent.
@@ -44,8 +51,68 @@ def index_map(content: bytes, name: str) -> np.ndarray:
         return np.ascontiguousarray(values[0])
     raise ValueError(
         f"{name}: a mask of mode {mode} with colours, but one channel of labels or ids is expected; if colours stand "
-        "for classes, replace each by its label first, and if this is a panoptic PNG, read it as COCO panoptic"
+        f"for classes, say so in {COLOR_FORMS}, which the format mask_folder reads; if this is a panoptic PNG, read it "
+        "as COCO panoptic"
     )
+
+
+# The two forms of a table of colours, for errors.
+COLOR_FORMS = (
+    'classes.json, as {"classes": [{"name": "road", "color": [128, 64, 128]}, ...]}, or CVAT\'s labelmap.txt, with '
+    "lines such as road:128,64,128::"
+)
+
+
+def read_colored_map(location: Location, colors: Mapping[int, int], by_palette: bool) -> np.ndarray:
+    """Decode a map (H, W) int32 whose colours stand for values.
+
+    Args:
+        location: of the file.
+        colors: value by colour, 65536 * R + 256 * G + B.
+        by_palette: a mask with a palette counts by its colours too, and a grey one by its greys; otherwise their
+            numbers are the values.
+
+    Raises:
+        ValueError: the file cannot be read, is a JPEG, or has a colour that is not in the table.
+    """
+    content, name = read_location(location), location_name(location)
+    image = _open(content, name)
+    if isinstance(image, Bands) or image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
+        return index_map(content, name)
+    if image.mode in ("1", "L", "P") and not by_palette:
+        return index_map(content, name)
+    # Transparency says nothing about the class: CVAT and others save it with every colour opaque.
+    rgb = np.asarray(image.convert("RGB")).astype(np.int32)
+    packed = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+    found, places = np.unique(packed, return_inverse=True)
+    unknown = [int(color) for color in found if int(color) not in colors]
+    if unknown:
+        counts = np.bincount(places.ravel(), minlength=len(found))
+        pixels = int(sum(counts[np.searchsorted(found, color)] for color in unknown))
+        shown = ", ".join(f"({color >> 16}, {color >> 8 & 255}, {color & 255})" for color in unknown[:5])
+        raise ValueError(
+            f"{name}: {len(unknown)} colour{'s' if len(unknown) != 1 else ''} in {pixels} of {packed.size} pixels "
+            f"stand for no class: {shown}{', ...' if len(unknown) > 5 else ''}; list each with a class, or as void "
+            "(many colours near borders: the mask was scaled or compressed, save it again from the annotation)"
+        )
+    values = np.array([colors[int(color)] for color in found], dtype=np.int32)
+    return values[places].reshape(packed.shape)
+
+
+def _whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """A map of any type of numbers as integers, if it holds nothing else."""
+    if values.dtype.kind != "f":
+        return values
+    whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**31)
+    if not whole.all():
+        wrong = values[~whole]
+        shown = ", ".join(f"{value:g}" for value in np.unique(wrong)[:5])
+        raise ValueError(
+            f"{name}: a mask of floating-point numbers of which {wrong.size} are not whole, such as {shown}; classes "
+            "are whole numbers: export it with nearest-neighbour resampling, and write pixels without data as a number "
+            "that is listed as void"
+        )
+    return values.astype(np.int32)
 
 
 def read_color_ids(location: Location) -> np.ndarray:
@@ -60,7 +127,7 @@ def read_color_ids(location: Location) -> np.ndarray:
 def color_ids(content: bytes, name: str) -> np.ndarray:
     """`read_color_ids` of a file's content."""
     image = _open(content, name)
-    if image.mode not in ("RGB", "RGBA"):
+    if isinstance(image, Bands) or image.mode not in ("RGB", "RGBA"):
         raise ValueError(
             f"{name}: a mask of mode {image.mode}, but panoptic PNGs have red, green and blue; check the folder"
         )
@@ -83,18 +150,24 @@ def relabel(values: np.ndarray, labels: Mapping[int, int], name: str, remedy: st
     """
     # A table, since a lookup by index costs a fraction of one comparison per class and pixel.
     unknown = -2
-    length = 256 if values.dtype == np.uint8 else int(max(values.max(initial=0), 0)) + 1
-    table = np.full(length, unknown, dtype=np.int32)
-    for value, label in labels.items():
-        if 0 <= value < length:
-            table[value] = label
-    if values.size and values.min() < 0:
-        raise ValueError(f"{name}: the mask holds the negative value {values.min()}; {remedy}")
-    replaced = table[values]
+    low, high = (0, 255) if values.dtype == np.uint8 else (int(values.min(initial=0)), int(values.max(initial=0)))
+    if high - low > _LONGEST_TABLE:  # such as -2147483648 for "no data": a table of all between would fill the memory
+        found, places = np.unique(values, return_inverse=True)
+        replaced = np.array([labels.get(int(value), unknown) for value in found], dtype=np.int32)[places]
+        replaced = replaced.reshape(values.shape)
+    else:
+        table = np.full(high - low + 1, unknown, dtype=np.int32)
+        for value, label in labels.items():
+            if low <= value <= high:
+                table[value - low] = label
+        replaced = table[values.astype(np.int64) - low if low else values]
     if replaced.min(initial=0) == unknown:
         unlisted = np.unique(values[replaced == unknown])[:8].tolist()
         raise ValueError(f"{name}: the mask holds the values {unlisted}, which stand for no class; {remedy}")
     return replaced
+
+
+_LONGEST_TABLE = 2**20
 
 
 def present_values(segment_map: np.ndarray) -> list[int]:
@@ -105,7 +178,7 @@ def present_values(segment_map: np.ndarray) -> list[int]:
     return sorted({int(flat[0]), *flat[starts].tolist()}) if flat.size else []
 
 
-def _open(content: bytes, name: str) -> Image.Image:
+def _open(content: bytes, name: str) -> Image.Image | Bands:
     """The decoded mask, in the mode in which it is stored."""
     image = open_image_file(content, name)
     if image.format in ("JPEG", "GIF") or (image.format == "WEBP" and image.mode != "L"):

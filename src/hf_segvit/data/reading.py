@@ -15,7 +15,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ import datasets
 import pyarrow as pa
 
 from ..lookup import entry_points, suggestion
+from ..models.image_decoding import AS_STORED, ImageSettings, checked_bands, checked_range
 from .decoding import MaskReader, SampleDecoder
 from .problems import ProblemList
 from .readers import FORMATS, NOT_OPTIONS, READER_GROUP
 
 _READER_NAMES = ("TASKS", "LAYOUT", "splits", "read")
+IMAGE_OPTIONS = ("range", "bands")  # options of every format, see `ImageSettings`
 _VALIDATION_SPLITS = ("val", "validation", "valid", "test")  # by preference
 
 
@@ -75,7 +77,8 @@ def load_segmentation_dataset(
         split: such as "train" or "val"; by default train, or else the first.
         task: "semantic", "instance" or "panoptic"; by default the format's first.
         problems: collects what is wrong instead of raising an error; damaged parts are left out.
-        options: of the format; see the modules in `readers/`.
+        options: of the format; see the modules in `readers/`. Every format has `range`, the values of black and white
+            in images of more than 8 bits ("0-4095"), and `bands`, the bands to read, from 1 ("4,3,2").
 
     Raises:
         ValueError: format, path, split, task or option do not exist, or an annotation is wrong and `problems` is not
@@ -83,6 +86,11 @@ def load_segmentation_dataset(
     """
     format_name, path, module, stated = _reader(spec)
     options = {**stated, **options}
+    image_options = {name: options.pop(name) for name in IMAGE_OPTIONS if name in options}
+    settings = ImageSettings(
+        value_range=checked_range(image_options.get("range"), f"{spec}: range"),
+        bands=checked_bands(image_options.get("bands"), f"{spec}: bands"),
+    )
     _refuse_unknown_options(options, format_name, module)
     if task is not None and task not in module.TASKS:
         raise ValueError(f"{format_name} has no task {task!r}; {suggestion(task, module.TASKS)}")
@@ -99,7 +107,34 @@ def load_segmentation_dataset(
     if problems is None:
         collected.raise_errors()
     description = DataDescription(format_name, path, split, task, {}, reading.stuff_classes, list(reading.remarks))
-    return _dataset(reading, description)
+    return with_image_settings(_dataset(reading, description), settings)
+
+
+def image_settings_of(dataset: Any) -> ImageSettings:
+    """How the files of a data set become images; the default where they are none of its reader's."""
+    transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, datasets.Dataset) else None
+    return getattr(transform, "image_settings", AS_STORED)
+
+
+def has_image_settings(dataset: Any) -> bool:
+    """Whether the images of a data set are read from files, by a decoder that has settings for it."""
+    return isinstance(dataset, datasets.Dataset) and hasattr(
+        dataset.format["format_kwargs"].get("transform"), "image_settings"
+    )
+
+
+def with_image_settings(dataset: datasets.Dataset, settings: ImageSettings) -> datasets.Dataset:
+    """The same data set with its images read in another way.
+
+    Raises:
+        ValueError: its images are not files, so that there is nothing to set.
+    """
+    decoder = dataset.format["format_kwargs"].get("transform")
+    if settings == image_settings_of(dataset):
+        return dataset
+    if not hasattr(decoder, "image_settings"):
+        raise ValueError(f"images of this format are not read from files; {' and '.join(IMAGE_OPTIONS)} mean nothing")
+    return dataset.with_transform(replace(decoder, image_settings=settings))
 
 
 def available_splits(spec: str, *, wanted: Sequence[str] = (), **options: Any) -> list[str]:
@@ -222,11 +257,10 @@ def _refuse_unknown_options(options: Mapping[str, Any], format_name: str, module
     parameters = inspect.signature(module.read).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = [name for name in parameters if name not in NOT_OPTIONS]
+    known = [name for name in parameters if name not in NOT_OPTIONS] + list(IMAGE_OPTIONS)
     for name in options:
         if name not in known:
-            remedy = suggestion(name, known) if known else "it has none"
-            raise ValueError(f"format {format_name} has no option {name!r}; {remedy}")
+            raise ValueError(f"format {format_name} has no option {name!r}; {suggestion(name, known)}")
 
 
 def _dataset(reading: Reading, description: DataDescription) -> datasets.Dataset:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..atomic_files import replacing
-from ..models.image_decoding import to_rgb
+from ..models.image_decoding import shown_rgb
 from .fonts import drawable, font_of
 from .name_boxes import Measure, draw_labels
 
@@ -69,7 +69,7 @@ def draw_segments(
         raise ValueError(f"alpha is {alpha}; give a number from 0 to 1")
     if scale < 1 or scale != int(scale):
         raise ValueError(f"scale is {scale}; give a whole number of at least 1")
-    canvas = to_rgb(image)
+    canvas = shown_rgb(image)
     index = _row_numbers(segmentation, segments_info)
     if index.shape != (canvas.height, canvas.width):
         raise ValueError(
@@ -272,7 +272,7 @@ def _oklch_color(lightness: float, chroma: float, hue: float) -> Color:
 def _scaled_to_fit(panel: Image.Image, width: int, height: int) -> Image.Image:
     factor = min(width / panel.width, height / panel.height)
     size = (max(1, round(panel.width * factor)), max(1, round(panel.height * factor)))
-    return to_rgb(panel).resize(size, Image.Resampling.LANCZOS)
+    return shown_rgb(panel).resize(size, Image.Resampling.LANCZOS)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
@@ -304,7 +304,7 @@ def draw_prompts(
     count = len(points) + len(boxes)
     if len(label_ids) != count or len(texts) != count:
         raise ValueError(f"{count} prompts need as many label_ids and texts, not {len(label_ids)} and {len(texts)}")
-    drawing = to_rgb(image).copy()
+    drawing = shown_rgb(image).copy()
     side = min(drawing.size)
     # One row for each label, so that all prompts of a label get its first shade.
     colors = segment_colors([{"id": label, "label_id": label} for label in sorted(set(label_ids))])

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from ..inference.segmenter import Segmenter
 from ..metrics.mean_iou import Absent
-from ..models.image_decoding import to_rgb
+from ..models.image_decoding import AS_STORED, to_pixels
 from ..models.label_spaces import match_labels
 from .counts import MAIN, ORACLE, EvaluationCounts, PartialResults, VariantCounts, further_metrics, import_path
 from .oracle import masks_to_label
@@ -147,8 +147,10 @@ def evaluate_variants(
         logger.warning(labels.warning)
 
     def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
+        # An oracle answers with the truth, whatever channels the image has.
+        settings = getattr(segmenter, "image_settings", AS_STORED)
         try:
-            rows = predict([to_rgb(entry["image"]) for _, entry in batch])
+            rows = predict([to_pixels(entry["image"], f"image {entry['image_id']!r}", settings) for _, entry in batch])
         except ValueError as error:
             names = ", ".join(str(entry["image_id"]) for _, entry in batch)
             raise ValueError(f"image {names}: {error}") from error

@@ -23,7 +23,7 @@ from ..inference.point_classifier import PointClassifier
 from ..inference.segmenter import Segmenter
 from ..lookup import suggestion
 from ..metrics.point_accuracy import PointAccuracy
-from ..models.image_decoding import to_rgb
+from ..models.image_decoding import AS_STORED, to_pixels
 from ..models.label_spaces import match_labels
 from ..models.mask_points import points_from_masks
 from .counts import MAIN, VariantCounts
@@ -96,7 +96,7 @@ class MaximumPoints:
     def __call__(self, entry: Mapping[str, Any], index: int) -> LabelledPoints:
         """Points of an image, with the class of the pixel that each lies in; windows of an image are refused."""
         segment_map, labels = labelled_segments(entry)
-        (asked,) = self.generator.ask([to_rgb(entry["image"])])
+        (asked,) = self.generator.ask([to_pixels(entry["image"], settings=self.generator.image_settings)])
         inputs, outputs = asked.views[0].inputs, asked.views[0].outputs
         class_logits, mask_logits = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
         # A point is looked up on the grid of the whole image, which windows do not share.
@@ -221,7 +221,8 @@ def evaluate_points(
 
     def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
         labelled = [known or points(entry, index) for index, (entry, known) in batch]
-        answers = classifier([to_rgb(entry["image"]) for _, (entry, _) in batch], [each.points for each in labelled])
+        images = [to_pixels(entry["image"], settings=AS_STORED) for _, (entry, _) in batch]
+        answers = classifier(images, [each.points for each in labelled])
         for (index, (entry, _)), truth, answer in zip(batch, labelled, answers, strict=True):
             if labels.table is not None:
                 answer = reordered_scores(answer, labels.table)

@@ -10,7 +10,7 @@ from typing import Any
 from ..atomic_files import replacing
 from ..drawing.segments import contact_sheet, draw_segments
 from ..inference.segmenter import Segmenter
-from ..models.image_decoding import to_rgb
+from ..models.image_decoding import AS_STORED, image_size, shown_rgb, to_pixels
 from ..models.label_spaces import match_labels
 from .evaluate import EvaluationResult, ImageScore
 from .tasks import evaluation_task
@@ -76,14 +76,14 @@ def draw_worst(
     panels = []
     for score in scores:
         entry = dataset[score.index]
-        image = to_rgb(entry["image"])
+        image = to_pixels(entry["image"], settings=AS_STORED)
         (answer,) = segmenter.answers([image])
         answer = answer if table is None else task.relabel(answer, table)
-        size = (image.height, image.width)
+        size = image_size(image)
         drawings = [
             draw_segments(image, *task.segments(side, size), id2label) for side in (task.reference(entry), answer)
         ]
-        panels.append([image, *drawings])
+        panels.append([shown_rgb(image), *drawings])
     titles = [f"{score.image_id}: {_cell(score.score)}" for score in scores]
     sheet = contact_sheet(panels, ("image", "truth", "answer"), row_titles=titles, panel_size=(480, 360))
     try:

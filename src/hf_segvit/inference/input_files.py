@@ -1,14 +1,14 @@
 """Find the images that a command line names, and name their results.
 
-`find_images` expands files, folders (recursively) and quoted globs; `output_names` gives every image a unique name, so
-that `a.jpg` and `a.png` do not overwrite each other's results.
+`find_images` expands files, folders (recursively) and quoted globs, `pages_of` files of several pages; `output_names`
+gives every image a unique name, so that `a.jpg` and `a.png` do not overwrite each other's results.
 """
 
 import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..data.folders import IMAGE_SUFFIXES
@@ -23,6 +23,19 @@ class ImageFile:
 
     path: Path
     relative_path: PurePosixPath
+    page: int = 0  # of a TIFF of several pages, or an animation
+
+    @property
+    def name(self) -> str:
+        """The path, and which page of it, for messages."""
+        return f"{self.path}, page {self.page + 1}" if self.page else str(self.path)
+
+
+def pages_of(file: ImageFile) -> list[ImageFile]:
+    """The pages of a file; what is no image, or has one page, stays as it is."""
+    from ..models.image_decoding import count_pages  # imports PyTorch, which the command line does not need for --help
+
+    return [replace(file, page=page) for page in range(count_pages(file.path))]
 
 
 def find_images(patterns: Iterable[str]) -> tuple[list[ImageFile], list[str]]:

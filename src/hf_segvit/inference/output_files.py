@@ -29,7 +29,7 @@ TITLES = ("image", "generator", "with ViT-P")  # columns of the comparison
 
 def write_segment_files(
     prefix: Path,
-    image: Image.Image,
+    image: Any,
     answer: SegmentedImage,
     id2label: dict[int, str],
     about: dict[str, Any],

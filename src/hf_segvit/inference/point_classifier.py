@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..models.image_decoding import image_size
 from .devices import pick_device
 from .loading import load_point_classifier
 
@@ -80,5 +81,5 @@ class PointClassifier:
     def _prompts(self, image: Image.Image, points: Tensor) -> Tensor:
         # Points given here are pixel centres; such a model was trained with the upper left corner of the pixel.
         if self.model.config.point_origin == "corner":
-            points = (points - 0.5 / torch.tensor([image.width, image.height])).clamp(min=0)
+            points = (points - 0.5 / torch.tensor(image_size(image)[::-1])).clamp(min=0)
         return torch.cat([points, torch.zeros_like(points)], dim=1)

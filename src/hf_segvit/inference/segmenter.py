@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from scipy import ndimage
 
 from ..models.configuration_vit_p import ViTPConfig
+from ..models.image_decoding import ImageSettings, image_size, to_pixels
 from ..models.image_post_processing import SegmentationPostProcessing, instance_segments
 from ..models.image_processing_eomt import TASKS
+from ..models.image_processing_plain_vit import image_settings
 from ..models.label_spaces import match_labels
 from ..models.mask_encoding import decode_mask, encode_mask
 from .devices import pick_device
@@ -178,9 +179,15 @@ class Segmenter:
         # Transformers' processors store none; 0.5 is the default of their methods.
         return getattr(self.processor, "instance_threshold" if self.task == "instance" else "threshold", 0.5)
 
+    @property
+    def image_settings(self) -> ImageSettings:
+        """How files become the images that the model takes: its channels, and the range of values that it knows."""
+        processor = getattr(self.processor, "generator", self.processor)
+        return image_settings(vars(processor)) if self._is_ours else ImageSettings(channels=3)
+
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Image.Image], threshold: float | None = None) -> list[SegmentedImage]:
-        """Segment upright RGB images, each at its own size.
+    def __call__(self, images: Sequence[Any], threshold: float | None = None) -> list[SegmentedImage]:
+        """Segment upright images, RGB or with the model's channels as (H, W, C) uint8, each at its own size.
 
         `threshold` is the score that a segment needs; `None` takes the segmenter's or the processor's. One outside [0,
         1], or given for semantic segmentation, is a `ValueError`, as is an image that does not fit the model's input.
@@ -209,7 +216,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def compare(
-        self, images: Sequence[Image.Image], threshold: float | None = None
+        self, images: Sequence[Any], threshold: float | None = None
     ) -> list[tuple[SegmentedImage, SegmentedImage]]:
         """For each image the answer of a fused model's generator alone and the fused one, of the same masks."""
         refuse_threshold(self.task, threshold)
@@ -228,7 +235,7 @@ class Segmenter:
         return pairs
 
     @torch.inference_mode()
-    def answers(self, images: Sequence[Image.Image]) -> list[Any]:
+    def answers(self, images: Sequence[Any]) -> list[Any]:
         """Segment images, in the form that the metrics take.
 
         For each image a label map (H, W), or `segmentation` and `segments_info`; tensors are on the CPU, instances in
@@ -242,10 +249,8 @@ class Segmenter:
         """The score that a segment needs for metrics: 0 for instances, which average precision ranks itself."""
         return 0.0 if self.task == "instance" else self.default_threshold
 
-    def ask(
-        self, images: Sequence[Image.Image], threshold: float | None = None, alpha: float | None = None
-    ) -> Iterator[Asked]:
-        """Run the model on upright RGB images, in batches that may go together.
+    def ask(self, images: Sequence[Any], threshold: float | None = None, alpha: float | None = None) -> Iterator[Asked]:
+        """Run the model on upright images, in batches that may go together.
 
         Args:
             threshold: score that will be required of a segment; a fused model skips queries that cannot reach it.
@@ -255,6 +260,9 @@ class Segmenter:
         if is_fused(self.model):
             fusion = {"pruning_threshold": threshold} if alpha is None else {"alpha": alpha}
             fusion["task"] = self.task
+        # Four bands would pass as colours with transparency, so the number of channels is checked here.
+        channels = ImageSettings(self.image_settings.channels)
+        images = [to_pixels(image, f"images[{index}]", channels) for index, image in enumerate(images)]
         for batch in image_batches(self.processor, images):
             views = list(self.views.of(batch, self.processor, patch_size_of(self.model)))
             for view in views:
@@ -264,7 +272,7 @@ class Segmenter:
                 view.inputs = self.processor(images=view.images, return_tensors="pt", **settings).to(self.device)
                 view.outputs = self.model(**view.inputs, **fusion)
                 refuse_nan(view.outputs)
-            yield Asked(views, [(image.height, image.width) for image in batch])
+            yield Asked(views, [image_size(image) for image in batch])
 
     def with_alpha(self, alpha: float) -> Change:
         """Fusion of a fused model's outputs with another weight of ViT-P, for `post_process`; 0 is the generator."""
@@ -337,7 +345,7 @@ class Segmenter:
         return SegmentedImage(self.task, segment_map, segments, limit=limit)
 
 
-def image_batches(processor: Any, images: Sequence[Image.Image]) -> list[list[Image.Image]]:
+def image_batches(processor: Any, images: Sequence[Any]) -> list[list[Any]]:
     """Images, in their order, in batches whose answers do not depend on the rest of the batch."""
     if not images:
         return []
@@ -346,7 +354,7 @@ def image_batches(processor: Any, images: Sequence[Image.Image]) -> list[list[Im
     image_processor = getattr(processor, "generator", processor)
     image_processor = getattr(image_processor, "image_processor", image_processor)
     fixed = isinstance(image_processor, SegmentationPostProcessing) or dict(image_processor.size).get("height")
-    if fixed or len({image.size for image in images}) == 1:
+    if fixed or len({image_size(image) for image in images}) == 1:
         return [list(images)]
     return [[image] for image in images]
 

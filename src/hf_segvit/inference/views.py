@@ -32,7 +32,7 @@ class View:
         outputs: of the model for these inputs.
     """
 
-    images: list[Image.Image]
+    images: list[Any]
     flipped: bool = False
     size: dict[str, int] | None = None
     inputs: Any = None
@@ -63,18 +63,24 @@ class Views:
         """Whether this is the image as it is, and nothing else."""
         return self.scales == (1.0,) and not self.flip
 
-    def of(self, images: Sequence[Image.Image], processor: Any, patch_size: int = 1) -> Iterator[View]:
-        """Views of upright RGB images, by scale; input sizes are multiples of the model's `patch_size`."""
+    def of(self, images: Sequence[Any], processor: Any, patch_size: int = 1) -> Iterator[View]:
+        """Views of upright images, by scale; input sizes are multiples of the model's `patch_size`."""
         # Made before the image processor, so that padding, windows and the image that a classifier sees fit the view.
         for scale in self.scales:
             size = None if scale == 1 else scaled_size(processor, scale, patch_size)
             yield View(list(images), size=size)
             if self.flip:
-                mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
+                mirrored = [_mirrored(image) for image in images]
                 yield View(mirrored, flipped=True, size=size)
 
 
 PLAIN = Views()
+
+
+def _mirrored(image: Any) -> Any:
+    if isinstance(image, Image.Image):
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image[:, ::-1].copy()  # (H, W, C); torch takes no view that runs backwards
 
 
 @torch.no_grad()

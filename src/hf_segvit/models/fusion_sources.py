@@ -57,7 +57,7 @@ def classifier_of(source: Source, **kwargs: Any) -> ViTPForPointClassification:
             f"the classifier is of type {model_type!r}; it must be a ViT-P ({ViTPConfig.model_type!r}): a {name}, or a "
             "folder or Hub id of one (is the order generator, classifier?)"
         )
-    return ViTPForPointClassification.from_pretrained(source, **kwargs)  # type: ignore[arg-type]
+    return ViTPForPointClassification.from_pretrained(source, **kwargs)
 
 
 def oneformer_task_inputs(source: Any, sequence_length: int, **kwargs: Any) -> dict[str, list[int]]:

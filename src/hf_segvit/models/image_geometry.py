@@ -5,7 +5,7 @@ cutting and one normalised batch; last, what post-processing needs: where the im
 (`whole_geometry`, `window_geometry`). A model that passes on the image processor's `content_sizes` (of the scaled
 images) and `patch_offsets` (windows) answers that; for others it follows from `target_sizes`, taken as the images' own.
 
-Images are (3, H, W), uint8 or float32. Sizes are (height, width) in pixels, windows rows (image, start, end), end
+Images are (C, H, W), uint8 or float32. Sizes are (height, width) in pixels, windows rows (image, start, end), end
 exclusive, along the longer side. The arithmetic is that of the official EoMT evaluation (Python's `round`, truncated
 starts), except that a side never becomes 0 and the last window ends where the image ends.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import pil_torch_interpolation_mapping
 
-from .image_decoding import MAX_IMAGE_PIXELS, check_unit_range
+from .image_decoding import check_unit_range, max_image_pixels
 
 Size = tuple[int, int]
 Window = tuple[int, int, int]
@@ -67,10 +67,11 @@ def content_size(image_size: Size, input_size: Size, *, windowed: bool, do_resiz
     """
     if do_resize:
         size = (windowed_content_size if windowed else padded_content_size)(image_size, input_size)
-        if size[0] * size[1] > MAX_IMAGE_PIXELS:
+        if size[0] * size[1] > (limit := max_image_pixels()):
             raise ValueError(
                 f"{name}: {image_size[0]}x{image_size[1]} (height x width) would be scaled to {size[0]}x{size[1]}, "
-                f"above the limit of {MAX_IMAGE_PIXELS:,} pixels; crop it, or pass do_split_image=False"
+                f"above the limit of {limit:,} pixels; crop it, pass do_split_image=False, or raise the limit with "
+                "HF_SEGVIT_MAX_PIXELS=NUMBER in the environment"
             )
         return size
     height, width = image_size
@@ -87,7 +88,7 @@ def content_size(image_size: Size, input_size: Size, *, windowed: bool, do_resiz
 
 
 def scale_image(image: Tensor, size: Size, *, resample: int, do_rescale: bool, name: str) -> Tensor:
-    """Resize an image (3, H, W), antialiased, with the filter of Pillow's number `resample`.
+    """Resize an image (C, H, W), antialiased, with the filter of Pillow's number `resample`.
 
     With `do_rescale`, floating-point images in [0, 1] come out in [0, 255] like 8-bit ones.
     """
@@ -114,13 +115,19 @@ def views(scaled: Sequence[Tensor], windows: Sequence[Window] | None, input_size
 def normalized_batch(
     images: Sequence[Tensor], input_size: Size, rescale_factor: float, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """One batch (B, 3, height, width) float32 of (value * rescale_factor - mean) / std.
+    """One batch (B, C, height, width) float32 of (value * rescale_factor - mean) / std.
 
     Images may be smaller than the input; they are padded right and below with the value of black.
     """
     device = images[0].device
-    batch = torch.zeros(len(images), 3, *input_size, dtype=torch.float32, device=device)
-    shift, scale = (torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1) for values in (mean, std))
+    channels = images[0].shape[0]
+    if not len(mean) == len(std) == channels:
+        raise ValueError(
+            f"images of {channels} channels, but image_mean has {len(mean)} and image_std {len(std)} values; give one "
+            "of each for every channel"
+        )
+    batch = torch.zeros(len(images), channels, *input_size, dtype=torch.float32, device=device)
+    shift, scale = (torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1) for values in (mean, std))
     factor, offset = rescale_factor / scale, shift / scale
     # The whole row is normalised, with its zeros: padding is black, as in the official code, not the mean colour.
     for row, image in zip(batch, images, strict=True):

@@ -47,7 +47,9 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         do_resize: scale images to the input; if False, they must fit as they are.
         resample: Pillow's number of the filter; 2 is bilinear.
         rescale_factor: 1/255 takes 8-bit values to [0, 1]; applied with `do_rescale`.
-        image_mean, image_std: of each channel in [0, 1]; applied with `do_normalize`.
+        image_mean, image_std: of each channel in [0, 1]; applied with `do_normalize`. Their length is the number of
+            channels that images must have; grey ones become RGB where it is 3.
+        value_range: the values of black and white in images of more than 8 bits, such as (0, 4095).
         do_pad: pad to `size`; if False, all images of a call must come out at one size.
         do_split_image: cut into windows; `None`: for task `"semantic"` only.
         ignore_index: value of a label map that belongs to no mask; `None`: no such value.
@@ -136,7 +138,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
             kwargs: settings for this call only.
 
         Returns:
-            `pixel_values` (B, 3, height, width) float32, and `content_sizes` (B, 2) int64, the size of each scaled
+            `pixel_values` (B, C, height, width) float32, and `content_sizes` (B, 2) int64, the size of each scaled
             image in model pixels, before padding or cutting. Windowed: `pixel_values` holds all windows, image by
             image, and `patch_offsets` (windows, 3) int64 their rows (image, start, end) along the longer side. With
             maps: `mask_labels`, a list of (n, height, width) bool, and `class_labels`, a list of (n,) int64, one entry
@@ -161,7 +163,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         reading: dict[str, Any],
         **settings: Any,
     ) -> dict[str, Any]:
-        tensors = read_images(images, **reading)
+        tensors = read_images(images, settings, **reading)
         image_sizes = [(image.shape[1], image.shape[2]) for image in tensors]
         input_size = (settings["size"].height, settings["size"].width)
         windowed = settings["do_split_image"]

@@ -14,7 +14,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.utils import logging
 
-from .image_decoding import as_list, image_tensor
+from .image_decoding import ImageSettings, as_list, checked_range, image_tensor
 from .image_geometry import Size, scale_image
 
 logger = logging.get_logger(__name__)
@@ -34,6 +34,7 @@ class PixelSettings(TypedDict, total=False):
     do_normalize: bool
     image_mean: float | list[float] | tuple[float, ...]
     image_std: float | list[float] | tuple[float, ...]
+    value_range: list[float] | tuple[float, ...] | str | None
 
 
 class PlainViTImageProcessor(TorchvisionBackend):
@@ -46,9 +47,11 @@ class PlainViTImageProcessor(TorchvisionBackend):
     do_normalize = True
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
+    value_range: list[float] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        image_settings(vars(self))  # refuses what does not fit together
         # Transformers stores unknown settings silently, so a misspelt one would never be noticed.
         for name in kwargs.keys() - self.valid_kwargs.__annotations__.keys() - _NOT_SETTINGS:
             logger.warning(f"{type(self).__name__} has no setting {name!r}; it is kept, but has no effect")
@@ -72,10 +75,24 @@ class PlainViTImageProcessor(TorchvisionBackend):
         return settings
 
 
-def read_images(images: Any, device: Any = None, input_data_format: str | None = None) -> list[Tensor]:
-    """One image or several as tensors (3, H, W); see `image_tensor`."""
+def image_settings(settings: dict[str, Any]) -> ImageSettings:
+    """How images are read: as many channels as means, and the range of values."""
+    mean, std = (settings.get(name) for name in ("image_mean", "image_std"))
+    lengths = [len(values) for values in (mean, std) if isinstance(values, list | tuple)]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"image_mean has {lengths[0]} values and image_std {lengths[1]}; give one of each for every channel"
+        )
+    return ImageSettings((lengths or [3])[0], checked_range(settings.get("value_range")))
+
+
+def read_images(
+    images: Any, settings: dict[str, Any], device: Any = None, input_data_format: str | None = None
+) -> list[Tensor]:
+    """One image or several as tensors (C, H, W), by a processor's settings; see `image_tensor`."""
+    reading = image_settings(settings)
     tensors = [
-        image_tensor(image, f"images[{index}]", input_data_format, device)
+        image_tensor(image, f"images[{index}]", input_data_format, device, reading)
         for index, image in enumerate(as_list(images, 3))
     ]
     if not tensors:
@@ -84,7 +101,7 @@ def read_images(images: Any, device: Any = None, input_data_format: str | None =
 
 
 def scaled_images(images: Sequence[Tensor], sizes: Sequence[Size], settings: dict[str, Any]) -> list[Tensor]:
-    """Resize each image (3, H, W) to its (height, width) in `sizes`; see `scale_image`."""
+    """Resize each image (C, H, W) to its (height, width) in `sizes`; see `scale_image`."""
     resample, do_rescale = settings["resample"], settings["do_rescale"]
     return [
         scale_image(image, size, resample=resample, do_rescale=do_rescale, name=f"images[{index}]")
@@ -94,9 +111,10 @@ def scaled_images(images: Sequence[Tensor], sizes: Sequence[Size], settings: dic
 
 def normalization(settings: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of `normalized_batch` that follow from the settings."""
-    mean, std = (_per_channel(settings[name]) for name in ("image_mean", "image_std"))
+    channels = image_settings(settings).channels or 3
+    mean, std = (_per_channel(settings[name], channels) for name in ("image_mean", "image_std"))
     if not settings["do_normalize"]:
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        mean, std = (0.0,) * channels, (1.0,) * channels
     return {
         "rescale_factor": settings["rescale_factor"] if settings["do_rescale"] else 1.0,
         "mean": mean,
@@ -122,5 +140,5 @@ def as_requested(data: dict[str, Any], return_tensors: Any) -> dict[str, Any]:
     return {key: [v.cpu().numpy() for v in x] if isinstance(x, list) else x.cpu().numpy() for key, x in data.items()}
 
 
-def _per_channel(values: Any) -> Sequence[float]:
-    return (float(values),) * 3 if isinstance(values, int | float) else tuple(float(value) for value in values)
+def _per_channel(values: Any, channels: int) -> Sequence[float]:
+    return (float(values),) * channels if isinstance(values, int | float) else tuple(float(value) for value in values)

@@ -44,7 +44,9 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         do_resize: resize images to the input; if False, they must have its size.
         resample: Pillow's number of the filter; 2 is bilinear.
         rescale_factor: 1/255 takes 8-bit values to [0, 1]; applied with `do_rescale`.
-        image_mean, image_std: of each channel in [0, 1]; applied with `do_normalize`.
+        image_mean, image_std: of each channel in [0, 1]; applied with `do_normalize`. Their length is the number of
+            channels that images must have; grey ones become RGB where it is 3.
+        value_range: the values of black and white in images of more than 8 bits, such as (0, 4095).
         patch_size: of the model, to check `size` against; `None` does not check.
         point_origin: what a point (x, y) means: `"center"`, the middle of that pixel, or `"corner"`, its upper left
             corner (official weights); must equal that of the model's config.
@@ -90,7 +92,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
             kwargs: settings for this call only.
 
         Returns:
-            `pixel_values` (B, 3, height, width) float32 and `original_sizes` (B, 2) int64, height and width of the
+            `pixel_values` (B, C, height, width) float32 and `original_sizes` (B, 2) int64, height and width of the
             images. With prompts: `prompts` (B, N, 4) float32 and `prompt_mask` (B, N) bool, False for padding; with
             labels: `labels` (B, N) int64.
 
@@ -193,7 +195,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         reading: dict[str, Any],
         **settings: Any,
     ) -> dict[str, Any]:
-        tensors = read_images(images, **reading)
+        tensors = read_images(images, settings, **reading)
         image_sizes = [(image.shape[1], image.shape[2]) for image in tensors]
         input_size = (settings["size"].height, settings["size"].width)
         if not settings["do_resize"]:

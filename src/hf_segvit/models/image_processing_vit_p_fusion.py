@@ -319,7 +319,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
                 f"{', '.join(unknown)}: neither understood here nor by the generator's {type(self.generator).__name__}"
                 "; label maps are not accepted either, since fused models are not trained"
             )
-        tensors = read_images(images, device, input_data_format)
+        tensors = read_images(images, vars(self.generator), device, input_data_format)
         data = self._generator_inputs(tensors, kwargs)
         if self.official_geometry == "oneformer":
             data["classifier_pixel_values"] = self._views_of_input(data["pixel_values"], None)
@@ -368,7 +368,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         # Undo the generator's normalisation, then apply the classifier's.
         generator, classifier = (normalization(vars(part)) for part in (self.generator, self.classifier))
         shift, scale = (
-            pixel_values.new_tensor(generator[name]).view(3, 1, 1) / generator["rescale_factor"]
+            pixel_values.new_tensor(generator[name]).view(-1, 1, 1) / generator["rescale_factor"]
             for name in ("mean", "std")
         )
         return normalized_batch(

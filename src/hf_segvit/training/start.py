@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..conversion.backbones import image_normalization
-from ..conversion.key_maps import PATCH_KERNEL, POSITION_TABLE, fit_to_size
+from ..conversion.key_maps import PATCH_KERNEL, POSITION_TABLE, fit_to_size, for_channels
 from ..inference.loading import quiet_transformers
 from ..models.class_fusion import NO_MATCH
 from ..models.label_spaces import are_unnamed, match_names
@@ -29,12 +30,24 @@ from .tasks import TrainingTask
 from .training_state import is_sharded, whole
 
 # Weights know pixels in this scaling, so training continues with it.
-_PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+_PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "value_range")
 
 
 def pixel_settings(processor: Any) -> dict[str, Any]:
     """Rescaling and normalisation of an image processor, by name of the setting."""
     return {name: getattr(processor, name) for name in _PIXEL_SETTINGS}
+
+
+def channel_statistics(settings: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """`image_mean` and `image_std` for a model of so many channels; nothing where the settings have as many."""
+    known = {
+        name: list(settings.get(name) or default)
+        for name, default in (("image_mean", IMAGENET_DEFAULT_MEAN), ("image_std", IMAGENET_DEFAULT_STD))
+    }
+    if len(known["image_mean"]) == channels:
+        return {}
+    # What further bands hold is unknown; the mean over the colours is as good for them as for grey images.
+    return {name: (values + [sum(values) / len(values)] * channels)[:channels] for name, values in known.items()}
 
 
 def backbone_pixel_settings(backbone: str) -> tuple[dict[str, Any], list[str]]:
@@ -75,6 +88,8 @@ def load_changed(
     size, patch_size = model.config.image_size, model.config.patch_size
     height, width = (size, size) if isinstance(size, int) else size
     old = {name: weights[name] for name in (PATCH_KERNEL, POSITION_TABLE) if name in weights}
+    if PATCH_KERNEL in old:
+        old[PATCH_KERNEL] = for_channels(old[PATCH_KERNEL], model.config.num_channels)
     fitted, _ = fit_to_size(old, before.config.grid_size, (height, width), patch_size)
     with torch.no_grad():
         for name, tensor in fitted.items():
@@ -83,6 +98,9 @@ def load_changed(
     if before.config.grid_size != model.config.grid_size and POSITION_TABLE in fitted:
         grids = ("{}x{}".format(*config.grid_size) for config in (before.config, model.config))
         remarks.append(f"position embeddings: resampled from {' to '.join(grids)} patches")
+    if before.config.num_channels != model.config.num_channels:
+        channels = f"{before.config.num_channels} to {model.config.num_channels}"
+        remarks.append(f"patch kernel: from {channels} channels; new ones start as the mean of the others")
     resampled = [f"{model.base_model_prefix}.{name}" for name in fitted]
     for name, *shapes in sorted(map(tuple, report["mismatched_keys"])):
         if name not in resampled and not name.startswith(class_head):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ...models.image_decoding import MAX_IMAGE_PIXELS
+from ...models.image_decoding import max_image_pixels
 from ..archives import Location, location_name, read_json
 from ..class_lists import VOID
 from ..decoding import PolygonMasks, Segments, semantic_segments
@@ -229,7 +229,9 @@ def _is_text(value: Any) -> bool:
 
 def is_size(height: Any, width: Any) -> bool:
     """Whether two values can be the height and width of an image."""
-    return type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= MAX_IMAGE_PIXELS
+    return (
+        type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= max_image_pixels()
+    )
 
 
 def plain_number(value: Any) -> float | None:
@@ -277,7 +279,7 @@ def checked_categories(entries: list[Any], name: str) -> dict[int, dict[str, Any
     categories: dict[int, dict[str, Any]] = {}
     for entry in entries:
         category_id = whole_number(entry.get("id")) if isinstance(entry, dict) else None
-        text = entry.get("name") if isinstance(entry, dict) else None
+        text: Any = entry.get("name") if isinstance(entry, dict) else None
         if category_id is None or not _is_text(text) or not text.strip():
             raise ValueError(f"{name}: category {entry!r} needs a whole number `id` and a `name`")
         if category_id in categories:
@@ -458,7 +460,7 @@ def _stated_area(entry: Mapping[str, Any], name: str, item: str, problems: Probl
     """The annotation's `area` in pixels, or None to use that of its mask."""
     # COCO's evaluator tells small from large objects by this field, not by the mask.
     area = entry.get("area")
-    if area is None or (isinstance(area, int | float) and 0 < area <= MAX_IMAGE_PIXELS):
+    if area is None or (isinstance(area, int | float) and 0 < area <= max_image_pixels()):
         return None if area is None else float(area)
     problems.warn(name, item, f"area is {area!r}; the mask's own is used")
     return None

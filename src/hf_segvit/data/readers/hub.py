@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 
+from ...models.image_decoding import AS_STORED, ImageSettings
 from ..archives import MAX_IMAGE_BYTES, read_location
 from ..class_lists import ClassList, read_classes
 from ..decoding import image_in_frame, semantic_segments
@@ -102,6 +103,7 @@ class ColumnDecoder:
     name: str  # of the data set, for errors
     classes: ClassList
     numbered: bool  # whether masks hold object numbers in green
+    image_settings: ImageSettings = AS_STORED
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Decode a batch, whichever columns it has."""
@@ -119,7 +121,7 @@ class ColumnDecoder:
             if "segments" in row:
                 decoded["segments"] = segments
         if "image" in row:
-            decoded["image"] = image_in_frame(_content(row["image"], name), name, size)
+            decoded["image"] = image_in_frame(_content(row["image"], name), name, size, self.image_settings)
         return decoded
 
     def _segments(self, content: bytes, name: str) -> tuple[Any, list[dict[str, Any]]]:

@@ -1,7 +1,8 @@
 """Any folder of images and mask PNGs: semantic, or panoptic with instance PNGs.
 
 `images/train/NAME.jpg` and `annotations/train/NAME.png` (or `masks` or `labels`); without splits, files are directly in
-`images` and `annotations`. `classes.json` or `classes.txt` names the values in the masks, see ../class_lists.py.
+`images` and `annotations`. `classes.json` or `classes.txt` names the values in the masks, see ../class_lists.py; where
+colours stand for classes, `classes.json` or CVAT's `labelmap.txt` gives them, see `classes_with_colors`.
 Panoptic data also has `instances/train/NAME.png` (16 bits), which numbers the objects of each thing class from 1; thing
 pixels numbered 0 are a crowd. Segment ids are label ids for stuff and crowds, and number * classes + label id for
 objects.
@@ -9,8 +10,9 @@ objects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ from ..archives import Location, location_name
 from ..class_lists import CLASS_FILES, VOID, ClassList, read_classes
 from ..decoding import Segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
-from ..label_maps import LabelMaps, numbered_segments, pair_rows
-from ..mask_files import present_values, read_index_map, relabel
+from ..label_maps import LABEL_MAP, ColorTable, LabelMaps, classes_with_colors, numbered_segments, pair_rows
+from ..mask_files import present_values, read_index_map
 from ..problems import ProblemList
 from ..reading import Reading
 
@@ -50,7 +52,7 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     ending = "" if split == WHOLE else f"/{split}"
     images = by_stem(folder.files(f"images{ending}", suffixes=IMAGE_SUFFIXES))
     maps = by_stem(folder.files(*(f"{name}{ending}" for name in _MAPS), suffixes=IMAGE_SUFFIXES))
-    source = classes if classes is not None else folder.file(*CLASS_FILES)
+    source = classes if classes is not None else folder.file(*CLASS_FILES, LABEL_MAP)
     if source is None and not maps:
         raise ValueError(f"{path}: there are no masks of split {split!r}; expected {LAYOUT}")
     if source is None:
@@ -61,7 +63,7 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
             f"{path}: no file says what the values in the masks mean; write classes.json with the names by value, such "
             f'as {{"0": "road", "1": "car", "255": "void"}} (the first masks hold {seen[:40]}), or give classes='
         )
-    class_list = read_classes(source)
+    class_list, colors = _classes(folder, source)
     known = sorted(value for value, label in class_list.labels.items() if label != VOID)
     remedy = (
         f"the classes have the values {known[:300]}; list the value as a class, or as void (ADE20K's maps number "
@@ -69,12 +71,49 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     )
     if task == "semantic":
         rows = pair_rows(images, [maps], problems)
-        return Reading(LabelMaps(class_list.labels, remedy), list(class_list.names), class_list.stuff_classes, rows)
+        read_masks = LabelMaps(class_list.labels, remedy, colors)
+        return Reading(read_masks, list(class_list.names), class_list.stuff_classes, rows)
     if not class_list.things:
         raise ValueError(f"{path}: no class is a thing; say so in classes.json with is_thing, or read it as semantic")
     objects = by_stem(folder.files(f"instances{ending}", suffixes=IMAGE_SUFFIXES))
     rows = pair_rows(images, [maps, objects], problems)
-    return Reading(NumberedMaps(class_list, remedy), list(class_list.names), class_list.stuff_classes, rows)
+    return Reading(NumberedMaps(class_list, remedy, colors), list(class_list.names), class_list.stuff_classes, rows)
+
+
+def _classes(folder: DataFolder, source: Any) -> tuple[ClassList, ColorTable | None]:
+    """The classes, and the colours that stand for them, from the class file or the label map beside it."""
+    location: Any = Location(archive=None, member=str(source)) if isinstance(source, str | Path) else source
+    if not isinstance(location, Mapping) or set(location) != {"archive", "member"}:
+        return read_classes(source), None
+    location = Location(archive=location["archive"], member=location["member"])
+    content, colors = classes_with_colors(location)
+    if content is None:
+        class_list, beside = read_classes(source), folder.file(LABEL_MAP)
+        if beside is None:
+            return class_list, None
+        # The class file decides names and order, the label map beside it the colours.
+        content, colors = classes_with_colors(beside)
+        assert colors is not None  # a label map is a list of colours
+        values = {row["name"].strip(): row["value"] for row in content["classes"]}
+        numbers = {label: value for value, label in class_list.labels.items() if label != VOID}
+        known = {name: numbers[label] for label, name in enumerate(class_list.names)}
+        differing = set(known) ^ set(read_classes(content).names)
+        if differing:
+            raise ValueError(
+                f"{location_name(beside)} and {location_name(location)}: {min(differing)!r} is a class in one of them "
+                "only; name the classes alike in both files, or remove one of them"
+            )
+        # Whatever is left is void in the label map, and need not be in the class file: -1 is no class there.
+        void = next((value for value, label in class_list.labels.items() if label == VOID), -1)
+        names = {value: name for name, value in values.items()}
+        table = {color: known.get(names[value], void) for color, value in colors.values.items()}
+        labels = {void: VOID, **class_list.labels}
+        return replace(class_list, labels=labels), ColorTable(table, by_palette=False)
+    try:
+        return read_classes(content), colors
+    except ValueError as error:
+        # The error is about the content, which is no longer known by the name of its file.
+        raise ValueError(str(error).replace("classes:", f"{location_name(location)}:", 1)) from error
 
 
 @dataclass(frozen=True)
@@ -83,11 +122,12 @@ class NumberedMaps:
 
     classes: ClassList
     remedy: str  # ends the error about an unknown value in the semantic PNG
+    colors: ColorTable | None = None
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
         file = location_name(maps[0])
-        labels = relabel(read_index_map(maps[0]), self.classes.labels, file, self.remedy)
+        labels = LabelMaps(self.classes.labels, self.remedy, self.colors).label_map(maps[0])
         numbers = read_index_map(maps[1]).astype(np.int32)
         if numbers.shape != labels.shape:
             raise ValueError(f"{location_name(maps[1])}: {numbers.shape} pixels, but {file} has {labels.shape}")

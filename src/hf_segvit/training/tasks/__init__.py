@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -176,6 +177,20 @@ class DatasetTask(TrainingTask):
         self.size: tuple[int, int] = image_size(recipe)
         self._train: Any = None  # both are read only when needed: explaining a recipe does without
         self._validation: Any = None
+        self._channels: int | None = None  # of the model's input, once it is built
+
+    def take_channels(self, channels: int) -> None:
+        """Read images with as many channels as the model takes; others are an error that names the file."""
+        self._channels = channels
+        if self._train is not None:
+            self._train = self._with_channels(self._train)
+
+    def _with_channels(self, dataset: Any) -> Any:
+        settings = reading.image_settings_of(dataset)
+        # Ordinary images need no change, and data sets that are drawn or held by others know none.
+        if self._channels in (None, settings.channels) or not reading.has_image_settings(dataset):
+            return dataset
+        return reading.with_image_settings(dataset, replace(settings, channels=self._channels))
 
     def read_data(self, spec: str, split: str | None, to_score: bool = False) -> Any:
         """Read a data set for training, or one `to_score` on."""
@@ -187,7 +202,7 @@ class DatasetTask(TrainingTask):
         if self._train is None:
             if self.recipe.data is None:
                 raise ValueError("the recipe names no data; add data=FORMAT:PATH, such as data=coco:/data/coco")
-            self._train = self.read_data(self.recipe.data, self.recipe.train_split)
+            self._train = self._with_channels(self.read_data(self.recipe.data, self.recipe.train_split))
         return self._train
 
     @property
@@ -210,6 +225,7 @@ class DatasetTask(TrainingTask):
         if self._validation is None:
             spec = self.recipe.val_data or self.recipe.data
             dataset = self.read_data(spec, self.recipe.val_split or validation_split(spec), to_score=True)
+            dataset = self._with_channels(dataset)
             self._validation = (dataset, reading.describe(dataset))
         dataset, description = self._validation
         return (dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), description

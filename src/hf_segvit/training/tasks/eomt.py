@@ -20,7 +20,7 @@ from ...models.modeling_eomt import EoMTForUniversalSegmentation
 from ..declarations import EoMTDeclaration
 from ..derivation import image_size, model_fields
 from ..recipe import CRITERION_METHODS, Recipe
-from ..start import backbone_pixel_settings, carry_over_classes, load_changed, pixel_settings
+from ..start import backbone_pixel_settings, carry_over_classes, channel_statistics, load_changed, pixel_settings
 from .segmentation import SegmentationTask
 
 # A checkpoint keeps these, or its scores would change without any training.
@@ -75,7 +75,8 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         if own or self.criterion_class is not None:  # built anew, as it was made before these settings were there
             model.criterion = (self.criterion_class or type(model.criterion)).from_config(model.config)
         self.size = image_size(recipe, model.config)
-        return model, self.new_processor(**kept)
+        self.take_channels(model.config.num_channels)
+        return model, self.new_processor(**{**kept, **channel_statistics(kept, model.config.num_channels)})
 
     def normalizers(self, model: Any, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Matched masks and class weights of all micro-batches and processes."""

@@ -16,14 +16,14 @@ from PIL import Image
 
 from ...data.augmentation import AugmentedDataset, augmentation
 from ...data.collation import MaskCollator, binary_masks, normalize_pixels, placed_pixels
-from ...data.reading import DataDescription
+from ...data.reading import DataDescription, image_settings_of
 from ...drawing.segments import draw_segments
 from ...evaluation import evaluate
 from ...evaluation.tasks import evaluation_task
 from ...inference.segmenter import Segmenter
 from ...lookup import import_object, is_import_path
 from ...metrics.accumulation import METRIC_METHODS
-from ...models.image_decoding import to_rgb
+from ...models.image_decoding import image_size, shown_rgb, to_pixels
 from ...models.image_processing_eomt import EoMTImageProcessor
 from ...models.image_processing_plain_vit import unit_normalization
 from ..declarations import SegmentationDeclaration
@@ -47,6 +47,8 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
     def new_processor(self, **kept: Any) -> EoMTImageProcessor:
         """An image processor for the recipe's task, size and classes, with settings of the starting model."""
         description = self.description
+        if self.published is None and (known := image_settings_of(self.training_data).value_range):
+            kept = {**kept, "value_range": list(known)}  # as the pixels of all files are scaled, later ones too
         return EoMTImageProcessor(
             task=self.recipe.task,
             size={"height": self.size[0], "width": self.size[1]},
@@ -116,12 +118,12 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
         strips = []
         for index in range(len(dataset)):
             entry = dataset[index]
-            image = to_rgb(entry["image"])
+            image = to_pixels(entry["image"], settings=segmenter.image_settings)
             (answer,) = segmenter.answers([image])
-            size = (image.height, image.width)
+            size = image_size(image)
             truth = draw_segments(image, *task.segments(task.reference(entry), size), description.id2label)
             drawing = draw_segments(image, *task.segments(answer, size), segmenter.id2label)
-            strips.append(side_by_side([image, truth, drawing]))
+            strips.append(side_by_side([shown_rgb(image), truth, drawing]))
         return strips
 
     def _segmenter(self, model: Any, processor: Any, device: torch.device, data: DataDescription) -> Segmenter:

@@ -30,14 +30,14 @@ from ...inference.point_classifier import PointClassifier
 from ...inference.segmenter import Segmenter
 from ...metrics.point_accuracy import PointAccuracy
 from ...models.configuration_vit_p import ViTPConfig
-from ...models.image_decoding import to_rgb
+from ...models.image_decoding import AS_STORED, shown_rgb, to_pixels
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor
 from ...models.modeling_vit_p import ViTPForPointClassification
 from ..declarations import PointOptions, PromptOptions, ViTPDeclaration, checked
 from ..derivation import augmentation_name, image_size, model_fields
 from ..recipe import Recipe, cache_folder
-from ..start import backbone_pixel_settings, load_changed, pixel_settings
+from ..start import backbone_pixel_settings, channel_statistics, load_changed, pixel_settings
 from . import DatasetTask, TrainingSamples, side_by_side
 
 _EVALUATION_BATCH = 8  # images, if the recipe sets no device_batch_size
@@ -70,6 +70,8 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
         else:
             model = ViTPForPointClassification(ViTPConfig(**{"image_size": list(self.size), **fields}))
         self.size = image_size(recipe, model.config)
+        self.take_channels(model.config.num_channels)
+        kept |= channel_statistics(kept, model.config.num_channels)
         processor = ViTPImageProcessor(
             size={"height": self.size[0], "width": self.size[1]},
             patch_size=model.config.patch_size,
@@ -153,7 +155,7 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
         strips = []
         for index in range(len(dataset)):
             entry = dataset[index]
-            image = to_rgb(entry["image"])
+            image = to_pixels(entry["image"], settings=AS_STORED)
             asked = source(entry, index)
             probabilities = predictor([image], [asked.points])[0].softmax(-1)
             labels, scores = probabilities.argmax(-1).tolist(), []
@@ -161,7 +163,7 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
                 scores = probabilities.amax(-1).tolist()
             truth = _draw_points(image, asked.points, asked.labels.tolist(), None, description.id2label)
             answer = _draw_points(image, asked.points, labels, scores, predictor.id2label)
-            strips.append(side_by_side([image, truth, answer]))
+            strips.append(side_by_side([shown_rgb(image), truth, answer]))
         return strips
 
     def model_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
