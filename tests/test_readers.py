@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pickle
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,7 @@ from .data_folders import (
     write_json,
     write_mask,
 )
+from .field import test_exports
 from .tiny_training import tiny_recipe
 
 
@@ -108,6 +110,31 @@ def hub(root: Path) -> str:
     return f"hub:{root / 'saved'}?classes={root / 'classes.json'}"
 
 
+def written(name: str) -> Callable[[Path], str]:
+    """The export of a tool, in a folder that is its split for training."""
+
+    def write(root: Path) -> str:
+        inside = name not in ("supervisely", "datumaro", "voc")
+        getattr(test_exports, WRITERS_OF_TOOLS[name])(root / "train" if inside else root)
+        for old, new in (("ds0", "train"), ("annotations/default.json", "annotations/train.json")):
+            if (root / old).exists():
+                (root / old).rename(root / new)
+        return f"{name}:{root}"
+
+    return write
+
+
+WRITERS_OF_TOOLS = {
+    "cvat": "cvat_images",
+    "datumaro": "cvat_datumaro",
+    "label_studio": "label_studio_json",
+    "segments_ai": "segments_ai",
+    "supervisely": "supervisely",
+    "via": "via_json",
+    "voc": "voc_masks",
+}
+
+
 def generated(root: Path) -> str:
     return "generated:easy?num_scenes=3&size=32"
 
@@ -124,6 +151,7 @@ WRITERS = {
     "yolo": yolo,
     "hub": hub,
     "generated": generated,
+    **{name: written(name) for name in WRITERS_OF_TOOLS},
 }
 # Of the other tasks of these formats the folders have no files.
 TASKS_WITH_FILES = {
@@ -134,7 +162,7 @@ TASKS_WITH_FILES = {
 }
 
 
-@pytest.fixture(params=FORMATS)
+@pytest.fixture(params=[name for name in FORMATS if name != "auto"])  # which stands for another one
 def spec(request, tmp_path) -> str:
     """A small data set in each format; a new format needs a line in `WRITERS`."""
     return WRITERS[request.param](tmp_path / "data")
@@ -195,7 +223,7 @@ def test_what_is_not_there_is_told_with_what_is(spec):
 
 
 def test_formats_are_known_as_their_modules_say():
-    assert set(WRITERS) == set(FORMATS)
+    assert {*WRITERS, "auto"} == set(FORMATS)
     for name, known in FORMATS.items():
         module = importlib.import_module(known.module)
         assert known.layout == module.LAYOUT

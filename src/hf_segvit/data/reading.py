@@ -1,7 +1,7 @@
 """Read segmentation data sets of any format into `datasets.Dataset`.
 
-`load_segmentation_dataset("FORMAT:PATH")`, where FORMAT is one of `FORMATS` (readers/), the name of a reader that
-another package offers, or the import path of one. `describe` returns class names and task.
+`load_segmentation_dataset("FORMAT:PATH")`, where FORMAT is one of `FORMATS` (readers/; "auto" recognises it), the name
+of a reader that another package offers, or the import path of one. `describe` returns class names and task.
 
 Columns: `image` (Pillow, RGB), `image_id`, `segment_map` ((H, W) int32 ids, void -1; `None` if segments have `rle`)
 and `segments` (rows of `id`, `label_id`, `is_crowd`; if masks may overlap also `rle`, and `area` if the annotation
@@ -21,12 +21,15 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from transformers.utils import logging
 
 from ..lookup import entry_points, suggestion
 from ..models.image_decoding import AS_STORED, ImageSettings, checked_bands, checked_range
 from .decoding import MaskReader, SampleDecoder
 from .problems import ProblemList
 from .readers import FORMATS, NOT_OPTIONS, READER_GROUP
+
+logger = logging.get_logger(__name__)
 
 _READER_NAMES = ("TASKS", "LAYOUT", "splits", "read")
 IMAGE_OPTIONS = ("range", "bands")  # options of every format, see `ImageSettings`
@@ -221,7 +224,24 @@ def _reader(spec: str) -> tuple[str, str, Any, dict[str, Any]]:
             if not separator:
                 raise ValueError(f"{spec!r}: {pair!r} is no option; give PATH?option=value&option=value")
             options[key] = int(value) if value.isdecimal() else value
+    if format_name == "auto":
+        format_name, path, reason = _recognised(path, module)
+        logger.warning_once(f"auto: {path} is read as {format_name}: {reason}")
+        module = importlib.import_module(FORMATS[format_name].module)
+        options = {**FORMATS[format_name].preset, **options}
     return format_name, path, module, options
+
+
+def _recognised(path: str, module: Any) -> tuple[str, str, str]:
+    place = Path(path).expanduser()
+    # Files of many megabytes are looked at, and several times in each run. A file that is added changes the folder.
+    stamp = place.stat().st_mtime_ns if place.exists() else 0
+    if (path, stamp) not in _known:
+        _known[path, stamp] = module.recognise(path)
+    return _known[path, stamp]
+
+
+_known: dict[tuple[str, int], tuple[str, str, str]] = {}
 
 
 def _foreign_reader(name: str) -> Any:

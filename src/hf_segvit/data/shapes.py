@@ -1,0 +1,276 @@
+"""Shapes that annotation tools draw, as rows of a reader's table.
+
+A reader of a tool's export fills `ShapedImage`s with `Shape`s, whose outlines come from `points_of`, `rectangle`,
+`ellipse`, `with_holes` and `placed_mask`; `shape_reading` applies the rule for labels (class_lists.py) and returns the
+`Reading`. `find_image` finds an image by the name in an export. Coordinates are in pixels, x before y.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..lookup import suggestion
+from ..models.mask_encoding import decode_mask, encode_mask
+from .archives import Location
+from .class_lists import VOID, LabelRule, label_rule, listed_names, option_names, read_classes
+from .decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks
+from .folders import DataFolder, FileList
+from .mask_files import draw_polygons, polygon_fault
+from .problems import ProblemList
+from .reading import Reading
+
+WHOLE = "all"  # the split of a data set without splits
+
+# Names of folders that mean something, so that one which is alone is not just a wrapper.
+_OWN_FOLDERS = ("train", "training", "val", "valid", "validation", "test", "testing", "images", "annotations", "labels")
+_CURVE_POINTS = 64  # corners of the polygon drawn for an ellipse: 0.2 % less area
+
+
+@dataclass
+class Shape:
+    """One drawn shape: polygons, or a mask of the image's size."""
+
+    item: str  # for error messages
+    label: str
+    polygons: list[list[float]] | None  # x, y, x, y, ...
+    rle: dict[str, Any] | None = None  # instead of polygons
+    group: Any = None  # shapes of one group and label are one object; `None`: an object of its own
+    is_crowd: bool = False
+    layer: float = 0  # higher ones cover lower ones in semantic maps
+
+
+@dataclass
+class ShapedImage:
+    """An image with its shapes."""
+
+    image: Location
+    image_id: str
+    size: tuple[int, int]  # H, W
+    where: str  # the annotation file
+    shapes: list[Shape] = field(default_factory=list)
+
+
+def shape_reading(
+    images: Sequence[ShapedImage],
+    listed: Sequence[str] | None,
+    task: str,
+    problems: ProblemList,
+    *,
+    source: str,
+    used: Iterable[str] = (),
+    classes: Any = None,
+    stuff: Any = (),
+    **rule_options: Any,
+) -> Reading:
+    """The table of images with shapes.
+
+    Args:
+        listed: the export's list of classes; `None` for the labels in `used`, in alphabetical order.
+        source: what lists the classes, for error messages.
+        used: labels of all splits' shapes.
+        classes: the user's list, for `read_classes`, instead of the export's.
+        stuff: names of the classes that are merged in the panoptic task; the others are things.
+        rule_options: of `label_rule`.
+
+    Raises:
+        ValueError: there is no class, or the rule for labels refuses the list or an option.
+    """
+    found = {label.strip() for label in used}
+    if classes is not None:
+        listed, source = listed_names(classes), str(classes)
+    # The background first, as its label id is 0 wherever it is added.
+    names = sorted(found, key=lambda name: (name.lower().strip("_") != "background", name))
+    if listed is not None:
+        names = list(listed)
+    if not names:
+        raise ValueError(f"{source}: no shape has a label and an area, so there are no classes; annotate some images")
+    rule = label_rule(names, task, used=found, source=source, **rule_options)
+    stuff_labels, remarks = _stuff(rule, task, stuff, classes, source)
+    rows = []
+    for image in images:
+        segments: list[dict[str, Any]] = []
+        groups: dict[Any, dict[str, Any]] = {}
+        # Sorting is stable: within a layer the order of drawing stays.
+        for number, shape in enumerate(sorted(image.shapes, key=lambda shape: shape.layer)):
+            try:
+                label = rule.label_of(shape.label)
+            except ValueError as error:
+                problems.error(image.where, shape.item, str(error))
+                continue
+            # A void object cannot be told from no object where masks are not painted.
+            if label is None or (label == VOID and task == "instance"):
+                problems.warn(image.where, shape.item, f"a shape labelled {shape.label!r} is left out")
+                continue
+            if fault := next(filter(None, (polygon_fault(p, image.size) for p in shape.polygons or [])), ""):
+                problems.error(image.where, shape.item, f"{fault}; correct or remove the shape")
+                continue
+            rle = shape.rle or {"size": list(image.size), "counts": None}
+            is_crowd = shape.is_crowd and not rule.crowds_are_objects
+            row = {"id": number, "label_id": label, "is_crowd": is_crowd, "polygons": shape.polygons, "rle": rle}
+            # In a semantic map objects do not matter, but the order of shapes does.
+            is_grouped = shape.group is not None and task != "semantic"
+            if is_grouped and (group := groups.setdefault((shape.group, label), row)) is not row:
+                _merge(group, row)
+            else:
+                segments.append(row)
+        rows.append({"image": image.image, "image_id": image.image_id, "segment_map": [], "segments": segments})
+    ground = VOID if rule.background is None else rule.background
+    reader: MaskReader = PolygonMasks() if task == "instance" else PaintedPolygons(ground)
+    if task == "panoptic":
+        reader = PaintedPanoptic(frozenset(stuff_labels), ground)
+    return Reading(reader, list(rule.names), stuff_labels, rows, outlines=True, remarks=[*rule.decisions, *remarks])
+
+
+def _stuff(rule: LabelRule, task: str, stuff: Any, classes: Any, source: str) -> tuple[list[int], list[str]]:
+    """Label ids of stuff classes in the panoptic task, and what users should know about them."""
+    if task != "panoptic":
+        return [], []
+    chosen = [name for name in option_names(stuff) if name]
+    if unknown := [name for name in chosen if name not in rule.names]:
+        raise ValueError(f"{source}: stuff={unknown[0]} is no class; {suggestion(unknown[0], rule.names)}")
+    if not chosen and classes is not None and (listed := read_classes(classes)).states_things:
+        chosen = [listed.names[label] for label in listed.stuff_classes]
+    labels = {rule.names.index(name) for name in chosen if name in rule.names}
+    if rule.background is not None:
+        labels.add(rule.background)
+    if not labels:
+        return [], ["no class is stuff: each shape is an object of its own; stuff=NAME,NAME merges those of a class"]
+    return sorted(labels), [f"stuff, merged in each image: {', '.join(rule.names[label] for label in sorted(labels))}"]
+
+
+def _mask(row: Mapping[str, Any]) -> np.ndarray:
+    size = tuple(row["rle"]["size"])
+    return decode_mask(draw_polygons(row["polygons"], size) if row["polygons"] else row["rle"])
+
+
+def _merge(row: dict[str, Any], other: Mapping[str, Any]) -> None:
+    if row["polygons"] and other["polygons"]:
+        row["polygons"] = row["polygons"] + other["polygons"]
+    else:
+        row["rle"], row["polygons"] = encode_mask(_mask(row) | _mask(other)), None
+
+
+def points_of(points: Any) -> list[float]:
+    """Numbers x, y, x, y, ... from a list of pairs, or `ValueError`."""
+    try:
+        flat = np.array(points, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError("points must be pairs of numbers") from error
+    if flat.ndim not in (1, 2) or (flat.ndim == 2 and flat.shape[1] != 2):
+        raise ValueError("points must be pairs of numbers")
+    return flat.reshape(-1).tolist()
+
+
+def rectangle(left: float, top: float, right: float, bottom: float, degrees: float = 0) -> list[float]:
+    """A rectangle, turned clockwise about its centre."""
+    center, half = ((left + right) / 2, (top + bottom) / 2), ((right - left) / 2, (bottom - top) / 2)
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * half
+    return _turned(corners, degrees, center)
+
+
+def ellipse(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0) -> list[float]:
+    """A polygon for an ellipse about (x, y), turned clockwise."""
+    angles = np.linspace(0, 2 * math.pi, _CURVE_POINTS, endpoint=False)
+    return _turned(np.stack([np.cos(angles) * radius_x, np.sin(angles) * radius_y], axis=1), degrees, (x, y))
+
+
+def _turned(points: np.ndarray, degrees: float, center: tuple[float, float]) -> list[float]:
+    # y points down, so this turns clockwise as people see it.
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    return (points @ np.array([[cosine, sine], [-sine, cosine]]) + center).reshape(-1).tolist()
+
+
+def with_holes(exterior: list[float], interiors: Sequence[list[float]], size: tuple[int, int]) -> dict[str, Any]:
+    """`polygons` and `rle` of a polygon with holes; `ValueError` if one of them cannot be drawn."""
+    for polygon in (exterior, *interiors):
+        if fault := polygon_fault(polygon, size):
+            raise ValueError(fault)
+    if not interiors:
+        return {"polygons": [exterior], "rle": None}
+    holes = decode_mask(draw_polygons(interiors, size))
+    return {"polygons": None, "rle": encode_mask(decode_mask(draw_polygons([exterior], size)) & ~holes)}
+
+
+def placed_mask(part: np.ndarray, left: int, top: int, size: tuple[int, int]) -> dict[str, Any]:
+    """`polygons` and `rle` of a mask (h, w) whose upper left pixel is at (left, top); `ValueError` if it overhangs."""
+    height, width = part.shape
+    if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
+        raise ValueError(
+            f"the mask of {height} x {width} pixels at ({left}, {top}) does not fit into the image of {size[0]} x "
+            f"{size[1]} (height x width)"
+        )
+    mask = np.zeros(size, dtype=bool)
+    mask[top : top + height, left : left + width] = part
+    return {"polygons": None, "rle": encode_mask(mask)}
+
+
+def unwrapped_files(folder: DataFolder, suffixes: Sequence[str] = ()) -> FileList:
+    """All files, without the folder that an export is wrapped in, by relative path."""
+    files, cut = folder.files(""), 0
+    while files:
+        tops = {name[cut:].partition("/")[0] for name in files}
+        top = next(iter(tops))
+        if len(tops) > 1 or top.lower() in _OWN_FOLDERS or any("/" not in name[cut:] for name in files):
+            break
+        cut += len(top) + 1
+    return FileList(
+        (name[cut:], location)
+        for name, location in files.items()
+        if not suffixes or posixpath.splitext(name)[1].lower() in suffixes
+    )
+
+
+def find_image(images: FileList, text: Any, where: str) -> Location:
+    """The image that an export names: by its path, or by its end where only one image has it.
+
+    Raises:
+        ValueError: there is no such image, or several.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}: the image's name is {text!r}; it must be a file name")
+    # Exports hold paths of the machine or storage on which the images were annotated.
+    name = posixpath.normpath(text.replace("\\", "/")).lstrip("/")
+    parts = [part for part in name.split("/") if part != ".."]
+    for start in range(len(parts)):
+        end = "/".join(parts[start:])
+        if end in images:
+            return images[end]
+        alike = [other for other in images if other.endswith(f"/{end}")]
+        if len(alike) == 1:
+            return images[alike[0]]
+        if alike:
+            raise ValueError(f"{where}: {text!r} may be any of {', '.join(alike[:3])}; give each image its own name")
+    case = images.folded_names.get(name.casefold())
+    hint = f"there is {case!r}, which differs in case: rename one" if case else "export with images, or copy it there"
+    raise ValueError(f"{where}: there is no image {text!r}; {hint}")
+
+
+def add_problem(problems: ProblemList, where: str, item: str, error: ValueError, remedy: str = "") -> None:
+    """Add an error about an item of a file without saying the file twice."""
+    text = str(error).removeprefix(f"{where}: ").removeprefix(f"{item}: ")
+    problems.error(where, item, f"{text}; {remedy}" if remedy else text)
+
+
+def split_names(found: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Splits by the names that an export has, and wanted ones that differ from those in case alone, or are "all"."""
+    names = list(dict.fromkeys(found))
+    folded = {name.casefold() for name in names}
+    return names + [
+        name for name in wanted if name not in names and names and (name.casefold() in folded or name == WHOLE)
+    ]
+
+
+def is_in_split(name: str, split: str) -> bool:
+    """Whether what belongs to the split `name` is part of the split that the user chose."""
+    return split == WHOLE or name.casefold() == split.casefold()
+
+
+def file_split(name: str) -> str:
+    """The split of an annotation file: the folder that it is in, or "all"."""
+    return name.split("/")[0] if "/" in name else WHOLE
