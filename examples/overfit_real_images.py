@@ -173,7 +173,7 @@ def main() -> None:
         warmup_steps=[min(50, arguments.steps // 10)],
         layer_decay=1.0,
         num_workers=0,
-        evaluate_every=1e9,
+        evaluate_every="end",
         trackers=[],
         draw=0,
         resume=False,

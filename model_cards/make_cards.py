@@ -185,7 +185,7 @@ def _facts(recipe: Recipe, head: dict[str, str]) -> dict[str, str]:
     facts = {
         "Model": {"eomt": "EoMT", "vit_p": "ViT-P"}[recipe.model],
         "Task": recipe.task,
-        "Starts from": f"`{recipe.init or recipe.backbone}`",
+        "Starts from": f"`{recipe.init or recipe.backbone}`" if recipe.init or recipe.backbone else "random weights",
         "Data": "your own" if _own(recipe) else f"`{(recipe.data or '').partition(':')[0]}`",
         "Images": f"{height} x {width} pixels, augmentation `{augmentation_name(recipe)}`",
         "Queries": ", ".join(queries) or ("those of the checkpoint" if recipe.model == "eomt" else ""),
@@ -218,6 +218,8 @@ def _annealing(recipe: Recipe) -> str:
 
 
 def _scores(text: str) -> str:
+    if text.startswith("measured"):
+        return f"{text[0].upper()}{text[1:]}\n\nMeasured with this package; your data decides about yours."
     if not re.search(r"\d", text) or text.startswith("your data"):
         return (
             f"None yet: {text}" if not text.startswith("not published") else "None published, and none measured here."
@@ -236,6 +238,8 @@ def _licences(recipe: Recipe) -> list[str]:
     form, source = (recipe.data or "").partition(":")[0], recipe.init or recipe.backbone or ""
     lines = ["Your data: whatever its terms are."] if _own(recipe) else [_DATA_LICENCES[form]]
     lines += [text for start, text in _WEIGHT_LICENCES.items() if source.startswith(start)]
+    if not source:
+        lines.append("No weights of others: training starts from random ones.")
     if recipe.init is not None:  # a model that learned from data of its own
         before = source.rpartition("/")[2].partition("_")[0]
         lines += [text for name, text in _DATA_LICENCES.items() if name == before and text not in lines]

@@ -65,7 +65,7 @@ def test_a_launched_training_ends_with_a_model(tmp_path, num_processes):
 def test_a_training_that_is_asked_to_stop_saves_whatever_its_launcher_reports(tmp_path, num_processes, exit_code):
     words, environment = command(tmp_path, num_processes, "steps=100000", "save_every_steps=100000")
     with subprocess.Popen(
-        [*words, "evaluate_every=1e9"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        [*words, "evaluate_every=end"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as run:
         told = []
         for line in run.stderr:

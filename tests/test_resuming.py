@@ -181,7 +181,7 @@ def test_what_may_change_is_what_the_fields_declare():
         *("learning_rate", "base_learning_rate", "prompt_learning_rate", "weight_decay", "warmup_steps"),
         *("max_grad_norm", "precision"),
     }
-    kept = identity(Recipe(steps=1), 4, 1).keys() - {"pictures", "total_steps"}
+    kept = identity(Recipe(steps=1), 4, 1).keys() - {"pictures", "total_steps", "task_class"}
     assert kept == {name for name, rule in rules.items() if rule != "yes"}
     assert kept.isdisjoint({"output", "evaluate_every", "device_batch_size", "compile", "cache", "name"})
     assert {"batch_size", "seed", "model_config", "criterion", "lora", "annealing"} <= kept

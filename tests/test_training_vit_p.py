@@ -50,7 +50,7 @@ def recipe(output, **changes) -> Recipe:
         "schedule": "cosine",
         "warmup_steps": [1],
         "num_workers": 0,
-        "evaluate_every": 100.0,
+        "evaluate_every": "end",
         "trackers": [],
         "draw": 0,
         "log_every": 1,

@@ -37,7 +37,7 @@ def tiny_recipe(output: Path, **changes: Any) -> Recipe:
         "learning_rate": 1e-3,
         "warmup_steps": [1],
         "num_workers": 0,
-        "evaluate_every": 100.0,
+        "evaluate_every": "end",
         "save_every_steps": 2,
         "trackers": [],
         "draw": 0,

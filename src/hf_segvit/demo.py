@@ -79,7 +79,7 @@ def demo_recipe(
         layer_decay=1.0,
         seed=seed,
         num_workers=1,  # draws scenes on the second core; the model uses one, see `one_thread`
-        evaluate_every=1e9,
+        evaluate_every="end",
         trackers=[],
         draw=0,
         log_every=max(1, steps // 150),

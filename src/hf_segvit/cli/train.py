@@ -128,11 +128,13 @@ def _explanation(recipe: Any, full: bool) -> str:
 
     task = task_for(recipe)
     published = task.without_data()
-    if published is not None:
+    if published is not None and not task.remarks:
         print(f"{recipe.data} does not exist here; using the published size: {published:,} images", file=sys.stderr)
     with quiet_transformers():  # a plan needs no warning about new heads
         model, processor = build_trained_model(task)
     for remark in task.remarks:
         print(remark, file=sys.stderr)
     num_images = len(task.train_samples()) if published is None else published
-    return explain(derive(recipe, num_images, config=model.config), model, processor, full)
+    in_words = getattr(task, "validation_in_words", None)
+    validation = "" if published is not None or in_words is None else in_words()
+    return explain(derive(recipe, num_images, config=model.config), model, processor, full, validation)

@@ -125,8 +125,33 @@ def augmentation(name: str, size: int | tuple[int, int], **overrides: Any) -> Au
     if name not in AUGMENTATIONS:
         remedy = suggestion(name, AUGMENTATIONS)
         raise ValueError(f"there is no augmentation {name!r}; {remedy}, or give package.module:Class")
-    settings = {**AUGMENTATIONS[name], **overrides}
-    return (PointAugmentation if name.startswith("vit_p") else MaskAugmentation)((height, width), **settings)
+    factory = PointAugmentation if name.startswith("vit_p") else MaskAugmentation
+    _check_settings(factory, overrides)
+    return factory((height, width), **{**AUGMENTATIONS[name], **overrides})
+
+
+def _check_settings(factory: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that an augmentation lacks, and values of another type than its default."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(factory).parameters.items()}
+    del defaults["size"]
+    for name, value in settings.items():
+        if name not in defaults:
+            raise ValueError(f"augmentation_options has no key {name!r}; {suggestion(name, defaults)}")
+        if not _is_like(value, defaults[name]):
+            raise ValueError(
+                f"augmentation_options.{name}={value!r} does not fit; give a value such as the default, "
+                f"{list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name]!r}"
+            )
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        pairs = isinstance(value, list | tuple) and len(value) == len(default)
+        return pairs and all(_is_like(one, other) for one, other in zip(value, default, strict=True))
+    # `True` is an int to isinstance, and would stand for 1.
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
 
 
 # EoMT: the official configurations. ViT-P: the paper's data sets; images of COCO are not cropped.

@@ -2,11 +2,19 @@
 
 `check_checkpoint` reads configuration, image processor and every tensor of the safetensors files, and refuses a folder
 that would not load or would load wrongly. It runs no code from the folder and opens no pickles.
+
+`published_data_name` and `published_path_name` name a data set or model without telling where it lies on this machine;
+`refuse_local_details` refuses texts that tell it all the same.
 """
 
+import contextlib
+import getpass
 import json
+import re
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -139,3 +147,94 @@ def _compare_with_model(folder: Path, config: Any, tensors: dict[str, Tensor]) -
         expected = model_class(config).state_dict()
     remedy = "save model and configuration together with model.save_pretrained(folder)"
     check_complete(tensors, expected, remedy, f"{folder}: the weights do not fit {CONFIG}")
+
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Folder names that say nothing without the one around them, such as `runs/boxes/model`.
+_GENERIC = re.compile(r"model|checkpoints?|step-\d+", re.IGNORECASE)
+
+
+def published_path_name(path: str, may_be_hub_id: bool = True) -> str:
+    """The last folder or file of a path on this machine; a Hub id stays as it is."""
+    if may_be_hub_id and _HUB_ID.fullmatch(path) and not path.startswith(".") and not Path(path).exists():
+        return path
+    # Both kinds of separators, whatever this machine has: a recipe may come from another one.
+    windows = "\\" in path or re.match(r"[A-Za-z]:/", path)
+    pure = PureWindowsPath(path) if windows else PurePosixPath(path)
+    parts = [part for part in pure.parts if part not in (pure.anchor, "~", "..")]
+    if not parts:  # "." or "..", whose name is not in the text
+        return Path(path).expanduser().resolve().name
+    named = [part for part in parts if not _GENERIC.fullmatch(part)]
+    return named[-1] if named else parts[-1]
+
+
+def published_data_name(spec: str) -> str:
+    """ "FORMAT:PATH?options" with the last folder of PATH, and of paths among the options."""
+    name, separator, rest = str(spec).partition(":")
+    if not separator or name == "generated":
+        return str(spec)
+    path, question, options = rest.partition("?")
+    pairs = []
+    for pair in options.split("&") if question else ():
+        key, equals, value = pair.partition("=")
+        pairs.append(key + equals + (published_path_name(value, False) if "/" in value or "\\" in value else value))
+    return f"{name}:{published_path_name(path, name == 'hub')}{question}{'&'.join(pairs)}"
+
+
+def published_settings(value: Any, key: str = "") -> Any:
+    """Settings of a run, with data and files named as they are published."""
+    if isinstance(value, Mapping):
+        return {name: published_settings(entry, str(name)) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [published_settings(entry, key) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if key in ("data", "val_data"):
+        return published_data_name(value)
+    is_path = key in ("init", "backbone", "output", "cache", "generator") or _ABSOLUTE_PATH.search(value)
+    return published_path_name(value) if is_path else value
+
+
+# Of at least two parts, and not within a URL or a word; also on Windows, and beneath the home folder.
+_ABSOLUTE_PATH = re.compile(
+    r"(?:^|(?<=[\s\"'`(\[{<=:,|]))(?:/(?!path/to/)(?:[^\s/\"'`|<>:]+/)+[^\s/\"'`|<>)\],;]*|~/[^\s\"'`|<>)]+"
+    r"|[A-Za-z]:(?:\\{1,2}|/(?!/))[^\s\"'`|<>]+|\\\\{1,2}[\w.-]+\\[^\s\"'`|<>]+)"
+)
+# Accounts and hosts that many machines have, and whose names are words of any text.
+_COMMON_NAMES = {"root", "user", "admin", "ubuntu", "debian", "runner", "jovyan", "nobody", "app", "localhost", "host"}
+
+
+def refuse_local_details(texts: Mapping[str, str], repo_id: str) -> None:
+    """Refuse texts, by file name, that would publish an absolute path, or the user or host name of this machine.
+
+    Raises:
+        ValueError: naming file, line and what stands there.
+    """
+    names = {name: kind for kind, name in _machine_names() if not _is_public(name, repo_id)}
+    for file, text in texts.items():
+        for number, line in enumerate(text.splitlines(), start=1):
+            if match := _ABSOLUTE_PATH.search(line):
+                raise ValueError(
+                    f"{file}, line {number}: holds the path {match[0]!r} of a machine; name the data set or file "
+                    "without its folder, then push again"
+                )
+            for name, kind in names.items():
+                if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", line, re.IGNORECASE):
+                    raise ValueError(
+                        f"{file}, line {number}: holds {name!r}, the {kind} name of this machine; remove it, then "
+                        "push again"
+                    )
+
+
+def _machine_names() -> list[tuple[str, str]]:
+    """(kind, name) of the user and of the host, with and without its domain."""
+    names = []
+    with contextlib.suppress(OSError, KeyError, ImportError):  # a container's user may have no name
+        names.append(("user", getpass.getuser()))
+    host = socket.gethostname()
+    return [*names, ("host", host), ("host", host.partition(".")[0])]
+
+
+def _is_public(name: str, repo_id: str) -> bool:
+    """Whether a name tells nothing: short or common ones, and that of the owner, who publishes under it."""
+    return len(name) < 3 or name.lower() in _COMMON_NAMES or name.lower() in repo_id.lower().split("/")

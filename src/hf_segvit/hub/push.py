@@ -7,7 +7,7 @@ optimiser states, logs or pickles beside them.
 
 import fnmatch
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .check import CONFIG, PROCESSOR, WEIGHTS, WEIGHTS_INDEX, check_checkpoint
+from .check import CONFIG, PROCESSOR, WEIGHTS, WEIGHTS_INDEX, check_checkpoint, refuse_local_details
 from .model_card import GENERATED_MARK, complete_card, make_model_card, read_results
 from .remote_code import code_files, with_auto_map
 
@@ -108,7 +108,7 @@ def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, licen
     """Check a folder and list what `push_to_hub` would publish, without the network.
 
     Raises:
-        ValueError: the folder is not fit for publishing.
+        ValueError: the folder is not fit for publishing, or a text in it tells where it was made.
     """
     _check_repo_id(repo_id)
     checkpoint = check_checkpoint(folder)
@@ -133,8 +133,19 @@ def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, licen
             license=license,
             with_code=with_code,
         )
+    refuse_local_details(_texts(files), repo_id)
     names = (path.name + "/" * path.is_dir() for path in folder.iterdir())
     return PushPlan(files, tuple(sorted(name for name in names if name not in files)), GENERATED_MARK in card)
+
+
+def _texts(files: Mapping[str, Path | str]) -> dict[str, str]:
+    """Card, configuration and scores, which may tell about this machine; code and licences are not ours to read."""
+    names = [name for name in files if name.endswith((".md", ".json")) and name != WEIGHTS_INDEX]
+    return {
+        name: content if isinstance(content, str) else content.read_text(encoding="utf-8", errors="replace")
+        for name, content in ((name, files[name]) for name in names)
+        if isinstance(content, str) or not name.startswith("LICENSE")
+    }
 
 
 def publish(

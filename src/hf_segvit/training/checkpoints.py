@@ -191,11 +191,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identity(recipe: Any, num_samples: int, total_steps: int, datasets: Sequence[Any] = ()) -> dict[str, Any]:
-    """What a run trains, as plain values; of the training `datasets` only metadata is read."""
+def identity(
+    recipe: Any, num_samples: int, total_steps: int, datasets: Sequence[Any] = (), task_class: str | None = None
+) -> dict[str, Any]:
+    """What a run trains, as plain values; of the training `datasets` only metadata is read.
+
+    Args:
+        task_class: import path of a task that was given to `train`; `None`: the task that the recipe names.
+    """
     rules = resume_rules(recipe.model)
     values = {name: value for name, value in flat(recipe).items() if rules[name] != "yes"}
-    values |= {"pictures": num_samples, "total_steps": total_steps}
+    values |= {"pictures": num_samples, "total_steps": total_steps, "task_class": task_class}
     if datasets:
         values["classes"] = list(describe(datasets[0]).id2label.values())
         digest = hashlib.sha256()  # of the ids of all images, in order: `StepOrder` goes by their indices
@@ -219,8 +225,8 @@ def refuse_other_run(found: Mapping[str, Any], wanted: Mapping[str, Any], path: 
     found = {name: default_of(field) for name, field in all_fields(wanted["model"]).items()} | renamed(found)
     names = [name for name in found.keys() | wanted.keys() if rules.get(name) != "yes"]
     different = sorted(name for name in names if found.get(name) != wanted.get(name))
-    # Older versions did not store these two.
-    different = [name for name in different if name in found or name not in ("classes", "image_ids")]
+    # Older versions did not store these.
+    different = [name for name in different if name in found or name not in ("classes", "image_ids", "task_class")]
     refused = [name for name in different if rules.get(name) != "told"]
     if refused:
         changes = "; ".join(_difference(name, found.get(name), wanted.get(name)) for name in refused)
@@ -243,6 +249,11 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return "the training images are different ones, or in another order (their ids differ)"
     if name == "pictures":
         return f"the number of images was {before} and is {now}"
+    if name == "task_class":
+        return (
+            f"its task was {before or 'that of the recipe'} and is {now or 'that of the recipe'} (give model={before} "
+            "in the recipe, or task= to train())"
+        )
     if name != "classes":
         return f"{name} was {before!r} and is {now!r}"
     if len(before) != len(now):

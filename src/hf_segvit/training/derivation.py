@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .annealing import MaskAnnealing
-from .declarations import EoMTDeclaration
-from .recipe import Recipe
+from .declarations import DECLARATIONS, EoMTDeclaration
+from .recipe import Recipe, parse_interval
 
 # Optimiser: learning rate, the batch size it is for, and the exponent by which it follows the batch size. AdamW's step
 # does not grow with the gradient, so the square root keeps the noise of an epoch (Malladi et al., arXiv 2205.10287);
@@ -83,13 +83,11 @@ def derive(recipe: Recipe, num_images: int, world_size: int = 1, config: Any = N
     if recipe.steps is None and recipe.epochs is None:
         raise ValueError("neither epochs nor steps is set; give one, such as epochs=12")
     total_steps = recipe.steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
-    if recipe.evaluate_every is None:
+    evaluate_every_steps = _interval_steps(recipe, "evaluate_every", total_steps, steps_per_epoch)
+    if evaluate_every_steps is None:
         evaluate_every_steps = max(steps_per_epoch, math.ceil(total_steps / MOST_EVALUATIONS))
-    else:
-        evaluate_every_steps = max(1, round(recipe.evaluate_every * steps_per_epoch))
-    save_every_steps = recipe.save_every_steps or (
-        evaluate_every_steps if recipe.save_every is None else max(1, round(recipe.save_every * steps_per_epoch))
-    )
+    save_every_steps = _interval_steps(recipe, "save_every", total_steps, steps_per_epoch)
+    save_every_steps = recipe.save_every_steps or save_every_steps or evaluate_every_steps
     return TrainingPlan(
         recipe=recipe,
         num_images=num_images,
@@ -104,6 +102,22 @@ def derive(recipe: Recipe, num_images: int, world_size: int = 1, config: Any = N
         evaluate_every_steps=evaluate_every_steps,
         save_every_steps=save_every_steps,
     )
+
+
+def _interval_steps(recipe: Recipe, name: str, total_steps: int, steps_per_epoch: int) -> int | None:
+    """Steps that an interval of the recipe has; a `ValueError` if the run ends before."""
+    interval = parse_interval(name, getattr(recipe, name))
+    if interval is None:
+        return None
+    number, unit = interval
+    steps = {"epochs": number * steps_per_epoch, "steps": number, "end": total_steps}[unit]
+    if round(steps) > total_steps:
+        hint = f' (a bare number counts epochs: for steps give "{number:g} steps")' * (unit == "epochs")
+        raise ValueError(
+            f"{name}={number:g} {unit} is {round(steps):,} steps, but the run ends after {total_steps:,} steps = "
+            f"{total_steps / steps_per_epoch:.3g} epochs{hint}; give less, or {name}=end for once at the end"
+        )
+    return max(1, round(steps))
 
 
 def steps_of_epoch(num_images: int, batch_size: int) -> int:
@@ -173,6 +187,9 @@ def model_fields(recipe: Recipe, num_hidden_layers: int | None = None) -> dict[s
         num_hidden_layers: blocks of the backbone if known; they decide the number of query layers.
     """
     fields = dict(recipe.model_config)
+    if recipe.init is None and recipe.backbone is None and recipe.model in DECLARATIONS and "hidden_size" in fields:
+        # The default belongs to the default width: a narrow model would be nearly all MLP.
+        fields.setdefault("intermediate_size", 4 * fields["hidden_size"])
     # A segmentation checkpoint has its queries already; only what the recipe sets is changed.
     if not is_eomt(recipe) or recipe.init is not None:
         return fields

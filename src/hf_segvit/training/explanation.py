@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Of field, value, choices or limits, resume rule and meaning: with two blanks in between, 120 columns.
 _WIDTHS = (23, 24, 21, 6, 38)
+_SHOWN_CLASSES = 8
 _RESUME = textwrap.wrap(
     "resume: whether the value may change when a run is resumed. yes: the result does not depend on it; told: the "
     "result does, so the change is logged; no: start a new run.",
@@ -86,10 +87,11 @@ def _allowed(hint: Any, declared: Mapping[str, Any]) -> str:
     return ", ".join(named) or f"{' or '.join(kinds)} {declared.get('limits', '')}".strip()
 
 
-def explain(plan: TrainingPlan, model: nn.Module, processor: Any, full: bool = False) -> str:
+def explain(plan: TrainingPlan, model: nn.Module, processor: Any, full: bool = False, validation: str = "") -> str:
     """All decisions of a plan, and a table of the parameters by learning rate.
 
     Args:
+        validation: what the model is scored on, if known.
         model: as it is trained, with frozen parts and adapters.
         full: one row for each module with the shapes of its parameters, instead of one for each role.
     """
@@ -97,7 +99,7 @@ def explain(plan: TrainingPlan, model: nn.Module, processor: Any, full: bool = F
 
     recipe = plan.recipe
     groups = parameter_groups(model, plan)
-    lines = [f"{name:<16}{text}" for name, text in _decisions(plan, model, processor, full).items()]
+    lines = [f"{name:<16}{text}" for name, text in _decisions(plan, model, processor, full, validation).items()]
     if not full:  # one screen; the full text is for searching
         lines = [row for line in lines for row in textwrap.wrap(line, 120, subsequent_indent=" " * 16)]
     lines += ["", *(_full_table(groups) if full else _brief_table(groups, str(model.base_model_prefix)))]
@@ -108,6 +110,29 @@ def explain(plan: TrainingPlan, model: nn.Module, processor: Any, full: bool = F
     if advice:
         lines += ["", "If memory runs out:", *(f"  {line}" for line in advice)]
     return "\n".join(lines)
+
+
+def starting_block(plan: TrainingPlan, task: Any, model: nn.Module, device: Any, output: Any, step: int) -> str:
+    """What a run prints first: where it computes, on what, for how long, and where its results and curves are."""
+    from ..inference.devices import describe_device  # here, as it imports PyTorch, which --fields does without
+
+    recipe = plan.recipe
+    labels = [str(name) for name in (getattr(model.config, "id2label", None) or {}).values()]
+    shown = ", ".join(labels[:_SHOWN_CLASSES]) + (", ..." if len(labels) > _SHOWN_CLASSES else "")
+    trained = _count(parameter for parameter in model.parameters() if parameter.requires_grad)
+    validation = getattr(task, "validation_size", None)
+    scored = "" if validation is None else f", {validation:,} to score on"
+    rows = {
+        "device": f"{plan.world_size} x {describe_device(device)}" if plan.world_size > 1 else describe_device(device),
+        "images": f"{plan.num_images:,} to train on{scored}",
+        "classes": f"{len(labels)}: {shown}" if labels else "",
+        "parameters": f"{_count(model.parameters()):,}, of which {trained:,} are trained",
+        "steps": f"{plan.total_steps:,} of {recipe.batch_size} images = {plan.epochs:.4g} epochs, scored every "
+        f"{plan.evaluate_every_steps:,}" + (f"; resumed after step {step:,}" if step else ""),
+        "folder": str(output),
+        "curves": f"tensorboard --logdir {output / 'logs'}" if "tensorboard" in recipe.trackers else "",
+    }
+    return "\n".join(f"{name:<12}{text}" for name, text in rows.items() if text)
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
@@ -178,7 +203,7 @@ def memory_advice(recipe: Recipe, plan: TrainingPlan) -> list[str]:
     return advice
 
 
-def _decisions(plan: TrainingPlan, model: Any, processor: Any, full: bool) -> dict[str, str]:
+def _decisions(plan: TrainingPlan, model: Any, processor: Any, full: bool, validation: str = "") -> dict[str, str]:
     from ..models.image_processing_plain_vit import unit_normalization
 
     recipe, annealing = plan.recipe, plan.annealing
@@ -191,6 +216,7 @@ def _decisions(plan: TrainingPlan, model: Any, processor: Any, full: bool) -> di
     decisions = {
         "recipe": f"{recipe.name}: {recipe.model}, {recipe.task}",
         "data": f"{recipe.data}, {plan.num_images:,} images",
+        "validation": validation,
         "start": recipe.init or recipe.backbone or "from scratch",
         "model": "" if full else _size(model),
         "images": f"{height} x {width}, augmentation {augmentation_name(recipe)}",
@@ -208,6 +234,8 @@ def _decisions(plan: TrainingPlan, model: Any, processor: Any, full: bool) -> di
     elif annealing is not None:
         phases = zip(annealing.starts, annealing.ends, strict=True)
         decisions["annealing"] = ", ".join(f"{start:,} to {end:,}" for start, end in phases) + " (a query layer each)"
+    else:
+        decisions["annealing"] = _masks(plan, model.config)
     return {name: text for name, text in decisions.items() if text}
 
 

@@ -5,6 +5,7 @@ in step.py, what differs between models in tasks/, saving and resuming in saving
 The folder `output` receives:
 
 - `model/`: the best weights with configuration, image processor, scores and model card; `results.json`; `curves.png`;
+- `held_out.json`: with `val_fraction`, the images that were scored on and not trained on;
 - `checkpoints/`: the last ones and the best, for resuming; `history.jsonl` and the logs of trackers;
 - `predictions/`: drawn predictions of each evaluation; `failures/`: batches of steps that were not finite.
 
@@ -24,7 +25,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from ..atomic_files import prepare_output_folder
+from ..atomic_files import prepare_output_folder, write_json
 from ..hub.push import check_destination, push_to_hub
 from ..inference.devices import describe_device
 from ..lookup import suggestion
@@ -33,7 +34,7 @@ from .checkpoints import Checkpoints, identity
 from .data_order import StepOrder, TrainingLoader, worker_count
 from .derivation import TrainingPlan, derive
 from .ema import MovingAverage
-from .explanation import memory_advice
+from .explanation import memory_advice, starting_block
 from .guards import NonFiniteGuard, evaluation_advice, explained_out_of_memory, save_failed_step
 from .optimizers import build_optimizer, highest_rates, learning_rate_schedule
 from .recipe import Recipe, output_folder
@@ -42,10 +43,11 @@ from .saving import RunParts, RunSaver
 from .signals import StopRequested, StopSignals
 from .start import WholeModel, build_trained_model, checkpoint_blocks, compile_blocks, merge_adapters
 from .step import OptimizerStep, StepOutcome
-from .tasks import TrainingTask, task_for
+from .tasks import TrainingTask, own_task_class, task_for
 from .tracking import Tracking, memory_mib
 from .training_state import random_states, seed_everything, unchanged_random_states
 
+HELD_OUT = "held_out.json"
 PROCESS_TIMEOUT = 1800.0  # seconds; generous, as the others wait while the main process writes a checkpoint
 
 
@@ -126,8 +128,13 @@ class _Run:
         samples = task.train_samples()
         task.validation_name()  # opens the validation data, so that a wrong path fails now and not after an epoch
         check_keep_best(recipe.keep_best, task.score_names)
+        found = task.check_data()
         self.plan: TrainingPlan = derive(recipe, len(samples), accelerator.num_processes, self.unwrapped.config)
         prepare_output_folder(output)
+        held_out = getattr(task, "held_out", None)
+        if held_out is not None and accelerator.is_main_process:
+            # For whoever scores or continues with other commands: these images have not been trained on.
+            write_json(output / HELD_OUT, sorted(held_out.names))
         self.out_of_memory_advice = memory_advice(recipe, self.plan)
         if recipe.gradient_checkpointing:
             checkpoint_blocks(self.unwrapped)
@@ -156,14 +163,18 @@ class _Run:
         parts = RunParts(
             self.model, self.processor, self.optimizer, schedule, self.ema, self.selection, self.guard, self.callbacks
         )
-        messages: list[str] = list(task.remarks)  # held back until the progress bar is there
+        messages: list[str] = [*task.remarks, *found]  # held back until the progress bar is there
         checkpoints = Checkpoints(output / "checkpoints", recipe.keep_last, messages.append)
-        run_identity = identity(recipe, len(samples), self.plan.total_steps, task.training_datasets())
+        run_identity = identity(
+            recipe, len(samples), self.plan.total_steps, task.training_datasets(), own_task_class(task)
+        )
         self.saver = RunSaver(accelerator, recipe, checkpoints, run_identity, parts)
         # From here on processes draw different numbers; `resume` overwrites them with the saved states.
         seed_everything(recipe.seed, 0, accelerator.process_index)
         self.step, self.seconds = self.saver.resume(messages.append)
         self.tracking = Tracking(accelerator, self.plan, output, self.step, progress)
+        task.progress = progress and accelerator.is_main_process
+        self.tracking.say(starting_block(self.plan, task, self.unwrapped, accelerator.device, output, self.step))
         for message in messages:
             self.tracking.say(message)
         self.loader = TrainingLoader(
@@ -296,11 +307,16 @@ class _Run:
             self.model.train()
         # Before the score is added: as in `Trainer`, callbacks compare it with the best of the earlier ones.
         self.callbacks.call("on_evaluate", self.step, metrics={f"eval_{key}": value for key, value in metrics.items()})
-        is_best = self.selection.add(self.step, metrics, self.task.not_comparable_yet(self.unwrapped))
+        name = self.selection.metric
+        not_comparable = self.task.not_comparable_yet(self.unwrapped)
+        if name not in metrics and name in self.task.score_names:
+            # NaN, where the truth of the scored images has nothing to count: training goes on without a score.
+            not_comparable = not_comparable or f"{name} is undefined on the validation images"
+        is_best = self.selection.add(self.step, metrics, not_comparable)
         self.saver.note_evaluation()
         self.tracking.scores(self.step, metrics, images)
-        name = self.selection.metric
-        self.tracking.say(f"step {self.step}: {name} {metrics[name]:.4f}{', the best so far' if is_best else ''}")
+        score = f"{name} {metrics[name]:.4f}" if name in metrics else str(not_comparable)
+        self.tracking.say(f"step {self.step}: {score}{', the best so far' if is_best else ''}")
         return False
 
     def _stop(self) -> str:

@@ -12,6 +12,7 @@ of the official configurations of EoMT (Kerssies et al., CVPR 2025) and ViT-P.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import re
@@ -62,7 +63,9 @@ class General:
 
     model: str = option("eomt", "kind of model, or a TrainingTask class", choices=("eomt", "vit_p"), imported=())
     task: str = option(None, "what the model learns; null: its first task")
-    init: str | None = option(None, "segmentation model to start from; classes that it does not know are new")
+    init: str | None = option(
+        None, "segmentation model to start from; classes that it does not know are new; scratch: random weights"
+    )
     backbone: str | None = option(None, "backbone to start from; null, and init null: from scratch")
     model_config: dict[str, Any] = option({}, "fields of the model's configuration")
     options: dict[str, Any] = option({}, "fields that an imported task declares")
@@ -83,6 +86,9 @@ class Data:
     train_split: str | None = option(None, "split to train on; null: the first")
     val_data: str | None = option(None, "data to score on, as FORMAT:PATH; null: data", resume="yes")
     val_split: str | None = option(None, "split to score on; null: val, validation or test", resume="yes")
+    val_fraction: float | None = option(
+        None, "share of the training images to score on instead, whole groups if names tell", limits="> 0, < 1"
+    )
     image_size: int | list[int] | None = option(
         None, "size of training images in pixels: a number or [height, width]", limits=">= 1", length=(1, 2)
     )
@@ -149,8 +155,11 @@ class Optimisation:
 class Run:
     """What is scored, recorded, saved and published."""
 
-    evaluate_every: float | None = option(
-        None, "epochs between evaluations; null: 1, but at most 50 evaluations", limits="> 0", resume="yes"
+    evaluate_every: float | str | None = option(
+        None,
+        'between evaluations: "5 epochs" (or 5), "100 steps", or end; null: 1 epoch, but at most 50 evaluations',
+        limits="> 0",
+        resume="yes",
     )
     evaluate_limit: int | None = option(None, "score only the first images, this many", limits="> 0", resume="yes")
     metrics: list[str] = option([], "classes of additional metrics", imported=METRIC_METHODS, resume="yes")
@@ -158,8 +167,8 @@ class Run:
     patience: int | None = option(
         None, "evaluations without a better score before training stops", limits="> 0", resume="yes"
     )
-    save_every: float | None = option(
-        None, "epochs between checkpoints; each evaluation saves one, too", limits="> 0", resume="yes"
+    save_every: float | str | None = option(
+        None, "between checkpoints, as evaluate_every; each evaluation saves one, too", limits="> 0", resume="yes"
     )
     save_every_steps: int | None = option(
         None, "steps between checkpoints, instead of save_every", limits="> 0", resume="yes"
@@ -193,6 +202,7 @@ class Recipe(ViTPOptions, EoMTOptions, Run, Optimisation, Data, General):
         # `task` has no null in its type: whoever reads a recipe finds the task, never None.
         values = checked(Recipe, {name: value for name, value in vars(self).items() if (name, value) != ("task", None)})
         declaration = task_declaration(values["model"])
+        _start_from_scratch(values)
         values.setdefault("task", declaration.tasks[0])
         if values["options"] and not own_fields(self.model):
             raise ValueError(f"options={values['options']}: model={self.model} declares none; leave them out")
@@ -219,6 +229,35 @@ class Recipe(ViTPOptions, EoMTOptions, Run, Optimisation, Data, General):
     def changed(self, **fields: Any) -> Recipe:
         """A copy with other values in these fields."""
         return Recipe(**{**self.to_dict(), **fields})
+
+
+# Values of `init` and `backbone` that ask for random weights.
+_SCRATCH = ("scratch", "none")
+# A ViT-Ti, which learns something from a few dozen images; with pretrained weights larger ones are better.
+_SCRATCH_MODEL = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
+# Random weights take, and need, larger steps than trained ones, and the first blocks as large as the last.
+_SCRATCH_RATES = {"adamw": 5e-4, "sgd": 1e-2}
+
+
+def _start_from_scratch(values: dict[str, Any]) -> None:
+    """Replace init=scratch and backbone=scratch by null, with sizes and rates that random weights need."""
+    texts = {name: values[name] for name in ("init", "backbone") if isinstance(values[name], str)}
+    asked = [name for name, text in texts.items() if text.strip().lower() in _SCRATCH]
+    if not asked:
+        return
+    for name in asked:
+        values[name] = None
+    if values["init"] is not None or values["backbone"] is not None:
+        return  # one of them is a model all the same
+    for name in ("freeze", "lora"):
+        if values.get(name) is not None:
+            raise ValueError(f"{asked[0]}=scratch and {name}: random weights have to be trained; set {name} to null")
+    if values.get("learning_rate") is None and values.get("base_learning_rate") is None:
+        values["base_learning_rate"] = _SCRATCH_RATES[values["optimizer"]]
+    if values["layer_decay"] == default_of(FIELDS["layer_decay"]):
+        values["layer_decay"] = 1.0
+    if values["model"] in DECLARATIONS and not {"hidden_size", "num_hidden_layers"} & values["model_config"].keys():
+        values["model_config"] = {**_SCRATCH_MODEL, **values["model_config"]}
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Recipe)}
@@ -305,6 +344,8 @@ def _with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     for name, alternative in (("steps", "epochs"), ("epochs", "steps"), ("init", "backbone"), ("backbone", "init")):
         if name in stated and alternative not in stated:
             result.pop(alternative, None)
+    if any(name in stated and str(stated[name]).lower() in (*_SCRATCH, "") for name in ("init", "backbone")):
+        _drop_fine_tuning(stated, values, result)
     for key, value in stated.items():
         *path, last = key.split(".")
         refuse_unknown([key.partition(".")[0]], FIELDS)
@@ -319,6 +360,19 @@ def _with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         target[last] = value
     refuse_unknown(result, FIELDS)
     return result
+
+
+def _drop_fine_tuning(stated: dict[str, Any], values: Mapping[str, Any], result: dict[str, Any]) -> None:
+    """Drop what a file has for trained weights from `result`, if the command line asks for random ones."""
+    # An empty value leaves nothing to start from either, as every other start is dropped.
+    for name in ("init", "backbone"):
+        if name in stated and str(stated[name]).lower() in ("", *_SCRATCH):
+            stated[name] = "scratch"
+    starts = [str(values.get(name) or "scratch").lower() for name in ("init", "backbone")]
+    if set(starts) <= set(_SCRATCH):
+        return  # the file's rates are for random weights already
+    for name in ("learning_rate", "base_learning_rate", "layer_decay", "freeze", "lora"):
+        result.pop(name, None)
 
 
 def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,6 +408,13 @@ def _check_recipe(recipe: Recipe, declaration: type[TaskDeclaration]) -> None:
             "counts all devices and accumulation"
         )
     parse_freeze(recipe.freeze)
+    for name in ("evaluate_every", "save_every"):
+        parse_interval(name, getattr(recipe, name))
+    if recipe.val_fraction is not None and (recipe.val_split is not None or recipe.val_data is not None):
+        raise ValueError(
+            f"val_fraction={recipe.val_fraction} scores on a part of the training images, val_split and val_data on "
+            "others; set val_fraction to null, or the others"
+        )
     if recipe.lora is not None and recipe.freeze is not None:
         raise ValueError(f"lora and freeze={recipe.freeze}: adapters freeze what they adapt; set one of them to null")
     if recipe.annealing is True:
@@ -376,6 +437,26 @@ def parse_freeze(freeze: str | None) -> int | None:
     if match is None:
         raise ValueError(f"freeze={freeze!r} is unknown; give backbone, until_layer:N (such as until_layer:6) or null")
     return int(match.group(1))
+
+
+def parse_interval(name: str, value: float | str | None) -> tuple[float, str] | None:
+    """(number, "epochs" or "steps") of a value such as 2, "5 epochs" or "100 steps"; (1, "end") for "end".
+
+    Raises:
+        ValueError: naming the field and the forms that it takes.
+    """
+    if value is None or isinstance(value, int | float):
+        return None if value is None else (float(value), "epochs")
+    match = re.fullmatch(r"\s*([\d_.]+(?:e\d+)?)\s*(epoch|step)s?\s*", value, re.IGNORECASE)
+    if value.strip().lower() == "end":
+        return 1.0, "end"
+    number = 0.0
+    if match is not None:
+        with contextlib.suppress(ValueError):
+            number = float(match[1])
+    if match is None or number <= 0 or (match[2].lower() == "step" and number != int(number)):
+        raise ValueError(f'{name}={value!r} is no interval; give "100 steps", "5 epochs", a number of epochs, or end')
+    return number, f"{match[2].lower()}s"
 
 
 def parse_fraction(value: Any) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..atomic_files import replacing, write_json
 from ..drawing.segments import plot_curves
+from ..hub.check import published_data_name, published_path_name, published_settings
 from .derivation import TrainingPlan
 from .tasks import TrainingTask
 from .tracking import EXACT_CURVES, HISTORY, curves, read_history
@@ -69,7 +70,7 @@ def write_results(
             "warmup_steps": list(plan.warmup_steps),
             "annealing": None if plan.annealing is None else vars(plan.annealing),
         },
-        "recipe": plan.recipe.to_dict(),
+        "recipe": published_settings(plan.recipe.to_dict()),
         **facts,
         "versions": {name: version(name) for name in ("hf-segvit", "torch", "transformers", "accelerate")}
         | {"python": platform.python_version()},
@@ -93,13 +94,14 @@ def write_results(
 def training_in_words(plan: TrainingPlan, selection: Selection) -> str:
     """How a model was trained, in a paragraph for its card."""
     recipe = plan.recipe
-    start = "from scratch"
+    start, data = "from scratch", published_data_name(str(recipe.data))
     if recipe.init or recipe.backbone:
-        start = f"from the checkpoint {recipe.init}" if recipe.init else f"from the backbone {recipe.backbone}"
+        kind, source = ("checkpoint", recipe.init) if recipe.init else ("backbone", recipe.backbone)
+        start = f"from the {kind} {published_path_name(str(source))}"
     size = recipe.image_size if recipe.image_size is not None else "the model's"
     limit = f" (the first {recipe.evaluate_limit} images)" if recipe.evaluate_limit else ""
     return (
-        f"Trained {start} on `{recipe.data}`, {plan.num_images} images, with hf_segvit {version('hf-segvit')}: "
+        f"Trained {start} on `{data}`, {plan.num_images} images, with hf_segvit {version('hf-segvit')}: "
         f"{plan.total_steps} steps of {recipe.batch_size} images ({plan.epochs:.3g} epochs), image size {size}, "
         f"{recipe.optimizer} with a learning rate of {plan.learning_rate:.3g}, precision {recipe.precision}. "
         f"Weights: {selection.explanation()}{limit}."
@@ -125,7 +127,7 @@ class Selection:
         Raises:
             ValueError: the metric that decides is not among the metrics.
         """
-        if self.metric not in metrics:
+        if self.metric not in metrics and not_comparable is None:
             raise ValueError(
                 f"keep_best={self.metric!r} is no score of this task; choose one of {', '.join(sorted(metrics))}"
             )

@@ -30,6 +30,7 @@ from .step import StepOutcome
 HISTORY = "history.jsonl"
 # Groups of curves without noise, which are plotted as they are and not smoothed.
 EXACT_CURVES = ("learning rate", "annealing", "memory in MiB", "score")
+_WARMUP_STEPS = 10  # in which workers start and caches fill
 _NO_CURVES = ("step", "seconds per step", "share of time waiting for data")
 
 
@@ -51,7 +52,13 @@ class Tracking:
             accepted = (bool, int, float, str)  # by trackers; everything else becomes text
             settings = plan.recipe.to_dict().items()
             config = {name: value if isinstance(value, accepted) else str(value) for name, value in settings}
-            accelerator.init_trackers("logs", config=config)
+            accelerator.init_trackers("logs")
+            for tracker in accelerator.trackers:
+                if tracker.name == "tensorboard":  # its table of settings would appear as a second run
+                    text = "\n".join(f"    {name}: {value}" for name, value in config.items())
+                    tracker.writer.add_text("recipe", text, start_step)
+                else:
+                    tracker.store_init_configuration(config)
         terminal = self.progress and sys.stderr.isatty()
         self._bar = tqdm(
             total=plan.total_steps, initial=start_step, unit="step", disable=not terminal, dynamic_ncols=True
@@ -59,6 +66,7 @@ class Tracking:
         self._lines = self.progress and not terminal
         self._start = time.perf_counter()
         self._start_step = start_step
+        self._told_waiting = False
         self._begin_window()
 
     def step(
@@ -142,8 +150,19 @@ class Tracking:
                 f"step {step}/{self.plan.total_steps}: loss {values['loss']:.3f}, "
                 f"{values['images per second']:.1f} images/s, {_duration(left)} left"
             )
+        self._tell_waiting(values["share of time waiting for data"], step)
         self._begin_window()
         return values
+
+    def _tell_waiting(self, share: float, step: int) -> None:
+        """Say once when more than half of the time is waiting for data; the first steps wait for the workers."""
+        if share <= 0.5 or self._told_waiting or step <= self._start_step + max(self.plan.log_every, _WARMUP_STEPS):
+            return
+        self._told_waiting = True
+        self.say(
+            f"WARNING: {share:.0%} of the time is waiting for data; give more workers (num_workers=), smaller image "
+            "files, or cache=true"
+        )
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:

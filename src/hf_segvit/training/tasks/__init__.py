@@ -8,23 +8,36 @@ and drawings. `DatasetTask` reads the data, `SegmentationTask` (segmentation.py)
 from __future__ import annotations
 
 import importlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor
 
 from ...data import reading
 from ...drawing.segments import contact_sheet
+from ...hub.check import published_data_name
 from ...hub.model_card import make_model_card
 from ...inference.loading import quiet_transformers
 from ..declarations import TaskDeclaration
 from ..derivation import image_size
-from ..published_data import published_data
+from ..held_out import HeldOut, hold_out, image_names
+from ..preflight import check_training_data, with_classes_of
+from ..published_data import (
+    ASSUMED_CLASSES,
+    ASSUMED_IMAGES,
+    are_weights_here,
+    assumed_data,
+    named_architecture,
+    published_data,
+)
 
 # By name, so that training one model does not import the others.
 _TASKS = {"eomt": ("eomt", "EoMTTask"), "vit_p": ("vit_p", "ViTPTask")}
@@ -62,21 +75,40 @@ class TrainingTask(TaskDeclaration, ABC):
         self.device = torch.device("cpu")
         self.published: tuple[reading.DataDescription, int] | None = None
         self.remarks: list[str] = []
+        self.progress = False  # whether `evaluate` shows how far it is; the loop sets it
+        self.explaining = False  # whether nothing is trained, so that architectures do without their weights
 
     def without_data(self) -> int | None:
         """To explain a recipe without its data, use what is published about it, and return its number of images."""
-        self.published = published_data(self.recipe.data, self.data_tasks)
+        self.explaining = True
+        recipe, tasks = self.recipe, self.data_tasks
+        self.published = published_data(recipe.data, tasks)
+        if self.published is None and (assumed := assumed_data(recipe.data, tasks)) is not None:
+            self.published = assumed
+            self.remarks.append(
+                f"{recipe.data} does not exist here; explained for {ASSUMED_IMAGES} images of {ASSUMED_CLASSES} classes"
+            )
         return None if self.published is None else self.published[1]
 
     @property
     def backbone(self) -> Any:
         """The argument for `from_backbone`: the recipe's backbone, or without data its architecture only."""
-        if self.published is None:
+        if self.published is None and not self.explaining:
             return self.recipe.backbone
         # An explanation needs no weights, which may be gigabytes to download.
         from ...conversion.backbones import load_backbone
 
         return load_backbone(self.recipe.backbone, with_weights=False)[0]
+
+    def stand_in(self, source: str) -> dict[str, Any] | None:
+        """Sizes of a model whose weights are not here and are not needed, as nothing but an explanation is wanted."""
+        if not self.explaining or source.startswith("timm/") or are_weights_here(source):
+            return None
+        self.remarks.append(
+            f"{source} is not on this machine yet; explained for the architecture that its name tells, and ImageNet's "
+            "normalisation: those of the weights count"
+        )
+        return named_architecture(source)
 
     @property
     def data_tasks(self) -> Sequence[str]:
@@ -88,7 +120,8 @@ class TrainingTask(TaskDeclaration, ABC):
         """Hub id of what training starts from, for the model card; `None` if it is a folder, or nothing."""
         source = self.recipe.init or self.recipe.backbone
         # The card may only name a model of the Hub: owner/name, not a path.
-        return source if source and source.count("/") == 1 and not source.startswith((".", "/")) else None
+        is_hub_id = source and source.count("/") == 1 and not source.startswith((".", "/", "~"))
+        return source if is_hub_id and not Path(str(source)).exists() else None
 
     @abstractmethod
     def build_model(self) -> tuple[Any, Any]:
@@ -156,7 +189,12 @@ class TrainingTask(TaskDeclaration, ABC):
     def validation_name(self) -> dict[str, str]:
         """`task`, `dataset` and `split` of the validation data for results.json."""
         recipe = self.recipe
-        return {"task": recipe.task, "dataset": str(recipe.val_data or recipe.data), "split": str(recipe.val_split)}
+        dataset = published_data_name(str(recipe.val_data or recipe.data))
+        return {"task": recipe.task, "dataset": dataset, "split": str(recipe.val_split)}
+
+    def check_data(self) -> list[str]:
+        """Refuse data that cannot be learnt or scored, before step 1; lines for the log about what was found."""
+        return []
 
     def save(self, model: Any, processor: Any, folder: Path) -> None:
         """Write the trained model for inference; checkpoints to resume from are the loop's."""
@@ -178,6 +216,7 @@ class DatasetTask(TrainingTask):
         self._train: Any = None  # both are read only when needed: explaining a recipe does without
         self._validation: Any = None
         self._channels: int | None = None  # of the model's input, once it is built
+        self.held_out: HeldOut | None = None  # with `val_fraction`, once the training data have been read
 
     def take_channels(self, channels: int) -> None:
         """Read images with as many channels as the model takes; others are an error that names the file."""
@@ -203,7 +242,15 @@ class DatasetTask(TrainingTask):
             if self.recipe.data is None:
                 raise ValueError("the recipe names no data; add data=FORMAT:PATH, such as data=coco:/data/coco")
             self._train = self._with_channels(self.read_data(self.recipe.data, self.recipe.train_split))
+            if self.recipe.val_fraction is not None:
+                self.held_out = hold_out(self._train, self.recipe.val_fraction, self.recipe.seed)
+                self._train = self._part(self._train, held_out=False)
         return self._train
+
+    def _part(self, dataset: Any, held_out: bool) -> Any:
+        """The held-out images of the training split, or the others."""
+        names = set() if self.held_out is None else self.held_out.names
+        return dataset.select([index for index, name in enumerate(image_names(dataset)) if (name in names) is held_out])
 
     @property
     def description(self) -> reading.DataDescription:
@@ -224,16 +271,49 @@ class DatasetTask(TrainingTask):
         """The validation data, or its first images, and its description."""
         if self._validation is None:
             spec = self.recipe.val_data or self.recipe.data
-            dataset = self.read_data(spec, self.recipe.val_split or validation_split(spec), to_score=True)
+            if self.recipe.val_fraction is not None and self.training_data is not None:
+                dataset = self._part(self.read_data(spec, self.recipe.train_split, to_score=True), held_out=True)
+            else:
+                dataset = self.read_data(spec, self.recipe.val_split or validation_split(spec), to_score=True)
             dataset = self._with_channels(dataset)
-            self._validation = (dataset, reading.describe(dataset))
+            # Predictions have the classes of the training data, so the truth gets them, too.
+            self._validation = with_classes_of(dataset, reading.describe(dataset), self.description)
         dataset, description = self._validation
         return (dataset if limit is None else dataset.select(range(min(limit, len(dataset))))), description
+
+    def check_data(self) -> list[str]:
+        """The cheap part of `hf-segvit check-data`."""
+        dataset, ours = self.validation_data(None)[0], self.description
+        theirs = reading.describe(dataset)  # as the table says, also where labels are translated
+        names = [f"{part.format}:{part.path}, split {part.split!r}," for part in (ours, theirs)]
+        if self.held_out is not None:
+            names[1] = f"the held-out part of {names[0]}"
+        lines = check_training_data(
+            self.training_data, dataset, ours, theirs, (names[0], names[1]), self.recipe.evaluate_limit
+        )
+        return lines if self.held_out is None else [f"validation: {self.held_out.explanation}", *lines]
+
+    @property
+    def validation_size(self) -> int:
+        """Images that are scored."""
+        return len(self.validation_data(self.recipe.evaluate_limit)[0])
+
+    def validation_in_words(self) -> str:
+        """What is scored, for an explanation; a reason if that cannot be told."""
+        try:
+            data, description = self.validation_data(self.recipe.evaluate_limit)
+        except ValueError as error:
+            return f"WARNING: {error}"
+        if self.held_out is not None:
+            return self.held_out.explanation
+        return f"{description.format}:{description.path}, split {description.split!r}, {len(data):,} images"
 
     def validation_name(self) -> dict[str, str]:
         """The same with the split that was found."""
         # Reads the data even if the recipe names the split: called before step 1, it refuses data that is missing.
         split = self.validation_data(None)[1].split
+        if self.recipe.val_fraction is not None:
+            split = f"{self.recipe.val_fraction:g} of {split}"
         return {**super().validation_name(), "split": self.recipe.val_split or split}
 
     def released_card(self, model: Any, processor: Any, results: Sequence[Mapping[str, Any]], about: str) -> str:
@@ -256,9 +336,49 @@ def task_for(recipe: Any) -> TrainingTask:
     return getattr(importlib.import_module(f".{module}", __package__), name)(recipe)
 
 
+NO_WEIGHTS = (
+    "without weights at hand, init=scratch trains from random ones, and the recipes own_tiny_semantic, "
+    "own_tiny_instance and own_tiny_panoptic do so in minutes on a CPU"
+)
+
+
+@contextmanager
+def missing_weights_explained() -> Iterator[None]:
+    """Add to an error about weights that cannot be loaded how to do without."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; {NO_WEIGHTS}") from error
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """Errors about `model_config` as one line: types are checked by a library, with errors of its own."""
+    try:
+        yield
+    except (StrictDataclassError, TypeError) as error:
+        text = " ".join(str(error).split())
+        # The library's sentence has a name of an error and of a class in it; its middle says all.
+        if match := re.search(r"Field '(\w+)' expected (.+?), got .*\(value: (.+)\)", text):
+            raise ValueError(f"model_config.{match[1]}={match[3]} does not fit; expected {match[2]}") from error
+        raise ValueError(f"model_config does not fit ({text}); see hf-segvit train --fields") from error
+
+
+def own_task_class(task: TrainingTask) -> str | None:
+    """Import path of the class of a task that is not the one that its recipe names; `None` if it is."""
+    cls = type(task)
+    named = task.recipe.declaration
+    if task.recipe.model in _TASKS:
+        module, name = _TASKS[task.recipe.model]
+        named = getattr(importlib.import_module(f".{module}", __package__), name)
+    return None if cls is named else f"{cls.__module__}:{cls.__qualname__}"
+
+
 def validation_split(spec: str) -> str:
     """The split of "FORMAT:PATH" to score on if the recipe names none; a `ValueError` if none has a usual name."""
-    return reading.validation_split(spec, "name one with val_split=, or other data with val_data=")
+    return reading.validation_split(
+        spec, "name one with val_split=, other data with val_data=, or hold out a part with val_fraction=0.2"
+    )
 
 
 def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:

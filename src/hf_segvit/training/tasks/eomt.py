@@ -21,6 +21,7 @@ from ..declarations import EoMTDeclaration
 from ..derivation import image_size, model_fields
 from ..recipe import CRITERION_METHODS, Recipe
 from ..start import backbone_pixel_settings, carry_over_classes, channel_statistics, load_changed, pixel_settings
+from . import config_errors, missing_weights_explained
 from .segmentation import SegmentationTask
 
 # A checkpoint keeps these, or its scores would change without any training.
@@ -61,15 +62,27 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         if recipe.image_size is not None:
             fields["image_size"] = recipe.image_size
         kept: dict[str, Any] = {}
-        if recipe.init is not None:
-            model, kept = self._from_checkpoint(fields)
-        elif recipe.backbone is not None:
-            kept, self.remarks = backbone_pixel_settings(recipe.backbone)
-            size = fields.pop("image_size", self.size)
-            model = self.model_class.from_backbone(self.backbone, image_size=size, **fields)
-        else:
+        start = recipe.init or recipe.backbone
+        sizes = {} if start is None else self.stand_in(start)
+        if sizes is not None:
             size = list(self.size) if self.size[0] != self.size[1] else self.size[0]
-            model = self.model_class(self._config_class(**{"image_size": size, **fields}))
+            if start is not None:  # as the packaged checkpoints have them
+                sizes |= model_fields(recipe.changed(init=None, backbone=None), sizes["num_hidden_layers"])
+            elif recipe.model_config.keys() & {"hidden_size"} and "intermediate_size" not in recipe.model_config:
+                self.remarks.append(
+                    f"model_config: intermediate_size is 4 times hidden_size, {fields['intermediate_size']}"
+                )
+            with config_errors(), torch.device("meta" if start is not None else "cpu"):
+                model = self.model_class(self._config_class(**{"image_size": size, **sizes, **fields}))
+        elif recipe.init is not None:
+            with missing_weights_explained():
+                model, kept = self._from_checkpoint(fields)
+        else:
+            kept, remarks = backbone_pixel_settings(start)
+            self.remarks += remarks
+            size = fields.pop("image_size", self.size)
+            with missing_weights_explained():
+                model = self.model_class.from_backbone(self.backbone, image_size=size, **fields)
         for name, value in own.items():
             setattr(model.config, name, value)
         if own or self.criterion_class is not None:  # built anew, as it was made before these settings were there
@@ -120,10 +133,10 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
     def _from_checkpoint(self, fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The starting checkpoint with the fields of the recipe, and the settings of its processor to keep."""
         before, processor = load_segmentation_model(self.recipe.init)  # also for its errors, which name the remedy
-        model, self.remarks = load_changed(self.model_class, str(self.recipe.init), before, "class_predictor.", fields)
+        model, remarks = load_changed(self.model_class, str(self.recipe.init), before, "class_predictor.", fields)
         labels_before = {int(label): str(name) for label, name in (before.config.id2label or {}).items()}
         remark = carry_over_classes(model.class_predictor, before.class_predictor, fields["id2label"], labels_before)
-        self.remarks += [] if remark is None else [remark]
+        self.remarks += remarks if remark is None else [*remarks, remark]
         if self.recipe.annealing is not False and model.config.masked_attention:
             model.set_masked_attention_probabilities(1.0)  # a trained checkpoint has 0.0 saved, but is annealed again
         # Task, size and labels are not kept: they are the recipe's and the data's.

@@ -43,6 +43,7 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
         super().__init__(recipe)
         self.headline = evaluation_task(recipe.task, 1).headline
         self.metrics = [import_object(path, "metrics", METRIC_METHODS) for path in recipe.metrics]
+        self._augmentation()  # refuses wrong options before data are read
 
     def new_processor(self, **kept: Any) -> EoMTImageProcessor:
         """An image processor for the recipe's task, size and classes, with settings of the starting model."""
@@ -59,11 +60,7 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
 
     def train_samples(self) -> TrainingSamples:
         """The augmented training images."""
-        recipe = self.recipe
-        name, options = augmentation_name(recipe), recipe.augmentation_options
-        if not is_import_path(name):  # an imported class need not have this option
-            options = {"scale_later": self.device.type != "cpu", **options}
-        augment = augmentation(name, self.size, **options)
+        recipe, augment = self.recipe, self._augmentation()
         return AugmentedDataset(self.training_data, augment, seed=recipe.seed, cache=cache_folder(recipe))
 
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
@@ -96,7 +93,8 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
         dataset, description = self.validation_data(limit)
         segmenter = self._segmenter(model, processor, device, description)
         stuff_classes = description.stuff_classes
-        result = evaluate(segmenter, dataset, description.id2label, stuff_classes=stuff_classes, metrics=self.metrics)
+        settings = {"stuff_classes": stuff_classes, "metrics": self.metrics, "progress": self.progress}
+        result = evaluate(segmenter, dataset, description.id2label, **settings)
         numbers = {name: value for name, value in result.metrics.items() if isinstance(value, float)}
         # NaN where the truth has nothing to count, such as no stuff: it must not be the best score.
         return {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -125,6 +123,12 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
             drawing = draw_segments(image, *task.segments(answer, size), segmenter.id2label)
             strips.append(side_by_side([shown_rgb(image), truth, drawing]))
         return strips
+
+    def _augmentation(self) -> Any:
+        name, options = augmentation_name(self.recipe), self.recipe.augmentation_options
+        if not is_import_path(name):  # an imported class need not have this option
+            options = {"scale_later": self.device.type != "cpu", **options}
+        return augmentation(name, self.size, **options)
 
     def _segmenter(self, model: Any, processor: Any, device: torch.device, data: DataDescription) -> Segmenter:
         task, stuff_classes, labels = self.recipe.task, data.stuff_classes, data.id2label

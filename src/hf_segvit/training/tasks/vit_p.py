@@ -28,6 +28,7 @@ from ...evaluation.points import evaluate_points, point_source
 from ...inference.loading import load_point_classifier
 from ...inference.point_classifier import PointClassifier
 from ...inference.segmenter import Segmenter
+from ...lookup import suggestion
 from ...metrics.point_accuracy import PointAccuracy
 from ...models.configuration_vit_p import ViTPConfig
 from ...models.image_decoding import AS_STORED, shown_rgb, to_pixels
@@ -38,7 +39,7 @@ from ..declarations import PointOptions, PromptOptions, ViTPDeclaration, checked
 from ..derivation import augmentation_name, image_size, model_fields
 from ..recipe import Recipe, cache_folder
 from ..start import backbone_pixel_settings, channel_statistics, load_changed, pixel_settings
-from . import DatasetTask, TrainingSamples, side_by_side
+from . import DatasetTask, TrainingSamples, config_errors, missing_weights_explained, side_by_side
 
 _EVALUATION_BATCH = 8  # images, if the recipe sets no device_batch_size
 
@@ -55,20 +56,30 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
                 raise ValueError(f"{name} is for segmentation; derive a task from ViTPTask to change those of ViT-P")
         self.points = point_settings(recipe.points)
         self._mixed: list[Any] | None = None
+        self._augmentation(self.points.sampling)  # refuses wrong options before data are read
+        known = {field.name for field in fields(ViTPConfig)} | {"num_labels"}
+        if unknown := [name for name in recipe.model_config if name not in known]:
+            raise ValueError(f"model_config has no field {unknown[0]!r}; {suggestion(unknown[0], known)}")
 
     def build_model(self) -> tuple[Any, Any]:
         """The model with the classes of the training data, and a processor for its input size."""
         recipe, fields = self.recipe, {**model_fields(self.recipe), **self.labels}
         kept: dict[str, Any] = {}
-        if recipe.init is not None:
+        start = recipe.init or recipe.backbone
+        sizes = {} if start is None else self.stand_in(start)
+        if sizes is not None:
+            with config_errors(), torch.device("meta" if start is not None else "cpu"):
+                model = ViTPForPointClassification(ViTPConfig(**{"image_size": list(self.size), **sizes, **fields}))
+        elif recipe.init is not None:
             if recipe.image_size is not None:
                 fields["image_size"] = recipe.image_size
-            model, kept = self._from_checkpoint(fields)
-        elif recipe.backbone is not None:
-            kept, self.remarks = backbone_pixel_settings(recipe.backbone)
-            model = ViTPForPointClassification.from_backbone(self.backbone, image_size=list(self.size), **fields)
+            with missing_weights_explained():
+                model, kept = self._from_checkpoint(fields)
         else:
-            model = ViTPForPointClassification(ViTPConfig(**{"image_size": list(self.size), **fields}))
+            kept, remarks = backbone_pixel_settings(start)
+            self.remarks += remarks
+            with missing_weights_explained():
+                model = ViTPForPointClassification.from_backbone(self.backbone, image_size=list(self.size), **fields)
         self.size = image_size(recipe, model.config)
         self.take_channels(model.config.num_channels)
         kept |= channel_statistics(kept, model.config.num_channels)
@@ -134,7 +145,8 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
         for kind in self.points.evaluate:
             source = self._point_source(kind, description, device)
             batch_size = self.recipe.device_batch_size or _EVALUATION_BATCH
-            result = evaluate_points(predictor, dataset, description.id2label, source, batch_size=batch_size)
+            settings = {"batch_size": batch_size, "progress": self.progress}
+            result = evaluate_points(predictor, dataset, description.id2label, source, **settings)
             prefix = "" if kind == self.points.evaluate[0] else f"{kind}_"
             numbers |= {f"{prefix}{name}": float(value) for name, value in result.metrics.items()}
         return {name: value for name, value in numbers.items() if value == value}  # without NaN, of no points
@@ -208,7 +220,8 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
         before, processor = load_point_classifier(source)  # also for its errors, which name the remedy
         # Training points are pixel centres, whatever those of the checkpoint were.
         fields = {"point_origin": "center", **fields}
-        model, self.remarks = load_changed(ViTPForPointClassification, source, before, "classifier.", fields)
+        model, remarks = load_changed(ViTPForPointClassification, source, before, "classifier.", fields)
+        self.remarks += remarks
         # All or nothing, unlike EoMT's head: the hidden layer of an MLP head serves all classes together.
         if self.points.reset_head or list((before.config.id2label or {}).values()) != list(fields["id2label"].values()):
             for module in model.classifier.modules():
