@@ -29,11 +29,10 @@ def no_system_fonts(monkeypatch):
     monkeypatch.setattr(fonts, "_fontconfig_files", lambda letters: [])
     monkeypatch.setattr(fonts, "_folder_files", list)
     monkeypatch.delenv(fonts.VARIABLE, raising=False)
-    for cached in (fonts._system_font, fonts._notice):
-        cached.cache_clear()
+    monkeypatch.setattr(fonts, "_noticed", [])
+    fonts._system_font.cache_clear()
     yield
-    for cached in (fonts._system_font, fonts._notice):
-        cached.cache_clear()
+    fonts._system_font.cache_clear()
 
 
 def drawn(names, monkeypatch):

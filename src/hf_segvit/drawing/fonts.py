@@ -11,9 +11,10 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 import unicodedata
 from collections.abc import Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import ImageFont
@@ -31,6 +32,9 @@ _SUFFIXES = (".ttf", ".otf", ".ttc")
 _LIKELY = ("notosanscjk", "sourcehansans", "arialuni", "unifont", "pingfang", "msyh", "malgun", "yugoth", "notosans")
 _MAX_FILES = 600  # fonts opened in a search; each takes about a millisecond
 _MISSING = "\uffff"  # no character, so that every font shows the sign for missing ones
+
+_LOCK = threading.Lock()
+_noticed: list[str] = []  # scripts that were said to have no font; the notice comes once a process
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +76,11 @@ def drawable(text: str, substitute: str) -> str:
     return substitute
 
 
-@cache
 def _notice(scripts: str) -> None:
+    with _LOCK:  # images are drawn in threads
+        if _noticed:
+            return
+        _noticed.append(scripts)
     logger.warning(
         f"no font here has the letters of some class names ({scripts}), so drawings show label ids instead; install a "
         f"font such as Noto, or name a font file with {VARIABLE}=FILE or `hf-segvit segment --font FILE`"
