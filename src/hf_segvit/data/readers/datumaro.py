@@ -132,7 +132,7 @@ def _label(row: Any, labels: Sequence[str]) -> int | None:
 
 
 def _image(entry: Mapping[str, Any], split: str, files: FileList, where: str) -> ShapedImage:
-    stated = next((entry[key] for key in ("image", "media") if isinstance(entry.get(key), dict)), {})
+    stated: Mapping[str, Any] = next((entry[key] for key in ("image", "media") if isinstance(entry.get(key), dict)), {})
     image_id, path = str(entry.get("id")), stated.get("path")
     # The path is relative to the folder of the split; without images, it is empty and the id is the name.
     candidates = [path] if path else [image_id + suffix for suffix in IMAGE_SUFFIXES]

@@ -167,7 +167,9 @@ def _regions(entry: Mapping[str, Any]) -> tuple[Any, list[Mapping[str, Any]]]:
         return None, []
     result = rows[0].get("result")
     # Choices and texts are about the image, and relations about regions.
-    regions = [row for row in result if isinstance(row, dict) and _labels(row)] if isinstance(result, list) else []
+    regions: list[Mapping[str, Any]] = (
+        [row for row in result if isinstance(row, dict) and _labels(row)] if isinstance(result, list) else []
+    )
     return rows[0].get("id"), regions
 
 
@@ -203,7 +205,8 @@ def _image(entry: Mapping[str, Any], regions: Sequence[Mapping[str, Any]], files
         location = find_image(files, names[-1], where)
     image_id = posixpath.splitext(posixpath.basename(location["member"].replace("\\", "/")))[0]
     for region in regions:
-        height, width = region.get("original_height"), region.get("original_width")
+        height: Any = region.get("original_height")
+        width: Any = region.get("original_width")
         if is_size(height, width):
             return ShapedImage(location, image_id, (height, width), where)
     return ShapedImage(location, image_id, upright_size(location), where)

@@ -204,6 +204,6 @@ def _bitmap(bitmap: Any, size: tuple[int, int]) -> dict[str, Any]:
     if png.mode in ("RGBA", "LA") or "transparency" in png.info:
         part = np.asarray(png.convert("RGBA"))[..., 3] > 0
     else:
-        part = np.asarray(png) > 0
-        part = part if part.ndim == 2 else part.any(axis=2)
+        values = np.asarray(png)
+        part = (values if values.ndim == 2 else values.max(axis=2)) > 0
     return placed_mask(part, origin[0], origin[1], size)
