@@ -553,7 +553,7 @@ def test_the_command_takes_metrics_by_their_import_path(checkpoint, tmp_path, ca
         (["--batch-size", "0"], "--batch-size 0 must be at least 1"),
         (["--threshold", "0.5"], "no meaning for task semantic"),
         (["--data", "generated:none"], "choose generated:easy"),
-        (["--data", "voc:/data"], "no format 'voc'"),
+        (["--data", "pascal:/data"], "no format 'pascal'"),
         (["--split", "nowhere"], "nowhere"),
         (["--model", "/no/such/folder"], "no folder /no/such/folder"),
         (["--device", "cuda:99"], "cuda:99"),

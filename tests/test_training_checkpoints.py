@@ -16,15 +16,15 @@ from .test_training_loop import ScoredTask
 from .tiny_training import assert_equal, saved_tensors, tiny_recipe
 
 
-class FailingTask(ScoredTask):
-    """Its evaluation raises."""
+def failing_task(recipe, error):
+    """A task whose evaluation raises; of the same class, as another task would be another run."""
 
-    def __init__(self, recipe, error):
-        super().__init__(recipe, [])
-        self.error = error
+    def evaluate(model, processor, device, limit):
+        raise error
 
-    def evaluate(self, model, processor, device, limit):
-        raise self.error
+    task = ScoredTask(recipe, [])
+    task.evaluate = evaluate
+    return task
 
 
 def run(recipe, task):
@@ -55,7 +55,7 @@ def test_an_evaluation_that_fails_loses_nothing(tmp_path, monkeypatch, error, me
     assert saved == [3, 6], "each checkpoint is written once, though both evaluations are the best so far"
     saved.clear()
     with pytest.raises((OSError, TrainingFailed), match=message):
-        run(two, FailingTask(two, error))
+        run(two, failing_task(two, error))
     assert saved == [3]
     again = run(two, ScoredTask(two, [0.1, 0.2]))
     assert again.results["evaluations"] == whole.results["evaluations"]

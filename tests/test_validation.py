@@ -13,7 +13,10 @@ from .data_folders import mask_folder
 
 def test_without_a_split_to_score_on_the_fields_of_the_recipe_are_named(tmp_path: Path) -> None:
     spec = mask_folder(tmp_path)
-    with pytest.raises(ValueError, match="only train; name one with val_split=, or other data with val_data="):
+    with pytest.raises(
+        ValueError,
+        match="only train; name one with val_split=, other data with val_data=, or hold out a part with val_fraction=",
+    ):
         validation_split(spec)
     mask_folder(tmp_path, split="valid")
     assert validation_split(spec) == "valid"

@@ -362,7 +362,8 @@ def _check_across_splits(report: DataReport, format_name: str) -> None:
             lonely[having[0]].append(label)
         elif sum(row.images for row in rows.values()) == 1 and sum(split.images for split in splits) >= _FEW_IMAGES:
             rare.append(label)
-    if crowds:
+    # COCO's reader has said so already, with the file that says it.
+    if crowds and not any("only as crowd" in problem.message for problem in problems):
         remedy = "mark them as objects"
         if "crowd" in _options(format_name):
             remedy = f"{with_option(report.data, 'crowd=objects')} reads them as objects"

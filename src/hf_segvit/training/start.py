@@ -40,10 +40,10 @@ def pixel_settings(processor: Any) -> dict[str, Any]:
 
 def channel_statistics(settings: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """`image_mean` and `image_std` for a model of so many channels; nothing where the settings have as many."""
-    known = {
-        name: list(settings.get(name) or default)
-        for name, default in (("image_mean", IMAGENET_DEFAULT_MEAN), ("image_std", IMAGENET_DEFAULT_STD))
-    }
+    known = {}
+    for name, default in (("image_mean", IMAGENET_DEFAULT_MEAN), ("image_std", IMAGENET_DEFAULT_STD)):
+        value = settings.get(name) or default
+        known[name] = [value] * channels if isinstance(value, int | float) else list(value)
     if len(known["image_mean"]) == channels:
         return {}
     # What further bands hold is unknown; the mean over the colours is as good for them as for grey images.

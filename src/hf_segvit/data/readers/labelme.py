@@ -112,13 +112,6 @@ def read(
             continue
         segments = _segments(content, where, rule, task, problems)
         rows.append({"image": image, "image_id": posixpath.splitext(name)[0], "segment_map": [], "segments": segments})
-    used = {location_name(row["image"]) for row in rows}
-    unused = [key for key, image in images.items() if key.startswith(prefix) and location_name(image) not in used]
-    if unused and rows:
-        some = ", ".join(unused[:3])
-        problems.warn(
-            path, f"split {split!r}", f"{len(unused)} images without a JSON file that can be read are left out: {some}"
-        )
     ground = VOID if rule.background is None else rule.background
     reader: MaskReader = PolygonMasks() if task == "instance" else PaintedPolygons(ground)
     if task == "panoptic":
