@@ -310,6 +310,11 @@ def segments_ai(root: Path) -> None:
 
 # Writer, and the format that is recognised.
 TOOLS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "CVAT COCO": (cvat_coco, "coco_folder"),
+    "CVAT YOLO": (cvat_yolo, "yolo"),
+    "Label Studio COCO": (label_studio_coco, "coco_folder"),
+    "Label Studio YOLO": (label_studio_yolo, "yolo"),
+    "makesense COCO": (makesense_coco, "coco_folder"),
     "CVAT for images": (cvat_images, "cvat"),
     "CVAT Datumaro": (cvat_datumaro, "datumaro"),
     "CVAT mask": (cvat_mask, "voc"),
@@ -323,14 +328,6 @@ TOOLS: dict[str, tuple[Callable[[Path], None], str]] = {
     "VIA CSV": (via_csv, "via"),
     "makesense VGG": (makesense_vgg, "via"),
     "segments.ai": (segments_ai, "segments_ai"),
-}
-# Their readers are tested elsewhere.
-RECOGNISED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "CVAT COCO": (cvat_coco, "coco_folder"),
-    "CVAT YOLO": (cvat_yolo, "yolo"),
-    "Label Studio COCO": (label_studio_coco, "coco_folder"),
-    "Label Studio YOLO": (label_studio_yolo, "yolo"),
-    "makesense COCO": (makesense_coco, "coco_folder"),
 }
 
 
@@ -362,13 +359,6 @@ FORMS = ("folder", "zip", "wrapped", "zip in a folder")
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("tool", RECOGNISED)
-def test_an_export_is_recognised(tool, form, tmp_path):
-    writer, name = RECOGNISED[tool]
-    assert recognise(str(delivered(tmp_path, writer, form)))[0] == name
-
-
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tool", TOOLS)
 def test_an_export_is_recognised_and_read(tool, form, tmp_path):
     writer, name = TOOLS[tool]
@@ -380,7 +370,7 @@ def test_an_export_is_recognised_and_read(tool, form, tmp_path):
             continue
         problems = ProblemList()
         dataset = load_segmentation_dataset(spec, task=task, problems=problems)
-        assert [str(problem) for problem in problems] == []
+        assert [str(problem) for problem in problems.errors] == []  # warnings name paths that were repaired
         facts = describe(dataset)
         assert (facts.format, len(dataset)) == (name, 1)
         found = areas(dataset[0], facts.id2label)
