@@ -378,3 +378,26 @@ def _background_name(background: Any, classes: Sequence[str], own: str | None, s
     if not name:
         raise ValueError(f"background= needs a name; give background={_BACKGROUND} or background=void")
     return name, f"{uncovered} are the class {name!r} (background={background})"
+
+
+def stuff_labels_of(rule: LabelRule, task: str, stuff: Any, classes: Any, source: str) -> tuple[list[int], list[str]]:
+    """Label ids of stuff classes in the panoptic task, and remarks about them.
+
+    Args:
+        stuff: names from the option `stuff=`; without any, the classes that `classes` states to be no things.
+        classes: file or value for `read_classes`, or `None`.
+        source: of the data, for errors.
+    """
+    if task != "panoptic":
+        return [], []
+    chosen = [name for name in option_names(stuff) if name]
+    if unknown := [name for name in chosen if name not in rule.names]:
+        raise ValueError(f"{source}: stuff={unknown[0]} is no class; {suggestion(unknown[0], rule.names)}")
+    if not chosen and classes is not None and (listed := read_classes(classes)).states_things:
+        chosen = [listed.names[label] for label in listed.stuff_classes]
+    labels = {rule.names.index(name) for name in chosen if name in rule.names}
+    if rule.background is not None:
+        labels.add(rule.background)
+    if not labels:
+        return [], ["no class is stuff: each shape is an object of its own; stuff=NAME,NAME merges those of a class"]
+    return sorted(labels), [f"stuff, merged in each image: {', '.join(rule.names[label] for label in sorted(labels))}"]

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..lookup import suggestion
 from ..models.mask_encoding import decode_mask, encode_mask
 from .archives import Location
-from .class_lists import VOID, LabelRule, label_rule, listed_names, option_names, read_classes
+from .class_lists import VOID, label_rule, listed_names, stuff_labels_of
 from .decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks
 from .folders import DataFolder, FileList
 from .mask_files import draw_polygons, polygon_fault
@@ -91,7 +90,7 @@ def shape_reading(
     if not names:
         raise ValueError(f"{source}: no shape has a label and an area, so there are no classes; annotate some images")
     rule = label_rule(names, task, used=found, source=source, **rule_options)
-    stuff_labels, remarks = _stuff(rule, task, stuff, classes, source)
+    stuff_labels, remarks = stuff_labels_of(rule, task, stuff, classes, source)
     rows = []
     for image in images:
         segments: list[dict[str, Any]] = []
@@ -125,23 +124,6 @@ def shape_reading(
     if task == "panoptic":
         reader = PaintedPanoptic(frozenset(stuff_labels), ground)
     return Reading(reader, list(rule.names), stuff_labels, rows, outlines=True, remarks=[*rule.decisions, *remarks])
-
-
-def _stuff(rule: LabelRule, task: str, stuff: Any, classes: Any, source: str) -> tuple[list[int], list[str]]:
-    """Label ids of stuff classes in the panoptic task, and what users should know about them."""
-    if task != "panoptic":
-        return [], []
-    chosen = [name for name in option_names(stuff) if name]
-    if unknown := [name for name in chosen if name not in rule.names]:
-        raise ValueError(f"{source}: stuff={unknown[0]} is no class; {suggestion(unknown[0], rule.names)}")
-    if not chosen and classes is not None and (listed := read_classes(classes)).states_things:
-        chosen = [listed.names[label] for label in listed.stuff_classes]
-    labels = {rule.names.index(name) for name in chosen if name in rule.names}
-    if rule.background is not None:
-        labels.add(rule.background)
-    if not labels:
-        return [], ["no class is stuff: each shape is an object of its own; stuff=NAME,NAME merges those of a class"]
-    return sorted(labels), [f"stuff, merged in each image: {', '.join(rule.names[label] for label in sorted(labels))}"]
 
 
 def _mask(row: Mapping[str, Any]) -> np.ndarray:

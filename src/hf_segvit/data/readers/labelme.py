@@ -16,10 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from ...lookup import suggestion
 from ...models.mask_encoding import decode_mask, encode_mask
 from ..archives import Location, location_name, read_json
-from ..class_lists import CLASS_FILES, VOID, LabelRule, label_rule, listed_names, option_names, read_classes
+from ..class_lists import (
+    CLASS_FILES,
+    VOID,
+    LabelRule,
+    label_rule,
+    listed_names,
+    stuff_labels_of,
+)
 from ..decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks
 from ..folders import IMAGE_SUFFIXES, DataFolder
 from ..mask_files import draw_polygons, index_map, polygon_fault
@@ -101,7 +107,7 @@ def read(
     if source is not None:
         names = list(listed_names(source))
     rule = label_rule(names, task, background=background, void=void, drop=drop, used=labels, source=path)
-    stuff_classes, remarks = _stuff(rule, task, stuff, source, path)
+    stuff_classes, remarks = stuff_labels_of(rule, task, stuff, source, path)
     rows = list[dict[str, Any]]()
     for name, content in contents.items():
         where = location_name(files[name])
@@ -117,25 +123,6 @@ def read(
     if task == "panoptic":
         reader = PaintedPanoptic(frozenset(stuff_classes), ground)
     return Reading(reader, list(rule.names), stuff_classes, rows, outlines=True, remarks=[*rule.decisions, *remarks])
-
-
-def _stuff(rule: LabelRule, task: str, stuff: Any, source: Any, path: str) -> tuple[list[int], list[str]]:
-    """Label ids of stuff classes in the panoptic task, and what users should know about them."""
-    if task != "panoptic":
-        return [], []
-    chosen = [name for name in option_names(stuff) if name]
-    if unknown := [name for name in chosen if name not in rule.names]:
-        raise ValueError(f"{path}: stuff={unknown[0]} is no class; {suggestion(unknown[0], rule.names)}")
-    if not chosen and source is not None and (listed := read_classes(source)).states_things:
-        chosen = [listed.names[label] for label in listed.stuff_classes]
-    stuff_classes = {rule.names.index(name) for name in chosen if name in rule.names}
-    if rule.background is not None:
-        stuff_classes.add(rule.background)
-    if not stuff_classes:
-        return [], ["no class is stuff: each shape is an object of its own; stuff=NAME,NAME merges those of a class"]
-    return sorted(stuff_classes), [
-        f"stuff, merged in each image: {', '.join(map(rule.names.__getitem__, stuff_classes))}"
-    ]
 
 
 def _checked(content: Any, name: str) -> dict[str, Any]:
