@@ -87,7 +87,6 @@ class DataReport:
     splits: list[SplitReport] = field(default_factory=list)
     problems: ProblemList = field(default_factory=ProblemList)
     samples: list[tuple[dict[str, Any], dict[int, str]]] = field(default_factory=list)
-    states_range: bool = False  # the user has said which values are black and white
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the samples, ready for JSON."""
@@ -119,7 +118,7 @@ def check_dataset(
     Raises:
         ValueError: nothing can be read at all.
     """
-    report = DataReport(spec, states_range="range" in options or "range=" in spec)
+    report = DataReport(spec)
     splits = [split] if split else available_splits(spec, **options)
     seen: dict[bytes, str] = {}  # across splits: images in both training and validation are the worst duplicates
     used: set[tuple[str | None, str]] = set()
