@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from hf_segvit.data.augmentation import AugmentedSample
 from hf_segvit.data.collation import MaskCollator
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
+from hf_segvit.training.loop import leave_process_group
 from hf_segvit.training.transformers_trainer import EoMTTrainer, SegmentationScores
 
 from .tiny_models import tiny_eomt
@@ -85,6 +86,7 @@ def main() -> None:
     if torch.distributed.get_rank() == 0:
         save_file(weights, folder / "weights.safetensors")
         (folder / "scores.json").write_text(json.dumps(scores))
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -138,6 +138,7 @@ def main(settings):
 
     options = {"callbacks": [End()], "process_timeout": settings.get("timeout", 60)}
     outcome = loop.train(recipe, task=task, cpu=True, on_step=on_step, **options)
+    loop.leave_process_group()
     if rank == 0:
         print(json.dumps({"losses": losses, "step": outcome.step, "stopped": outcome.stopped}))
 

@@ -91,10 +91,11 @@ def run(args: argparse.Namespace) -> int:
         print(_explanation(recipe, args.explain == "full"))
         return 0
 
-    from ..training.loop import train
+    from ..training.loop import leave_process_group, train
     from ..training.signals import STOPPED_EXIT_CODE
 
     outcome = train(recipe, cpu=args.cpu)
+    leave_process_group()
     if outcome.stopped is not None:
         return STOPPED_EXIT_CODE
     if outcome.results:

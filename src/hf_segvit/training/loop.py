@@ -24,6 +24,7 @@ from typing import Any
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from torch import distributed
 
 from ..atomic_files import prepare_output_folder, write_json
 from ..hub.push import check_destination, push_to_hub
@@ -97,6 +98,13 @@ def train(
         finally:
             run.tracking.close()
     return TrainingOutcome(output, run.step, stopped, results, run.unwrapped.eval(), run.processor)
+
+
+def leave_process_group() -> None:
+    """Close the connections to the other processes of a run, as the last thing a process does."""
+    # Threads that serve the group while the interpreter shuts down can abort a process that has succeeded.
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def prepare(accelerator: Accelerator, model: Any, plan: TrainingPlan) -> tuple[Any, Any, Any]:
