@@ -26,7 +26,7 @@ from hf_segvit.metrics.mask_average_precision import MaskAveragePrecision
 from hf_segvit.models.mask_encoding import decode_mask
 
 from .coco_instances import STATISTICS, pycocotools_statistics
-from .data_folders import SIZE, coco_folder, panoptic_folder, write_image, write_json, write_mask
+from .data_folders import SIZE, coco_folder, colored, panoptic_folder, write_image, write_json, write_mask
 
 
 def test_panoptic_agrees_with_json_and_png(sample_data: Path) -> None:
@@ -280,3 +280,47 @@ def test_wrong_formats_paths_tasks_splits_and_options(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {})
     with pytest.raises(ValueError, match="neither a folder nor a zip archive"):
         load_segmentation_dataset(f"coco:{tmp_path}/x.json")
+
+
+def official_coco(root: Path, kind: str) -> str:
+    """Two persons and a crowd of them, with a dog in front, in COCO's own layout."""
+    write_image(root / "train2017" / "a.jpg")
+    names = {1: "person", 18: "dog"}
+    categories = [{"id": number, "name": name, "isthing": 1} for number, name in names.items()]
+    images = [{"id": 5, "file_name": "a.jpg", "height": SIZE[0], "width": SIZE[1]}]
+    rows = [(1, 1, 0), (2, 18, 0), (3, 1, 1)]  # id, category, crowd
+    if kind == "panoptic":
+        ids = np.repeat([1, 2, 3], 10)[None].repeat(SIZE[0], 0)
+        write_mask(root / "annotations" / "panoptic_train2017" / "a.png", colored(ids))
+        infos = [{"id": number, "category_id": category, "iscrowd": crowd} for number, category, crowd in rows]
+        annotations: list[Any] = [{"image_id": 5, "file_name": "a.png", "segments_info": infos}]
+    else:
+        boxes = {1: [0, 0, 10, 0, 10, 20, 0, 20], 2: [10, 0, 20, 0, 20, 20, 10, 20], 3: [20, 0, 30, 0, 30, 20, 20, 20]}
+        annotations = [
+            {"id": n, "image_id": 5, "category_id": category, "iscrowd": crowd, "segmentation": [boxes[n]]}
+            for n, category, crowd in rows
+        ]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    write_json(root / "annotations" / f"{kind}_train2017.json", content)
+    return f"coco:{root}"
+
+
+@pytest.mark.parametrize(("kind", "task"), [("panoptic", "panoptic"), ("instances", "instance")])
+def test_options_of_cocos_own_layout(kind: str, task: str, tmp_path: Path) -> None:
+    spec = official_coco(tmp_path, kind)
+    plain = load_segmentation_dataset(spec, task=task)
+    assert [(row["label_id"], row["is_crowd"]) for row in plain[0]["segments"]] == [(0, False), (16, False), (0, True)]
+    objects = load_segmentation_dataset(f"{spec}?crowd=objects", task=task)
+    assert [row["is_crowd"] for row in objects[0]["segments"]] == [False] * 3
+    assert describe(objects).remarks == ["crowds are read as single objects (crowd=objects)"]
+    void = load_segmentation_dataset(f"{spec}?void=person", task=task)
+    names = describe(void).id2label
+    assert (len(names), names[15]) == (len(describe(plain).id2label) - 1, "dog")
+    assert [row["label_id"] for row in void[0]["segments"]] == [15]
+    if task == "panoptic":
+        assert describe(void).stuff_classes == [label - 1 for label in describe(plain).stuff_classes]
+        assert (void[0]["segment_map"] == -1).sum() == 400
+    with pytest.raises(ValueError, match=r"void=persons is no class; did you mean person"):
+        load_segmentation_dataset(f"{spec}?void=persons", task=task)
+    with pytest.raises(ValueError, match=r"crowd is 'yes'; give crowd=ignore or crowd=objects"):
+        load_segmentation_dataset(f"{spec}?crowd=yes", task=task)

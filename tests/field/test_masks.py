@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -95,6 +96,54 @@ class TestNumbers:
 
 
 SOIL, CROP, OTHER = (140, 120, 240), (250, 50, 83), (0, 0, 0)
+
+
+class TestVoidOption:
+    @pytest.mark.parametrize("void", ["crop", "1", " crop ", "crop,ignore"])
+    def test_a_class_by_name_or_value(self, void: str, tmp_path: Path) -> None:
+        spec = folder(tmp_path, halves(2, 1, 0, np.uint8), {"classes.txt": "sky\ncrop\nsoil\n"})
+        assert describe(load_segmentation_dataset(spec)).id2label == {0: "sky", 1: "crop", 2: "soil"}
+        dataset = load_segmentation_dataset(f"{spec}?void={void}")
+        assert describe(dataset).id2label == {0: "sky", 1: "soil"}
+        assert np.array_equal(dataset[0]["segment_map"], halves(1, -1, 0, np.int32))
+        assert describe(dataset).remarks[0].startswith("void in masks, neither trained nor scored: 1, 255; ")
+
+    @pytest.mark.parametrize("value", [-100, 200, 255])
+    def test_values_that_no_class_has(self, value: int, tmp_path: Path) -> None:
+        spec = folder(tmp_path, halves(0, 1, value, np.int32), {"classes.txt": "soil\ncrop\n"}, "a.tif")
+        assert np.array_equal(segment_map(f"{spec}?void={value}"), EXPECTED)
+
+    @pytest.mark.parametrize(
+        ("void", "message"),
+        [("crops", "void=crops is no class and no value; did you mean crop"), ("0,1", "lists no class")],
+    )
+    def test_refusals(self, void: str, message: str, tmp_path: Path) -> None:
+        spec = folder(tmp_path, halves(0, 1, 0, np.uint8), {"classes.txt": "soil\ncrop\n"})
+        with pytest.raises(ValueError, match=message):
+            load_segmentation_dataset(f"{spec}?void={void}")
+
+    @pytest.mark.parametrize("has_list", [False, True])
+    def test_colours(self, has_list: bool, tmp_path: Path) -> None:
+        lines = "".join(
+            f"{name}:{','.join(map(str, color))}::\n"
+            for name, color in (("soil", SOIL), ("crop", CROP), ("other", OTHER))
+        )
+        files = {"labelmap.txt": lines, **({"classes.txt": "soil\ncrop\nother\n"} if has_list else {})}
+        spec = folder(tmp_path, painted(), files)
+        dataset = load_segmentation_dataset(f"{spec}?void=other")
+        assert describe(dataset).id2label == {0: "soil", 1: "crop"}
+        assert np.array_equal(dataset[0]["segment_map"], EXPECTED)
+        if not has_list:
+            with pytest.raises(ValueError, match=r"labelmap\.txt: void=2: colours stand for classes; give a name"):
+                load_segmentation_dataset(f"{spec}?void=2")
+
+    def test_a_saved_data_set(self, tmp_path: Path) -> None:
+        images = [{"image": Image.new("RGB", SIZE[::-1]), "label": Image.fromarray(halves(2, 1, 0, np.uint8))}]
+        datasets.Dataset.from_list(images).save_to_disk(tmp_path / "saved")
+        (tmp_path / "classes.txt").write_text("sky\ncrop\nsoil\n")
+        dataset = load_segmentation_dataset(f"hub:{tmp_path / 'saved'}?classes={tmp_path / 'classes.txt'}&void=sky,1")
+        assert describe(dataset).id2label == {0: "soil"}
+        assert np.array_equal(dataset[0]["segment_map"], halves(0, -1, -1, np.int32))
 
 
 def painted(left: Any = SOIL, right: Any = CROP, void: Any = OTHER) -> np.ndarray:

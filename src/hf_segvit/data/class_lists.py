@@ -43,6 +43,14 @@ class ClassList:
         """Label ids of the classes that are not things."""
         return [label for label in range(len(self.names)) if label not in self.things]
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is void in masks, in a sentence for users."""
+        values = ", ".join(str(value) for value, label in sorted(self.labels.items()) if label == VOID)
+        if not values:
+            return []
+        return [f"void in masks, neither trained nor scored: {values}; void=NAME,VALUE makes others void, too"]
+
 
 def read_classes(source: Any, *, of_model: bool = False, void: Any = ()) -> ClassList:
     """Read a list of classes.
@@ -63,6 +71,8 @@ def read_classes(source: Any, *, of_model: bool = False, void: Any = ()) -> Clas
     for chosen in filter(None, option_names(void)):
         if chosen in _texts(entries):
             void_names.add(chosen)
+        elif _is_void(chosen):  # may be repeated: one spec serves several data sets
+            continue
         elif chosen.removeprefix("-").isdecimal():
             void_names.update(text for value, text, _ in entries if value == int(chosen))
             values_void = [*values_void, int(chosen)]

@@ -23,7 +23,7 @@ import numpy as np
 
 from ...models.image_decoding import max_image_pixels
 from ..archives import Location, location_name, read_json
-from ..class_lists import VOID
+from ..class_lists import VOID, label_rule
 from ..decoding import PolygonMasks, Segments, semantic_segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, find_elsewhere, find_named
 from ..label_tables import LabelTable, label_table
@@ -50,8 +50,11 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     return [name for name in names if any(_annotation_file(path, name, task)[1] for task in TASKS)]
 
 
-def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
-    """Read the split "train" or "val", with or without the year; the categories must be COCO's."""
+def read(path: str, split: str, task: str, problems: ProblemList, void: Any = (), crowd: Any = "ignore") -> Reading:
+    """Read the split "train" or "val", with or without the year; the categories must be COCO's.
+
+    The options are those of `label_rule`; classes that are void are not among the classes, as in other formats.
+    """
     folder, location, name = _annotation_file(path, split, task)
     if location is None:
         raise ValueError(f"{path}: no {task} annotations of split {split!r}; expected {LAYOUT}")
@@ -61,13 +64,18 @@ def read(path: str, split: str, task: str, problems: ProblemList) -> Reading:
     file = read_coco_file(location, images, problems)
     table = label_table("coco_panoptic" if task == "panoptic" else "coco_instance")
     _check_categories(file, table)
-    labels = list(table.id2label.values())
+    rule = label_rule(list(table.id2label.values()), task, void=void, crowd=crowd, source=table.title)
+    names, remarks = list(rule.names), list(rule.decisions)
+    labels = {label.source_id: rule.labels[label.name] for label in table.classes}
     if task == "instance":
-        rows = instance_rows(file, table.source_id_to_label, problems)
-        return Reading(PolygonMasks(), labels, [], rows, outlines=True)
+        # A void object cannot be told from no object where masks are not painted.
+        labels = {source_id: None if label == VOID else label for source_id, label in labels.items()}
+        rows = instance_rows(file, labels, problems, rule.crowds_are_objects)
+        return Reading(PolygonMasks(), names, [], rows, outlines=True, remarks=remarks)
     maps = folder.files(f"annotations/panoptic_{name}", f"panoptic_{name}", suffixes=(".png",))
-    rows = panoptic_rows(file, maps, table.source_id_to_label, problems)
-    return Reading(PanopticMasks(), labels, table.stuff_classes, rows)
+    rows = panoptic_rows(file, maps, labels, problems, rule.crowds_are_objects)
+    stuff = [names.index(label.name) for label in table.classes if not label.is_thing and label.name in names]
+    return Reading(PanopticMasks(some_are_void=VOID in labels.values()), names, stuff, rows, remarks=remarks)
 
 
 def _annotation_file(path: str, split: str, task: str) -> tuple[DataFolder, Location | None, str]:

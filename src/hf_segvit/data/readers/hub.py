@@ -63,6 +63,7 @@ def read(
     image_column: str | None = None,
     annotation_column: str | None = None,
     revision: str | None = None,
+    void: Any = (),
 ) -> Reading:
     """Read one split.
 
@@ -72,12 +73,13 @@ def read(
         classes: file or value for `read_classes`.
         image_column: None tries the usual names, also for `annotation_column`.
         revision: branch, tag or commit on the Hub.
+        void: further void classes, or values of masks.
     """
     if classes is None:
         raise ValueError(
             f'hub:{path}: give classes=, the names by value in the masks, such as {{"0": "background", "1": "road"}}'
         )
-    class_list = read_classes(classes)
+    class_list = read_classes(classes, void=void)
     table = _load(path, split, revision)
     image = _column(table, image_column, _IMAGES, path)
     mask = _column(table, annotation_column, _MASKS, path)
@@ -93,7 +95,14 @@ def read(
     }
     table = table.add_column("segments", [None] * len(table), feature=datasets.List(row))
     decoder = ColumnDecoder(f"hub:{path}, split {split}", class_list, task == "panoptic")
-    return Reading(None, list(class_list.names), class_list.stuff_classes, dataset=table, decoder=decoder)
+    return Reading(
+        None,
+        list(class_list.names),
+        class_list.stuff_classes,
+        dataset=table,
+        decoder=decoder,
+        remarks=class_list.remarks,
+    )
 
 
 @dataclass(frozen=True)

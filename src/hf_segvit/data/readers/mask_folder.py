@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..archives import Location, location_name
-from ..class_lists import CLASS_FILES, VOID, ClassList, read_classes
+from ..class_lists import CLASS_FILES, VOID, ClassList, option_names, read_classes
 from ..decoding import Segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LABEL_MAP, ColorTable, LabelMaps, classes_with_colors, numbered_segments, pair_rows
@@ -46,8 +46,13 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     return names
 
 
-def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None) -> Reading:
-    """Read one split of a folder or of a zip archive; `classes` is for `read_classes`, by default the file in it."""
+def read(path: str, split: str, task: str, problems: ProblemList, classes: Any = None, void: Any = ()) -> Reading:
+    """Read one split of a folder or of a zip archive.
+
+    Args:
+        classes: for `read_classes`, by default the file in the folder.
+        void: further void classes, or values of masks.
+    """
     folder = DataFolder(path)
     ending = "" if split == WHOLE else f"/{split}"
     images = by_stem(folder.files(f"images{ending}", suffixes=IMAGE_SUFFIXES))
@@ -63,7 +68,9 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
             f"{path}: no file says what the values in the masks mean; write classes.json with the names by value, such "
             f'as {{"0": "road", "1": "car", "255": "void"}} (the first masks hold {seen[:40]}), or give classes='
         )
-    class_list, colors = _classes(folder, source)
+    class_list, colors = _classes(folder, source, void)
+    # Where colours stand for classes, the values are our own numbers.
+    remarks = [] if colors is not None and colors.by_palette else class_list.remarks
     known = sorted(value for value, label in class_list.labels.items() if label != VOID)
     remedy = (
         f"the classes have the values {known[:300]}; list the value as a class, or as void (ADE20K's maps number "
@@ -72,25 +79,27 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     if task == "semantic":
         rows = pair_rows(images, [maps], problems)
         read_masks = LabelMaps(class_list.labels, remedy, colors)
-        return Reading(read_masks, list(class_list.names), class_list.stuff_classes, rows)
+        return Reading(read_masks, list(class_list.names), class_list.stuff_classes, rows, remarks=remarks)
     if not class_list.things:
         raise ValueError(f"{path}: no class is a thing; say so in classes.json with is_thing, or read it as semantic")
     objects = by_stem(folder.files(f"instances{ending}", suffixes=IMAGE_SUFFIXES))
     rows = pair_rows(images, [maps, objects], problems)
-    return Reading(NumberedMaps(class_list, remedy, colors), list(class_list.names), class_list.stuff_classes, rows)
+    read_numbered = NumberedMaps(class_list, remedy, colors)
+    return Reading(read_numbered, list(class_list.names), class_list.stuff_classes, rows, remarks=remarks)
 
 
-def _classes(folder: DataFolder, source: Any) -> tuple[ClassList, ColorTable | None]:
+def _classes(folder: DataFolder, source: Any, void: Any) -> tuple[ClassList, ColorTable | None]:
     """The classes, and the colours that stand for them, from the class file or the label map beside it."""
     location: Any = Location(archive=None, member=str(source)) if isinstance(source, str | Path) else source
     if not isinstance(location, Mapping) or set(location) != {"archive", "member"}:
-        return read_classes(source), None
+        return read_classes(source, void=void), None
     location = Location(archive=location["archive"], member=location["member"])
     content, colors = classes_with_colors(location)
     if content is None:
         class_list, beside = read_classes(source), folder.file(LABEL_MAP)
+        chosen = read_classes(source, void=void)
         if beside is None:
-            return class_list, None
+            return chosen, None
         # The class file decides names and order, the label map beside it the colours.
         content, colors = classes_with_colors(beside)
         assert colors is not None  # a label map is a list of colours
@@ -104,13 +113,20 @@ def _classes(folder: DataFolder, source: Any) -> tuple[ClassList, ColorTable | N
                 "only; name the classes alike in both files, or remove one of them"
             )
         # Whatever is left is void in the label map, and need not be in the class file: -1 is no class there.
-        void = next((value for value, label in class_list.labels.items() if label == VOID), -1)
+        rest = next((value for value, label in class_list.labels.items() if label == VOID), -1)
         names = {value: name for name, value in values.items()}
-        table = {color: known.get(names[value], void) for color, value in colors.values.items()}
-        labels = {void: VOID, **class_list.labels}
-        return replace(class_list, labels=labels), ColorTable(table, by_palette=False)
+        table = {color: known.get(names[value], rest) for color, value in colors.values.items()}
+        return replace(chosen, labels={rest: VOID, **chosen.labels}), ColorTable(table, by_palette=False)
+    for chosen in option_names(void):
+        if (
+            colors is not None
+            and colors.by_palette
+            and chosen not in {row["name"].strip() for row in content["classes"]}
+        ):
+            if chosen.removeprefix("-").isdecimal():  # would mean one of our own numbers
+                raise ValueError(f"{location_name(location)}: void={chosen}: colours stand for classes; give a name")
     try:
-        return read_classes(content), colors
+        return read_classes(content, void=void), colors
     except ValueError as error:
         # The error is about the content, which is no longer known by the name of its file.
         raise ValueError(str(error).replace("classes:", f"{location_name(location)}:", 1)) from error
