@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..models.mask_encoding import decode_mask, encode_mask
-from .archives import Location
-from .class_lists import VOID, label_rule, listed_names, stuff_labels_of
+from .archives import Location, read_json
+from .class_lists import CLASS_FILES, VOID, label_rule, listed_names, stuff_labels_of
 from .decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks
 from .folders import DataFolder, FileList
 from .mask_files import draw_polygons, polygon_fault
@@ -92,7 +92,7 @@ def shape_reading(
     rule = label_rule(names, task, used=found, source=source, **rule_options)
     stuff_labels, remarks = stuff_labels_of(rule, task, stuff, classes, source)
     rows = []
-    for image in images:
+    for image in _without_repetitions(images, problems):
         segments: list[dict[str, Any]] = []
         groups: dict[Any, dict[str, Any]] = {}
         # Sorting is stable: within a layer the order of drawing stays.
@@ -124,6 +124,23 @@ def shape_reading(
     if task == "panoptic":
         reader = PaintedPanoptic(frozenset(stuff_labels), ground)
     return Reading(reader, list(rule.names), stuff_labels, rows, outlines=True, remarks=[*rule.decisions, *remarks])
+
+
+def _without_repetitions(images: Sequence[ShapedImage], problems: ProblemList) -> list[ShapedImage]:
+    """Each image once, although a folder may hold several exports of one project."""
+    first: dict[tuple[str | None, str], ShapedImage] = {}
+    for image in images:
+        known = first.setdefault((image.image["archive"], image.image["member"]), image)
+        if known is image:
+            continue
+        item, where = f"image {image.image_id!r}", "this file" if known.where == image.where else known.where
+        alike = [[(shape.label, shape.polygons, shape.rle) for shape in each.shapes] for each in (known, image)]
+        if alike[0] == alike[1]:
+            problems.warn(image.where, item, f"listed in {where}, too, with the same shapes; read once")
+        else:
+            message = f"listed in {where}, too, with other shapes; keep one of the two"
+            problems.error(image.where, item, message)
+    return list(first.values())
 
 
 def _mask(row: Mapping[str, Any]) -> np.ndarray:
@@ -192,20 +209,39 @@ def placed_mask(part: np.ndarray, left: int, top: int, size: tuple[int, int]) ->
     return {"polygons": None, "rle": encode_mask(mask)}
 
 
-def unwrapped_files(folder: DataFolder, suffixes: Sequence[str] = ()) -> FileList:
-    """All files, without the folder that an export is wrapped in, by relative path."""
-    files, cut = folder.files(""), 0
-    while files:
-        tops = {name[cut:].partition("/")[0] for name in files}
+def wrapper(names: Iterable[str]) -> str:
+    """`NAME/`, or several, if all files are inside folders that an export is wrapped in; otherwise ""."""
+    names, cut = list(names), 0
+    while names:
+        tops = {name[cut:].partition("/")[0] for name in names}
         top = next(iter(tops))
-        if len(tops) > 1 or top.lower() in _OWN_FOLDERS or any("/" not in name[cut:] for name in files):
+        if len(tops) > 1 or top.lower() in _OWN_FOLDERS or any("/" not in name[cut:] for name in names):
             break
         cut += len(top) + 1
+    return names[0][:cut] if names else ""
+
+
+def unwrapped_files(folder: DataFolder, suffixes: Sequence[str] = ()) -> FileList:
+    """All files, without the folder that an export is wrapped in, by relative path."""
+    files = folder.files("")
+    cut = len(wrapper(files))
     return FileList(
         (name[cut:], location)
         for name, location in files.items()
         if not suffixes or posixpath.splitext(name)[1].lower() in suffixes
     )
+
+
+def json_files(folder: DataFolder, is_kind: Callable[[Any], bool]) -> dict[str, tuple[Location, Any]]:
+    """Location and content of the JSON files of one kind, by relative path."""
+    contents = {name: (file, read_json(file)) for name, file in unwrapped_files(folder, (".json",)).items()}
+    return {name: pair for name, pair in contents.items() if is_kind(pair[1])}
+
+
+def class_file(folder: DataFolder, classes: Any) -> Any:
+    """The user's list of classes, or else the file beside the annotations, or `None`."""
+    files = unwrapped_files(folder)
+    return classes if classes is not None else next((files[name] for name in CLASS_FILES if name in files), None)
 
 
 def find_image(images: FileList, text: Any, where: str) -> Location:

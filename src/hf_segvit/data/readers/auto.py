@@ -100,8 +100,11 @@ def _by_names(files: dict[str, Location]) -> dict[str, str]:
     found: dict[str, str] = {}
     parts = {part for name in files for part in name.split("/")[:-1]}
     bare = {posixpath.basename(name) for name in files}
-    if "SegmentationClass" in parts:
-        found["voc"] = "there is a folder SegmentationClass" + " and labelmap.txt" * ("labelmap.txt" in bare)
+    if folders := {"SegmentationClass", "SegmentationClassPNG"} & parts:
+        lists = "".join(f" and {name}" for name in ("labelmap.txt", "class_names.txt") if name in bare)
+        found["voc"] = f"there is a folder {min(folders)}{lists}"
+    if "_classes.csv" in bare and any(name.lower().endswith("_mask.png") for name in bare):
+        found["roboflow_masks"] = "there are _classes.csv and masks NAME_mask.png"
     if "leftImg8bit" in parts:
         kind = "cityscapes" if "gtFine" in parts or "gtCoarse" not in parts else "cityscapes_coarse"
         found[kind] = "there is a folder leftImg8bit"
@@ -137,7 +140,7 @@ def _by_content(files: dict[str, Location]) -> dict[str, str]:
             kind, reason = _json_kind(files[name])
         elif suffix == ".xml" and b"<annotations" in _head(files[name])[:2000].replace(b"\0", b""):
             kind, reason = "cvat", "begins with <annotations>, as CVAT's XML does"
-        elif suffix == ".csv" and b"region_shape_attributes" in _head(files[name]):
+        elif suffix == ".csv" and re.search(rb"region_shape_attributes|temporal_coordinates", _head(files[name])):
             kind, reason = "via", "has VIA's columns"
         elif base in _YAML and re.search(rb"^\s*[\"']?names[\"']?\s*:", _head(files[name]), re.MULTILINE):
             kind, reason = "yolo", "lists names, as YOLO's does"
@@ -175,6 +178,8 @@ def _json_kind(location: Location) -> tuple[str, str]:
     begin = text.lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")[:1]
     keys = {match[1].decode("ascii") for match in re.finditer(rb'"(\w+)"\s*:', text)}
     if begin == b"{":
+        if {"project", "metadata", "view", "xy"} <= keys or {"vid_list", "fid_list"} <= keys:
+            return "via", "has project, view and metadata, as VIA 3's does"
         if "_via_img_metadata" in keys:
             return "via", "has _via_img_metadata, as VIA's does"
         if {"regions", "filename", "shape_attributes"} <= keys:

@@ -83,19 +83,8 @@ def read(
             for index, shape in enumerate(entry):
                 _add(shape, f"{item}, {shape.tag} {index}", image, problems)
             images.append(image)
-    return shape_reading(
-        images,
-        list(names) or None,
-        task,
-        problems,
-        source=source,
-        used=used,
-        classes=classes,
-        background=background,
-        void=void,
-        drop=drop,
-        stuff=stuff,
-    )
+    options = {"classes": classes, "background": background, "void": void, "drop": drop, "stuff": stuff}
+    return shape_reading(images, list(names) or None, task, problems, source=source, used=used, **options)
 
 
 def read_xml(location: Location) -> ElementTree.Element:

@@ -84,20 +84,8 @@ def read(
             for position, row in enumerate(annotations):
                 _add(row, f"{item}, annotation {position}", labels, image, problems)
             images.append(image)
-    return shape_reading(
-        images,
-        list(names),
-        task,
-        problems,
-        source=source,
-        used=used,
-        classes=classes,
-        background=background,
-        void=void,
-        drop=drop,
-        stuff=stuff,
-        crowd=crowd,
-    )
+    options = {"background": background, "void": void, "drop": drop, "stuff": stuff, "crowd": crowd}
+    return shape_reading(images, list(names), task, problems, source=source, used=used, classes=classes, **options)
 
 
 def is_datumaro(content: Any) -> bool:

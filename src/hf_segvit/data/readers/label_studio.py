@@ -17,8 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from ...models.image_decoding import MAX_IMAGE_PIXELS
-from ..archives import Location, location_name, read_json
-from ..class_lists import CLASS_FILES
+from ..archives import Location, location_name
 from ..decoding import upright_size
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
 from ..mask_files import read_index_map
@@ -28,10 +27,12 @@ from ..shapes import (
     Shape,
     ShapedImage,
     add_problem,
+    class_file,
     ellipse,
     file_split,
     find_image,
     is_in_split,
+    json_files,
     placed_mask,
     points_of,
     shape_reading,
@@ -51,7 +52,7 @@ _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{6,8}-")  # Label Studio puts it before th
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """Folders with a JSON export, or "all" for one in the data set's own folder."""
     folder = DataFolder(path)
-    files = _files(folder)
+    files = json_files(folder, is_label_studio)
     if not files and any(BRUSH_NAME.fullmatch(posixpath.basename(name)) for name in unwrapped_files(folder)):
         raise ValueError(
             f"{path}: brush PNGs without the JSON export, and their names do not say which image they belong to; "
@@ -83,7 +84,7 @@ def read(
         assert match is not None
         brushes.setdefault((match[1], match[2]), []).append(name)
     images, used = [], set[str]()
-    for file, (location, tasks) in _files(folder).items():
+    for file, (location, tasks) in json_files(folder, is_label_studio).items():
         where, is_own = location_name(location), is_in_split(file_split(file), split)
         for index, entry in enumerate(tasks):
             item = f"task {entry.get('id', index)!r}"
@@ -106,20 +107,9 @@ def read(
             for name in painted:
                 _add_brush(unwrapped_files(folder)[name], labels, image, problems)
             images.append(image)
-    source = classes if classes is not None else folder.file(*CLASS_FILES)
-    reading = shape_reading(
-        images,
-        None,
-        task,
-        problems,
-        source=path,
-        used=used,
-        classes=source,
-        background=background,
-        void=void,
-        drop=drop,
-        stuff=stuff,
-    )
+    source = class_file(folder, classes)
+    options = {"background": background, "void": void, "drop": drop, "stuff": stuff}
+    reading = shape_reading(images, None, task, problems, source=path, used=used, classes=source, **options)
     if split == "all":
         for names in brushes.values():
             where = location_name(unwrapped_files(folder)[names[0]])
@@ -135,16 +125,6 @@ def is_label_studio(content: Any) -> bool:
     if isinstance(first.get("data"), dict):
         return any(key in first for key in ("annotations", "completions"))
     return any(_value_labels(row) for entry in content for row in _minimal(entry))
-
-
-def _files(folder: DataFolder) -> dict[str, tuple[Location, list[Any]]]:
-    """Location and tasks of all JSON exports."""
-    found = {}
-    for name, location in unwrapped_files(folder, (".json",)).items():
-        content = read_json(location)
-        if is_label_studio(content):
-            found[name] = (location, content)
-    return found
 
 
 def _annotations(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -31,6 +31,7 @@ from ..folders import IMAGE_SUFFIXES, DataFolder
 from ..mask_files import draw_polygons, index_map, polygon_fault
 from ..problems import ProblemList
 from ..reading import Reading
+from ..shapes import wrapper
 from .coco import is_size
 
 DESCRIPTION = "labelme's JSON files beside images"
@@ -47,10 +48,18 @@ _CIRCLE_POINTS = 64  # corners of the polygon drawn for a circle: 0.2 % less are
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """Folders with JSON files; also, if there are none or it is wanted, "all" for the folder itself."""
     folder = DataFolder(path)
-    names = [name for name in (*folder.folders(), *wanted) if folder.files(name, suffixes=(".json",))]
+    prefix = _wrapper(folder)
+    inner = folder.folders(prefix.rstrip("/"))
+    names = [name for name in (*inner, *wanted) if folder.files(f"{prefix}{name}", suffixes=(".json",))]
     if (WHOLE in wanted or not names) and folder.files("", suffixes=(".json",)):
         names.append(WHOLE)
     return names
+
+
+def _wrapper(folder: DataFolder) -> str:
+    """`NAME/` of the folders that all annotations are wrapped in, as in most archives; otherwise ""."""
+    files = folder.files("", suffixes=(".json",))
+    return wrapper(name for name in files if posixpath.basename(name) not in CLASS_FILES)
 
 
 def read(
@@ -78,10 +87,13 @@ def read(
         stuff: names of the classes that are merged in the panoptic task; the others are things.
     """
     folder = DataFolder(path)
-    prefix = "" if split == WHOLE else f"{split}/"
+    top = _wrapper(folder)
+    prefix = top if split == WHOLE else f"{top}{split}/"
     images = folder.files("", suffixes=IMAGE_SUFFIXES)
     files = folder.files("", suffixes=(".json",))
-    source = classes if classes is not None else folder.file(*CLASS_FILES)
+    source = (
+        classes if classes is not None else folder.file(*(f"{start}{n}" for start in ("", top) for n in CLASS_FILES))
+    )
     contents, labels, unreadable = dict[str, dict[str, Any]](), set[str](), list[str]()
     for name, location in files.items():
         is_own = name.startswith(prefix)
@@ -117,7 +129,14 @@ def read(
             problems.error(where, "", str(error).removeprefix(f"{where}: "))
             continue
         segments = _segments(content, where, rule, task, problems)
-        rows.append({"image": image, "image_id": posixpath.splitext(name)[0], "segment_map": [], "segments": segments})
+        rows.append(
+            {
+                "image": image,
+                "image_id": posixpath.splitext(name)[0][len(top) :],
+                "segment_map": [],
+                "segments": segments,
+            }
+        )
     ground = VOID if rule.background is None else rule.background
     reader: MaskReader = PolygonMasks() if task == "instance" else PaintedPolygons(ground)
     if task == "panoptic":

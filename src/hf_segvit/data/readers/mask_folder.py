@@ -117,14 +117,10 @@ def _classes(folder: DataFolder, source: Any, void: Any) -> tuple[ClassList, Col
         names = {value: name for name, value in values.items()}
         table = {color: known.get(names[value], rest) for color, value in colors.values.items()}
         return replace(chosen, labels={rest: VOID, **chosen.labels}), ColorTable(table, by_palette=False)
-    for chosen in option_names(void):
-        if (
-            colors is not None
-            and colors.by_palette
-            and chosen not in {row["name"].strip() for row in content["classes"]}
-        ):
-            if chosen.removeprefix("-").isdecimal():  # would mean one of our own numbers
-                raise ValueError(f"{location_name(location)}: void={chosen}: colours stand for classes; give a name")
+    names = {row["name"].strip() for row in content["classes"]}
+    numbers = [text for text in option_names(void) if text.removeprefix("-").isdecimal() and text not in names]
+    if numbers and colors is not None and colors.by_palette:  # they would mean numbers of our own
+        raise ValueError(f"{location_name(location)}: void={numbers[0]}: colours stand for classes; give a name")
     try:
         return read_classes(content, void=void), colors
     except ValueError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..archives import Location, location_name, read_json
+from ..archives import Location, location_name
 from ..class_lists import VOID, LabelRule, label_rule, listed_names, option_names
 from ..decoding import Segments, semantic_segments, upright_size
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
@@ -27,6 +27,7 @@ from ..shapes import (
     file_split,
     find_image,
     is_in_split,
+    json_files,
     points_of,
     shape_reading,
     split_names,
@@ -40,7 +41,7 @@ LAYOUT = "the release's JSON file, NAME.jpg and NAME_label_ground-truth.png"
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """Folders with a release file, or "all" for one in the data set's own folder."""
-    return split_names((file_split(name) for name in _files(DataFolder(path))), wanted)
+    return split_names((file_split(name) for name in json_files(DataFolder(path), is_release)), wanted)
 
 
 def read(
@@ -59,7 +60,7 @@ def read(
     folder = DataFolder(path)
     files = unwrapped_files(folder, IMAGE_SUFFIXES)
     images = FileList((name, location) for name, location in files.items() if "_label_" not in name)
-    releases = _files(folder)
+    releases = json_files(folder, is_release)
     if not releases:
         raise ValueError(f"{path}: there is no release file of segments.ai; expected {LAYOUT}")
     categories: dict[int, tuple[str, bool]] = {}
@@ -110,15 +111,6 @@ def is_release(content: Any) -> bool:
     """Whether the content of a JSON file is a release of segments.ai."""
     dataset = content.get("dataset") if isinstance(content, dict) else None
     return isinstance(dataset, dict) and isinstance(dataset.get("samples"), list)
-
-
-def _files(folder: DataFolder) -> dict[str, tuple[Location, Any]]:
-    found = {}
-    for name, location in unwrapped_files(folder, (".json",)).items():
-        content = read_json(location)
-        if is_release(content):
-            found[name] = (location, content)
-    return found
 
 
 def _categories(content: Mapping[str, Any], where: str) -> dict[int, tuple[str, bool]]:

@@ -84,19 +84,8 @@ def read(
             for index, entry in enumerate(objects):
                 _add(entry, f"objects[{index}]", image, problems)
             images.append(image)
-    return shape_reading(
-        images,
-        meta,
-        task,
-        problems,
-        source=source,
-        used=used,
-        classes=classes,
-        background=background,
-        void=void,
-        drop=drop,
-        stuff=stuff,
-    )
+    options = {"background": background, "void": void, "drop": drop, "stuff": stuff}
+    return shape_reading(images, meta, task, problems, source=source, used=used, classes=classes, **options)
 
 
 def _datasets(folder: DataFolder) -> dict[str, dict[str, Location]]:

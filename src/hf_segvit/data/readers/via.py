@@ -1,9 +1,9 @@
 """VGG Image Annotator (VIA) and makesense.ai: a JSON or CSV file of regions: instance, semantic or panoptic.
 
-`via_region_data.json` (VIA 1 and 2, saved as a project or exported) or the CSV export, beside the images, in the folder
-or in `train` and `val`. makesense.ai's "VGG JSON" has the same form. Polygons, rectangles, circles and ellipses are
-read. The class of a region is its attribute `label`, `class` and so on, or the one named by `attribute=`; if regions
-have none, they all are "object".
+`via_region_data.json` (VIA 1 and 2, saved as a project or exported), the CSV export or a project of VIA 3, beside the
+images, in the folder or in `train` and `val`. makesense.ai's "VGG JSON" has the same form. Polygons, rectangles,
+circles and ellipses are read. The class of a region is its attribute `label`, `class` and so on, or the one named by
+`attribute=`; if regions have none, they all are "object".
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
-from ..class_lists import CLASS_FILES
 from ..decoding import upright_size
 from ..folders import IMAGE_SUFFIXES, DataFolder
 from ..problems import ProblemList
@@ -27,6 +28,7 @@ from ..shapes import (
     Shape,
     ShapedImage,
     add_problem,
+    class_file,
     ellipse,
     file_split,
     find_image,
@@ -45,6 +47,19 @@ LAYOUT = "a JSON or CSV file of VIA beside the images, in the folder or in train
 _CLASS_ATTRIBUTES = ("label", "class", "name", "category", "type", "object")
 _NO_CLASS = "object"  # class of regions without attributes
 _CSV_COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
+_PROJECT_3 = {"project", "attribute", "file", "metadata", "view"}  # parts of a project of VIA 3
+# Numbers of shapes in VIA 3, with names and keys as in VIA 2 where they have an area.
+_SHAPES_3: dict[int, tuple[str, tuple[str, ...]]] = {
+    1: ("point", ()),
+    2: ("rect", ("x", "y", "width", "height")),
+    3: ("circle", ("cx", "cy", "r")),
+    4: ("ellipse", ("cx", "cy", "rx", "ry")),
+    5: ("line", ()),
+    6: ("polyline", ()),
+    7: ("polygon", ()),
+    8: ("extreme_rect", ()),
+    9: ("extreme_circle", ()),
+}
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
@@ -73,7 +88,7 @@ def read(
     # All splits choose one attribute and number classes alike.
     regions = [region for content in contents.values() for _, rows in content for region in rows]
     attribute = attribute or _class_attribute(regions, path)
-    used = {label for region in regions if (label := _label(region, attribute))}
+    used = {label for region in regions if _has_area(region) and (label := _label(region, attribute))}
     images = []
     for name, content in contents.items():
         if not is_in_split(file_split(name), split):
@@ -93,20 +108,9 @@ def read(
             for index, region in enumerate(rows):
                 _add(region, f"{item}, region {index}", attribute, image, problems)
             images.append(image)
-    source = classes if classes is not None else folder.file(*CLASS_FILES)
-    return shape_reading(
-        images,
-        None,
-        task,
-        problems,
-        source=path,
-        used=used,
-        classes=source,
-        background=background,
-        void=void,
-        drop=drop,
-        stuff=stuff,
-    )
+    source = class_file(folder, classes)
+    options = {"background": background, "void": void, "drop": drop, "stuff": stuff}
+    return shape_reading(images, None, task, problems, source=path, used=used, classes=source, **options)
 
 
 def _files(folder: DataFolder) -> dict[str, list[tuple[Any, list[Any]]]]:
@@ -120,9 +124,11 @@ def _files(folder: DataFolder) -> dict[str, list[tuple[Any, list[Any]]]]:
 
 
 def is_via(content: Any) -> bool:
-    """Whether the content of a JSON file is VIA's, version 1 or 2, or makesense.ai's."""
+    """Whether the content of a JSON file is VIA's, or makesense.ai's."""
     if not isinstance(content, dict):
         return False
+    if set(content) >= _PROJECT_3:
+        return True
     entries = content.get("_via_img_metadata", content)
     return isinstance(entries, dict) and any(
         isinstance(entry, dict) and "filename" in entry and "regions" in entry for entry in entries.values()
@@ -131,12 +137,9 @@ def is_via(content: Any) -> bool:
 
 def _json(location: Location) -> list[tuple[Any, list[Any]]]:
     content = read_json(location)
+    if isinstance(content, dict) and set(content) >= _PROJECT_3:
+        return _project_3(content, location_name(location))
     if not is_via(content):
-        if isinstance(content, dict) and {"project", "metadata", "view", "file"} <= set(content):
-            raise ValueError(
-                f"{location_name(location)}: a project of VIA 3, whose regions can be anything in time and space; "
-                "export it as COCO there and read it as coco_folder"
-            )
         return []
     entries = content.get("_via_img_metadata", content)
     images = []
@@ -153,16 +156,91 @@ def _json(location: Location) -> list[tuple[Any, list[Any]]]:
     return images
 
 
+def _project_3(content: Mapping[str, Any], name: str) -> list[tuple[Any, list[Any]]]:
+    """Images of a project of VIA 3, with regions in the form of VIA 2."""
+    for key in ("attribute", "file", "metadata", "view"):
+        if not isinstance(content[key], dict) or not all(isinstance(row, dict) for row in content[key].values()):
+            raise ValueError(f"{name}: {key!r} must be objects by number; save the project of VIA 3 again")
+    files, names = content["file"], dict[str, str]()
+    for view, row in content["view"].items():
+        members = row.get("fid_list")
+        # A view of several files compares them: its regions belong to none of them.
+        if isinstance(members, list) and len(members) == 1 and str(members[0]) in files:
+            file = files[str(members[0])]
+            if file.get("type", 2) != 2:
+                raise ValueError(f"{name}: {file.get('fname')!r} is no image; extract frames and annotate those")
+            # A file of another server has its address as `src`, and its name nowhere else.
+            names[view] = str(file.get("fname") or file.get("src") or "")
+    images: dict[str, list[Any]] = {view: [] for view in names}
+    for key, row in content["metadata"].items():
+        shape, values = row.get("xy"), row.get("av")
+        if row.get("z") or not shape:  # a part of a video, or a label of the whole image
+            continue
+        if str(row.get("vid")) not in names:
+            raise ValueError(f"{name}: metadata {key!r} is in the view {row.get('vid')!r}, which has no single image")
+        attributes = _attributes_3(values if isinstance(values, dict) else {}, content["attribute"])
+        images[str(row["vid"])].append({"shape_attributes": _shape_3(shape), "region_attributes": attributes})
+    return [(names[view], rows) for view, rows in images.items()]
+
+
+def _attributes_3(values: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and values of a region's attributes, whose file holds numbers of both."""
+    named: dict[str, Any] = {}
+    for number, value in values.items():
+        attribute = attributes.get(number, {})
+        options = attribute.get("options")
+        if isinstance(options, dict) and options:
+            # Check boxes hold several numbers with commas.
+            chosen = [str(options.get(part, "")).strip() for part in str(value).split(",")]
+            value = dict.fromkeys(chosen, True) if len(chosen) > 1 else chosen[0]
+        named[str(attribute.get("aname", number))] = value
+    return named
+
+
+def _shape_3(numbers: Any) -> dict[str, Any]:
+    """A shape of VIA 3, the number of its kind and coordinates, in the form of VIA 2."""
+    kind, values = (numbers[0], numbers[1:]) if isinstance(numbers, list) else (0, [])
+    name, keys = _SHAPES_3.get(kind, (f"number {kind!r}", ()))
+    if name == "polygon":
+        return {"name": name, "all_points_x": values[::2], "all_points_y": values[1::2]}
+    if name in ("extreme_rect", "extreme_circle"):
+        try:
+            points = np.array(values, dtype=np.float64).reshape(-1, 2)
+        except (TypeError, ValueError):
+            points = np.zeros((0, 2))
+        name, keys = _SHAPES_3[2 if name == "extreme_rect" else 3]
+        if len(points) == 4:  # one on each side
+            values = [*points.min(0), *np.ptp(points, axis=0)]
+        elif len(points) == 3 and keys == _SHAPES_3[3][1]:
+            values = _circle_through(points)
+        else:
+            values = []
+    return {"name": name, **dict(zip(keys, values, strict=False))}
+
+
+def _circle_through(points: np.ndarray) -> list[float]:
+    """Centre and radius of the circle through three points (3, 2); nothing if they are on a line."""
+    # The centre is as far from the first point as from the others.
+    differences = points[1:] - points[0]
+    if abs(np.linalg.det(differences)) < 1e-9:
+        return []
+    center = np.linalg.solve(2 * differences, (differences**2).sum(1))
+    return [*(center + points[0]), float(np.hypot(*center))]
+
+
 def _csv(location: Location) -> list[tuple[Any, list[Any]]]:
     name = location_name(location)
-    try:
-        text = read_location(location, MAX_TEXT_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: no UTF-8 text ({error.reason}); save it as UTF-8") from error
-    lines = text.lstrip("#").splitlines()
-    header = next(csv.reader(lines[:1]), [])
+    content = read_location(location, MAX_TEXT_BYTES)
+    head = content[:10_000].decode("utf-8-sig", errors="replace")
+    if head.startswith("#") and "temporal_coordinates" in head:
+        raise ValueError(f"{name}: the CSV of VIA 3, whose labels are numbers; save the project instead (JSON)")
+    header = next(csv.reader(head.lstrip("#").splitlines()[:1]), [])
     if not set(_CSV_COLUMNS) <= {column.strip() for column in header}:
         return []
+    try:
+        lines = content.decode("utf-8-sig").lstrip("#").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: no UTF-8 text ({error.reason}); save it as UTF-8") from error
     images: dict[str, list[Any]] = {}
     csv.field_size_limit(MAX_TEXT_BYTES // 2)  # an outline of many points exceeds the usual 128 KB
     for number, row in enumerate(csv.DictReader(io.StringIO("\n".join(lines)), skipinitialspace=True), start=2):
@@ -193,6 +271,11 @@ def _class_attribute(regions: Sequence[Any], path: str) -> str:
 def _attributes(region: Any) -> Mapping[str, Any]:
     attributes = region.get("region_attributes") if isinstance(region, dict) else None
     return attributes if isinstance(attributes, dict) else {}
+
+
+def _has_area(region: Any) -> bool:
+    shape = region.get("shape_attributes") if isinstance(region, dict) else None
+    return isinstance(shape, dict) and shape.get("name") in ("polygon", "rect", "circle", "ellipse")
 
 
 def _label(region: Any, attribute: str) -> str:

@@ -1,9 +1,10 @@
-"""Pascal VOC with its colour map, and CVAT's "segmentation mask" export: semantic or instance.
+"""Pascal VOC with its colour map, CVAT's "segmentation mask" export and labelme2voc: semantic or instance.
 
 `JPEGImages/NAME.jpg`, `SegmentationClass/NAME.png`, for instances `SegmentationObject/NAME.png`, and lists of names in
-`ImageSets/Segmentation/train.txt`. Masks hold colours or, as palette images, numbers; CVAT's `labelmap.txt` says which
-colour is which class, and without it they are VOC's 20 classes and background. The colour (224, 224, 192), or number
-255, around objects is void.
+`ImageSets/Segmentation/train.txt`; labelme2voc may call the folders `SegmentationClassPNG` and `SegmentationObjectPNG`.
+Masks hold colours or, as palette images, numbers. CVAT's `labelmap.txt` says which colour is which class; labelme2voc's
+`class_names.txt`, or `classes.txt`, lists the classes in the order of VOC's colour map; without any of them they are
+VOC's 20 classes and background. The colour (224, 224, 192), or number 255, around objects is void.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from ...models.image_decoding import open_image_file
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_location
-from ..class_lists import VOID, label_rule, listed_names
+from ..class_lists import CLASS_FILES, VOID, label_rule, listed_names
 from ..decoding import Segments, semantic_segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, by_stem
 from ..label_maps import pair_rows
@@ -26,11 +27,11 @@ from ..problems import ProblemList
 from ..reading import Reading
 from ..shapes import WHOLE, split_names
 
-DESCRIPTION = "Pascal VOC with its colour map, and CVAT's segmentation masks"
+DESCRIPTION = "Pascal VOC with its colour map, CVAT's segmentation masks and labelme2voc's output"
 TASKS = ("semantic", "instance")
 LAYOUT = (
     "JPEGImages/*.jpg, SegmentationClass/*.png, ImageSets/Segmentation/train.txt; instance also "
-    "SegmentationObject/*.png; classes of your own in labelmap.txt"
+    "SegmentationObject/*.png; classes of your own in labelmap.txt or class_names.txt"
 )
 
 # fmt: off
@@ -40,15 +41,19 @@ _NAMES = (
 )
 # fmt: on
 _BACKGROUND = "background"
+_CLASS_MAPS = ("SegmentationClass", "SegmentationClassPNG")
+_OBJECT_MAPS = ("SegmentationObject", "SegmentationObjectPNG")
+_NAME_FILES = ("class_names.txt", *CLASS_FILES)
 _VOID_COLOR = (224, 224, 192)
 _UNKNOWN = -2
+_ASSUMED = "Pascal VOC"  # source of classes that no file lists
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """Lists in `ImageSets/Segmentation` of images with masks, or "all" without lists."""
     folder = DataFolder(path)
     top = _top(folder)
-    maps = {posixpath.splitext(name)[0] for name in folder.files(f"{top}SegmentationClass")}
+    maps = {posixpath.splitext(name)[0] for name in _maps(folder, top, _CLASS_MAPS)}
     lists = _lists(folder, top)
     names = [name for name, stems in lists.items() if name in wanted or maps & set(stems)]
     # The union of two others, which would count every image twice.
@@ -71,11 +76,10 @@ def read(
     folder = DataFolder(path)
     top = _top(folder)
     names, colors, source = _classes(folder, top, classes)
-    plain = next((name for name in names if name.lower() == _BACKGROUND), None)
-    kind = "SegmentationClass"
-    maps = folder.files(f"{top}{kind}", suffixes=IMAGE_SUFFIXES)
+    plain = next((name for name in names if name.lower().strip("_") == _BACKGROUND), None)
+    maps = _maps(folder, top, _CLASS_MAPS)
     if not maps:
-        raise ValueError(f"{path}: there are no masks in {top}{kind}; expected {LAYOUT}")
+        raise ValueError(f"{path}: there are no masks in {top}SegmentationClass; expected {LAYOUT}")
     options: dict[str, Any] = {"background": background, "void": void, "drop": drop}
     listed = [name for name in names if name != plain]
     if task == "semantic" and plain and background is None:
@@ -95,7 +99,7 @@ def read(
     )
     files = [by_stem(maps)]
     if task == "instance":
-        objects = folder.files(f"{top}SegmentationObject", suffixes=IMAGE_SUFFIXES)
+        objects = _maps(folder, top, _OBJECT_MAPS)
         if not objects:
             raise ValueError(
                 f"{path}: there is no folder SegmentationObject, without which objects of a class cannot be told "
@@ -116,15 +120,21 @@ def read(
         )
     rows = pair_rows(images, files, problems)
     reader: Any = ColorMaps(labels, tuple(colors), source)
-    return Reading(
-        reader if task == "semantic" else ObjectMaps(reader), list(rule.names), [], rows, remarks=list(rule.decisions)
-    )
+    remarks = list(rule.decisions)
+    if source == _ASSUMED:
+        remarks.append(
+            "no labelmap.txt or class_names.txt lists classes: taken to be Pascal VOC's; classes=FILE names others"
+        )
+    return Reading(reader if task == "semantic" else ObjectMaps(reader), list(rule.names), [], rows, remarks=remarks)
 
 
 def _top(folder: DataFolder) -> str:
     """`FOLDER/` that holds SegmentationClass, such as VOCdevkit/VOC2012/."""
     tops = {
-        f"/{name}".rpartition("/SegmentationClass/")[0] for name in folder.files("") if "SegmentationClass/" in name
+        f"/{name}".rpartition(f"/{kind}/")[0]
+        for name in folder.files("")
+        for kind in _CLASS_MAPS
+        if f"/{kind}/" in f"/{name}"
     }
     if len(tops) > 1:
         raise ValueError(f"{folder.path}: several folders hold SegmentationClass: {', '.join(sorted(tops))}; name one")
@@ -132,6 +142,11 @@ def _top(folder: DataFolder) -> str:
         raise ValueError(f"{folder.path}: there is no folder SegmentationClass; expected {LAYOUT}")
     top = tops.pop().strip("/")
     return f"{top}/" if top else ""
+
+
+def _maps(folder: DataFolder, top: str, kinds: Sequence[str]) -> FileList:
+    """Masks of one kind by path; `.npy` files beside them hold the same and are left alone."""
+    return folder.files(*(f"{top}{kind}" for kind in kinds), suffixes=IMAGE_SUFFIXES)
 
 
 def _lists(folder: DataFolder, top: str) -> dict[str, list[str]]:
@@ -160,12 +175,12 @@ def _images(folder: DataFolder, top: str) -> dict[str, Location]:
     if not named:
         # Exports without images: people copy them anywhere.
         everything = folder.files("", suffixes=IMAGE_SUFFIXES)
-        masks = ("SegmentationClass/", "SegmentationObject/")
+        masks = ("SegmentationClass", "SegmentationObject")  # also labelme2voc's folders of drawings
         named = FileList(
             {
                 posixpath.basename(name): location
                 for name, location in everything.items()
-                if not any(mask in name for mask in masks)
+                if not any(part.startswith(masks) for part in name.split("/")[:-1])
             }
         )
     return by_stem(named)
@@ -178,7 +193,12 @@ def _classes(folder: DataFolder, top: str, classes: Any) -> tuple[list[str], lis
         return names, [_color_id(voc_color(index)) for index in range(len(names))], str(classes)
     location = folder.file(f"{top}labelmap.txt", "labelmap.txt")
     if location is None:
-        return list(_NAMES), [_color_id(voc_color(index)) for index in range(len(_NAMES))], "Pascal VOC"
+        listed = folder.file(*(f"{start}{name}" for name in _NAME_FILES for start in (top, "")))
+        names = list(_NAMES) if listed is None else list(listed_names(listed))
+        # labelme's `labels.txt` begins with the void of its masks, which is -1 there and 255 in the files.
+        names = names[1:] if names[0] == "__ignore__" else names
+        source = _ASSUMED if listed is None else location_name(listed)
+        return names, [_color_id(voc_color(index)) for index in range(len(names))], source
     names, colors, where = [], [], location_name(location)
     for number, line in enumerate(_text(location).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ...lookup import parse_yaml, suggestion
+from ...lookup import parse_yaml
 from ...models.mask_encoding import decode_mask
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
-from ..class_lists import VOID, LabelRule, label_rule, listed_names, option_names, read_classes
+from ..class_lists import VOID, LabelRule, label_rule, listed_names, read_classes, stuff_labels_of
 from ..decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks, upright_size
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, safe_name
 from ..mask_files import draw_polygons, polygon_fault
@@ -159,23 +159,12 @@ def read(
     _note_unread_files(layout, split, images, problems)
     _note_oriented_boxes(rows, layout.source, split, problems)
     background = VOID if rule.background is None else rule.background
-    remarks, stuff_classes = list(rule.decisions), list[int]()
+    # The user's list alone says what things are: data.yaml cannot.
+    stuff_classes, remarks = stuff_labels_of(rule, task, stuff, classes, layout.source)
     reader: MaskReader = PolygonMasks() if task == "instance" else PaintedPolygons(background)
     if task == "panoptic":
-        stuff_classes = _stuff_classes(stuff, rule, layout.source)
         reader = PaintedPanoptic(frozenset(stuff_classes), background)
-        merged = ", ".join(rule.names[label] for label in stuff_classes)
-        remarks.append(f"stuff, merged in each image: {merged or 'no class'}; stuff=NAME,NAME changes it")
-    return Reading(reader, list(rule.names), stuff_classes, rows, outlines=True, remarks=remarks)
-
-
-def _stuff_classes(stuff: Any, rule: LabelRule, source: str) -> list[int]:
-    chosen = [name for name in option_names(stuff) if name]
-    for name in chosen:
-        if name not in rule.names:
-            raise ValueError(f"{source}: stuff={name} is no class; {suggestion(name, rule.names)}")
-    labels = {rule.names.index(name) for name in chosen}
-    return sorted(labels if rule.background is None else labels | {rule.background})
+    return Reading(reader, list(rule.names), stuff_classes, rows, outlines=True, remarks=[*rule.decisions, *remarks])
 
 
 def _layout(path: str, classes: Any) -> _Layout:
