@@ -135,6 +135,13 @@ WRITERS_OF_TOOLS = {
 }
 
 
+def roboflow_masks(root: Path) -> str:
+    write_image(root / "train" / "a.jpg")
+    write_mask(root / "train" / "a_mask.png", halves())
+    (root / "train" / "_classes.csv").write_text("Pixel Value, Class\n0, road\n1, car\n")
+    return f"roboflow_masks:{root}"
+
+
 def generated(root: Path) -> str:
     return "generated:easy?num_scenes=3&size=32"
 
@@ -147,6 +154,7 @@ WRITERS = {
     "cityscapes": cityscapes,
     "cityscapes_coarse": cityscapes_coarse,
     "mask_folder": mask_folder,
+    "roboflow_masks": roboflow_masks,
     "labelme": labelme,
     "yolo": yolo,
     "hub": hub,

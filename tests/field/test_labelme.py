@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from PIL import Image
 
 from hf_segvit.data.checking import check_dataset
 from hf_segvit.data.problems import ProblemList
-from hf_segvit.data.reading import describe, load_segmentation_dataset
+from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset
 from hf_segvit.models.mask_encoding import decode_mask
+
+from ..data_folders import write_image, write_json
 
 HEIGHT, WIDTH = 48, 64
 
@@ -264,3 +267,30 @@ def _counts_of_segments(dataset: Any) -> list[tuple[str, int]]:
     names, sample = describe(dataset).id2label, dataset[0]
     areas = ((sample["segment_map"] == row["id"]).sum() for row in sample["segments"])
     return sorted((names[row["label_id"]], int(area)) for row, area in zip(sample["segments"], areas, strict=True))
+
+
+@pytest.mark.parametrize("packing", ["zip", "zip of a folder", "folder in a folder"])
+@pytest.mark.parametrize("splits", [(), ("train", "val")])
+def test_an_export_with_a_folder_around_it(packing: str, splits: tuple[str, ...], tmp_path: Path) -> None:
+    source = tmp_path / "source" / "my photos"
+    for folder in [source / split for split in splits] or [source]:
+        write_image(folder / "a.jpg", (40, 60))
+        shape = {"label": "car", "points": [[5, 5], [25, 5], [25, 15], [5, 15]], "shape_type": "polygon"}
+        content = {"imagePath": "a.jpg", "imageHeight": 40, "imageWidth": 60, "shapes": [shape]}
+        write_json(folder / "a.json", content)
+    (source / "labels.txt").write_text("__ignore__\n_background_\ncar\ncat\n")
+    path = tmp_path / "source"
+    if packing != "folder in a folder":
+        path = tmp_path / "export.zip"
+        base = source if packing == "zip" else source.parent
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted(source.rglob("*.*")):
+                archive.write(file, file.relative_to(base))
+    spec = f"auto:{path}"
+    assert available_splits(spec) == list(splits or ("all",))
+    for split in splits or ("all",):
+        dataset = load_segmentation_dataset(spec, split=split)
+        assert describe(dataset).id2label == {0: "car", 1: "cat"}
+        (entry,) = dataset
+        assert entry["image_id"] == (f"{split}/a" if splits else "a")
+        assert [int(decode_mask(row["rle"]).sum()) for row in entry["segments"]] == [200]
