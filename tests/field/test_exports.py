@@ -26,9 +26,11 @@ from hf_segvit.data.readers.auto import recognise
 from hf_segvit.data.readers.label_studio import brush_mask
 from hf_segvit.data.readers.voc import voc_color
 from hf_segvit.data.reading import available_splits, available_tasks, describe, load_segmentation_dataset
+from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.mask_encoding import decode_mask, encode_mask
 
 from ..data_folders import colored, write_image, write_json, write_mask
+from ..tiny_models import tiny_eomt
 
 HEIGHT, WIDTH = 40, 60
 CAR = [(5, 5), (25, 5), (25, 15), (5, 15)]
@@ -722,3 +724,51 @@ def test_odd_values_never_end_in_an_error_of_a_library(tool, tmp_path):
                 except ValueError as error:
                     assert str(tmp_path) in str(error), (key, value)  # noqa: PT017
         path.write_text(original)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Models for car and cat, one for each task."""
+    folder = tmp_path_factory.mktemp("models")
+    for task in ("instance", "panoptic", "semantic"):
+        tiny_eomt(id2label=dict(enumerate(AREAS))).save_pretrained(folder / task)
+        EoMTImageProcessor(task=task, size={"height": 64, "width": 64}).save_pretrained(folder / task)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic", "semantic"])
+def test_evaluation_takes_the_task_of_the_checkpoint(task, models, tmp_path, capsys):
+    labelme(tmp_path / "export" / "val")
+    command = ["evaluate", "--device", "cpu", "--model", str(models / task), "--data", f"auto:{tmp_path / 'export'}"]
+    assert main([*command, "--json", str(tmp_path / "s.json")]) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["task"] == task
+    assert f"evaluate: task {task}, as of " in capsys.readouterr().err
+
+
+def test_evaluation_names_what_the_data_lack(models, tmp_path, capsys):
+    roboflow_coco(tmp_path / "coco")
+    image(tmp_path / "masks" / "images" / "val" / "a.jpg")
+    write_mask(tmp_path / "masks" / "annotations" / "val" / "a.png", (box(CAT) * 1).astype(np.uint8))
+    text(tmp_path / "masks" / "classes.txt", "car\ncat\n")
+    command = ["evaluate", "--device", "cpu", "--model"]
+
+    def error(task: str, data: str, *more: str) -> str:
+        assert main([*command, str(models / task), "--data", f"auto:{tmp_path / data}", *more]) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "masks has labels for semantic and panoptic segmentation, and " in error("instance", "masks")
+    assert "is for instance segmentation alone; give --data that has such labels" in error("instance", "masks")
+    assert "no class is a thing; say so in classes.json with is_thing" in error("panoptic", "masks")
+    assert "has no split to score on, only train; name one with --split" in error("instance", "coco")
+    assert "outlines do not say which classes are stuff" in error("panoptic", "coco", "--split", "train")
+
+
+def test_evaluation_says_it_where_another_task_is_scored(models, tmp_path, capsys):
+    voc_masks(tmp_path / "voc")
+    text(
+        tmp_path / "voc" / "classes.txt",
+        "background\n" + "".join(f"{number}\n" for number in range(1, 7)) + "car\ncat\n",
+    )
+    main(["evaluate", "--device", "cpu", "--model", str(models / "panoptic"), "--data", f"auto:{tmp_path / 'voc'}"])
+    assert "task semantic, as of " in (said := capsys.readouterr().err)
+    assert "and the data, which have no panoptic labels" in said

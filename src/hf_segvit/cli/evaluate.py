@@ -121,8 +121,15 @@ def run(args: argparse.Namespace) -> int:
         from ..data.reading import available_tasks
         from ..inference.segmenter import task_of_checkpoint
 
-        args.task = task_of_checkpoint(args.model, available_tasks(args.data), revision=args.revision)
-        print(f"hf-segvit evaluate: task {args.task}, as of {args.model} and the data", file=sys.stderr)
+        tasks = available_tasks(args.data)
+        own, args.task = (task_of_checkpoint(args.model, *of, revision=args.revision) for of in ((), (tasks,)))
+        if args.task not in (*tasks, "points"):
+            raise ValueError(
+                f"{args.data} has labels for {' and '.join(tasks)} segmentation, and {args.model} is for {args.task} "
+                "segmentation alone; give --data that has such labels, or another --model"
+            )
+        lacking = f", which have no {own} labels" if own != args.task else ""
+        print(f"hf-segvit evaluate: task {args.task}, as of {args.model} and the data{lacking}", file=sys.stderr)
         check_task_options(args)
     if args.task == "points":
         return run_points(args)
