@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from hf_segvit.cli import main
-from hf_segvit.data.checking import DataReport, check_dataset, report_text
+from hf_segvit.data.checking import check_dataset
+from hf_segvit.data.data_report import DataReport, report_text
 from hf_segvit.data.readers import FORMATS, NOT_OPTIONS
 from hf_segvit.data.reading import load_segmentation_dataset
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_segvit.cli import main
 from hf_segvit.cli.compare import comparison
+from hf_segvit.data.class_checks import object_counts
 from hf_segvit.data.reading import describe, load_segmentation_dataset
 from hf_segvit.hub import check
 from hf_segvit.hub.check import published_data_name, published_path_name, refuse_local_details
@@ -18,7 +19,7 @@ from hf_segvit.hub.push import plan_push
 from hf_segvit.training.derivation import derive, model_fields
 from hf_segvit.training.held_out import hold_out
 from hf_segvit.training.loop import train
-from hf_segvit.training.preflight import object_counts, with_classes_of
+from hf_segvit.training.preflight import with_classes_of
 from hf_segvit.training.recipe import load_recipe
 from hf_segvit.training.tasks import task_for
 from hf_segvit.training.tasks.eomt import EoMTTask

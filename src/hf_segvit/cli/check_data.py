@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..atomic_files import prepare_output_folder, replacing
-    from ..data.checking import check_dataset, report_text, sample_sheet
+    from ..data.checking import check_dataset
+    from ..data.data_report import report_text, sample_sheet
 
     prepare_output_folder(args.output)
 

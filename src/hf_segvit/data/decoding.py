@@ -216,6 +216,23 @@ def semantic_segments(label_map: np.ndarray) -> Segments:
     return [{"id": label, "label_id": label, "is_crowd": False} for label in present_values(label_map) if label != VOID]
 
 
+def segment_areas(entry: Mapping[str, Any]) -> tuple[dict[int, int], int]:
+    """Pixels of each segment of a decoded entry by its id, and the number of pixels that have one."""
+    if entry["segment_map"] is None:
+        masks = [decode_mask(row["rle"]) for row in entry["segments"]]
+        areas = {row["id"]: int(mask.sum()) for row, mask in zip(entry["segments"], masks, strict=True)}
+        return areas, int(np.logical_or.reduce(masks).sum())  # not the sum of areas, as masks may overlap
+    values, pixels = np.unique(entry["segment_map"], return_counts=True)
+    areas = {int(value): int(count) for value, count in zip(values, pixels, strict=True) if value != VOID}
+    return areas, sum(areas.values())
+
+
+def visible_labels(entry: Mapping[str, Any]) -> set[int]:
+    """Label ids of the segments of a decoded entry that have a pixel and are no crowd."""
+    areas, _ = segment_areas(entry)
+    return {row["label_id"] for row in entry["segments"] or () if not row["is_crowd"] and areas.get(row["id"])}
+
+
 def _checked_rle(row: Mapping[str, Any], name: str) -> dict[str, Any]:
     height, width = row["rle"]["size"]
     size, polygons = (height, width), row["polygons"]

@@ -16,8 +16,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..data.archives import location_name
+from ..data.class_checks import object_counts
 from ..data.reading import metadata
-from .preflight import object_counts
 
 _FEWEST_GROUPS = 4  # with fewer, names tell no groups but one data set
 _LARGEST_GROUP = 0.5  # of all images; a larger one is the common prefix of a camera, such as IMG_

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ..data.class_checks import object_counts
 from ..data.class_lists import VOID
+from ..data.decoding import visible_labels
 from ..data.reading import DataDescription, decoder_of
 from ..models.label_spaces import are_unnamed, match_names
-from ..models.mask_encoding import decode_mask
 
 _SAMPLED = 12  # images whose masks are decoded: enough to show what is wrong with all of them, and over in a second
-_ROWS = 10_000  # rows of a table at a time, whose outlines may be large
 _SHOWN = 5  # names in a message
 
 
@@ -129,24 +129,6 @@ class _Relabelled:
         return np.where(known, segment_map, VOID).astype(segment_map.dtype), renamed
 
 
-def object_counts(dataset: Any) -> Counter[int] | None:
-    """Objects of each label id, crowds left out; `None` if only decoded masks show them."""
-    if "segments" not in dataset.column_names:  # an existing table, such as one of the Hub
-        return None
-    counts: Counter[int] = Counter()
-    table = dataset.select_columns(["segments"]).with_format("arrow")
-    for start in range(0, len(dataset), _ROWS):
-        column = table[start : start + _ROWS].column("segments")
-        if column.null_count:  # in the files of masks
-            return None
-        for chunk in column.chunks:
-            segments = chunk.flatten()
-            labels = segments.field("label_id").to_numpy(zero_copy_only=False)
-            crowds = segments.field("is_crowd").to_numpy(zero_copy_only=False).astype(bool)
-            counts.update(labels[~crowds].tolist())
-    return counts
-
-
 def _same_classes(one: Mapping[int, str], other: Mapping[int, str]) -> bool:
     if len(one) != len(other):
         return False
@@ -194,15 +176,6 @@ def _sample(dataset: Any) -> tuple[Counter[int], list[Any], bool]:
         if not seen and dataset.with_format(None)[index].get("segments") != []:
             empty.append(entry.get("image_id"))
     return labels, empty, void
-
-
-def visible_labels(entry: Mapping[str, Any]) -> set[int]:
-    """Label ids of the segments of an entry that have a pixel and are no crowd."""
-    rows = [row for row in entry["segments"] or () if not row["is_crowd"]]
-    if entry["segment_map"] is None:
-        return {row["label_id"] for row in rows if decode_mask(row["rle"]).any()}
-    present = set(np.unique(entry["segment_map"]).tolist())
-    return {row["label_id"] for row in rows if row["id"] in present}
 
 
 def _refuse_unscored(dataset: Any, name: str, limit: int | None) -> None:
