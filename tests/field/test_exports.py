@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from hf_segvit.cli import main
+from hf_segvit.data.checking import check_dataset
 from hf_segvit.data.problems import ProblemList
 from hf_segvit.data.readers import FORMATS, format_list
 from hf_segvit.data.readers.auto import recognise
@@ -335,8 +336,8 @@ TOOLS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 def delivered(root: Path, writer: Callable[[Path], None], form: str) -> Path:
     """The export in a folder, zipped, zipped with a folder around it, or as a zip file in a folder."""
-    if form == "folder":
-        writer(root / "export")
+    if form.startswith("folder"):
+        writer(root / "export" / ("job (1)" if form == "folder in a folder" else ""))
         return root / "export"
     writer(root / "files" / "job_12")
     base = root / "files" / ("job_12" if form != "wrapped" else "")
@@ -357,7 +358,7 @@ def areas(sample: Any, names: dict[int, str]) -> dict[str, int]:
     return found
 
 
-FORMS = ("folder", "zip", "wrapped", "zip in a folder")
+FORMS = ("folder", "zip", "wrapped", "zip in a folder", "folder in a folder")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -367,7 +368,8 @@ def test_an_export_is_recognised_and_read(tool, form, tmp_path):
     path = delivered(tmp_path, writer, form)
     assert recognise(str(path))[0] == name
     spec = f"auto:{path}"
-    for task in available_tasks(spec):
+    # How a task is read does not depend on the packing.
+    for task in available_tasks(spec)[: None if form == "folder" else 1]:
         if (task == "panoptic" and name in ("coco_folder", "yolo")) or (task == "semantic" and name == "coco_folder"):
             continue
         problems = ProblemList()
@@ -379,7 +381,7 @@ def test_an_export_is_recognised_and_read(tool, form, tmp_path):
         found.pop("background", None)
         assert found == AREAS
         assert dataset[0]["image"].size == (WIDTH, HEIGHT)
-    assert available_splits(spec)[0] in ("all", "train", "default", "ds0", "job_12")
+    assert available_splits(spec)[0] in ("all", "train", "default", "ds0")  # never the folder around it
 
 
 def test_pascal_voc(tmp_path):
@@ -772,3 +774,59 @@ def test_evaluation_says_it_where_another_task_is_scored(models, tmp_path, capsy
     main(["evaluate", "--device", "cpu", "--model", str(models / "panoptic"), "--data", f"auto:{tmp_path / 'voc'}"])
     assert "task semantic, as of " in (said := capsys.readouterr().err)
     assert "and the data, which have no panoptic labels" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", "0 0.5 0.5 0.2 0.2\n"), ("labels_street.csv", "car,5,5,20,10,a.jpg,60,40\n")],
+)
+def test_boxes_are_called_boxes(name, content, tmp_path):
+    image(tmp_path / "a.jpg")
+    text(tmp_path / name, content)
+    with pytest.raises(ValueError, match=rf"{name} lists boxes, .* which cannot train masks; export polygons"):
+        recognise(str(tmp_path))
+
+
+def test_semantic_maps_of_numbered_segments_have_no_missing_ones(tmp_path):
+    segments_ai(tmp_path)
+    assert check_dataset(f"auto:{tmp_path}", task="semantic").problems == []
+
+
+def test_a_mask_folder_in_a_folder(tmp_path):
+    image(tmp_path / "street" / "images" / "train" / "a.jpg")
+    write_mask(tmp_path / "street" / "annotations" / "train" / "a.png", (box(CAT) * 1).astype(np.uint8))
+    text(tmp_path / "street" / "classes.txt", "car\ncat\n")
+    dataset = load_segmentation_dataset(f"auto:{tmp_path}")
+    assert areas(dataset[0], describe(dataset).id2label) == {"car": HEIGHT * WIDTH - 320, "cat": 320}
+
+
+def test_the_split_for_training_decides_the_order_of_classes(tmp_path):
+    for split, names in (("Train", ("wood", "cat", "car")), ("Test", ("car", "dog", "cat"))):
+        cvat_datumaro(tmp_path)
+        file = tmp_path / "annotations" / "default.json"
+        content = json.loads(file.read_text())
+        content["categories"]["label"]["labels"] = [{"name": name} for name in names]
+        write_json(tmp_path / "annotations" / f"{split}.json", content)
+        file.unlink()
+    for split in ("Test", "train"):
+        labels = describe(load_segmentation_dataset(f"auto:{tmp_path}", split=split)).id2label
+        assert list(labels.values()) == ["wood", "cat", "car", "dog"]
+
+
+def test_names_that_differ_in_case_are_named(tmp_path):
+    cvat_images(tmp_path)
+    (tmp_path / "images" / "a.jpg").rename(tmp_path / "images" / "A.JPG")
+    with pytest.raises(ValueError, match=r"there is 'images/A\.JPG', which differs in case"):
+        load_segmentation_dataset(f"auto:{tmp_path}")
+
+
+@pytest.mark.parametrize(("writer", "name"), [(via_csv, "via_region_data.csv"), (cvat_mask, "labelmap.txt")])
+def test_encodings_of_text_files(writer, name, tmp_path):
+    for encoding in ("utf-16", "gbk"):
+        writer(tmp_path / encoding)
+        file = tmp_path / encoding / name
+        file.write_bytes(file.read_text().replace("cat", "\u6c7d\u8f66").encode(encoding))
+    dataset = load_segmentation_dataset(f"auto:{tmp_path / 'utf-16'}")
+    assert areas(dataset[0], describe(dataset).id2label)["\u6c7d\u8f66"] == 320
+    with pytest.raises(ValueError, match=rf"{name}: no valid UTF-8 text .*perhaps GBK"):
+        load_segmentation_dataset(f"auto:{tmp_path / 'gbk'}")

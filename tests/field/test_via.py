@@ -175,7 +175,7 @@ def test_a_csv_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert len(load_segmentation_dataset(f"auto:{tmp_path}")) == 1
     shutil.copy(tmp_path / "via_region_data.csv", tmp_path / "bad.csv")
     (tmp_path / "bad.csv").write_bytes((tmp_path / "bad.csv").read_bytes() + "ü".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"bad\.csv: no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"bad\.csv: no valid UTF-8 text"):
         load_segmentation_dataset(f"auto:{tmp_path}")
 
 

@@ -9,6 +9,7 @@ members and members larger than a limit are refused, and no member yields more b
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -197,6 +198,20 @@ def read_json(location: Location) -> Any:
         raise ValueError(f"{name}: {encoding_fault(content, error)}") from error
     except RecursionError as error:
         raise ValueError(f"{name}: nested too deep to be an annotation file; get it from its source again") from error
+
+
+def read_text(location: Location) -> str:
+    """A text file in UTF-8, or in UTF-16 with a byte order mark, as Windows writes it.
+
+    Raises:
+        ValueError: it cannot be read, is too large, or has another encoding, which the message names.
+    """
+    content = read_location(location, MAX_TEXT_BYTES)
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{location_name(location)}: {encoding_fault(content, error)}") from error
 
 
 def encoding_fault(content: bytes, error: UnicodeDecodeError) -> str:

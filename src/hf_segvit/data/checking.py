@@ -120,7 +120,7 @@ def _check_split(
         sizes[size] += 1
         counted = _count(sample, split)
         void += size[0] * size[1] - counted
-        _check_sample(row, sample, counted, name, item, report.problems)
+        _check_sample(row, sample, split.task, counted, name, item, report.problems)
         _check_values(sample["image"], name, item, report.problems)
         if index in samples:
             report.samples.append((sample, description.id2label))
@@ -204,7 +204,7 @@ def _count(sample: dict[str, Any], split: SplitReport) -> int:
 
 
 def _check_sample(
-    row: dict[str, Any], sample: dict[str, Any], counted: int, name: str, item: str, problems: ProblemList
+    row: dict[str, Any], sample: dict[str, Any], task: str, counted: int, name: str, item: str, problems: ProblemList
 ) -> None:
     height, width = image_size(sample["image"])
     if min(height, width) < _SMALL_SIDE or max(height, width) > _LONG_RATIO * min(height, width):
@@ -220,9 +220,10 @@ def _check_sample(
             if not decode_mask(segment["rle"]).any():
                 problems.warn(name, f"{item}, annotation {segment['id']}", "its mask has no pixel")
         return
-    present = {segment["id"] for segment in sample["segments"]}
+    key = "label_id" if task == "semantic" else "id"  # semantic maps merge the segments of a class
+    present = {segment[key] for segment in sample["segments"]}
     for segment in row["segments"]:
-        if segment["id"] not in present:
+        if segment[key] not in present:
             problems.warn(name, f"{item}, segment {segment['id']}", "listed, but has no pixel; it is left out")
 
 

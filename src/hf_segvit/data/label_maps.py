@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
+from .archives import Location, location_name, read_json, read_text
 from .class_lists import VOID, ClassList
 from .decoding import Segments, semantic_segments
 from .mask_files import present_values, read_colored_map, read_index_map, relabel
@@ -68,11 +68,7 @@ def classes_with_colors(location: Location) -> tuple[Any, ColorTable | None]:
             return None, None
         void = content.get("void", []) if isinstance(content, Mapping) else []
     else:
-        try:
-            text = read_location(location, MAX_TEXT_BYTES).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        lines = [line.strip() for line in read_text(location).splitlines() if line.strip() and not line.startswith("#")]
         if not location["member"].lower().endswith(LABEL_MAP):
             return None, None
         rows, void = [{"name": line.split(":")[0], "color": [*line.split(":"), ""][1]} for line in lines], []

@@ -264,7 +264,10 @@ def find_image(images: FileList, text: Any, where: str) -> Location:
             return images[alike[0]]
         if alike:
             raise ValueError(f"{where}: {text!r} may be any of {', '.join(alike[:3])}; give each image its own name")
-    case = images.folded_names.get(name.casefold())
+    ends = (name.casefold(), f"/{name.casefold()}")
+    case = next(
+        (other for folded, other in images.folded_names.items() if folded == ends[0] or folded.endswith(ends[1])), ""
+    )
     hint = f"there is {case!r}, which differs in case: rename one" if case else "export with images, or copy it there"
     raise ValueError(f"{where}: there is no image {text!r}; {hint}")
 
@@ -287,6 +290,11 @@ def split_names(found: Iterable[str], wanted: Sequence[str]) -> list[str]:
 def is_in_split(name: str, split: str) -> bool:
     """Whether what belongs to the split `name` is part of the split that the user chose."""
     return split == WHOLE or name.casefold() == split.casefold()
+
+
+def training_first(names: Iterable[str]) -> list[str]:
+    """Annotation files with those of training first, whose order of classes counts."""
+    return sorted(names, key=lambda name: not name.casefold().startswith("train"))
 
 
 def file_split(name: str) -> str:

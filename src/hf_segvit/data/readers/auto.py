@@ -11,6 +11,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..archives import Location, location_name, open_archive, read_location
@@ -18,6 +19,7 @@ from ..class_lists import CLASS_FILES
 from ..folders import IMAGE_SUFFIXES, DataFolder
 from ..problems import ProblemList
 from ..reading import Reading
+from ..shapes import wrapper
 
 DESCRIPTION = "recognises the format of a tool's export"
 TASKS = ("instance", "semantic", "panoptic")
@@ -27,6 +29,9 @@ _HEAD = 2**16  # bytes of a file that are looked at
 _MOST_JSON = 40  # JSON files that are looked at
 _LARGEST_WHOLE = 2**26  # bytes of a JSON file whose end is looked at, too
 _MASK_FOLDERS = ("annotations", "masks", "labels")
+_VIA_COLUMNS = re.compile(rb"region_shape_attributes|temporal_coordinates")
+# `0 0.5 0.5 0.2 0.2` of YOLO, and `car,5,5,20,10,a.jpg,60,40` of makesense.ai.
+_BOX_LINES = {".txt": re.compile(rb"\d+( [\d.]+){4}\s*"), ".csv": re.compile(rb"[^,\n]+(,\d+){4},[^,\n]+,\d+,\d+\s*")}
 _YAML = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
@@ -65,6 +70,9 @@ def recognise(path: str) -> tuple[str, str, str]:
             reasons = _reasons(files)
     if len(reasons) == 1:
         name, reason = next(iter(reasons.items()))
+        # The other readers look into a folder around the export themselves.
+        if name in ("yolo", "mask_folder") and Path(path).is_dir():
+            path = str(Path(path) / wrapper(files))
         return name, path, reason
     if reasons:
         listed = "; ".join(f"{name} ({reason})" for name, reason in reasons.items())
@@ -72,10 +80,21 @@ def recognise(path: str) -> tuple[str, str, str]:
         raise ValueError(f"{path}: several formats fit: {listed}; name the one that is meant, as in {first}:{path}")
     if any(name.lower().endswith(".xml") and b"<bndbox>" in _head(files[name]) for name in list(files)[:50]):
         raise ValueError(f"{path}: Pascal VOC's XML files of boxes, which cannot train masks; export masks or outlines")
+    if text := next((name for name in list(files)[:50] if _has_boxes(files[name])), None):
+        raise ValueError(
+            f"{path}: {text} lists boxes, as YOLO's and makesense.ai's exports of rectangles do, which cannot train "
+            "masks; export polygons, in makesense.ai as VGG JSON or COCO JSON"
+        )
     raise ValueError(
         f"{path}: no format is recognised; there {_seen(list(files))}. `hf-segvit check-data --help` describes the "
         "formats; name one, as in mask_folder:PATH"
     )
+
+
+def _has_boxes(location: Location) -> bool:
+    """Whether a text begins with a line that is a box."""
+    line = _BOX_LINES.get(posixpath.splitext(location["member"])[1].lower())
+    return line is not None and line.match(_head(location)) is not None
 
 
 def _seen(names: Sequence[str]) -> str:
@@ -140,7 +159,7 @@ def _by_content(files: dict[str, Location]) -> dict[str, str]:
             kind, reason = _json_kind(files[name])
         elif suffix == ".xml" and b"<annotations" in _head(files[name])[:2000].replace(b"\0", b""):
             kind, reason = "cvat", "begins with <annotations>, as CVAT's XML does"
-        elif suffix == ".csv" and re.search(rb"region_shape_attributes|temporal_coordinates", _head(files[name])):
+        elif suffix == ".csv" and _VIA_COLUMNS.search(_head(files[name]).replace(b"\0", b"")):
             kind, reason = "via", "has VIA's columns"
         elif base in _YAML and re.search(rb"^\s*[\"']?names[\"']?\s*:", _head(files[name]), re.MULTILINE):
             kind, reason = "yolo", "lists names, as YOLO's does"

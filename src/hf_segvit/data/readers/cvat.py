@@ -33,6 +33,7 @@ from ..shapes import (
     rectangle,
     shape_reading,
     split_names,
+    training_first,
     unwrapped_files,
 )
 from .coco import is_size
@@ -120,7 +121,7 @@ def _files(folder: DataFolder) -> dict[str, ElementTree.Element]:
                 roots[name] = root
     if not roots:
         raise ValueError(f"{folder.path}: there is no XML file of CVAT; expected {LAYOUT}")
-    return roots
+    return {name: roots[name] for name in training_first(roots)}
 
 
 def _subset(image: ElementTree.Element, file: str) -> str:

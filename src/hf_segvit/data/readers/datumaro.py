@@ -28,6 +28,7 @@ from ..shapes import (
     rectangle,
     shape_reading,
     split_names,
+    training_first,
     unwrapped_files,
 )
 from .coco import is_size
@@ -62,7 +63,7 @@ def read(
         where = location_name(location)
         content = read_json(location)
         labels = _labels(content, where)
-        # Each split lists the classes; the first one's order counts.
+        # Each split lists the classes; the order is that of the split for training.
         names.update(dict.fromkeys(labels))
         is_own = is_in_split(posixpath.splitext(file)[0], split)
         source = where if is_own else source
@@ -99,7 +100,8 @@ def is_datumaro(content: Any) -> bool:
 
 def _files(folder: DataFolder) -> FileList:
     files = unwrapped_files(folder, (".json",))
-    return FileList((name[12:], location) for name, location in files.items() if name.startswith("annotations/"))
+    names = training_first(name[12:] for name in files if name.startswith("annotations/"))
+    return FileList((name, files[f"annotations/{name}"]) for name in names)
 
 
 def _labels(content: Any, where: str) -> list[str]:

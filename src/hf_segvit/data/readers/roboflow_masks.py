@@ -10,7 +10,7 @@ import posixpath
 from collections.abc import Sequence
 from typing import Any
 
-from ..archives import MAX_TEXT_BYTES, Location, location_name, read_location
+from ..archives import Location, location_name, read_text
 from ..class_lists import VOID, read_classes
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, by_stem
 from ..label_maps import LabelMaps, pair_rows
@@ -83,10 +83,7 @@ def _class_files(folder: DataFolder) -> dict[str, Location]:
 def _classes(location: Location) -> dict[int, str]:
     """Names by value."""
     name = location_name(location)
-    try:
-        lines = read_location(location, MAX_TEXT_BYTES).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    lines = read_text(location).splitlines()
     classes: dict[int, str] = {}
     for number, row in enumerate(csv.reader(lines[1:], skipinitialspace=True), start=2):
         if not row:

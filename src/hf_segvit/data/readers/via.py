@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
+from ..archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location, read_text
 from ..decoding import upright_size
 from ..folders import IMAGE_SUFFIXES, DataFolder
 from ..problems import ProblemList
@@ -231,16 +231,14 @@ def _circle_through(points: np.ndarray) -> list[float]:
 def _csv(location: Location) -> list[tuple[Any, list[Any]]]:
     name = location_name(location)
     content = read_location(location, MAX_TEXT_BYTES)
-    head = content[:10_000].decode("utf-8-sig", errors="replace")
+    # Other CSV files may have any encoding; without the zeros of UTF-16 the header shows.
+    head = content[:10_000].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe").decode("utf-8", errors="replace")
     if head.startswith("#") and "temporal_coordinates" in head:
         raise ValueError(f"{name}: the CSV of VIA 3, whose labels are numbers; save the project instead (JSON)")
     header = next(csv.reader(head.lstrip("#").splitlines()[:1]), [])
     if not set(_CSV_COLUMNS) <= {column.strip() for column in header}:
         return []
-    try:
-        lines = content.decode("utf-8-sig").lstrip("#").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: no UTF-8 text ({error.reason}); save it as UTF-8") from error
+    lines = read_text(location).lstrip("#").splitlines()
     images: dict[str, list[Any]] = {}
     csv.field_size_limit(MAX_TEXT_BYTES // 2)  # an outline of many points exceeds the usual 128 KB
     for number, row in enumerate(csv.DictReader(io.StringIO("\n".join(lines)), skipinitialspace=True), start=2):

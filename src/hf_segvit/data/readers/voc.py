@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...models.image_decoding import open_image_file
-from ..archives import MAX_TEXT_BYTES, Location, location_name, read_location
+from ..archives import Location, location_name, read_location, read_text
 from ..class_lists import CLASS_FILES, VOID, label_rule, listed_names
 from ..decoding import Segments, semantic_segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, by_stem
@@ -154,20 +154,13 @@ def _lists(folder: DataFolder, top: str) -> dict[str, list[str]]:
     lists = {}
     for name, location in folder.files(f"{top}ImageSets/Segmentation", suffixes=(".txt",)).items():
         stems = []
-        for line in _text(location).splitlines():
+        for line in read_text(location).splitlines():
             # Names have no suffix in VOC; CVAT writes them as it has them. Names may hold blanks.
             stem, suffix = posixpath.splitext(line.strip().strip('"'))
             if line.strip():
                 stems.append(stem if suffix.lower() in IMAGE_SUFFIXES else stem + suffix)
         lists[posixpath.splitext(name)[0]] = stems
     return lists
-
-
-def _text(location: Location) -> str:
-    try:
-        return read_location(location, MAX_TEXT_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{location_name(location)}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
 def _images(folder: DataFolder, top: str) -> dict[str, Location]:
@@ -200,7 +193,7 @@ def _classes(folder: DataFolder, top: str, classes: Any) -> tuple[list[str], lis
         source = _ASSUMED if listed is None else location_name(listed)
         return names, [_color_id(voc_color(index)) for index in range(len(names))], source
     names, colors, where = [], [], location_name(location)
-    for number, line in enumerate(_text(location).splitlines(), start=1):
+    for number, line in enumerate(read_text(location).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         # `name:red,green,blue:parts:actions`; the name may hold a colon itself.
@@ -270,7 +263,7 @@ class ColorMaps:
             color = int(present[known.index(_UNKNOWN)])
             raise ValueError(
                 f"{location_name(location)}: the colour {(color & 255, color >> 8 & 255, color >> 16)} stands for no "
-                f"class of {self.source}; add labelmap.txt with lines `name:red,green,blue::`"
+                f"class of {self.source}; add it to labelmap.txt in a line `name:red,green,blue::`"
             )
         return np.array(known, dtype=np.int32)[np.searchsorted(present, ids)]
 
