@@ -100,3 +100,29 @@ def test_cvats_lists_of_names(listed: str, tmp_path: Path) -> None:
     assert available_splits(f"auto:{tmp_path}") == ["train"]
     dataset = load_segmentation_dataset(f"auto:{tmp_path}")
     assert areas(dataset[0], describe(dataset).id2label) == {"background": GROUND, **AREAS}
+
+
+def test_palettes_of_other_colours_count_by_their_numbers(tmp_path: Path) -> None:
+    labelme2voc(tmp_path)
+    values = (box(CAR) * 1 + box(CAT) * 2).astype(np.uint8)
+    grey = Image.fromarray(values, "P")
+    grey.putpalette([value for value in range(256) for _ in range(3)])
+    write_mask(tmp_path / "SegmentationClass" / "a.png", grey)
+    dataset = load_segmentation_dataset(f"voc:{tmp_path}")
+    assert areas(dataset[0], describe(dataset).id2label) == {"_background_": GROUND, **AREAS}
+    # VOC's colours in another order, as after a conversion from RGB: the colours count.
+    turned = Image.fromarray(2 - values, "P")
+    turned.putpalette([channel for index in (2, 1, 0) for channel in voc_color(index)])
+    write_mask(tmp_path / "SegmentationClass" / "a.png", turned)
+    assert areas(load_segmentation_dataset(f"voc:{tmp_path}")[0], describe(dataset).id2label) == {
+        "_background_": GROUND,
+        **AREAS,
+    }
+
+
+def test_listed_names_without_an_image_are_told(tmp_path: Path) -> None:
+    labelme2voc(tmp_path)
+    text(tmp_path / "ImageSets" / "Segmentation" / "train.txt", "a\nb\nc\n")
+    (problem,) = check_dataset(f"voc:{tmp_path}").problems
+    assert problem.severity == "warning"
+    assert problem.message == "2 of its names have no image: b, c"

@@ -23,7 +23,7 @@ from ..decoding import Segments, semantic_segments
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, by_stem
 from ..label_maps import pair_rows
 from ..mask_files import present_values
-from ..problems import ProblemList
+from ..problems import ProblemList, some_of
 from ..reading import Reading
 from ..shapes import WHOLE, split_names
 
@@ -108,6 +108,9 @@ def read(
         files.append(by_stem(objects))
     if stems is not None:
         chosen = set(stems)
+        if absent := [stem for stem in stems if stem not in images]:
+            listed = f"{top}ImageSets/Segmentation/{split}.txt"
+            problems.warn(f"{path}/{listed}", "", f"{len(absent)} of its names have no image: {some_of(absent)}")
         images = {stem: location for stem, location in images.items() if stem in chosen}
         files = [{stem: location for stem, location in kind.items() if stem in chosen} for kind in files]
     else:
@@ -119,7 +122,7 @@ def read(
             f"them to {top}JPEGImages"
         )
     rows = pair_rows(images, files, problems)
-    reader: Any = ColorMaps(labels, tuple(colors), source)
+    reader: Any = ColorMaps(labels, tuple(colors), source, is_numbered=not source.endswith("labelmap.txt"))
     remarks = list(rule.decisions)
     if source == _ASSUMED:
         remarks.append(
@@ -223,13 +226,13 @@ def _color_id(color: Sequence[int]) -> int:
     return int(color[0]) + 256 * int(color[1]) + 65536 * int(color[2])
 
 
-def _color_ids(location: Location, colors: Sequence[int]) -> np.ndarray:
-    """Colours (H, W) int32 of a mask; numbers get the colour of the class in this position."""
+def _color_ids(location: Location, colors: Sequence[int], by_number: bool = False) -> np.ndarray:
+    """Colours (H, W) int32 of a mask; numbers, also of a palette if `by_number`, get the colour of their class."""
     name = location_name(location)
     image = open_image_file(read_location(location), name)
     if image.format in ("JPEG", "GIF"):
         raise ValueError(f"{name}: a {image.format} file as mask, whose compression changes colours; save it as PNG")
-    if image.mode in ("L", "1") or image.mode.startswith("I"):
+    if image.mode in ("L", "1") or image.mode.startswith("I") or (by_number and image.mode == "P"):
         numbers = np.asarray(image).astype(np.int32)
         if len(numbers) and (numbers.min() < 0 or numbers.max() > 255):
             raise ValueError(f"{name}: holds the number {numbers.max()}, but VOC's colour map ends at 255")
@@ -247,6 +250,7 @@ class ColorMaps:
     labels: Mapping[int, int]  # label id by colour
     colors: tuple[int, ...]  # by position in the list of classes
     source: str
+    is_numbered: bool = False  # classes have numbers, and the colours are VOC's for them
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`; a segment's id is its label id."""
@@ -255,10 +259,14 @@ class ColorMaps:
 
     def label_map(self, location: Location) -> np.ndarray:
         """Label ids (H, W) int32 of a mask of colours."""
-        ids = _color_ids(location, self.colors)
-        # Few colours are there, and a table of all 16 million would be slow.
-        present = np.array(present_values(ids), dtype=np.int32)
-        known = [self.labels.get(int(value), _UNKNOWN) for value in present]
+        for by_number in (False, True)[: 1 + self.is_numbered]:
+            ids = _color_ids(location, self.colors, by_number)
+            # Few colours are there, and a table of all 16 million would be slow.
+            present = np.array(present_values(ids), dtype=np.int32)
+            known = [self.labels.get(int(value), _UNKNOWN) for value in present]
+            # Tools write palettes of their own colours, whose numbers are the classes all the same.
+            if _UNKNOWN not in known:
+                break
         if _UNKNOWN in known:
             color = int(present[known.index(_UNKNOWN)])
             raise ValueError(
