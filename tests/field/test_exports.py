@@ -830,3 +830,60 @@ def test_encodings_of_text_files(writer, name, tmp_path):
     assert areas(dataset[0], describe(dataset).id2label)["\u6c7d\u8f66"] == 320
     with pytest.raises(ValueError, match=rf"{name}: no valid UTF-8 text .*perhaps GBK"):
         load_segmentation_dataset(f"auto:{tmp_path / 'gbk'}")
+
+
+def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
+    label_studio_json(tmp_path)
+    file = tmp_path / "project-1-at-2024-05-01.json"
+    tasks = json.loads(file.read_text())
+    skipped = [{"id": 3, "was_cancelled": True, "result": []}]
+    empty = [{"id": 4, "was_cancelled": False, "result": []}]
+    for number, annotations in ((6, []), (7, skipped), (8, empty)):
+        image(tmp_path / f"{number}.jpg")
+        tasks.append({"id": number, "data": {"image": f"{number}.jpg"}, "annotations": annotations})
+    write_json(file, tasks)
+    problems = ProblemList()
+    dataset = load_segmentation_dataset(f"auto:{tmp_path}", problems=problems)
+    assert [row["image_id"] for row in dataset.with_format(None)] == ["a", "8"]
+    assert [(problem.severity, problem.item) for problem in problems] == [("warning", "task 6"), ("warning", "task 7")]
+
+
+def test_regions_of_label_studio_without_a_label_are_errors(tmp_path):
+    image(tmp_path / "a.jpg")
+    value = {"points": percent(CAR), "closed": True}
+    regions = [
+        {"id": "r1", "type": "polygonlabels", "value": {**value, "polygonlabels": ["car"]}},
+        {"id": "r1", "type": "choices", "value": {**value, "choices": ["blurred"]}},
+        {"id": "r2", "type": "polygon", "value": {"points": percent(CAT), "closed": True}},
+        {"id": "r2", "type": "labels", "value": {"points": percent(CAT), "closed": True, "labels": ["cat"]}},
+        {"id": "r3", "type": "polygonlabels", "value": {**value, "polygonlabels": []}},
+    ]
+    write_json(tmp_path / "x.json", label_studio_task(regions))
+    problems = ProblemList()
+    dataset = load_segmentation_dataset(f"label_studio:{tmp_path}", problems=problems)
+    assert areas(dataset[0], describe(dataset).id2label) == AREAS
+    assert [problem.message for problem in problems] == [
+        "the region has no label; choose one in Label Studio, or delete it"
+    ]
+
+
+def test_alpha_masks_of_supervisely_are_bitmaps(tmp_path):
+    supervisely(tmp_path)
+    file = tmp_path / "ds0" / "ann" / "a.jpg.json"
+    file.write_text(file.read_text().replace('"geometryType": "bitmap"', '"geometryType": "alpha_mask"'))
+    dataset = load_segmentation_dataset(f"auto:{tmp_path}")
+    assert areas(dataset[0], describe(dataset).id2label) == AREAS
+
+
+@pytest.mark.parametrize("status", ["UNLABELED", "SKIPPED"])
+def test_samples_that_nobody_labelled_are_left_out(status, tmp_path):
+    segments_ai(tmp_path)
+    image(tmp_path / "b.jpg")
+    file = tmp_path / "x-v0.1.json"
+    release = json.loads(file.read_text())
+    label = {"label_status": status, "attributes": {"format_version": "0.1", "annotations": []}}
+    release["dataset"]["samples"].append({"name": "b.jpg", "labels": {"ground-truth": label}})
+    write_json(file, release)
+    problems = ProblemList()
+    assert len(load_segmentation_dataset(f"auto:{tmp_path}", problems=problems)) == 1
+    assert [str(problem.item) for problem in problems] == ["sample 'b.jpg'"]

@@ -46,6 +46,7 @@ TASKS = ("instance", "semantic", "panoptic")
 LAYOUT = "the JSON or JSON-MIN export, the images, and perhaps brush PNGs (task-1-annotation-2-by-3-tag-cat-0.png)"
 
 BRUSH_NAME = re.compile(r"task-(\d+)-annotation-(\d+)-by-(.*)-(\d+)\.png")
+_SHAPES = re.compile(r"(polygon|brush|rectangle|ellipse)(labels)?$")  # types of regions with an area
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{6,8}-")  # Label Studio puts it before the names of uploaded files
 
 
@@ -92,6 +93,10 @@ def read(
             labels = {label for region in regions for label in _labels(region)}
             used |= labels
             if not is_own:
+                continue
+            if isinstance(entry.get("data"), dict) and not _annotations(entry):
+                # As an image without objects it would teach that there are none.
+                problems.warn(where, item, "the task has no annotation, or was skipped; its image is left out")
                 continue
             if len(_annotations(entry)) > 1:
                 problems.warn(where, item, f"the image has several annotations; {annotation_id} is read")
@@ -146,10 +151,14 @@ def _regions(entry: Mapping[str, Any]) -> tuple[Any, list[Mapping[str, Any]]]:
     if not rows:
         return None, []
     result = rows[0].get("result")
-    # Choices and texts are about the image, and relations about regions.
-    regions: list[Mapping[str, Any]] = (
-        [row for row in result if isinstance(row, dict) and _labels(row)] if isinstance(result, list) else []
-    )
+    drawn = [row for row in result if isinstance(row, dict)] if isinstance(result, list) else []
+    # Choices and texts are about the image, and relations about regions. A region may have its label in another row.
+    labelled = {str(row.get("id")) for row in drawn if _labels(row)}
+    regions: list[Mapping[str, Any]] = [
+        row
+        for row in drawn
+        if _labels(row) or (_SHAPES.match(str(row.get("type"))) and str(row.get("id")) not in labelled)
+    ]
     return rows[0].get("id"), regions
 
 
@@ -212,6 +221,8 @@ def _add(region: Mapping[str, Any], item: str, image: ShapedImage, problems: Pro
     if outline is None:
         problems.warn(image.where, item, f"a region of type {region.get('type')!r} has no area and is left out")
         return
+    if not _labels(region):
+        problems.error(image.where, item, "the region has no label; choose one in Label Studio, or delete it")
     for label in _labels(region):
         image.shapes.append(Shape(item, label, outline["polygons"], outline["rle"]))
 

@@ -131,7 +131,9 @@ def _categories(content: Mapping[str, Any], where: str) -> dict[int, tuple[str, 
 def _annotations(sample: Any, labelset: str) -> list[Any] | None:
     labels = sample.get("labels") if isinstance(sample, dict) else None
     label = labels.get(labelset) if isinstance(labels, dict) else None
-    attributes = label.get("attributes") if isinstance(label, dict) else None
+    # An image that nobody labelled is no image without objects.
+    is_labelled = isinstance(label, dict) and label.get("label_status") not in ("UNLABELED", "SKIPPED")
+    attributes = label.get("attributes") if is_labelled else None
     rows = attributes.get("annotations") if isinstance(attributes, dict) else None
     return rows if isinstance(rows, list) else None
 

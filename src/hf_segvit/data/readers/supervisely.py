@@ -157,7 +157,7 @@ def _add(entry: Any, item: str, image: ShapedImage, problems: ProblemList) -> No
 
 
 def _outline(entry: Mapping[str, Any], kind: str, size: tuple[int, int]) -> dict[str, Any]:
-    if kind == "bitmap":
+    if kind in ("bitmap", "alpha_mask"):
         return _bitmap(entry.get("bitmap"), size)
     points = entry.get("points")
     if not isinstance(points, dict):
