@@ -117,10 +117,10 @@ def _classes(folder: DataFolder, source: Any, void: Any) -> tuple[ClassList, Col
         names = {value: name for name, value in values.items()}
         table = {color: known.get(names[value], rest) for color, value in colors.values.items()}
         return replace(chosen, labels={rest: VOID, **chosen.labels}), ColorTable(table, by_palette=False)
-    names = {row["name"].strip() for row in content["classes"]}
-    numbers = [text for text in option_names(void) if text.removeprefix("-").isdecimal() and text not in names]
-    if numbers and colors is not None and colors.by_palette:  # they would mean numbers of our own
-        raise ValueError(f"{location_name(location)}: void={numbers[0]}: colours stand for classes; give a name")
+    stated = {str(row["name"]).strip() for row in content["classes"]}
+    voids = [text for text in option_names(void) if text.removeprefix("-").isdecimal() and text not in stated]
+    if voids and colors is not None and colors.by_palette:  # they would mean numbers of our own
+        raise ValueError(f"{location_name(location)}: void={voids[0]}: colours stand for classes; give a name")
     try:
         return read_classes(content, void=void), colors
     except ValueError as error:

@@ -109,8 +109,8 @@ def read(
     if stems is not None:
         chosen = set(stems)
         if absent := [stem for stem in stems if stem not in images]:
-            listed = f"{top}ImageSets/Segmentation/{split}.txt"
-            problems.warn(f"{path}/{listed}", "", f"{len(absent)} of its names have no image: {some_of(absent)}")
+            where = f"{path}/{top}ImageSets/Segmentation/{split}.txt"
+            problems.warn(where, "", f"{len(absent)} of its names have no image: {some_of(absent)}")
         images = {stem: location for stem, location in images.items() if stem in chosen}
         files = [{stem: location for stem, location in kind.items() if stem in chosen} for kind in files]
     else:
