@@ -132,8 +132,9 @@ def _annotations(sample: Any, labelset: str) -> list[Any] | None:
     labels = sample.get("labels") if isinstance(sample, dict) else None
     label = labels.get(labelset) if isinstance(labels, dict) else None
     # An image that nobody labelled is no image without objects.
-    is_labelled = isinstance(label, dict) and label.get("label_status") not in ("UNLABELED", "SKIPPED")
-    attributes = label.get("attributes") if is_labelled else None
+    if not isinstance(label, dict) or label.get("label_status") in ("UNLABELED", "SKIPPED"):
+        return None
+    attributes = label.get("attributes")
     rows = attributes.get("annotations") if isinstance(attributes, dict) else None
     return rows if isinstance(rows, list) else None
 
