@@ -239,7 +239,7 @@ NAN = float("nan")
         pytest.param(_rle(3.5), "neither text nor a list", id="34 number"),
         pytest.param(_rle([0, 40.5, 559.5]), "neither text nor a list of whole", id="34 fractions"),
         pytest.param(_rle([0, 40, H * W - 40], (W, H)), "height and width are swapped", id="35"),
-        pytest.param(_rle([0, 40, H * W - 40], ()), r"size \[\]", id="35 no size"),
+        pytest.param(_rle([0, 40, H * W - 40], ()), r"size is \[\]", id="35 no size"),
         pytest.param(_image(file_name="../../etc/passwd"), "absolute or leaves its folder", id="36 above"),
         pytest.param(_image(file_name="/etc/passwd"), "absolute or leaves its folder", id="36 absolute"),
         pytest.param(_image(file_name="..\\..\\etc\\passwd"), "absolute or leaves its folder", id="36 backslash"),

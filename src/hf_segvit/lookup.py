@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,21 @@ def suggestion(name: object, choices: Iterable[str], count: int = 1, otherwise: 
         otherwise: text if none is similar, for choices that are too many to list.
     """
     known = list(choices)
+    text = str(name)[:_LONGEST_COMPARED]
+    if len(known) > _MOST_COMPARED:  # names of classes, from a file: comparing takes 10 microseconds each
+        folded = text.casefold()
+        known_alike = [choice for choice in known if choice[:_LONGEST_COMPARED].casefold() == folded][:count]
+        few = f"choose one of {', '.join(choice[:100] for choice in known[:20])}, ... ({len(known):,} in all)"
+        return f"did you mean {' or '.join(known_alike)}?" if known_alike else otherwise or few
     # 0.6 still finds "panoptc" and swapped letters; below that, short names resemble everything.
-    similar = get_close_matches(str(name), known, n=count, cutoff=0.6)
+    similar = get_close_matches(text, known, n=count, cutoff=0.6)
     # A beginning, such as "Focal" of "FocalCriterion", is less similar than that by letters.
     similar = similar or [choice for choice in known if len(str(name)) > 2 and choice.startswith(str(name))][:count]
     return f"did you mean {' or '.join(similar)}?" if similar else otherwise or f"choose one of {', '.join(known)}"
+
+
+_MOST_COMPARED = 2000
+_LONGEST_COMPARED = 100  # characters
 
 
 def is_import_path(text: object) -> bool:
@@ -102,23 +113,30 @@ class _UniqueKeys(yaml.constructor.BaseConstructor):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
-            keys = [key.value for key, _ in node.value]
-            duplicates = ", ".join(sorted({str(key) for key in keys if keys.count(key) > 1}))
+            counts = Counter(str(key.value) for key, _ in node.value)
+            duplicates = ", ".join(sorted(key[:100] for key, count in counts.items() if count > 1)[:5])
             raise yaml.constructor.ConstructorError(None, None, f"the key {duplicates} occurs twice", node.start_mark)
         return mapping
 
 
-class _Loader(_UniqueKeys, yaml.SafeLoader):
+# The parser in C, which the wheels of PyYAML have, takes a tenth of the time of that in Python.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BaseLoader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+
+
+class _Loader(_UniqueKeys, _SafeLoader):
     """Loads plain data only."""
 
 
-class _TextLoader(_UniqueKeys, yaml.BaseLoader):
+class _TextLoader(_UniqueKeys, _BaseLoader):
     """Keeps every scalar as it is written: in YAML 1.1 a class called `no` would be False, and `1e3` a number."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         # PyYAML's own loader of text ignores tags instead of refusing them.
-        if not str(node.tag).startswith("tag:yaml.org,2002:") or "python/" in str(node.tag):
-            raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is unknown", node.start_mark)
+        if str(node.tag).removeprefix("tag:yaml.org,2002:") not in ("str", "seq", "map"):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the tag {node.tag!r} is unknown; values are text here", node.start_mark
+            )
         return super().construct_object(node, deep=deep)
 
 
@@ -134,12 +152,91 @@ def parse_yaml(text: str, source: str, *, as_text: bool = False) -> Any:
     Args:
         as_text: keep keys and values as they are written, such as `no`, `1e3` and `2024-01-01`.
     """
+    loader = _TextLoader if as_text else _Loader
     try:
-        return yaml.load(text, Loader=_TextLoader if as_text else _Loader)
+        _check_structure(text)
+        return yaml.load(text, Loader=loader)
     except RecursionError as error:
         raise ValueError(f"{source}: no valid YAML (nested too deep)") from error
-    except (yaml.YAMLError, ValueError) as error:  # a month of 13 is a `ValueError`
-        raise ValueError(f"{source}: no valid YAML ({' '.join(str(error).split())})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: no valid YAML ({' '.join(str(error).split())[:_LONGEST_REASON]})") from error
+    except _SCALAR_ERRORS as error:
+        # A scalar that does not fit its tag: a month of 13, `!!bool foo`, `!!int ''`, `!!timestamp x`.
+        where = _wrong_scalar(text, loader)
+        raise ValueError(
+            f"{source}: no valid YAML ({where or ' '.join(str(error).split())[:_LONGEST_REASON]})"
+        ) from error
+
+
+_SCALAR_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
+_LONGEST_REASON = 300
+_MOST_DEPTH = 50
+_MOST_ALIASES = 100  # a short file can make billions of values from aliases of aliases
+_MOST_VALUES = 1_000_000  # with aliases unrolled
+
+
+def _check_structure(text: str) -> None:
+    """Refuse YAML that is nested too deep, or whose aliases multiply, before anything is made of it."""
+    depth, aliases = 0, 0
+    # Values within each open collection and within each anchor, with aliases counted as what they stand for.
+    open_counts, open_anchors, values = [0], list[str | None](), dict[str, int]()
+    for event in yaml.parse(text, Loader=_SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            open_counts.append(1)
+            open_anchors.append(event.anchor)
+            if depth > _MOST_DEPTH:
+                raise _refusal(f"nested too deep, more than {_MOST_DEPTH} levels", event)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+            count, anchor = open_counts.pop(), open_anchors.pop()
+            open_counts[-1] += count
+            if anchor is not None:
+                values[anchor] = count
+        elif isinstance(event, yaml.ScalarEvent):
+            open_counts[-1] += 1
+            if event.anchor is not None:
+                values[event.anchor] = 1
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+            anchor = str(event.anchor)
+            if anchor in open_anchors:
+                raise _refusal(f"the alias *{anchor[:50]} is inside of what it stands for", event)
+            open_counts[-1] += values.get(anchor, 1)
+            if aliases > _MOST_ALIASES or open_counts[-1] > _MOST_VALUES:
+                raise _refusal(
+                    f"aliases that stand for too many values (at most {_MOST_ALIASES} aliases and {_MOST_VALUES:,} "
+                    "values); write them out",
+                    event,
+                )
+
+
+def _refusal(message: str, event: Any) -> yaml.YAMLError:
+    return yaml.composer.ComposerError(None, None, message, event.start_mark)
+
+
+def _wrong_scalar(text: str, loader: Any) -> str:
+    """The first scalar that cannot be read as its tag says, with its key and line; "" if there is none."""
+    constructor = loader("")
+    pending: list[tuple[str, Any]] = [("", yaml.compose(text, Loader=loader))]
+    while pending:
+        key, node = pending.pop()
+        if isinstance(node, yaml.MappingNode):
+            children = [
+                (f"{key}.{name.value}".strip(".") if isinstance(name, yaml.ScalarNode) else key, value)
+                for name, value in node.value
+            ]
+            pending += [*children[::-1], *((key, name) for name, _ in node.value)]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += [(key, value) for value in node.value[::-1]]
+        elif isinstance(node, yaml.ScalarNode):
+            try:
+                constructor.construct_object(node, deep=True)
+            except (yaml.YAMLError, *_SCALAR_ERRORS):
+                kind = str(node.tag).rpartition(":")[2]
+                shown = f"{key}: " if key else ""
+                return f"line {node.start_mark.line + 1}: {shown}{node.value[:60]!r} is no value of type {kind}"
+    return ""
 
 
 def parse_key_values(texts: Iterable[str], text_keys: Container[str] = ()) -> dict[str, Any]:

@@ -206,10 +206,10 @@ class TestColours:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("soil:140,120::\n", r"labelmap\.txt: class 'soil' has the colour '140,120'; give red, green and blue"),
+            ("soil:140,120::\n", r"labelmap\.txt: the class 'soil' has the colour '140,120'; give red, green and blue"),
             ("soil:1,2,3::\ncrop:1,2,3::\n", r"labelmap\.txt: the colour 1,2,3 stands for two classes"),
             ("soil:1,2,3::\nsoil:1,2,4::\n", r"labelmap\.txt: two classes are called 'soil'"),
-            ("soil\n", r"labelmap\.txt: class 'soil' has the colour ''"),
+            ("soil\n", r"labelmap\.txt: the class 'soil' has the colour ''"),
             ("", r"labelmap\.txt.*lists no class"),
         ],
     )

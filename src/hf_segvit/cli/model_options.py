@@ -123,8 +123,10 @@ def refuse_missing_data(spec: str) -> None:
     if name in ("hub", "generated") or not path:
         return
     # Options may follow a `?`, but a folder's name may contain one, too.
-    paths = [Path(text).expanduser() for text in (path, path.partition("?")[0])]
-    if not any(file.exists() for file in paths):
+    from ..data.folders import path_exists
+
+    paths = [path, path.partition("?")[0]]
+    if not any(map(path_exists, paths)):
         raise ValueError(f"{paths[1]}: no such file or folder; check the path (it is read from {Path.cwd()})")
 
 

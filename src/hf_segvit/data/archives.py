@@ -47,6 +47,8 @@ def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes
     if location["archive"]:
         return open_archive(location["archive"]).read(location["member"], max_bytes)
     path = location["member"]
+    if "\0" in path or any("\ud800" <= character < "\udc80" for character in path):
+        raise ValueError(f"{path!r} is no path of a file; check it")
     try:
         status = os.stat(path)
         # Opening a named pipe would wait forever for a writer.
@@ -57,7 +59,8 @@ def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+        remedy = "check the path" if isinstance(error, FileNotFoundError) else "check its permissions"
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
 
 
 def open_archive(path: str) -> Archive:
@@ -84,8 +87,9 @@ class Archive:
         self._zip: zipfile.ZipFile | None = None
         self._members: dict[str, None] = {}
         try:
+            self._size = os.path.getsize(path) if self._content is None else len(self._content)
             infos = self._opened().infolist()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        except (zipfile.BadZipFile, ValueError, NotImplementedError, OverflowError, struct.error) as error:
             raise ValueError(f"{path}: not a readable zip archive ({error}); download it again") from error
         except OSError as error:
             raise ValueError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
@@ -120,11 +124,13 @@ class Archive:
         size = max(info.file_size, info.compress_size)
         if size > max_bytes:
             raise ValueError(_too_large(name, size, max_bytes))
+        if fault := _size_fault(info, self._size):
+            raise ValueError(f"{name}: {fault}")
         try:
             with self._opened().open(info) as file:
                 # zipfile stops unpacking at the requested length; a bare `read()` would unpack a bomb up to a gigabyte.
                 content = file.read(info.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+        except _MEMBER_ERRORS as error:
             raise ValueError(f"{name}: damaged ({error}); download the archive again") from error
         if len(content) != info.file_size:
             raise ValueError(f"{name}: damaged (shorter than the archive says); download the archive again")
@@ -135,6 +141,20 @@ class Archive:
             self._zip = zipfile.ZipFile(self.path if self._content is None else io.BytesIO(self._content))
         return self._zip
 
+
+# What zipfile raises about damaged members.
+_MEMBER_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+)
+_LARGE_MEMBER = 64 * 2**20
+_MOST_UNPACKED = 100  # times the packed size of a large member; annotations unpack to 20 times theirs at most
 
 _archives: dict[str, Archive] = {}
 
@@ -152,21 +172,39 @@ if hasattr(os, "register_at_fork"):  # Windows does not fork
 def _check_member(info: zipfile.ZipInfo, archive: str, members: Mapping[str, None]) -> None:
     # `filename` has already been cut off at a NUL and had its separators replaced.
     name = info.orig_filename
+    if not info.filename.strip("/"):
+        raise ValueError(f"{archive}: a member has no name; repack the archive")
     if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or name[1:2] == ":" or "\0" in name:
         raise ValueError(
-            f"{archive}: member {name!r} names a file outside the archive; such an archive can be an attack, get it "
-            "from its official source"
+            f"{archive}: member {name[:200]!r} names a file outside the archive; such an archive can be an attack, "
+            "get it from its official source"
         )
     if info.filename in members:
-        raise ValueError(f"{archive}: two members are called {name!r}; which is meant is unclear, repack the archive")
+        raise ValueError(
+            f"{archive}: two members are called {name[:200]!r}; which is meant is unclear, repack the archive"
+        )
     if info.flag_bits & 0x1:
-        raise ValueError(f"{archive}: member {name!r} is encrypted; unpack the archive and point to the folder")
+        raise ValueError(f"{archive}: member {name[:200]!r} is encrypted; unpack the archive and point to the folder")
     # zipfile's bzip2 and LZMA readers ignore the requested length, so that a bomb would go off.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(
-            f"{archive}: member {name!r} is compressed by method {info.compress_type}; repack the archive with the "
-            "usual deflate method, or unpack it"
+            f"{archive}: member {name[:200]!r} is compressed by method {info.compress_type}; repack the archive with "
+            "the usual deflate method, or unpack it"
         )
+
+
+def _size_fault(info: zipfile.ZipInfo, archive_size: int) -> str:
+    """What is wrong with the sizes that a member claims; "" if nothing is."""
+    # Checked first, since reading takes memory for what is claimed.
+    is_stored = info.compress_type == zipfile.ZIP_STORED
+    if info.compress_size > archive_size or (is_stored and info.file_size != info.compress_size):
+        return "damaged (its size is not the one that the archive says); download the archive again"
+    if info.file_size > max(_LARGE_MEMBER, _MOST_UNPACKED * info.compress_size):
+        return (
+            f"{info.compress_size:,} bytes that unpack to {info.file_size:,}; such a file can be an attack (a bomb). "
+            "If it is not, unpack the archive and point to the folder"
+        )
+    return ""
 
 
 def _too_large(name: str, size: int, limit: int) -> str:
@@ -179,6 +217,8 @@ def _too_large(name: str, size: int, limit: int) -> str:
 def read_json(location: Location) -> Any:
     """Parse a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
+    Whole numbers of more than 64 bits come as floats, perhaps infinite ones.
+
     Raises:
         ValueError: it cannot be read, is too large, nested too deeply or not JSON; the message has line and column.
     """
@@ -187,15 +227,25 @@ def read_json(location: Location) -> Any:
     if not content.strip():
         raise ValueError(f"{name}: the file is empty; copy or download it again")
     try:
+        # As `json.loads` does with bytes, but for halves of characters (surrogates) in the bytes, which it lets pass.
+        text = content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: {encoding_fault(content, error)}") from error
+    return parse_json(text, name)
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Parse JSON text of the file or entry `name`; see `read_json`."""
+    # A callback for each whole number slows parsing down, so only files that hold long ones pay for it.
+    read_int = _bounded_int if _LONG_INTEGER.search(text) else None
+    try:
         # `NaN` and `Infinity` are not JSON, but many tools write them: readers refuse them only in values they use.
-        return json.loads(content)
+        return json.loads(text, parse_int=read_int)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{name}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); a comma too many or a "
             "truncated download are the usual causes"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: {encoding_fault(content, error)}") from error
     except RecursionError as error:
         raise ValueError(f"{name}: nested too deep to be an annotation file; get it from its source again") from error
 
@@ -212,6 +262,17 @@ def read_text(location: Location) -> str:
         return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{location_name(location)}: {encoding_fault(content, error)}") from error
+
+
+_LONG_INTEGER = re.compile(r"[0-9]{19}")
+
+
+def _bounded_int(digits: str) -> int | float:
+    # `int` refuses thousands of digits, and NumPy and Arrow end in an OverflowError at anything over 64 bits.
+    if len(digits) > 20:
+        return float(digits)
+    number = int(digits)
+    return number if -(2**63) <= number < 2**63 else float(number)
 
 
 def encoding_fault(content: bytes, error: UnicodeDecodeError) -> str:

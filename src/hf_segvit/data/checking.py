@@ -21,12 +21,12 @@ from PIL import Image
 
 from ..models.image_bands import is_tiff
 from ..models.image_decoding import IMAGE_FORMATS, few_values, image_size, tiff_pages_of
-from ..models.mask_encoding import decode_mask
 from .archives import location_name, read_location
 from .class_checks import check_across_splits, check_classes
 from .data_report import ClassCounts, DataReport, SplitReport, numbered
 from .decoding import PolygonMasks, orientation, segment_areas
 from .folders import IMAGE_SUFFIXES, DataFolder
+from .mask_files import mask_area
 from .problems import ProblemList, some_of
 from .reading import (
     available_splits,
@@ -217,7 +217,7 @@ def _check_sample(
         # The annotations themselves, as a map no longer shows them: its ids are those of classes, and later ones cover
         # earlier ones.
         for segment in PolygonMasks()([], row["segments"], name)[1]:
-            if not decode_mask(segment["rle"]).any():
+            if not mask_area(segment["rle"]):
                 problems.warn(name, f"{item}, annotation {segment['id']}", "its mask has no pixel")
         return
     key = "label_id" if task == "semantic" else "id"  # semantic maps merge the segments of a class

@@ -13,16 +13,19 @@ about it in docs/labels.md. `union_of_splits` and `similar_names` compare lists 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..lookup import suggestion
+from .annotation_values import MOST_CLASSES, name_fault, shown, whole_number
 from .archives import MAX_TEXT_BYTES, Location, encoding_fault, location_name, read_json, read_location
 
 VOID = -1  # label of pixels that neither train nor count
 CLASS_FILES = ("classes.json", "classes.txt", "labels.txt")
+_LIST_SUFFIXES = (".txt", ".names")
 
 _VOID_NAMES = ("void", "ignore", "unlabeled", "unlabelled", "__ignore__")
 _LABELME_BACKGROUND = "_background_"
@@ -78,9 +81,10 @@ def read_classes(source: Any, *, of_model: bool = False, void: Any = ()) -> Clas
             values_void = [*values_void, int(chosen)]
         else:
             raise ValueError(f"{name}: void={chosen} is no class and no value; {suggestion(chosen, _texts(entries))}")
-    names, labels, things = list[str](), dict[int, int](), set[int]()
+    names, labels, things = dict[str, None](), dict[int, int](), set[int]()
+    listed_void = set(values_void)
     for value, text, is_thing in entries:
-        if value in labels or (value in values_void and text not in void_names):
+        if value in labels or (value in listed_void and text not in void_names):
             raise ValueError(f"{name}: the value {value} is listed twice; give each class a value of its own")
         if not of_model and (_is_void(text) or text in void_names):
             labels[value] = VOID
@@ -90,7 +94,7 @@ def read_classes(source: Any, *, of_model: bool = False, void: Any = ()) -> Clas
         labels[value] = len(names)
         if is_thing:
             things.add(len(names))
-        names.append(text)
+        names[text] = None
     if not names:
         raise ValueError(f"{name}: lists no class; give at least one name")
     if of_model and list(labels) != list(range(len(names))):
@@ -120,21 +124,36 @@ def _listed(source: Any) -> tuple[str, list[tuple[int, str, bool | None]], list[
         name, source = location_name(location), _read_file(location)
     entries, void = _entries(source, name)
     entries = sorted(((value, text.strip(), is_thing) for value, text, is_thing in entries), key=lambda row: row[0])
+    if len(entries) > MOST_CLASSES:
+        raise ValueError(f"{name}: {len(entries):,} classes, more than the limit of {MOST_CLASSES:,}")
     for value, text, _ in entries:
         if not text:
             raise ValueError(f"{name}: the class of value {value} has no name; give each class one")
+        if fault := name_fault(text):
+            raise ValueError(f"{name}: the class of value {value}, {shown(text)}: {fault}")
     return name, entries, void
 
 
 def _read_file(location: Location) -> Any:
     if location["member"].lower().endswith(".json"):
         return read_json(location)
+    # Any file of lines could be read as a list of names, such as one that was named by mistake.
+    if not location["member"].lower().endswith(_LIST_SUFFIXES):
+        raise ValueError(
+            f"{location_name(location)}: no list of classes; give a file that ends in .json or "
+            f"{' or '.join(_LIST_SUFFIXES)}"
+        )
     content = read_location(location, MAX_TEXT_BYTES)
     try:
         # Editors on Windows write a byte order mark, which would become part of the first name.
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{location_name(location)}: {encoding_fault(content, error)}") from error
+    if control := re.search("[\x00-\x08\x0e-\x1b]", text):
+        raise ValueError(
+            f"{location_name(location)}: no list of names, as it holds the control character {control[0]!r}; give a "
+            "text file with one name on each line"
+        )
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -142,22 +161,44 @@ def _entries(source: Any, name: str) -> tuple[list[tuple[int, str, bool | None]]
     """(value, name, whether it is a thing if stated) of each class, and void values."""
     try:
         if isinstance(source, Mapping) and "classes" in source:
-            rows = [(int(row["value"]), str(row["name"]), row.get("is_thing")) for row in source["classes"]]
-            return rows, [int(value) for value in source.get("void", [])]
+            rows = [(_value(row["value"]), _text(row["name"]), _flag(row.get("is_thing"))) for row in source["classes"]]
+            return rows, [_value(value) for value in source.get("void", [])]
         if isinstance(source, Mapping) and "id2label" in source:
             stuff = source.get("stuff_classes")
-            names = {int(value): str(text) for value, text in source["id2label"].items()}
+            names = {_value(value): _text(text) for value, text in source["id2label"].items()}
             # `True` is an int to isinstance, and would stand for class 1.
             if unknown := [value for value in stuff or () if type(value) is not int or value not in names]:
-                raise ValueError(f"stuff_classes holds {unknown[0]!r}, which is no number of a class")
-            return [(value, text, None if stuff is None else value not in stuff) for value, text in names.items()], []
+                raise ValueError(f"stuff_classes holds {shown(unknown[0])}, which is no number of a class")
+            listed = set(stuff or ())
+            return [(value, text, None if stuff is None else value not in listed) for value, text in names.items()], []
         if isinstance(source, Mapping):
-            return [(int(value), str(text), None) for value, text in source.items()], []
+            return [(_value(value), _text(text), None) for value, text in source.items()], []
         if isinstance(source, list | tuple) and all(isinstance(text, str) for text in source):
             return [(value, text, None) for value, text in enumerate(source)], []
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{name}: cannot be read as classes ({error!r}); give {CLASS_FORMS}") from error
+        reason = str(error) if isinstance(error, ValueError) else "a value is missing, or is of another type"
+        raise ValueError(f"{name}: cannot be read as classes ({reason[:300]}); give {CLASS_FORMS}") from error
     raise ValueError(f"{name}: cannot be read as classes; give {CLASS_FORMS}")
+
+
+def _value(value: Any) -> int:
+    number = whole_number(value)
+    # The values of masks have 32 bits at most.
+    if number is None or not -(2**31) <= number < 2**32:
+        raise ValueError(f"the value {shown(value)} is no whole number of a mask")
+    return number
+
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"the name {shown(name)} is no text")
+    return name
+
+
+def _flag(is_thing: Any) -> bool | None:
+    if is_thing not in (None, 0, 1):
+        raise ValueError(f"is_thing is {shown(is_thing)}; give true or false")
+    return None if is_thing is None else bool(is_thing)
 
 
 CLASS_FORMS = (
@@ -220,23 +261,29 @@ def label_rule(
         ValueError: names are empty or equal, an option names a class that is not listed, or nothing could be learnt.
     """
     listed = [str(name).strip() for name in names]
+    if len(listed) > MOST_CLASSES:
+        raise ValueError(f"{source}: {len(listed):,} classes, more than the limit of {MOST_CLASSES:,}")
+    seen = set[str]()
     for index, name in enumerate(listed):
         if not name:
             raise ValueError(f"{source}: class {index} has no name; give each class one")
-        if name in listed[:index]:
+        if fault := name_fault(name):
+            raise ValueError(f"{source}: class {index}, {shown(name)}: {fault}")
+        if name in seen:
             raise ValueError(f"{source}: two classes are called {name!r}; name them differently")
+        seen.add(name)
     decisions: list[str] = []
     if crowd not in ("ignore", "objects"):
         raise ValueError(f"crowd is {crowd!r}; give crowd=ignore or crowd=objects")
-    voids = _chosen(void, listed, "void", source)
+    voids = dict.fromkeys(_chosen(void, listed, "void", source))
     if drop != "unused":
-        dropped = _chosen(drop, listed, "drop", source)
+        dropped = dict.fromkeys(_chosen(drop, listed, "drop", source))
     elif used is None:
         raise ValueError(f"{source}: this format cannot tell which classes are unused; give drop=NAME,NAME")
     else:
         # Void and background need no annotation to be of use.
         kept = {*used, *voids, *(name for name in listed if _is_void(name) or name.lower().strip("_") == _BACKGROUND)}
-        dropped = [name for name in listed if name not in kept]
+        dropped = dict.fromkeys(name for name in listed if name not in kept)
     labels: dict[str, int | None] = {}
     for name in listed:
         if name in dropped:
@@ -273,9 +320,10 @@ def label_rule(
         decisions.append(sentence)
     if not classes or (task == "semantic" and classes == [ground]):
         raise ValueError(f"{source}: no class is left besides void and background; list or annotate at least one")
+    position = {name: index for index, name in enumerate(classes)}
     for name in listed:
         if labels[name] == 0:
-            labels[name] = classes.index(ground) if name == own and ground is not None else classes.index(name)
+            labels[name] = position[ground if name == own and ground is not None else name]
     if named := [name for name in listed if labels[name] == VOID]:
         decisions.append(f"void, neither trained nor scored: {', '.join(named)}")
     if dropped:
@@ -303,9 +351,9 @@ def union_of_splits(names: Mapping[str, Sequence[str]]) -> tuple[list[str], list
         names: stripped class names by split; give the split for training first.
     """
     union = list(dict.fromkeys(name for split in names.values() for name in split))
-    remarks = []
+    remarks, sets = [], {split: set(listed) for split, listed in names.items()}
     for name in union:
-        having = [split for split, listed in names.items() if name in listed]
+        having = [split for split, listed in sets.items() if name in listed]
         if len(having) < len(names):
             others = [split for split in names if split not in having]
             remarks.append(f"the class {name!r} is listed in {', '.join(having)}, but not in {', '.join(others)}")
@@ -314,13 +362,29 @@ def union_of_splits(names: Mapping[str, Sequence[str]]) -> tuple[list[str], list
 
 def similar_names(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of names that differ only in case and separators, or by one letter of at least five: likely misspelt."""
+    plain = ["".join(c for c in name.casefold() if c.isalnum()) for name in names]
+    # Names that are one slip apart share what is left of them without one letter, or are equal: with tens of thousands
+    # of classes, comparing all pairs would take hours.
+    alike: dict[str, list[int]] = {}
     pairs = []
-    for index, second in enumerate(names):
-        for first in names[:index]:
-            one, two = ("".join(c for c in name.casefold() if c.isalnum()) for name in (first, second))
+    for index, one in enumerate(plain):
+        # Long names would have too many variants, and are not misspelt unseen; digits differ on purpose.
+        cuts = [cut for cut in range(len(one)) if not one[cut].isdigit()] if len(one) <= _LONGEST_COMPARED else []
+        keys = {one, *(one[:cut] + one[cut + 1 :] for cut in cuts)}
+        earlier = {other for key in keys for other in alike.get(key, ())}
+        for other in sorted(earlier):
+            two = plain[other]
             if one == two or (min(len(one), len(two)) >= 5 and _one_slip(one, two)):
-                pairs.append((first, second))
+                pairs.append((names[other], names[index]))
+        for key in keys:
+            # Hundreds of names with one beginning are numbered or generated, and none of them a slip.
+            if len(sharing := alike.setdefault(key, [])) < _MOST_ALIKE:
+                sharing.append(index)
     return pairs
+
+
+_LONGEST_COMPARED = 60  # letters
+_MOST_ALIKE = 50
 
 
 def _one_slip(one: str, two: str) -> bool:
@@ -349,9 +413,10 @@ def _is_no(background: Any) -> bool:
 
 def _chosen(value: Any, listed: Sequence[str], option: str, source: str) -> list[str]:
     chosen = [name for name in option_names(value) if name]
+    known = set(listed)
     for name in chosen:
         # Names that are void anyway may be repeated: one spec serves several data sets.
-        if name not in listed and not _is_void(name):
+        if name not in known and not _is_void(name):
             raise ValueError(f"{source}: {option}={name} is no class; {suggestion(name, listed)}")
     return chosen
 

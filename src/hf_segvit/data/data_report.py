@@ -20,6 +20,7 @@ from ..drawing.segments import contact_sheet, draw_segments
 from ..models.mask_encoding import decode_mask
 from .augmentation import AugmentedSample, augmentation, sample_generator
 from .class_lists import VOID
+from .mask_files import mask_area
 from .problems import Problem, ProblemList, printable
 
 
@@ -187,7 +188,10 @@ def sample_sheet(
 def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Image:
     segment_map, rows = sample["segment_map"], sample["segments"]
     if segment_map is None:
-        segment_map = _flattened(np.stack([decode_mask(row["rle"]) for row in rows]), [row["id"] for row in rows])
+        segment_map = np.full(rows[0]["rle"]["size"], VOID, dtype=np.int64)
+        # Largest first, so that small objects stay visible; one by one, as many of a large image fill the memory.
+        for row in sorted(rows, key=lambda row: -mask_area(row["rle"])):
+            segment_map[decode_mask(row["rle"])] = row["id"]
     image = sample["image"]
     # Small images are enlarged before labels are written, which would cover them otherwise.
     scale = max(1, math.ceil(min(_PANEL[0] / image.width, _PANEL[1] / image.height)))

@@ -21,7 +21,17 @@ from ..models.image_decoding import AS_STORED, IMAGE_FORMATS, ImageSettings, ima
 from ..models.mask_encoding import decode_mask
 from .archives import Location, location_name, read_location
 from .class_lists import VOID
-from .mask_files import draw_polygons, polygon_fault, present_values, rle_fault
+from .mask_files import (
+    LONGEST_OUTLINES,
+    draw_polygons,
+    mask_area,
+    merge_masks,
+    outline_length,
+    outlines_fault,
+    polygon_fault,
+    present_values,
+    rle_fault,
+)
 
 _ORIENTATION_TAG = 0x0112  # EXIF
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
@@ -67,6 +77,12 @@ class SampleDecoder:
         """
         decoded, size = dict(row), None
         name = location_name(row["image"]) if "image" in row else f"image {row.get('image_id')!r}"
+        content = read_location(row["image"]) if "image" in row else None
+        outlines = (
+            [segment for segment in row.get("segments") or () if segment.get("rle")] if "segment_map" in row else []
+        )
+        if outlines:
+            _check_outlines(outlines, content, name)
         # Masks first: their size decides in which frame the image is decoded.
         if "segment_map" in row:
             segment_map, segments = self.read_masks(row["segment_map"], row.get("segments"), name)
@@ -77,9 +93,9 @@ class SampleDecoder:
             decoded["segment_map"] = segment_map
             if "segments" in row:
                 decoded["segments"] = segments
-        if "image" in row:
+        if content is not None:
             read_image = self.read_image or image_in_frame
-            image = read_image(read_location(row["image"]), name, size, self.image_settings)
+            image = read_image(content, name, size, self.image_settings)
             decoded["image"] = image
             if "segment_map" in row and decoded["segment_map"] is None and not decoded.get("segments"):
                 # Without outlines nothing else tells the size of the mask.
@@ -116,12 +132,48 @@ def image_in_frame(
         pixels = np.asarray(to_pixels(image, name, settings))
         return Image.fromarray(pixels) if pixels.shape[2] == 3 else pixels
     elif (stored[::-1] if sideways else stored) != size:
-        raise ValueError(
-            f"{name}: the image has {image.height} x {image.width} pixels but its mask {size[0]} x {size[1]} (height "
-            "x width); one of them belongs to another image, or was scaled: restore it, or scale the mask without "
-            "interpolation"
-        )
+        raise ValueError(_other_size(name, stored, size))
     return to_pixels(image, name, settings)
+
+
+def _other_size(name: str, stored: tuple[int, int], size: tuple[int, int]) -> str:
+    return (
+        f"{name}: the image has {stored[0]} x {stored[1]} pixels but its mask {size[0]} x {size[1]} (height x width); "
+        "one of them belongs to another image, or was scaled: restore it, or scale the mask without interpolation"
+    )
+
+
+_MOST_MASK_PIXELS = 2**35  # of all masks of an image together; each is decoded in the image's size
+
+
+def _check_outlines(segments: Segments, content: bytes | None, name: str) -> None:
+    """Refuse outlines that would take gigabytes or minutes to draw, before any is drawn."""
+    height, width = segments[0]["rle"]["size"]
+    if content is not None and not is_tiff(content):
+        # An annotation may claim any size: it is compared with that of the image, from its header.
+        stored = _header_size(content)
+        if stored is not None and (height, width) not in (stored, stored[::-1]):
+            raise ValueError(_other_size(name, stored, (height, width)))
+    if len(segments) * height * width > _MOST_MASK_PIXELS:
+        raise ValueError(
+            f"{name}: {len(segments)} masks of {height} x {width} pixels are more than the {_MOST_MASK_PIXELS:,} "
+            "pixels that the masks of an image may have; cut it into tiles"
+        )
+    # A cheap bound first, as most images have few and short outlines.
+    polygons = [polygon for segment in segments for polygon in segment["polygons"] or ()]
+    if sum(map(len, polygons)) * max(height, width) * 3 > LONGEST_OUTLINES:
+        length = sum(outline_length(polygon) for polygon in polygons if not polygon_fault(polygon, (height, width)))
+        if fault := outlines_fault(length):
+            raise ValueError(f"{name}: {fault}")
+
+
+def _header_size(content: bytes) -> tuple[int, int] | None:
+    """(H, W) as an image's header says; `None` if it cannot be read, which decoding will report."""
+    try:
+        with Image.open(BytesIO(content), formats=IMAGE_FORMATS) as image:
+            return image.height, image.width
+    except Exception:
+        return None
 
 
 def upright_size(location: Location) -> tuple[int, int]:
@@ -219,9 +271,10 @@ def semantic_segments(label_map: np.ndarray) -> Segments:
 def segment_areas(entry: Mapping[str, Any]) -> tuple[dict[int, int], int]:
     """Pixels of each segment of a decoded entry by its id, and the number of pixels that have one."""
     if entry["segment_map"] is None:
-        masks = [decode_mask(row["rle"]) for row in entry["segments"]]
-        areas = {row["id"]: int(mask.sum()) for row, mask in zip(entry["segments"], masks, strict=True)}
-        return areas, int(np.logical_or.reduce(masks).sum())  # not the sum of areas, as masks may overlap
+        # From the runs: masks of a large image would fill the memory.
+        masks = [row["rle"] for row in entry["segments"]]
+        areas = {row["id"]: mask_area(mask) for row, mask in zip(entry["segments"], masks, strict=True)}
+        return areas, mask_area(merge_masks(masks)) if masks else 0  # not the sum of areas, as masks may overlap
     values, pixels = np.unique(entry["segment_map"], return_counts=True)
     areas = {int(value): int(count) for value, count in zip(values, pixels, strict=True) if value != VOID}
     return areas, sum(areas.values())

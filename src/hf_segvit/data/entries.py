@@ -36,6 +36,7 @@ from .class_lists import VOID
 from .decoding import MaskReader, SampleDecoder, Segments, image_in_frame, orientation
 
 CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
+_MOST_MASK_BYTES = 2**32  # of the masks of one image
 MANY = 100  # from here on indices of segments are int16; int8 would leave no room for sums
 
 
@@ -95,6 +96,11 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     crowds = [row for row in entry["segments"] if row["is_crowd"]]
     labels = np.array([row["label_id"] for row in rows], dtype=np.int64)
     if any(row.get("rle") is not None for row in entry["segments"]):
+        if len(rows) * size[0] * size[1] > _MOST_MASK_BYTES:
+            raise ValueError(
+                f"{name}: {len(rows)} masks of {size[0]} x {size[1]} pixels take more than {_MOST_MASK_BYTES:,} bytes; "
+                "cut the image into tiles, or scale it down"
+            )
         masks = np.stack([_mask(row, size, name) for row in rows]) if rows else np.zeros((0, *size), dtype=bool)
         segment_map = np.full(size, -1, dtype=np.int16)
         for row in crowds:

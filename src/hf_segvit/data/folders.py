@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
+from .annotation_values import shown
 from .archives import NESTED, Location, open_archive
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -45,6 +46,28 @@ class FileList(dict[str, Location]):
         return {posixpath.dirname(name) for name in self}
 
 
+def data_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user gave, with `~` replaced.
+
+    Raises:
+        ValueError: it can be no path, or names the home of a user that is not known.
+    """
+    if "\0" in str(path) or any("\ud800" <= character <= "\udfff" for character in str(path)):
+        raise ValueError(f"{str(path)!r} is no path; check it")
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{path}: there is no such user's home ({error}); give the whole path") from error
+
+
+def path_exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder is at a path that a user gave."""
+    try:
+        return data_path(path).exists()
+    except OSError:  # longer than the system allows, or in a folder that may not be read
+        return False
+
+
 class DataFolder:
     """A data set's folder, or a zip archive in its place.
 
@@ -57,10 +80,12 @@ class DataFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], archives: Sequence[str] = ()) -> None:
-        self.path = Path(path).expanduser()
+        self.path = data_path(path)
         name = str(self.path)
-        if not self.path.exists():
-            raise ValueError(f"{name}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
+        if not path_exists(path):
+            raise ValueError(
+                f"{name[:300]}: no such file or folder; check the path (relative ones start at {Path.cwd()})"
+            )
         self.archives: list[str] = []
         self._top_folders: dict[str, str] = {}
         if self.path.is_file():
@@ -148,6 +173,8 @@ class DataFolder:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
+                if not entry.name.isprintable() and "\ufffd" in os.fsencode(entry.name).decode("utf-8", "replace"):
+                    raise ValueError(f"{path}: the file name {entry.name!r} is not UTF-8; rename the file")
                 if _is_folder(entry):
                     pending.append((entry.path, f"{prefix}{entry.name}/"))
                 else:
@@ -180,12 +207,12 @@ def safe_name(text: object, where: str) -> str:
         ValueError: not text, an absolute path, or one that leaves its folder.
     """
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise ValueError(f"{where}: the file name is {text!r}; it must be a relative path")
+        raise ValueError(f"{where}: the file name is {shown(text)}; it must be a relative path")
     name = text.replace("\\", "/")  # tools on Windows write backslashes
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
         raise ValueError(
-            f"{where}: the file name {text!r} is absolute or leaves its folder; file names in annotations are relative "
-            "to the folder of images"
+            f"{where}: the file name {shown(text)} is absolute or leaves its folder; file names in annotations are "
+            "relative to the folder of images"
         )
     return posixpath.normpath(name)
 
@@ -202,7 +229,7 @@ def find_named(files: FileList, text: object, where: str) -> Location:
     # The usual cause on Linux of a data set that was made on Windows or macOS, which ignore case.
     alike = files.folded_names.get(name.casefold())
     hint = f"there is {alike!r}, which differs in case: rename one" if alike else "copy it there, or remove its entry"
-    raise ValueError(f"{where}: there is no file {name!r}; {hint}")
+    raise ValueError(f"{where}: there is no file {shown(name)}; {hint}")
 
 
 def find_elsewhere(files: FileList, text: object) -> Location | None:

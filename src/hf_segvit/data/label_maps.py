@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .annotation_values import shown
 from .archives import Location, location_name, read_json, read_text
 from .class_lists import VOID, ClassList
 from .decoding import Segments, semantic_segments
@@ -76,15 +77,15 @@ def classes_with_colors(location: Location) -> tuple[Any, ColorTable | None]:
     values, classes = dict[int, int](), []
     # Numbered from 1: a list that starts with `__ignore__` as 0 would be renumbered as labelme's own tools do.
     for index, row in enumerate(rows, 1):
-        value = row.get("value", index)
+        value, where = row.get("value", index), f"{name}: the class {shown(row.get('name'))}"
         if type(value) is not int:
-            raise ValueError(f"{name}: the class {row.get('name')!r} has the value {value!r}; give a whole number")
+            raise ValueError(f"{where} has the value {shown(value)}; give a whole number")
         # Several colours may stand for one class, and void for whatever is left.
         given = row.get("colors", [row["color"]] if "color" in row else [])
-        if not given:
-            raise ValueError(f"{name}: the class {row.get('name')!r} has no colour, but others have; give each one")
+        if not given or not isinstance(given, list):
+            raise ValueError(f"{where} has no colour, but others have; give each one")
         for color in given:
-            packed = _packed_color(color, f"{name}: class {row.get('name')!r}")
+            packed = _packed_color(color, where)
             if packed in values:
                 raise ValueError(f"{name}: the colour {color} stands for two classes; give each its own")
             values[packed] = value
@@ -116,11 +117,11 @@ def _packed_color(color: Any, where: str) -> int:
     parts = color.split(",") if isinstance(color, str) else color
     try:
         numbers = [int(part) for part in parts]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != 3 or not all(0 <= number <= 255 for number in numbers):
         raise ValueError(
-            f'{where} has the colour {color!r}; give red, green and blue, such as [128, 64, 128] or "#804080"'
+            f'{where} has the colour {shown(color)}; give red, green and blue, such as [128, 64, 128] or "#804080"'
         )
     return numbers[0] << 16 | numbers[1] << 8 | numbers[2]
 

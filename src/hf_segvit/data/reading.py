@@ -14,9 +14,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -26,6 +26,7 @@ from transformers.utils import logging
 from ..lookup import entry_points, suggestion
 from ..models.image_decoding import AS_STORED, ImageSettings, checked_bands, checked_range
 from .decoding import MaskReader, SampleDecoder
+from .folders import data_path, path_exists
 from .problems import ProblemList
 from .readers import FORMATS, NOT_OPTIONS, READER_GROUP
 
@@ -33,6 +34,7 @@ logger = logging.get_logger(__name__)
 
 _READER_NAMES = ("TASKS", "LAYOUT", "splits", "read")
 IMAGE_OPTIONS = ("range", "bands")  # options of every format, see `ImageSettings`
+_RESERVED = (*NOT_OPTIONS, "spec", "wanted")
 _VALIDATION_SPLITS = ("val", "validation", "valid", "test")  # by preference
 
 
@@ -217,23 +219,34 @@ def _reader(spec: str) -> tuple[str, str, Any, dict[str, Any]]:
         format_name, module, options = name, _foreign_reader(name), {}
     if not path:
         raise ValueError(f"{spec!r} has no path; give {name}:PATH")
-    if "?" in path and not Path(path).exists():  # a file name may contain a question mark
+    if "?" in path and not path_exists(path):  # a file name may contain a question mark
         path, _, text = path.partition("?")
+        given = set[str]()
         for pair in text.split("&"):
             key, separator, value = pair.partition("=")
             if not separator:
                 raise ValueError(f"{spec!r}: {pair!r} is no option; give PATH?option=value&option=value")
-            options[key] = int(value) if value.isdecimal() else value
+            if key in given:
+                raise ValueError(f"{spec!r}: the option {key} occurs twice; give it once")
+            given.add(key)
+            # More digits are no number that an option takes, and `int` refuses thousands of them.
+            options[key] = int(value) if _WHOLE.fullmatch(value) else value
+        if format_name != "auto":
+            _refuse_unknown_options(options, format_name, module)
     if format_name == "auto":
         format_name, path, reason = _recognised(path, module)
         logger.warning_once(f"auto: {path} is read as {format_name}: {reason}")
         module = importlib.import_module(FORMATS[format_name].module)
         options = {**FORMATS[format_name].preset, **options}
+        _refuse_unknown_options(options, format_name, module)
     return format_name, path, module, options
 
 
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+
+
 def _recognised(path: str, module: Any) -> tuple[str, str, str]:
-    place = Path(path).expanduser()
+    place = data_path(path)
     # Files of many megabytes are looked at, and several times in each run. A file that is added changes the folder.
     stamp = place.stat().st_mtime_ns if place.exists() else 0
     if (path, stamp) not in _known:
@@ -274,6 +287,12 @@ def _foreign_reader(name: str) -> Any:
 
 
 def _refuse_unknown_options(options: Mapping[str, Any], format_name: str, module: Any) -> None:
+    # These are arguments of the functions above, not of the format, whatever a reader of another package takes.
+    for name in options:
+        if name in _RESERVED:
+            raise ValueError(
+                f"format {format_name} has no option {name!r}; give it as an argument of the command instead"
+            )
     parameters = inspect.signature(module.read).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return

@@ -20,7 +20,7 @@ from .archives import Location, read_json
 from .class_lists import CLASS_FILES, VOID, label_rule, listed_names, stuff_labels_of
 from .decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks
 from .folders import DataFolder, FileList
-from .mask_files import draw_polygons, polygon_fault
+from .mask_files import draw_polygons, merge_masks, polygon_fault
 from .problems import ProblemList
 from .reading import Reading
 
@@ -143,16 +143,15 @@ def _without_repetitions(images: Sequence[ShapedImage], problems: ProblemList) -
     return list(first.values())
 
 
-def _mask(row: Mapping[str, Any]) -> np.ndarray:
-    size = tuple(row["rle"]["size"])
-    return decode_mask(draw_polygons(row["polygons"], size) if row["polygons"] else row["rle"])
+def _rle(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return draw_polygons(row["polygons"], tuple(row["rle"]["size"])) if row["polygons"] else row["rle"]
 
 
 def _merge(row: dict[str, Any], other: Mapping[str, Any]) -> None:
     if row["polygons"] and other["polygons"]:
         row["polygons"] = row["polygons"] + other["polygons"]
     else:
-        row["rle"], row["polygons"] = encode_mask(_mask(row) | _mask(other)), None
+        row["rle"], row["polygons"] = merge_masks([_rle(row), _rle(other)]), None
 
 
 def points_of(points: Any) -> list[float]:
@@ -204,9 +203,7 @@ def placed_mask(part: np.ndarray, left: int, top: int, size: tuple[int, int]) ->
             f"the mask of {height} x {width} pixels at ({left}, {top}) does not fit into the image of {size[0]} x "
             f"{size[1]} (height x width)"
         )
-    mask = np.zeros(size, dtype=bool)
-    mask[top : top + height, left : left + width] = part
-    return {"polygons": None, "rle": encode_mask(mask)}
+    return {"polygons": None, "rle": encode_mask(part, size, top, left)}
 
 
 def wrapper(names: Iterable[str]) -> str:

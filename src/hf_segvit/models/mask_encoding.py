@@ -14,20 +14,26 @@ import numpy as np
 _BITS, _MORE, _OFFSET = 5, 32, 48
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask (H, W), non-zero inside, as {"size": [H, W], "counts": str}, ready for JSON."""
-    height, width = mask.shape
-    edges = _run_edges(mask.astype(bool, copy=False))
+def encode_mask(mask: np.ndarray, frame: tuple[int, int] | None = None, top: int = 0, left: int = 0) -> dict[str, Any]:
+    """Encode a mask (H, W), non-zero inside, as {"size": [H, W], "counts": str}, ready for JSON.
+
+    Args:
+        mask: the whole mask, or with a `frame` a part of it; nothing of the frame's size is allocated.
+        frame: size (H, W) of the whole mask.
+        top: row of the part's upper left pixel in the frame.
+        left: its column.
+    """
+    height, width = frame or mask.shape
+    edges = _run_edges(mask.astype(bool, copy=False), height) + (left * height + top)
     runs = np.diff(edges, prepend=0)
     # No run of zero pixels at the end: pycocotools writes none.
-    if not edges.size or edges[-1] != mask.size:
-        runs = np.append(runs, mask.size - (edges[-1] if edges.size else 0))
+    if not edges.size or edges[-1] != height * width:
+        runs = np.append(runs, height * width - (edges[-1] if edges.size else 0))
     return {"size": [height, width], "counts": encode_counts(runs)}
 
 
-def _run_edges(mask: np.ndarray) -> np.ndarray:
-    """Positions in column order where a mask (H, W) starts and stops to be True, alternating."""
-    height = mask.shape[0]
+def _run_edges(mask: np.ndarray, height: int) -> np.ndarray:
+    """Positions in the columns of a frame where a mask (H, W) in its corner starts and stops, alternating."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return rows

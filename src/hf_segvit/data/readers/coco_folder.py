@@ -16,24 +16,20 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from ...lookup import suggestion
+from ..annotation_values import whole_number
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
 from ..class_lists import CLASS_FILES, VOID, LabelRule, label_rule, listed_names, option_names, union_of_splits
+from ..coco_files import CocoFile, checked_categories, read_coco_file
+from ..coco_outlines import instance_rows
+from ..coco_panoptic import PanopticMasks, panoptic_rows
 from ..decoding import PaintedPanoptic, PaintedPolygons, PolygonMasks
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
 from ..problems import ProblemList
 from ..reading import Reading
-from .coco import (
-    CocoFile,
-    PanopticMasks,
-    checked_categories,
-    instance_rows,
-    panoptic_rows,
-    read_coco_file,
-    whole_number,
-)
 
 DESCRIPTION = "any data set in COCO's instance or panoptic format"
 TASKS = ("instance", "panoptic", "semantic")
@@ -50,6 +46,7 @@ _ENDING = re.compile(r"[_.\-]+(instances?|annotations?|coco|labels|dataset)$", r
 # Files of COCO's other tasks, which lie beside those that are read.
 _OTHER_TASKS = re.compile(r"(captions|person_keypoints|keypoints|image_info|stuff)(_|$)", re.IGNORECASE)
 _MOST_PEEKED = 20  # more JSON files in a folder are annotations of single images, as of labelme
+_MOST_LISTS = 8  # lists called "categories" that are looked at: other tools nest some
 _LARGEST_MAP_ID = 2**31 - 1
 
 
@@ -264,7 +261,7 @@ def _listed_categories(location: Location) -> list[Any]:
     content = read_location(location, MAX_TEXT_BYTES)
     # Only this list is parsed: all of a large file takes many seconds, for each split once more.
     decoder = json.JSONDecoder()
-    for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', content):
+    for match in islice(re.finditer(rb'"categories"\s*:\s*(?=\[)', content), _MOST_LISTS):
         length = 2**16
         while True:
             try:
@@ -302,7 +299,11 @@ def _used_names(location: Location) -> list[str]:
 
 
 def _used_ids(annotations: Sequence[Any]) -> set[int | None]:
-    infos = [entry.get("segments_info") or [entry] for entry in annotations if isinstance(entry, dict)]
+    infos = [
+        entry["segments_info"] if isinstance(entry.get("segments_info"), list) else [entry]
+        for entry in annotations
+        if isinstance(entry, dict)
+    ]
     return {whole_number(info.get("category_id")) for rows in infos for info in rows if isinstance(info, dict)}
 
 

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ...models.image_decoding import MAX_IMAGE_PIXELS
+from ..annotation_values import is_size
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_location
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
 from ..problems import ProblemList
@@ -36,7 +37,6 @@ from ..shapes import (
     training_first,
     unwrapped_files,
 )
-from .coco import is_size
 
 DESCRIPTION = "CVAT's own XML, exported as 'CVAT for images'"
 TASKS = ("instance", "semantic", "panoptic")

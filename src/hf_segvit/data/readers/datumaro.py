@@ -11,6 +11,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..annotation_values import is_size
 from ..archives import location_name, read_json
 from ..decoding import upright_size
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
@@ -31,7 +32,6 @@ from ..shapes import (
     training_first,
     unwrapped_files,
 )
-from .coco import is_size
 
 DESCRIPTION = "Datumaro's own format, as CVAT exports it"
 TASKS = ("instance", "semantic", "panoptic")

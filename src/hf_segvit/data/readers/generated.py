@@ -5,6 +5,7 @@ PATH is the difficulty. For the instance task the things are the only classes, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..annotation_values import shown, whole_number
 from ..archives import Location
 from ..class_lists import VOID
 from ..decoding import semantic_segments
@@ -22,6 +24,9 @@ from ..reading import Reading
 DESCRIPTION = "drawn scenes: panoptic, semantic or instance; PATH is the difficulty, such as easy or hard"
 TASKS = ("panoptic", "semantic", "instance")
 LAYOUT = "PATH is one of easy, medium, hard"
+
+_MOST = {"num_scenes": 1_000_000, "seed": 2**63 - 1}  # a row takes half a kilobyte while the table is made
+_LONGEST_SIDE = 8192
 
 
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
@@ -41,7 +46,10 @@ def read(
     """List scenes of difficulty `path`, each drawn when it is decoded; `size` is (H, W) or one number for both."""
     if path not in DIFFICULTIES:
         raise ValueError(f"generated:{path}: choose generated:{' or generated:'.join(DIFFICULTIES)}")
-    height, width = (size, size) if isinstance(size, int) else size
+    for name, value in (("num_scenes", num_scenes), ("seed", seed)):
+        if type(value) is not int or not 0 <= value <= _MOST[name]:
+            raise ValueError(f"generated:{path}: {name}={shown(value)}; give a whole number from 0 to {_MOST[name]:,}")
+    height, width = _size(size, path)
     scenes = GeneratedScenes(num_scenes, split, seed=seed, size=(height, width), difficulty=path)
     nowhere: Location = {"archive": None, "member": f"generated:{path}"}
     rows: list[dict[str, Any]] = [
@@ -53,6 +61,16 @@ def read(
         names = [names[label] for label in things]
     decoder = SceneDecoder(scenes, task == "semantic", things)
     return Reading(None, names, [] if things else scenes.stuff_classes, rows, decoder=decoder)
+
+
+def _size(size: Any, path: str) -> tuple[int, int]:
+    """(H, W) of one number, or two with a comma or `x` between them."""
+    sides = re.split("[,x]", size) if isinstance(size, str) else size
+    sides = [sides, sides] if isinstance(sides, int) else list(sides)
+    numbers = [whole_number(side) for side in sides]
+    if len(numbers) != 2 or not all(number is not None and 0 < number <= _LONGEST_SIDE for number in numbers):
+        raise ValueError(f"generated:{path}: size={shown(size)}; give a number of pixels up to {_LONGEST_SIDE}, or HxW")
+    return int(sides[0]), int(sides[1])
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,16 @@ _MASKS = (
 def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     """Splits of the data set; the wanted ones are not looked up unless `save_to_disk` wrote it."""
     if _saved(path):
-        saved = datasets.load_from_disk(path)
+        try:
+            saved = datasets.load_from_disk(path)
+        except Exception as error:  # the library raises anything about a damaged data set
+            raise ValueError(f"hub:{path}: cannot be loaded ({error}); save it again") from error
         return list(saved) if isinstance(saved, datasets.DatasetDict) else ["train"]
     if wanted:  # `_load` finds out: a look-up would need the network even if the data set is cached
         return list(wanted)
     try:
         return datasets.get_dataset_split_names(path)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the library raises anything about a damaged data set
         raise ValueError(f"hub:{path}: cannot be found ({error}); check the name, or the connection") from error
 
 
@@ -160,7 +163,7 @@ def _load(path: str, split: str, revision: str | None) -> datasets.Dataset:
             table = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
         else:
             table = datasets.load_dataset(path, split=split, revision=revision)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # the library raises anything about a damaged data set
         raise ValueError(f"hub:{path}: split {split!r} cannot be loaded ({error}); check name and network") from error
     return table.with_format(None)
 

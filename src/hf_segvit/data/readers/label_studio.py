@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from ...models.image_decoding import MAX_IMAGE_PIXELS
+from ..annotation_values import is_size
 from ..archives import Location, location_name
 from ..decoding import upright_size
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
@@ -39,7 +40,6 @@ from ..shapes import (
     split_names,
     unwrapped_files,
 )
-from .coco import is_size
 
 DESCRIPTION = "Label Studio's JSON export, also with brush PNGs"
 TASKS = ("instance", "semantic", "panoptic")

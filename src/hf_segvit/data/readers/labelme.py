@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ...models.mask_encoding import decode_mask, encode_mask
+from ...models.mask_encoding import encode_mask
+from ..annotation_values import is_size, name_fault, shown
 from ..archives import Location, location_name, read_json
 from ..class_lists import (
     CLASS_FILES,
@@ -28,11 +29,18 @@ from ..class_lists import (
 )
 from ..decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks
 from ..folders import IMAGE_SUFFIXES, DataFolder
-from ..mask_files import draw_polygons, index_map, polygon_fault
+from ..mask_files import (
+    covers_nothing,
+    draw_polygons,
+    index_map,
+    merge_masks,
+    outline_length,
+    outlines_fault,
+    polygon_fault,
+)
 from ..problems import ProblemList
 from ..reading import Reading
 from ..shapes import wrapper
-from .coco import is_size
 
 DESCRIPTION = "labelme's JSON files beside images"
 TASKS = ("instance", "semantic", "panoptic")
@@ -156,7 +164,7 @@ def _labels(content: Mapping[str, Any]) -> set[str]:
     labels = [
         shape.get("label") for shape in content["shapes"] if isinstance(shape, dict) and _kind(shape) in _WITH_AREA
     ]
-    return {label.strip() for label in labels if isinstance(label, str) and label.strip()}
+    return {label.strip() for label in labels if not name_fault(label)}
 
 
 def _image(text: Any, name: str, images: Mapping[str, Location], where: str, problems: ProblemList) -> Location:
@@ -171,21 +179,23 @@ def _image(text: Any, name: str, images: Mapping[str, Location], where: str, pro
         if other in images:
             if leaves:
                 problems.warn(
-                    where, "", f"imagePath {text!r} is absolute or leaves the data set; read {other} beside the file"
+                    where,
+                    "",
+                    f"imagePath {shown(text)} is absolute or leaves the data set; read {other} beside the file",
                 )
             return images[other]
     if leaves:
         raise ValueError(
-            f"{where}: imagePath {text!r} is absolute or leaves the data set, and no image of that name is beside the "
-            "file; copy it there"
+            f"{where}: imagePath {shown(text)} is absolute or leaves the data set, and no image of that name is beside "
+            "the file; copy it there"
         )
-    raise ValueError(f"{where}: there is no image {text!r}, nor one named like the JSON file; copy it there")
+    raise ValueError(f"{where}: there is no image {shown(text)}, nor one named like the JSON file; copy it there")
 
 
 def _segments(
     content: Mapping[str, Any], where: str, rule: LabelRule, task: str, problems: ProblemList
 ) -> list[dict[str, Any]]:
-    size = (content["imageHeight"], content["imageWidth"])
+    size, length = (content["imageHeight"], content["imageWidth"]), 0
     rows: list[dict[str, Any]] = []
     groups: dict[tuple[Any, int], dict[str, Any]] = {}
     for index, shape in enumerate(content["shapes"]):
@@ -194,9 +204,12 @@ def _segments(
         if not isinstance(name, str) or not name.strip():
             problems.error(where, item, "the shape has no label")
             continue
+        if fault := name_fault(name):
+            problems.error(where, item, f"the label {shown(name)}: {fault}")
+            continue
         if _kind(shape) not in _WITH_AREA:
             reason = "has no area" if _kind(shape) in _WITHOUT_AREA else "is not read (save it as a polygon)"
-            problems.warn(where, item, f"a shape of type {_kind(shape)!r} {reason} and is left out")
+            problems.warn(where, item, f"a shape of type {shown(_kind(shape))} {reason} and is left out")
             continue
         try:
             label = rule.label_of(name)
@@ -212,7 +225,11 @@ def _segments(
         except ValueError as error:
             problems.error(where, item, f"{error}; correct or remove the shape")
             continue
-        if _is_empty(outline, size):
+        length += sum(map(outline_length, outline["polygons"] or ()))
+        if fault := outlines_fault(length):
+            problems.error(where, item, f"{fault}; this shape and those after it are left out")
+            break
+        if covers_nothing(outline["polygons"], outline["rle"], size):
             problems.warn(where, item, f"a {_kind(shape)} that covers no pixel of the image is left out")
             continue
         group_id = shape.get("group_id")
@@ -231,23 +248,11 @@ def _join(row: dict[str, Any], outline: Mapping[str, Any], size: tuple[int, int]
     if row["polygons"] and outline["polygons"]:
         row["polygons"] = row["polygons"] + outline["polygons"]
         return
-    union = decode_mask(_rle(row, size)) | decode_mask(_rle(outline, size))
-    row.update(polygons=None, rle=encode_mask(union))
+    row.update(polygons=None, rle=merge_masks([_rle(row, size), _rle(outline, size)]))
 
 
 def _rle(outline: Mapping[str, Any], size: tuple[int, int]) -> Mapping[str, Any]:
     return draw_polygons(outline["polygons"], size) if outline["polygons"] else outline["rle"]
-
-
-def _is_empty(outline: Mapping[str, Any], size: tuple[int, int]) -> bool:
-    """Whether a mask has no pixel; polygons are drawn only if they are thin, small or outside."""
-    if outline["polygons"]:
-        x, y = np.array(outline["polygons"][0]).reshape(-1, 2).T
-        inside = x.min() >= 0 and y.min() >= 0 and x.max() <= size[1] and y.max() <= size[0]
-        # The shoelace formula: from 4 pixels on, no shape falls between the centres of pixels.
-        if inside and abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2 > max(4, *np.ptp((x, y), axis=1)):
-            return False
-    return not decode_mask(_rle(outline, size)).any()
 
 
 def _kind(shape: Mapping[str, Any]) -> str:
@@ -255,13 +260,18 @@ def _kind(shape: Mapping[str, Any]) -> str:
     return kind.strip().lower() if isinstance(kind, str) else str(kind)
 
 
+_NO_PAIRS = "points must be a list of pairs of numbers"
+
+
 def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """`polygons` and `rle` of a shape with an area, or `ValueError` if it cannot be drawn."""
     kind = _kind(shape)
     try:
-        points = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
-        raise ValueError("points must be a list of pairs of numbers") from error
+        points = np.array(shape.get("points"), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(_NO_PAIRS) from error
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(_NO_PAIRS)
     if kind not in _POLYGONS and len(points) < 2:
         raise ValueError(f"a {kind} needs two points")
     if kind == "mask":
@@ -297,6 +307,4 @@ def _mask(shape: Mapping[str, Any], points: np.ndarray, size: tuple[int, int]) -
     height, width = part.shape
     if left < 0 or top < 0 or top + height > size[0] or left + width > size[1]:
         raise ValueError(f"the mask of {height} x {width} pixels at ({left}, {top}) does not fit into the image")
-    mask = np.zeros(size, dtype=bool)
-    mask[top : top + height, left : left + width] = part
-    return encode_mask(mask)
+    return encode_mask(part, size, top, left)

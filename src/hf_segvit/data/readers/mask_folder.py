@@ -140,7 +140,15 @@ class NumberedMaps:
         """See `MaskReader`."""
         file = location_name(maps[0])
         labels = LabelMaps(self.classes.labels, self.remedy, self.colors).label_map(maps[0])
-        numbers = read_index_map(maps[1]).astype(np.int32)
+        numbers = read_index_map(maps[1])
         if numbers.shape != labels.shape:
             raise ValueError(f"{location_name(maps[1])}: {numbers.shape} pixels, but {file} has {labels.shape}")
-        return numbered_segments(labels, numbers, self.classes)
+        low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
+        # An id is a number of an object times the number of classes, and ids have 32 bits.
+        most = (2**31 - 1) // len(self.classes.names) - 1
+        if low < 0 or high > most:
+            raise ValueError(
+                f"{location_name(maps[1])}: the mask holds the object number {low if low < 0 else high}; number the "
+                f"objects of an image from 1 on, up to {most}"
+            )
+        return numbered_segments(labels, numbers.astype(np.int32), self.classes)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...models.image_decoding import open_image_file
+from ..annotation_values import is_size
 from ..archives import MAX_IMAGE_BYTES, Location, location_name, read_json
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList
 from ..problems import ProblemList
@@ -34,7 +35,6 @@ from ..shapes import (
     unwrapped_files,
     with_holes,
 )
-from .coco import is_size
 
 DESCRIPTION = "Supervisely's projects"
 TASKS = ("instance", "semantic", "panoptic")

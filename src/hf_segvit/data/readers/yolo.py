@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 
 from ...lookup import parse_yaml
-from ...models.mask_encoding import decode_mask
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_json, read_location
 from ..class_lists import VOID, LabelRule, label_rule, listed_names, read_classes, stuff_labels_of
 from ..decoding import MaskReader, PaintedPanoptic, PaintedPolygons, PolygonMasks, upright_size
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList, safe_name
-from ..mask_files import draw_polygons, polygon_fault
+from ..mask_files import covers_nothing, outline_length, outlines_fault, polygon_fault
 from ..problems import ProblemList, some_of
 from ..reading import Reading
 
 DESCRIPTION = "YOLO segmentation labels and data.yaml"
 TASKS = ("instance", "semantic", "panoptic")
 LAYOUT = "data.yaml with names, train and val (or classes.txt); images/train/*.jpg and labels/train/*.txt"
+_LONGEST_PATH = 4096  # characters
 WHOLE = "all"  # the split of a folder without splits
 
 _FILES = ("data.yaml", "dataset.yaml", "data.yml")
@@ -93,6 +93,8 @@ class _Layout:
 
     def _found(self, text: str, where: str, known: Collection[str], folder: str = "") -> str:
         """The file or folder that a path means, which was perhaps written on another machine."""
+        if len(text) > _LONGEST_PATH:
+            raise ValueError(f"{where}: a path of {len(text):,} characters; no system has such files")
         path = text.replace("\\", "/")
         parts = [part for part in re.sub(r"^[A-Za-z]:", "", path).split("/") if part not in ("", ".")]
         # Exporters write paths relative to a `path:` on their author's machine, so leading `../` means nothing.
@@ -232,11 +234,12 @@ def _listed(source: Any, where: str) -> list[str]:
     if isinstance(source, Mapping) and str(source.get("member", "")).endswith("notes.json"):
         content = read_json(Location(archive=source["archive"], member=source["member"]))
         try:
-            source = {int(row["id"]): str(row["name"]) for row in content["categories"]}
-        except (KeyError, TypeError, ValueError) as error:
+            source = {row["id"]: row["name"] for row in content["categories"]}
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{where}: no categories with id and name; export the labels again") from error
     names = list(listed_names(source))
-    missing = [number for number in range(len(names)) if number not in read_classes(source).labels]
+    labels = read_classes(source).labels
+    missing = [number for number in range(len(names)) if number not in labels]
     # A list that starts with `__ignore__` is labelme's, whose numbers start at -1.
     if missing and names[0] != "__ignore__":
         raise ValueError(f"{where}: no class has the number {missing[0]}; YOLO numbers classes from 0 without gaps")
@@ -244,7 +247,7 @@ def _listed(source: Any, where: str) -> list[str]:
 
 
 def _settings_names(names: Any, source: str) -> list[str]:
-    if isinstance(names, dict) and all(re.fullmatch(r"\d+", number) for number in names):
+    if isinstance(names, dict) and all(re.fullmatch(r"\d{1,9}", number) for number in names):
         numbered = {int(number): name for number, name in names.items()}
         names = [numbered[number] for number in sorted(numbered)] if sorted(numbered) == [*range(len(names))] else names
     if isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names):
@@ -299,7 +302,7 @@ def _segments(
 ) -> list[dict[str, Any]]:
     if location is None:
         return []
-    file, rows, seen = location_name(location), [], dict[tuple[str, ...], int]()
+    file, rows, seen, length = location_name(location), [], dict[tuple[str, ...], int](), 0
     try:
         text = _text(location)
     except ValueError as error:
@@ -329,23 +332,15 @@ def _segments(
             polygon = [share * size[1 - index % 2] for index, share in enumerate(shares)]
             if fault := polygon_fault(polygon, size):
                 problems.error(file, item, f"{fault}; coordinates are shares of width and height, in [0, 1]")
-            elif _is_empty(polygon, size):
+            elif fault := outlines_fault(length := length + outline_length(polygon)):
+                problems.error(file, item, f"{fault}; this line and those after it are left out")
+                break
+            elif covers_nothing([polygon], {}, size):
                 problems.warn(file, item, "an outline that covers no pixel of the image; it is left out")
             elif label_id != VOID or task != "instance":  # only maps can be void in parts
                 row = {"id": number, "label_id": label_id, "is_crowd": False, "polygons": [polygon]}
                 rows.append({**row, "rle": {"size": list(size), "counts": None}})
     return rows
-
-
-def _is_empty(polygon: Sequence[float], size: tuple[int, int]) -> bool:
-    """Whether a polygon x, y, ... has no pixel; it is drawn only if it is thin, small or outside."""
-    x, y = np.array(polygon).reshape(-1, 2).T
-    if x.min() >= 0 and y.min() >= 0 and x.max() <= size[1] and y.max() <= size[0]:
-        # The shoelace formula: with more area than a strip one pixel wide, no shape misses all centres of pixels.
-        area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
-        if area > max(4, 2 * np.ptp(x), 2 * np.ptp(y)):
-            return False
-    return not decode_mask(draw_polygons([polygon], size)).any()
 
 
 def _kind_fault(shares: Sequence[float]) -> str:
