@@ -103,7 +103,7 @@ def test_hostile_shard_indexes_are_refused(tmp_path, weight_map, message):
 def test_indexes_that_are_no_json_table_are_refused(tmp_path, text):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text)
-    with pytest.raises(ValueError, match="not the index of a sharded checkpoint"):
+    with pytest.raises(ValueError, match=r"index\.json: (cannot be read|holds a list|its weight_map is None)"):
         read_checkpoint(index)
 
 
@@ -120,7 +120,7 @@ def test_truncated_safetensors_are_refused(tmp_path, keep):
     ("header", "data", "length", "message"),
     [
         ({}, b"", 2**63, "claims 9223372036854775808 bytes"),
-        ({}, b"", 200_000_000, "more than the 100000000 allowed"),
+        ({}, b"", 200_000_000, "more than the 16777216 allowed"),
         ({}, b"", 50, "but the file has"),
         ({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, bytes(12), None, "'b' at byte 4 overlaps tensor 'a'"),
         ({"a": entry(0, 8, [2]), "b": entry(0, 8, [2])}, bytes(8), None, "overlaps"),

@@ -378,14 +378,20 @@ def change_config(folder: Path, **fields) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: os.truncate(folder / "model.safetensors", 5000), "its weights are damaged"),
+        (
+            lambda folder: os.truncate(folder / "model.safetensors", 5000),
+            "bytes, but the file has 5000; the file is damaged",
+        ),
         (lambda folder: (folder / "model.safetensors").unlink(), "it holds no model.safetensors"),
         (
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-            "it holds no model.safetensors",
+            "holds no model.safetensors, but 'pytorch_model.bin'; pickled weights are read only by",
         ),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json' is not a valid JSON file"),
-        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "is not a valid JSON file"),
+        (lambda folder: (folder / "config.json").write_text("{"), "model/config.json: cannot be read as JSON"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text("{"),
+            "preprocessor_config.json: cannot be read as JSON",
+        ),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
         (lambda folder: change_config(folder, num_queries=5), "'eomt.query.weight' has shape (9, 32) instead of (5,"),
         (lambda folder: change_config(folder, num_attention_heads=3), "num_attention_heads=3 does not divide"),

@@ -219,7 +219,7 @@ def test_input_sizes_of_a_batch_decide_where_images_lie():
         ({"classifier": PROCESSORS["segvit_eomt"]}, r"of type 'EoMTImageProcessor'; it must be a ViTPImageProcessor"),
         ({"generator": None}, "the generator's image processor is missing: NoneType"),
         ({"generator": tiny_generator("segvit_eomt")}, "EoMTForUniversalSegmentation is none; pass an image processor"),
-        ({"classifier": {}}, "of type 'unknown'"),
+        ({"classifier": {}}, "classifier of preprocessor_config.json: image_processor_type is None"),
         ({"task": "video"}, "task='video'; it is one of"),
         ({"classifier_source": "file"}, "classifier_source='file' is not one of 'picture', 'input'"),
         ({"official_geometry": "paper"}, "official_geometry='paper' is not one of"),

@@ -9,7 +9,6 @@ same families convert too.
 """
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,15 +18,27 @@ import timm
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from ..inference.loading import quiet_transformers
 from ..lookup import suggestion
+from ..models.checkpoint_guard import refuse_growth
+from ..models.checkpoint_json import (
+    check_foreign_fields,
+    check_type,
+    errors_name,
+    read_table,
+    shown,
+    stored_config,
+)
 from ..models.configuration_plain_vit import PlainViTConfig
 from ..models.configuration_vit_p import ViTPConfig
-from ..models.image_processing_plain_vit import unit_normalization
+from ..models.image_processing_plain_vit import (
+    PlainViTImageProcessor,
+    check_settings,
+    stored_settings,
+    unit_normalization,
+)
 from ..models.modeling_plain_vit import PlainViTModel
 from ..weight_checks import check_complete, check_weights
 from .checkpoint_files import SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
@@ -168,21 +179,32 @@ def load_backbone(
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"the folder {name} holds no config.json; save the model with its library's own function")
-        with open(os.path.join(name, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
+        config = read_table(os.path.join(name, "config.json"))
         if "model_type" not in config and "architecture" in config:
-            model = timm.create_model(f"local-dir:{name}", pretrained=False)  # builds from the folder's config.json
-            return model, _read_safetensors(name) if with_weights else None
+            return _load_timm_folder(name, with_weights)
         return _load_transformers(name, config.get("model_type"), with_weights, family)
     if name.startswith("timm/"):
         return _load_timm(name, with_weights, family), None
     try:
-        config, _ = PreTrainedConfig.get_config_dict(name)
+        config = stored_config(name)
     except OSError as error:
         if name in TRANSFORMERS_BACKBONES:
             raise  # it exists, so the error states what failed
         raise unknown_backbone(name) from error
     return _load_transformers(name, config.get("model_type"), with_weights, family)
+
+
+def _load_timm_folder(folder: str, with_weights: bool) -> tuple[nn.Module, Mapping[str, Tensor] | None]:
+    """A model from its config.json as timm writes it, and the weights beside it."""
+    where = f"{folder}: config.json"
+    check_foreign_fields(read_table(os.path.join(folder, "config.json")), where, local=True)
+    weights = _read_safetensors(folder) if with_weights else None
+    with errors_name(where):
+        with torch.device("meta"):  # first without memory, as the file may describe any size
+            model = timm.create_model(f"local-dir:{folder}", pretrained=False)
+        if weights is not None:
+            check_complete(weights, model.state_dict(), f"{folder} is no complete model of timm")
+        return timm.create_model(f"local-dir:{folder}", pretrained=False), weights
 
 
 def _load_timm(name: str, with_weights: bool, family: BackboneFamily | None) -> nn.Module:
@@ -213,11 +235,19 @@ def _load_transformers(
             f"{known_models()} (EoMT checkpoints load with from_pretrained)"
         )
     own = model_type == PlainViTConfig.model_type
-    config = (PlainViTConfig if own else AutoConfig).from_pretrained(name)
+    if own:
+        config = PlainViTConfig.from_pretrained(name)
+    else:
+        where = f"{name}: config.json"
+        check_foreign_fields(stored_config(name), where, local=os.path.isdir(name))
+        with errors_name(where):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     cls: Any = PlainViTModel if own else MODEL_MAPPING[type(config)]
     if not with_weights:
         return cls(config), None
     weights = _read_safetensors(name)
+    headers = {key: {"shape": list(tensor.shape)} for key, tensor in weights.items()}
+    refuse_growth(cls, config, name, headers)
     try:
         with quiet_transformers():  # missing and unexpected weights are errors, below
             model, report = cls.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
@@ -280,12 +310,16 @@ def image_normalization(source: Any) -> tuple[list[float], list[float]]:
         return list(published.mean), list(published.std)
     config_file = os.path.join(name, "config.json")
     if os.path.isfile(config_file):
-        with open(config_file, encoding="utf-8") as file:
-            config = json.load(file)
+        config = read_table(config_file)
         if "model_type" not in config and "architecture" in config:
-            return _of_timm(config.get("pretrained_cfg", config))  # older versions of timm have the settings at the top
+            settings = config.get("pretrained_cfg", config)
+            if not isinstance(settings, dict):
+                raise ValueError(f"{config_file}: pretrained_cfg is {shown(settings)}, not a table")
+            return _of_timm(settings)  # older versions of timm have the settings at the top
     # Files may leave these settings out.
-    settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
+    settings = stored_settings(name)
+    kind = {"image_processor_type": "ImageProcessor"}  # which one does not matter here
+    check_settings(PlainViTImageProcessor, {**kind, **settings}, f"{name}: preprocessor_config.json")
     settings = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **settings}
     if settings["do_normalize"] and not (settings.get("image_mean") and settings.get("image_std")):
         raise ValueError(f"the image processor's settings in {name} hold no image_mean and image_std; add them there")
@@ -295,6 +329,8 @@ def image_normalization(source: Any) -> tuple[list[float], list[float]]:
 def _of_timm(settings: dict[str, Any]) -> tuple[list[float], list[float]]:
     if not (settings.get("mean") and settings.get("std")):
         raise ValueError("timm's settings of this model hold no mean and std; add them to its pretrained_cfg")
+    for name in ("mean", "std"):
+        check_type("timm's settings of this model", name, settings[name], list[float | int] | tuple[float | int, ...])
     return list(settings["mean"]), list(settings["std"])
 
 

@@ -6,8 +6,9 @@
 """
 
 import argparse
-import json
+import io
 import os
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,11 @@ import torch
 from huggingface_hub import is_offline_mode
 from safetensors import safe_open
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.utils.hub import cached_file
 
-from ..weight_checks import MAX_HEADER_BYTES, check_safetensors
+from ..models.checkpoint_json import shown
+from ..models.safetensors_header import check_safetensors, weight_map
 
 GIB = 2**30
 # EoMT-7B has 26 GiB in fp32; a Lightning file of a giant with its optimiser states 13 GiB.
@@ -31,6 +34,7 @@ PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # Classes that hold values and do nothing: training scripts store their arguments beside the weights.
 _HARMLESS: list[Any] = [argparse.Namespace]
 _PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+_SHARD_SUFFIXES = (".safetensors", *_PICKLE_SUFFIXES)
 # Keys of the weights in larger checkpoints of training frameworks.
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "teacher")
 
@@ -56,6 +60,8 @@ def find_checkpoint(
         return path
     if path.is_dir():
         return _in_folder(path, names)
+    if path.exists():
+        raise ValueError(f"{source} is no regular file, and was not opened")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
         raise ValueError(f"{source} is neither a file nor a folder here, nor the id owner/name of a Hub repository")
     for name in names:
@@ -63,7 +69,7 @@ def find_checkpoint(
         if cached is None:
             continue
         if name.endswith(".index.json"):
-            for shard in sorted(set(_weight_map(Path(cached)).values())):
+            for shard in sorted(set(weight_map(cached, _SHARD_SUFFIXES).values())):
                 cached_file(str(source), shard, revision=revision)  # the cache puts it beside the index
         return Path(cached)
     where = "the local cache (HF_HUB_OFFLINE is set)" if is_offline_mode() else "the Hub"
@@ -98,10 +104,10 @@ def read_checkpoint(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_B
     """
     path = Path(path)
     files = [path]
-    weight_map = None
+    places = None
     if path.name.endswith(".index.json"):
-        weight_map = _weight_map(path)
-        files = [path.parent / shard for shard in sorted(set(weight_map.values()))]
+        places = weight_map(path, _SHARD_SUFFIXES)
+        files = [path.parent / shard for shard in sorted(set(places.values()))]
         for file in files:
             if not file.is_file():
                 raise ValueError(f"{path} names the shard {file.name}, which is not beside it; download it too")
@@ -111,41 +117,31 @@ def read_checkpoint(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_B
             f"{path}: {size / GIB:.1f} GiB of weights are more than the cap of {max_bytes / GIB:.1f} GiB; if that is "
             "right, raise it with --max-gib"
         )
-    if weight_map is None:
-        return _read_file(path)
-    return _read_shards(path, files, weight_map)
+    weights = _read_file(path) if places is None else _read_shards(path, files, places)
+    _check_numbers(path, weights)
+    return weights
 
 
-def _read_shards(path: Path, files: list[Path], weight_map: dict[str, str]) -> dict[str, Tensor]:
+def _check_numbers(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a number in a name, such as of a block, beyond what the number of tensors allows."""
+    # A model is built with so many blocks, whatever it then lacks.
+    most = max(len(weights), 100)
+    for name in weights:
+        if any(len(number) > 9 or int(number) > most for number in re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)):
+            raise ValueError(f"{path}: {shown(name)} has a number beyond its {len(weights)} tensors; it is damaged")
+
+
+def _read_shards(path: Path, files: list[Path], places: dict[str, str]) -> dict[str, Tensor]:
     state_dict: dict[str, Tensor] = {}
     for file in files:
         tensors = _read_file(file)
-        listed = {name for name, shard in weight_map.items() if shard == file.name}
+        listed = {name for name, shard in places.items() if shard == file.name}
         odd = sorted(listed ^ tensors.keys())
         if odd:
             where = "lacks" if odd[0] in listed else "also holds"
-            raise ValueError(f"{path} and its shard disagree: {file.name} {where} {odd[0]!r}; download both again")
+            raise ValueError(f"{path} and its shard disagree: {file.name} {where} {shown(odd[0])}; download both again")
         state_dict.update(tensors)
     return state_dict
-
-
-def _weight_map(path: Path) -> dict[str, str]:
-    """The map from parameter to shard in an index file, every shard a plain file name."""
-    if os.path.getsize(path) > MAX_HEADER_BYTES:
-        raise ValueError(f"{path}: {os.path.getsize(path)} bytes are too many for the index of a checkpoint")
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not the index of a sharded checkpoint: no readable weight_map") from error
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{path}: its weight_map is no table of parameters")
-    # A downloaded index must not make us open files elsewhere, such as ../../secret.pth.
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not re.fullmatch(r"[^/\\:\x00]+", shard) or shard in (".", ".."):
-            raise ValueError(f"{path} places {name!r} in {shard!r}, which is not a file beside it; not opened")
-        if Path(shard).suffix not in (".safetensors", *_PICKLE_SUFFIXES):
-            raise ValueError(f"{path} places {name!r} in {shard!r}, which is no checkpoint file; not opened")
-    return weight_map
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -180,12 +176,17 @@ def _kind_of(path: Path) -> str:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     is_zip = zipfile.is_zipfile(path)
-    if is_zip:
-        _check_zip(path)
+    pickles = _check_zip(path) if is_zip else None
     try:
+        _check_opcodes(path, pickles)
         # Only the zip format, PyTorch's own since 1.6, can be mapped into memory.
         with torch.serialization.safe_globals(_HARMLESS):
+            # First without memory for the tensors, whose sizes a pickle may claim.
+            with FakeTensorMode():
+                _check_storages(path, torch.load(path, map_location="cpu", weights_only=True))
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except _NotOpened:
+        raise
     except Exception as error:  # damaged or hostile pickles may raise anything
         foreign = re.search(r"[Uu]nsupported (?:global: GLOBAL|GLOBAL|class) (\S+)", str(error))
         if foreign:
@@ -207,15 +208,71 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     return _plain_tensors(path, content)
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse a compressed archive."""
+_DENSE = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+
+
+class _NotOpened(ValueError):
+    """A pickle that asks for memory which its bytes do not account for."""
+
+
+def _check_opcodes(path: Path, pickle: bytes | None) -> None:
+    """Refuse a pickle that makes byte arrays, whose length is any number it says; `None`: read the file's start."""
+    # The format before the zip archives is several pickles, the last of which lists the storages, and then the numbers.
+    stream = io.BytesIO(pickle) if pickle is not None else open(path, "rb")  # noqa: SIM115 - closed below
+    with stream:
+        for _ in range(1 if pickle is not None else 5):
+            last = ""
+            for opcode, argument, _ in pickletools.genops(stream):
+                if isinstance(argument, str):
+                    last = argument.rpartition(" ")[2]  # GLOBAL has "module name"; STACK_GLOBAL takes the last text
+                if opcode.name in ("GLOBAL", "STACK_GLOBAL"):
+                    if last == "bytearray":
+                        raise _NotOpened(f"{path}: this pickle makes byte arrays, not plain tensors; it was not opened")
+                    if last.startswith("_rebuild_") and last not in _DENSE:
+                        raise _NotOpened(f"{path}: this pickle holds tensors that are not plain dense numbers ({last})")
+                if opcode.name in ("LONG_BINPUT", "PUT") and argument > os.path.getsize(path):
+                    raise _NotOpened(f"{path}: this pickle refers to more objects than it has bytes; it was not opened")
+
+
+def _check_storages(path: Path, content: Any) -> None:
+    """Refuse tensors (without memory) whose storages are larger than their file."""
+    sizes, waiting, seen = {}, [content], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if value.layout == torch.strided:
+                sizes[value.untyped_storage()._cdata] = value.untyped_storage().nbytes()
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+    if sum(sizes.values()) > os.path.getsize(path):
+        raise _NotOpened(
+            f"{path}: its tensors claim {sum(sizes.values())} bytes, but the file has {os.path.getsize(path)}; it was "
+            "not opened"
+        )
+
+
+def _check_zip(path: Path) -> bytes:
+    """Refuse a compressed archive; the pickle in it."""
     # PyTorch stores its archives uncompressed; a compressed one could unpack to any size.
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise ValueError(f"{path}: a damaged archive ({error}); download it again") from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(
         member.file_size for member in members
     ) > os.path.getsize(path):
         raise ValueError(f"{path}: this archive is compressed, as no checkpoint of PyTorch is; not opened")
+    pickles = [member for member in members if member.filename.endswith("data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"{path}: this archive holds {len(pickles)} files data.pkl, not one; not opened")
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(pickles[0])
 
 
 def _plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
@@ -225,13 +282,13 @@ def _plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(
-                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; save the state dict alone and "
+                f"{path}: entry {shown(name)} is a {type(value).__name__}, not a tensor; save the state dict alone and "
                 "convert that"
             )
         plain = value.layout == torch.strided and value.device.type == "cpu"
         # An expanded view of a few bytes may claim any size.
         if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(f"{path}: tensor {name!r} of shape {tuple(value.shape)} is not plain dense numbers")
+            raise ValueError(f"{path}: tensor {shown(name)} of shape {tuple(value.shape)} is not plain dense numbers")
         tensors[name] = value.detach()
     return tensors
 
@@ -251,6 +308,8 @@ def strip_prefixes(state_dict: Mapping[str, Tensor], prefixes: Sequence[str] = (
         for prefix in prefixes:
             name = name.removeprefix(prefix)
         if name in plain:
-            raise ValueError(f"the checkpoint holds {name!r} twice, as {plain[name]!r} and as {original!r}")
+            raise ValueError(
+                f"the checkpoint holds {shown(name)} twice, as {shown(plain[name])} and as {shown(original)}"
+            )
         plain[name] = original
     return {name: state_dict[original] for name, original in plain.items()}

@@ -9,6 +9,7 @@ training made; queries and heads are complete. `is_delta` tells the two kinds of
 """
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.configuration_utils import PreTrainedConfig
 
+from ..models.checkpoint_json import check_foreign_fields, stored_config
 from ..models.modeling_plain_vit import resample_position_embeddings
 from ..weight_checks import check_complete, check_weights, format_hint
 from .checkpoint_files import PICKLE_NAMES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint, strip_prefixes
@@ -40,6 +41,7 @@ _HEAD_KEY_MAP = (
 # Settings of the two families that the official code has, which weights do not show.
 _TIMM_SETTINGS = {"layer_norm_eps": 1e-6, "hidden_act": "gelu"}
 _DINOV3_SETTINGS = {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "rope_theta": 100.0}
+_PATCH_KERNELS = ("patch_embed.proj.weight", "patch_embed.patch_embeddings.weight")
 _HEAD_CHANNELS = 64  # in all released ViTs
 # `--set` may change these: they are conventions or choices, not read off the weights.
 _FREE_FIELDS = {"num_attention_heads", "layer_norm_eps", "rope_theta", "hidden_act", "masked_attention_probabilities"}
@@ -90,7 +92,7 @@ def read_official_eomt(
         notes.append("left out criterion.empty_weight: class weights of the loss, which follow from the config")
     check_weights(state_dict, path)
     holds_delta = is_delta(state_dict, path, options.base, released.base if released else None)
-    mean, std = _pixel_statistics(state_dict, holds_delta)
+    mean, std = _pixel_statistics(state_dict, holds_delta, path)
     probabilities = _masked_attention_probabilities(state_dict, holds_delta, path, notes)
 
     backbone_names = [name for name in state_dict if name.startswith(_BACKBONE)]
@@ -170,10 +172,20 @@ def _fields_of(weights: dict[str, Tensor], head: Mapping[str, Tensor], settings:
     return fields
 
 
-def _pixel_statistics(state_dict: dict[str, Tensor], delta: bool) -> tuple[list[float], list[float]]:
+def _pixel_statistics(state_dict: dict[str, Tensor], delta: bool, path: str) -> tuple[list[float], list[float]]:
     # A delta holds the difference to these, which is 0.
     imagenet = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     statistics = [state_dict.pop(f"encoder.pixel_{name}", None) for name in ("mean", "std")]
+    kernels = (state_dict.get(f"{_BACKBONE}{name}") for name in _PATCH_KERNELS)
+    channels = next((kernel.shape[1] for kernel in kernels if kernel is not None and kernel.ndim == 4), 3)
+    for name, tensor in zip(("mean", "std"), statistics, strict=True):
+        if tensor is not None and tensor.shape not in ((channels,), (channels, 1, 1), (1, channels, 1, 1)):
+            raise ValueError(
+                f"{path}: encoder.pixel_{name} has the shape {list(tensor.shape)}, not one number for each of the "
+                f"{channels} channels"
+            )
+    if not delta and statistics[1] is not None and bool((statistics[1] <= 0).any()):
+        raise ValueError(f"{path}: encoder.pixel_std {statistics[1].flatten().tolist()} must be positive")
     # Six digits: fp32 buffers hold 0.4850000143... for 0.485.
     mean, std = (
         default if tensor is None or delta else [round(float(value), 6) for value in tensor.flatten()]
@@ -188,6 +200,12 @@ def _masked_attention_probabilities(
     tensor = state_dict.pop("attn_mask_probs", None)
     if tensor is None:
         return None
+    blocks = {match[1] for name in state_dict if (match := re.match(rf"{_BACKBONE}blocks\.(\d+)\.", name))}
+    if tensor.ndim != 1 or not 1 <= len(tensor) <= max(1, len(blocks)):
+        raise ValueError(
+            f"{path}: attn_mask_probs has the shape {list(tensor.shape)}, not one number for each of at most "
+            f"{len(blocks)} blocks"
+        )
     if delta:
         # It holds the difference to an untrained model, whose probabilities are 1; the released runs are annealed to 0.
         return [0.0] * tensor.numel()
@@ -293,7 +311,8 @@ def rename_dinov3(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def backbone_of_base(base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights of a delta's base as `PlainViTModel` names them, and the config fields in its config.json."""
-    config, _ = PreTrainedConfig.get_config_dict(base)
+    config = stored_config(base)
+    check_foreign_fields(config, f"{base}: config.json", local=os.path.isdir(base))
     if config.get("model_type") != "dinov3_vit":
         raise ValueError(
             f"--base {base} is of type {config.get('model_type')!r}, but deltas are made for Transformers' dinov3_vit"
@@ -305,7 +324,8 @@ def backbone_of_base(base: str, max_bytes: int) -> tuple[dict[str, Tensor], dict
         name: config[name] for name in ("num_attention_heads", "layer_norm_eps") if name in config
     }
     # Transformers 5 nests it, earlier versions do not.
-    theta = (config.get("rope_parameters") or {}).get("rope_theta", config.get("rope_theta"))
+    nested = config.get("rope_parameters")
+    theta = (nested if isinstance(nested, dict) else {}).get("rope_theta", config.get("rope_theta"))
     if theta is not None:
         settings["rope_theta"] = theta
     return rename_dinov3(state_dict), settings

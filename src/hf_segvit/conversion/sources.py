@@ -13,9 +13,9 @@ import timm
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
 
 from ..lookup import suggestion
+from ..models.checkpoint_json import stored_config
 from ..models.configuration_eomt import EoMTConfig
 from ..models.configuration_plain_vit import PlainViTConfig
 from ..models.configuration_vit_p import ViTPConfig
@@ -178,7 +178,7 @@ def _card_of(released: ReleasedModel | None, changed: str = "") -> dict[str, Any
 def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted:
     """Convert an `eomt` or `eomt_dinov3` checkpoint of Transformers."""
     at_revision: dict[str, Any] = {"revision": options.revision or "main"}
-    raw_config, _ = PreTrainedConfig.get_config_dict(source, **at_revision)
+    raw_config = stored_config(source, **at_revision)
     if not is_transformers_eomt(raw_config):
         raise ValueError(
             f"{source} is of type {raw_config.get('model_type')!r}, not of Transformers' eomt or eomt_dinov3"
@@ -217,7 +217,7 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
 def _compared_with_transformers(
     model: EoMTForUniversalSegmentation, state_dict: dict[str, torch.Tensor], source: str, at_revision: dict[str, Any]
 ) -> str:
-    config = AutoConfig.from_pretrained(source, **at_revision)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, **at_revision)
     theirs, loading = transformers_class(config).from_pretrained(
         None, config=config, state_dict=state_dict, output_loading_info=True
     )

@@ -21,14 +21,17 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, AutoProcessor, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import logging
 
+from ..models.checkpoint_guard import load_foreign_model
+from ..models.checkpoint_json import errors_name, shown, stored_config
 from ..models.configuration_eomt import EoMTConfig
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.configuration_vit_p_fusion import ViTPFusionConfig
 from ..models.image_processing_eomt import EoMTImageProcessor
+from ..models.image_processing_plain_vit import PROCESSOR, PlainViTImageProcessor, check_settings, stored_settings
 from ..models.image_processing_vit_p import ViTPImageProcessor
 from ..models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
@@ -54,7 +57,9 @@ def load_segmentation_model(
         ValueError: the source cannot be reached, is of another type, is damaged, or lacks weights.
     """
     model = _load_model(EoMTForUniversalSegmentation, SEGMENTATION_TYPES, "segments", source, revision, dtype)
-    return model, _load_processor(EoMTImageProcessor, source, revision)
+    processor = _load_processor(EoMTImageProcessor, source, revision)
+    _refuse_other_input(source, model.config, processor)
+    return model, processor
 
 
 def load_point_classifier(
@@ -63,7 +68,9 @@ def load_point_classifier(
     """Load a ViT-P checkpoint of this package for inference; see `load_segmentation_model`."""
     types = (ViTPConfig.model_type,)
     model = _load_model(ViTPForPointClassification, types, "classifies points", source, revision, dtype)
-    return model, _load_processor(ViTPImageProcessor, source, revision)
+    processor = _load_processor(ViTPImageProcessor, source, revision)
+    _refuse_other_input(source, model.config, processor)
+    return model, processor
 
 
 def load_fused_checkpoint(
@@ -72,7 +79,28 @@ def load_fused_checkpoint(
     """Load a generator and a ViT-P saved as one model; see `load_segmentation_model`."""
     types = (ViTPFusionConfig.model_type,)
     model = _load_model(ViTPFusionForUniversalSegmentation, types, "segments", source, revision, dtype)
-    return model, _load_processor(ViTPFusionImageProcessor, source, revision)
+    processor = _load_processor(ViTPFusionImageProcessor, source, revision)
+    _refuse_other_input(source, model.config.classifier_config, processor.classifier, "classifier.")
+    if isinstance(processor.generator, EoMTImageProcessor):
+        _refuse_other_input(source, model.config.generator_config, processor.generator, "generator.")
+    return model, processor
+
+
+def _refuse_other_input(source: str, config: Any, processor: Any, part: str = "") -> None:
+    """Refuse an image processor that makes inputs which the model cannot take."""
+    height, width = processor.size["height"], processor.size["width"]
+    scaled = getattr(processor, "do_pad", True) or processor.do_split_image
+    if scaled and (height % config.patch_size or width % config.patch_size):
+        raise ValueError(
+            f"{source}: {PROCESSOR}: {part}size is {height} x {width} pixels, not multiples of the model's patch_size "
+            f"{config.patch_size}; set it to the model's image_size"
+        )
+    means = processor.image_mean
+    if isinstance(means, list | tuple) and len(means) != config.num_channels:
+        raise ValueError(
+            f"{source}: {PROCESSOR}: {part}image_mean has {len(means)} values, but the model takes images of "
+            f"{config.num_channels} channels; give image_mean and image_std one for each"
+        )
 
 
 def _load_model(
@@ -80,11 +108,10 @@ def _load_model(
 ) -> Any:
     refuse_missing_folder(source)
     try:
-        settings, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-        model_type = settings.get("model_type")
+        model_type = stored_config(source, revision=revision).get("model_type")
         if model_type not in types:
             raise ValueError(
-                f"{source} is a model of type {model_type!r}; this command {purpose} with those of type "
+                f"{source} is a model of type {shown(model_type)}; this command {purpose} with those of type "
                 f"{', '.join(types)}"
             )
         with quiet_transformers():
@@ -100,6 +127,14 @@ def _load_model(
         raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
     except SafetensorError as error:
         raise ValueError(f"cannot load {source}: its weights are damaged ({error}); copy or save it again") from error
+    _refuse_incomplete(source, report)
+    # NaN would load silently, and segment nothing.
+    check_finite(model.state_dict(), source)
+    return model.eval()
+
+
+def _refuse_incomplete(source: str, report: dict[str, Any]) -> None:
+    """Refuse weights that lack a part of the model, by the loading report of `from_pretrained`."""
     # `from_pretrained` fills what is missing or of another size with random numbers; surplus weights do no harm.
     refuse_misfits(
         sorted(report["missing_keys"]),
@@ -109,9 +144,6 @@ def _load_model(
         "model.save_pretrained(folder)",
         f"{source}: the weights do not fit its config.json",
     )
-    # NaN would load silently, and segment nothing.
-    check_finite(model.state_dict(), source)
-    return model.eval()
 
 
 def _load_processor(cls: Any, source: str, revision: str | None) -> Any:
@@ -207,15 +239,24 @@ def load_universal_model(
         raise ValueError(f"{source} is a model of type {model_type!r}; those of type {', '.join(known)} segment")
     try:
         with quiet_transformers():
-            model = AutoModelForUniversalSegmentation.from_pretrained(source, revision=revision, dtype=dtype)
-        loader = AutoProcessor if model_type == "oneformer" else AutoImageProcessor
-        processor = loader.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+            options: dict[str, Any] = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # reported below
+            model, report = load_foreign_model(source, revision=revision, dtype=dtype, **options)
+        processor = _foreign_processor(source, model_type, revision)
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"cannot load {source}, a model of type {model_type!r}, for universal segmentation: {error}"
         ) from error
+    _refuse_incomplete(source, report)
     check_finite(model.state_dict(), source)
     return model.eval(), processor
+
+
+def _foreign_processor(source: str, model_type: str | None, revision: str | None) -> Any:
+    """The processor of a model of Transformers, without code from its repository."""
+    check_settings(PlainViTImageProcessor, stored_settings(source, revision=revision), f"{source}: {PROCESSOR}")
+    loader = AutoProcessor if model_type == "oneformer" else AutoImageProcessor
+    with errors_name(f"{source}: {PROCESSOR}"):
+        return loader.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def load_fused_model(
@@ -290,9 +331,8 @@ def load_image_processor(source: str, model_type: str | None, revision: str | No
         return _load_processor(ViTPFusionImageProcessor, source, revision)
     if model_type in (None, *SEGMENTATION_TYPES):
         return _load_processor(EoMTImageProcessor, source, revision)
-    loader = AutoProcessor if model_type == "oneformer" else AutoImageProcessor
     try:
-        return loader.from_pretrained(source, revision=revision)
+        return _foreign_processor(source, model_type, revision)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the image processor of {source}: {error}; name its task with --task") from error
 
@@ -301,6 +341,6 @@ def checkpoint_type(source: str, revision: str | None) -> str | None:
     """The model type in a checkpoint's configuration; `None` if that cannot be read."""
     refuse_missing_folder(source)
     try:
-        return PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
+        return stored_config(source, revision=revision).get("model_type")
     except OSError:
         return None  # the loader that is tried next names the reason

@@ -8,10 +8,13 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_plain_vit import PlainViTConfig, check_label_ids
+from .checkpoint_json import StoredFields
+from .configuration_plain_vit import PlainViTConfig, check_label_ids, check_limits
 from .transformers_eomt import is_transformers_eomt, translate_config
 
 LOSS_NORMALIZATIONS = ("global", "per_rank")
+# Limits far beyond any published model, so that no file can ask for memory without end.
+_LIMITS = {"num_queries": (1, 2**16), "num_upscale_blocks": (0, 8), "train_num_points": (1, 2**20)}
 
 
 @strict
@@ -67,7 +70,7 @@ class EoMTConfig(PlainViTConfig):
         if self.num_upscale_blocks is None:
             # bit_length() - 1 is floor(log2).
             self.num_upscale_blocks = max(1, self.patch_size.bit_length() - 3)
-        if self.masked_attention_probabilities is None:
+        if self.masked_attention_probabilities is None and self.num_query_layers <= self.num_hidden_layers:
             self.masked_attention_probabilities = [1.0] * self.num_query_layers
         super().__post_init__(**kwargs)
 
@@ -76,7 +79,9 @@ class EoMTConfig(PlainViTConfig):
         """The fields of a saved configuration, translated if Transformers' own `eomt` wrote them."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if is_transformers_eomt(config_dict):
-            config_dict = translate_config(config_dict)
+            path = getattr(config_dict, "path", StoredFields.path)
+            config_dict = StoredFields(translate_config(config_dict))
+            config_dict.path = path
         return config_dict, kwargs
 
     @property
@@ -99,10 +104,16 @@ class EoMTConfig(PlainViTConfig):
                 f"{self.num_hidden_layers}: the queries join the last of the blocks"
             )
         check_label_ids(self.id2label)
-        if self.num_queries < 1:
-            raise ValueError(f"num_queries={self.num_queries} must be at least 1")
-        if self.num_upscale_blocks is None or self.num_upscale_blocks < 0:
-            raise ValueError(f"num_upscale_blocks={self.num_upscale_blocks} must not be negative")
+        if self.num_upscale_blocks is None:
+            raise ValueError("num_upscale_blocks=None must be a whole number")
+        check_limits(self, _LIMITS)
+        for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight"):
+            if not 0 <= getattr(self, name) < 1e12:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative, and finite")
+        if not 1 <= self.oversample_ratio <= 100:
+            raise ValueError(f"oversample_ratio={self.oversample_ratio} must be between 1 and 100")
+        if not 0 <= self.importance_sample_ratio <= 1:
+            raise ValueError(f"importance_sample_ratio={self.importance_sample_ratio} must be between 0 and 1")
         if self.loss_normalization not in LOSS_NORMALIZATIONS:
             raise ValueError(f"loss_normalization={self.loss_normalization!r} is not one of {LOSS_NORMALIZATIONS}")
         check_probabilities(self.masked_attention_probabilities, self.num_query_layers)

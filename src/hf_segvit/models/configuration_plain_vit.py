@@ -8,14 +8,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from .checkpoint_json import MAX_LABELS, StoredConfig, check_fields, errors_name, path_of, shown
 
 POSITION_EMBEDDING_TYPES = ("learned", "rope", "learned_rope")
 MLP_TYPES = ("mlp", "swiglu")
+# Limits far beyond any published model, so that no file can ask for memory without end.
+_LIMITS = {
+    "hidden_size": (1, 2**16),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 2**12),
+    "intermediate_size": (1, 2**18),
+    "patch_size": (1, 512),
+    "num_channels": (1, 4096),
+    "num_register_tokens": (0, 4096),
+}
+MAX_IMAGE_SIDE = 2**15
 
 
 @strict
-class PlainViTConfig(PreTrainedConfig):
+class PlainViTConfig(StoredConfig):
     """Configuration of a `PlainViTModel`; the defaults are DINOv2 ViT-L with registers, patch 16, 640 pixels.
 
     Args:
@@ -87,6 +100,8 @@ class PlainViTConfig(PreTrainedConfig):
             self.image_size = list(self.image_size)
         # Transformers only warns, then silently ignores num_labels.
         num_labels = kwargs.get("num_labels")
+        if isinstance(num_labels, int) and num_labels > MAX_LABELS:  # before a name is made for each
+            raise ValueError(f"num_labels={num_labels} must be at most {MAX_LABELS}")
         if self.id2label is not None and num_labels is not None and len(self.id2label) != num_labels:
             raise ValueError(
                 f"num_labels={num_labels} disagrees with id2label, which names {len(self.id2label)} classes; "
@@ -98,8 +113,11 @@ class PlainViTConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The configuration of saved fields; `num_labels` or `id2label` in `kwargs` replace the saved classes."""
-        config_dict, kwargs = replace_labels(config_dict, kwargs)
-        return super().from_dict(config_dict, **kwargs)
+        where = path_of(config_dict, kwargs.get("name_or_path"))
+        check_fields(cls, config_dict, where)
+        with errors_name(where):
+            config_dict, kwargs = replace_labels(config_dict, kwargs)
+            return super().from_dict(config_dict, **kwargs)
 
     @property
     def image_height_width(self) -> tuple[int, int]:
@@ -139,11 +157,20 @@ class PlainViTConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Refuse contradictory fields with a ValueError that names the field, its value and the remedy."""
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.num_register_tokens < 0:
-            raise ValueError(f"num_register_tokens={self.num_register_tokens} must not be negative")
+        check_limits(self, _LIMITS)
+        for name in ("hidden_act", "gate_act"):
+            if getattr(self, name) not in ACT2FN:
+                raise ValueError(
+                    f"{name}={shown(getattr(self, name))} is no activation of Transformers, such as 'gelu'"
+                )
+        for name in ("drop_path_rate", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+        for name in ("layer_norm_eps", "rope_theta"):
+            if not 0 < getattr(self, name) < 1e12:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
+        if not 0 <= self.initializer_range < 1e6:
+            raise ValueError(f"initializer_range={self.initializer_range} must not be negative")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}; "
@@ -152,6 +179,8 @@ class PlainViTConfig(PreTrainedConfig):
         if not isinstance(self.image_size, int) and len(self.image_size) != 2:
             raise ValueError(f"image_size={self.image_size} must be an int or [height, width]")
         height, width = self.image_height_width
+        if max(height, width) > MAX_IMAGE_SIDE:
+            raise ValueError(f"image_size={self.image_size} must be at most {MAX_IMAGE_SIDE} pixels")
         if min(height, width) < self.patch_size or height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}; the nearest that is: "
@@ -201,8 +230,8 @@ def replace_labels(fields: dict[str, Any], kwargs: dict[str, Any]) -> tuple[dict
                 "equal"
             )
     if names is None:
-        if not isinstance(num_labels, int) or num_labels < 1:
-            raise ValueError(f"num_labels={num_labels!r} must be a whole number of at least 1")
+        if not isinstance(num_labels, int) or not 1 <= num_labels <= MAX_LABELS:
+            raise ValueError(f"num_labels={shown(num_labels)} must be a whole number from 1 to {MAX_LABELS}")
         names = {label: f"LABEL_{label}" for label in range(num_labels)}
     # Saved next to the old names, and not replaced by Transformers.
     label2id = {name: int(label) for label, name in names.items()}
@@ -218,16 +247,28 @@ def _label_names(labels: Any) -> dict[int, str]:
     try:
         return {int(label): name for label, name in labels.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"id2label={labels!r} must map label ids to names, such as {{0: 'sky', 1: 'cat'}}") from error
+        raise ValueError(
+            f"id2label={shown(labels)} must map label ids to names, such as {{0: 'sky', 1: 'cat'}}"
+        ) from error
 
 
 def check_label_ids(id2label: Mapping[Any, str] | None) -> None:
     """Refuse labels that are not numbered from 0 without gaps with a ValueError that names the ids."""
     if id2label is not None and sorted(id2label) != list(range(len(id2label))):
         raise ValueError(
-            f"id2label has the ids {sorted(id2label)}, not 0 to {len(id2label) - 1}: the class head has "
+            f"id2label has the ids {shown(sorted(id2label))}, not 0 to {len(id2label) - 1}: the class head has "
             "one output per id; renumber the labels"
         )
+
+
+def check_limits(config: Any, limits: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse fields outside (least, most) with a ValueError that names field and limit."""
+    for name, (least, most) in limits.items():
+        value = getattr(config, name)
+        if value < least:
+            raise ValueError(f"{name}={value} must " + (f"be at least {least}" if least else "not be negative"))
+        if value > most:
+            raise ValueError(f"{name}={value} must be at most {most}")
 
 
 def _nearest_multiple(length: int, step: int) -> int:

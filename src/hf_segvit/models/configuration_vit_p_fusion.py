@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .checkpoint_json import StoredConfig, check_fields, check_foreign_fields, errors_name, path_of, shown
 from .class_fusion import NORMALIZATIONS, check_alpha
 from .configuration_eomt import EoMTConfig
 from .configuration_plain_vit import replace_labels
@@ -22,7 +23,7 @@ OFFICIAL_GEOMETRIES = ("oneformer", "internimage")
 
 
 @strict
-class ViTPFusionConfig(PreTrainedConfig):
+class ViTPFusionConfig(StoredConfig):
     """Configuration of `ViTPFusionForUniversalSegmentation`.
 
     Args:
@@ -88,10 +89,15 @@ class ViTPFusionConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The configuration of saved fields; `num_labels` or `id2label` replace the classes of all parts."""
-        fields, kwargs = replace_labels(config_dict, kwargs)
-        if fields is not config_dict:
-            fields = _relabelled(fields, config_dict)
-        return super().from_dict(fields, **kwargs)
+        where = path_of(config_dict, kwargs.get("name_or_path"))
+        check_fields(cls, config_dict, where)
+        for part in ("generator_config", "classifier_config"):
+            _check_part(config_dict.get(part), where, part)
+        with errors_name(where):
+            fields, kwargs = replace_labels(config_dict, kwargs)
+            if fields is not config_dict:
+                fields = _relabelled(fields, config_dict)
+            return super().from_dict(fields, **kwargs)
 
     def alpha_of(self, task: str) -> float:
         """Weight of ViT-P for a task."""
@@ -139,6 +145,20 @@ class ViTPFusionConfig(PreTrainedConfig):
             raise ValueError(
                 f"task_inputs has prompts for {sorted(self.task_inputs)}; it needs one for each of {', '.join(TASKS)}"
             )
+
+
+def _check_part(fields: Any, where: str, part: str) -> None:
+    """Refuse stored fields of a part as those of the whole are refused."""
+    if isinstance(fields, PreTrainedConfig):  # not from a file
+        return
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise ValueError(f"{where}: {part} is {shown(fields)}, not the configuration of a model with its model_type")
+    ours = {config_class.model_type: config_class for config_class in (EoMTConfig, ViTPConfig)}
+    if fields["model_type"] in ours:
+        check_fields(ours[fields["model_type"]], fields, where, f"{part}.")
+    else:
+        # The weights of all parts are in one folder, so nothing is to be fetched for them wherever it lies.
+        check_foreign_fields(fields, where, local=True, prefix=f"{part}.")
 
 
 def _relabelled(fields: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:

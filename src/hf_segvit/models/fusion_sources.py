@@ -8,8 +8,10 @@ import os
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForUniversalSegmentation, AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer
 
+from .checkpoint_guard import load_foreign_model
+from .checkpoint_json import hub_arguments, stored_config
 from .configuration_eomt import EoMTConfig
 from .configuration_vit_p import ViTPConfig
 from .image_processing_eomt import TASKS
@@ -31,7 +33,7 @@ def generator_of(source: Source, **kwargs: Any) -> Any:
     if model_type in (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES):
         return EoMTForUniversalSegmentation.from_pretrained(source, **kwargs)
     try:
-        return AutoModelForUniversalSegmentation.from_pretrained(source, **kwargs)
+        return load_foreign_model(source, **kwargs)
     except ValueError as error:
         # A broken configuration is a ValueError too, and its message is the better one.
         if "Unrecognized configuration class" not in str(error):
@@ -71,7 +73,7 @@ def oneformer_task_inputs(source: Any, sequence_length: int, **kwargs: Any) -> d
     where = source if isinstance(source, str | os.PathLike) else type(source).__name__
     if isinstance(source, str | os.PathLike):
         try:
-            source = AutoTokenizer.from_pretrained(source, **_where(kwargs))
+            source = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub_arguments(kwargs))
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{source}: a OneFormer is told its task in words, and there is no tokenizer ({error}); pass "
@@ -100,11 +102,4 @@ def oneformer_task_inputs(source: Any, sequence_length: int, **kwargs: Any) -> d
 
 
 def _model_type(source: Any, kwargs: dict[str, Any]) -> str | None:
-    settings, _ = PreTrainedConfig.get_config_dict(source, **_where(kwargs))
-    return settings.get("model_type")
-
-
-def _where(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Those arguments of `from_pretrained` that locate a checkpoint."""
-    names = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
-    return {name: kwargs[name] for name in names if name in kwargs}
+    return stored_config(source, **hub_arguments(kwargs)).get("model_type")

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from transformers.image_processing_utils import BatchFeature
 
+from .checkpoint_json import errors_name
 from .image_geometry import content_size, normalized_batch, views, windows_of
 from .image_post_processing import PostProcessingSettings, SegmentationPostProcessing, refuse_for_one_call
 from .image_processing_plain_vit import (
+    PROCESSOR,
     PixelSettings,
     PlainViTImageProcessor,
     as_requested,
@@ -109,7 +111,9 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         """The stored settings of a folder or Hub repository; those of Transformers' own EoMT processor translated."""
         settings, unused = super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
         if is_transformers_eomt_processor(settings):
-            settings = translate_image_processor(settings, pretrained_model_name_or_path, **kwargs)
+            with errors_name(f"{pretrained_model_name_or_path}: {PROCESSOR}"):
+                settings = translate_image_processor(settings, pretrained_model_name_or_path, **kwargs)
+            settings["image_processor_type"] = cls.__name__
         return settings, unused
 
     def preprocess(

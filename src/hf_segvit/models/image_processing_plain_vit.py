@@ -5,15 +5,19 @@ themselves. The functions below take the settings of one call: `read_images` and
 made, `normalization` for making it, `as_requested` for what is returned.
 """
 
-from collections.abc import Sequence
-from typing import Any, TypedDict
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, get_type_hints
 
 from PIL.Image import Resampling
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.utils import logging
 
+from .checkpoint_json import HUB_ARGUMENTS, check_type, errors_name, read_table, shown
 from .image_decoding import ImageSettings, as_list, checked_range, image_tensor
 from .image_geometry import Size, scale_image
 
@@ -40,6 +44,8 @@ class PixelSettings(TypedDict, total=False):
 class PlainViTImageProcessor(TorchvisionBackend):
     """Base of image processors whose input has one height and width; subclasses name their settings."""
 
+    valid_kwargs = PixelSettings  # type: ignore[assignment] # subclasses add theirs
+
     do_resize = True
     resample = Resampling.BILINEAR
     do_rescale = True
@@ -55,6 +61,21 @@ class PlainViTImageProcessor(TorchvisionBackend):
         # Transformers stores unknown settings silently, so a misspelt one would never be noticed.
         for name in kwargs.keys() - self.valid_kwargs.__annotations__.keys() - _NOT_SETTINGS:
             logger.warning(f"{type(self).__name__} has no setting {name!r}; it is kept, but has no effect")
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The stored settings of a folder or Hub repository, read by `stored_settings`."""
+        settings = stored_settings(pretrained_model_name_or_path, **kwargs)
+        return settings, {name: value for name, value in kwargs.items() if name not in (*HUB_ARGUMENTS, *_READING)}
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The image processor of stored settings; `kwargs` replace some of them."""
+        check_settings(cls, image_processor_dict, PROCESSOR)
+        with errors_name(PROCESSOR):
+            return super().from_dict(image_processor_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they are saved."""
@@ -73,6 +94,82 @@ class PlainViTImageProcessor(TorchvisionBackend):
         if not (height and width and height > 0 and width > 0):
             raise ValueError(f"size={size}: the model's input is {{'height': H, 'width': W}} in pixels")
         return settings
+
+
+PROCESSOR = "preprocessor_config.json"
+# Arguments of Transformers' function that do not stand for settings.
+_READING = ("image_processor_filename", "_from_pipeline", "_from_auto")
+MAX_INPUT_PIXELS = 2**25
+_RANGES = {
+    **dict.fromkeys(("threshold", "mask_threshold", "overlap_mask_area_threshold", "instance_threshold"), (0, 1)),
+    "resample": (0, 5),
+    "rescale_factor": (1e-12, 1e6),
+    "num_instances": (1, 100_000),
+    "num_labels": (1, 100_000),
+    "patch_size": (1, 512),
+}
+
+
+def stored_settings(source: Any, **kwargs: Any) -> dict[str, Any]:
+    """The image processor's settings in a folder or Hub repository, of any type.
+
+    Raises:
+        ValueError: a file is no readable table, or holds no settings.
+        OSError: there is none, or the Hub cannot be reached.
+    """
+    folder = os.path.join(source, kwargs.get("subfolder") or "")
+    paths = [os.path.join(folder, name) for name in ("processor_config.json", PROCESSOR)]
+    if os.path.isfile(source):
+        paths = [os.fspath(source)]
+    for path in paths:  # before Transformers reads them, which takes anything
+        if os.path.isfile(path):
+            read_table(path)
+    with errors_name(f"{source}: {PROCESSOR}"):
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(source, **kwargs)
+    if not isinstance(settings, dict) or not settings:
+        raise ValueError(f"{source}: {PROCESSOR} is {shown(settings)}, which is no settings of an image processor")
+    return settings
+
+
+def check_settings(cls: Any, settings: Mapping[str, Any], where: str) -> None:
+    """Refuse stored settings of a wrong type or beyond any use.
+
+    `cls` is the class of the image processor, or `PlainViTImageProcessor` for one of Transformers, which shares those.
+    """
+    kind = settings.get("image_processor_type", settings.get("feature_extractor_type"))
+    if not isinstance(kind, str):
+        raise ValueError(f"{where}: image_processor_type is {shown(kind)}, not the name of an image processor")
+    hints = get_type_hints(cls.valid_kwargs)
+    for name, value in settings.items():
+        key = name if len(name) <= 100 else shown(name)
+        if name in hints and hints[name] is not Any:
+            # JSON has one kind of number.
+            check_type(where, key, value, hints[name] | int if hints[name] is float else hints[name])
+        elif name == "auto_map":
+            check_type(where, key, value, dict | None)
+        elif name.startswith("__") or (name not in (*_NOT_SETTINGS, *hints) and callable(getattr(cls, name, None))):
+            raise ValueError(f"{where}: {key} is no setting of a {cls.__name__}; remove it")
+        if name in _RANGES and value is not None and not _RANGES[name][0] <= value <= _RANGES[name][1]:
+            least, most = _RANGES[name]
+            raise ValueError(f"{where}: {key} is {shown(value)}; it must be between {least} and {most}")
+    for name in ("image_mean", "image_std"):
+        values = settings.get(name)
+        numbers = values if isinstance(values, list | tuple) else [] if values is None else [values]
+        if isinstance(values, list | tuple) and not 1 <= len(values) <= 4096:
+            raise ValueError(f"{where}: {name} has {len(values)} values; it needs one for each channel")
+        if not all(math.isfinite(number) and (number > 0 or name == "image_mean") for number in numbers):
+            raise ValueError(f"{where}: {name} is {shown(values)}; it must be finite, and a deviation positive")
+    _check_size(settings.get("size"), where)
+
+
+def _check_size(size: Any, where: str) -> None:
+    sides = size.values() if isinstance(size, dict) else size if isinstance(size, list | tuple) else [size, size]
+    given = [side for side in sides if side is not None]
+    if not all(type(side) is int and side > 0 for side in given) or math.prod(given) > MAX_INPUT_PIXELS:
+        raise ValueError(
+            f"{where}: size is {shown(size)}; it must be a height and width in pixels, of at most {MAX_INPUT_PIXELS} "
+            "pixels together"
+        )
 
 
 def image_settings(settings: dict[str, Any]) -> ImageSettings:

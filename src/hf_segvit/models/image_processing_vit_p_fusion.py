@@ -15,23 +15,30 @@ import torch
 import transformers
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
-from transformers import PreTrainedConfig
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_processing_utils import BatchFeature
 from transformers.utils import logging
 
+from .checkpoint_json import errors_name, hub_arguments, shown, stored_config
 from .configuration_eomt import EoMTConfig
 from .configuration_vit_p_fusion import OFFICIAL_GEOMETRIES
 from .image_decoding import check_unit_range
 from .image_geometry import Size, normalized_batch
 from .image_post_processing import PostProcessingSettings, SegmentationPostProcessing, refuse_for_one_call
 from .image_processing_eomt import EoMTImageProcessor
-from .image_processing_plain_vit import PlainViTImageProcessor, as_requested, normalization, read_images
+from .image_processing_plain_vit import (
+    PROCESSOR,
+    PlainViTImageProcessor,
+    as_requested,
+    check_settings,
+    normalization,
+    read_images,
+    stored_settings,
+)
 from .image_processing_vit_p import ViTPImageProcessor
 from .published_labels import find_published_labels
 from .transformers_eomt import (
     TRANSFORMERS_EOMT_TYPES,
-    hub_arguments,
     is_transformers_eomt_processor,
     translated_settings,
 )
@@ -65,7 +72,8 @@ def generator_processor_of(source: ProcessorSource, config: Any = None, **kwargs
         processor = source if isinstance(source, EoMTImageProcessor) else EoMTImageProcessor(**settings)
     elif kind in _MASKING_PROCESSORS:
         used = {name: value for name, value in settings.items() if name not in _TRAINING_SETTINGS}
-        processor = getattr(transformers, kind).from_dict(used)
+        with errors_name(f"generator of {PROCESSOR}"):
+            processor = getattr(transformers, kind).from_dict(used)
     else:
         raise ValueError(
             f"the generator's image processor is of type {kind!r}; fusion knows EoMTImageProcessor, "
@@ -108,7 +116,7 @@ def stuff_classes_of(source: ProcessorSource, processor: Any, config: Any = None
         return list(stored or [])
     labels = None
     if isinstance(source, str | os.PathLike):
-        settings, _ = PreTrainedConfig.get_config_dict(source, **kwargs)
+        settings = stored_config(source, **kwargs)
         labels = find_published_labels(settings.get("id2label") or {})
     if labels is None:
         logger.warning_once(
@@ -120,9 +128,11 @@ def stuff_classes_of(source: ProcessorSource, processor: Any, config: Any = None
 
 def _settings(source: ProcessorSource, part: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     if isinstance(source, dict):
+        ours = {"EoMTImageProcessor": EoMTImageProcessor, "ViTPImageProcessor": ViTPImageProcessor}
+        check_settings(ours.get(_kind(source), PlainViTImageProcessor), source, f"{part} of {PROCESSOR}")
         return source
     if isinstance(source, str | os.PathLike):
-        return ImageProcessingMixin.get_image_processor_dict(source, **kwargs)[0]
+        return stored_settings(source, **kwargs)
     if isinstance(source, ImageProcessingMixin):
         return source.to_dict()
     raise ValueError(
@@ -134,6 +144,8 @@ def _settings(source: ProcessorSource, part: str, kwargs: dict[str, Any]) -> dic
 def _kind(settings: dict[str, Any]) -> str:
     # Older files name a feature extractor, and processors of one model are saved under the names of several back-ends.
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "unknown"
+    if not isinstance(kind, str):
+        raise ValueError(f"{PROCESSOR}: image_processor_type is {shown(kind)}, not the name of an image processor")
     return kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
 
 

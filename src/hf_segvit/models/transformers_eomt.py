@@ -6,18 +6,18 @@ directly. Giant checkpoints come with two generations of SwiGLU names, `weights_
 only; names change on loading, so what is saved afterwards has this package's own names.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
 
+from .checkpoint_guard import WEIGHTS, checked_weights, refuse_growth
+from .checkpoint_json import HUB_ARGUMENTS, check_fields, errors_name, hub_arguments, path_of, shown, stored_config
 from .published_labels import find_published_labels
 
 logger = logging.get_logger(__name__)
@@ -76,6 +76,13 @@ def is_transformers_eomt(config_dict: dict[str, Any]) -> bool:
 
 def translate_config(config_dict: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments for `EoMTConfig` from the config.json of an `eomt` or `eomt_dinov3` checkpoint."""
+    where = path_of(config_dict)
+    check_fields(CONFIG_MAPPING[config_dict["model_type"]], config_dict, where)
+    with errors_name(where):
+        return _translated(config_dict)
+
+
+def _translated(config_dict: dict[str, Any]) -> dict[str, Any]:
     theirs = {**_DEFAULTS, **config_dict}
     ours = {name: theirs[name] for name in (*SHARED_FIELDS, *_GENERAL_FIELDS) if name in theirs}
     ours["model_type"] = "segvit_eomt"
@@ -162,8 +169,7 @@ def transformers_eomt_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -
     if source is None or kwargs.get("state_dict") is not None:
         return None
     where = hub_arguments(kwargs)
-    raw_config, _ = PreTrainedConfig.get_config_dict(source, **where)
-    if not is_transformers_eomt(raw_config):
+    if not is_transformers_eomt(stored_config(source, **where)):
         return None
 
     kwargs = dict(kwargs)
@@ -172,37 +178,18 @@ def transformers_eomt_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -
     given = "masked_attention_probabilities" in kwargs or isinstance(config, PreTrainedConfig)
     if not isinstance(config, PreTrainedConfig):
         config, kwargs = cls.config_class.from_pretrained(config or source, return_unused_kwargs=True, **kwargs)
+    weights = checked_weights(source, {**kwargs, **where})  # `where` again: reading the config used it up
+    if weights is None:
+        raise OSError(f"{source} holds no file named {WEIGHTS}")
+    refuse_growth(cls, config, source, weights[1])
     kwargs = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
 
-    state_dict, probabilities = translate_state_dict(_read_weights(source, where))
+    state_dict, probabilities = translate_state_dict(
+        {name: tensor for path in weights[0] for name, tensor in load_state_dict(path).items()}
+    )
     if probabilities is not None and not given:
         config.masked_attention_probabilities = probabilities
     return {**kwargs, "config": config, "state_dict": state_dict}
-
-
-def _read_weights(source: str | os.PathLike, where: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, or of the shards that its index names."""
-    quiet = {"_raise_exceptions_for_missing_entries": False}
-    single = cached_file(source, "model.safetensors", **where, **quiet)
-    if single is not None:
-        return load_state_dict(single)
-    index = cached_file(source, "model.safetensors.index.json", **where, **quiet)
-    if index is None:
-        raise OSError(
-            f"{source} holds no model.safetensors; pickled weights are read only by the explicit command "
-            "`hf-segvit convert`"
-        )
-    with open(index, encoding="utf-8") as file:
-        shards = sorted(set(json.load(file)["weight_map"].values()))
-    state_dict: dict[str, Tensor] = {}
-    for shard in shards:
-        # An index is untrusted: a path in it could lead out of the folder.
-        if os.path.basename(shard) != shard:
-            raise ValueError(f"{index} names the shard {shard!r}, which is not a file beside it")
-        path = cached_file(source, shard, **where)
-        assert path is not None  # a missing shard has raised
-        state_dict.update(load_state_dict(path))
-    return state_dict
 
 
 _PROCESSOR_TYPES = ("EomtImageProcessor", "EomtImageProcessorFast", "EomtImageProcessorPil")
@@ -217,8 +204,6 @@ SHARED_SETTINGS = (
     "image_std",
     "do_split_image",
 )
-# Arguments of from_pretrained that say where files are, not what the model is.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
 
 
 def is_transformers_eomt_processor(settings: dict[str, Any]) -> bool:
@@ -284,15 +269,13 @@ def _input_size(size: Any, windowed: bool) -> dict[str, int]:
     return {"height": shortest, "width": shortest}
 
 
-def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a `from_pretrained` that say where and how a file is fetched."""
-    return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-
-
 def _id2label(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> dict[str, str]:
     folder = os.path.dirname(path) if os.path.isfile(path) else path
     try:
-        config, _ = PreTrainedConfig.get_config_dict(folder, **hub_arguments(kwargs))
-    except (OSError, ValueError):
+        config = stored_config(folder, **hub_arguments(kwargs))
+    except OSError:
         return {}  # a processor may be kept without its model
-    return config.get("id2label") or {}
+    labels = config.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(isinstance(name, str) for name in labels.values()):
+        raise ValueError(f"{path_of(config)}: id2label is {shown(labels)}, not a table of names")
+    return labels
