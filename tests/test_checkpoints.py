@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_valid(saved, monkeypatch, place, 
         return original(*arguments, **options)
 
     monkeypatch.setattr(place, function, full)
-    with pytest.raises(OSError, match=r"cannot save .*step-00000006: No space left.*step 4 is unharmed.*Make room"):
+    with pytest.raises(OSError, match=r"cannot save .*step-00000006: the disk is full.*step 4 is unharmed.*Make room"):
         saved.save(state(6), settings)
     assert saved.newest_valid() == saved.path(4)
     assert {path.name for path in saved.folder.iterdir()} == {"step-00000002", "step-00000004"}, "nothing half-written"
@@ -159,6 +159,7 @@ def test_a_pickle_is_not_run(saved):
 
     file = saved.path(4) / "optimizer.pt"
     torch.save(Evil(), file)
-    with pytest.raises(Exception, match=r"[Ww]eights"):
+    module._write_manifest(saved.path(4), 4)
+    with pytest.raises(DamagedCheckpoint, match=r"optimizer\.pt cannot be read \(Weights only load failed"):
         read(saved.path(4))
     assert not (saved.folder / "evil").exists()

@@ -168,16 +168,25 @@ def test_counts_of_every_task_survive_on_disk(task, tmp_path, scenes):
     assert second.classes == first.classes
 
 
-def test_damaged_counts_are_named(tmp_path):
-    partial = PartialResults(tmp_path, {})
+def test_counts_come_back_and_damaged_ones_are_set_aside(tmp_path):
+    partial, states, reports = PartialResults(tmp_path, {}), [], []
     partial.save({"a": np.arange(3), "b": {"c": [1, "x", math.nan]}})
-    (state,) = partial.read()
+    partial.read(states.append, reports.append)
+    (state,) = states
     assert state["a"].tolist() == [0, 1, 2]
     assert state["b"]["c"][:2] == [1, "x"]
+    assert reports == []
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=f"{path.name} is damaged.*delete it"):
-        PartialResults(tmp_path, {})
+    partial.read(states.append, reports.append)
+    assert len(states) == 1
+    assert reports == [
+        f"{path} is damaged (its content is not what was written); it is now {path.name}.damaged, and its images are "
+        "evaluated again"
+    ]
+    assert [found.name for found in tmp_path.iterdir()] == [f"{path.name}.damaged"]
+    delete_partial_results(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_a_image_is_counted_once(scenes):

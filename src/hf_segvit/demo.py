@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
-from .atomic_files import replacing, write_json
+from .atomic_files import replacing, replacing_folder, write_json
 from .drawing.segments import contact_sheet, draw_segments
 from .evaluation import EvaluationResult, evaluate
 from .inference.loading import quiet_transformers
@@ -163,8 +163,10 @@ def run_demo(
         outcome = train(task.recipe, task=task, cpu=True, on_step=note, progress=False)
         if outcome.stopped is not None:  # the loop caught the signal to save its state, which the demo does not need
             raise KeyboardInterrupt
-        shutil.copytree(Path(temporary, "model"), folder / "model", dirs_exist_ok=True)
-        shutil.copy(Path(temporary, "curves.png"), folder)
+        with replacing_folder(folder / "model") as partial:
+            shutil.copytree(Path(temporary, "model"), partial, dirs_exist_ok=True)
+        with replacing(folder / "curves.png") as partial:
+            shutil.copyfile(Path(temporary, "curves.png"), partial)
     quality = panoptic_quality(task.result)
     report(f"panoptic quality on {num_test_scenes} unseen scenes: {quality['pq']:.3f}")
     test_scenes, data = task.validation_data(NUM_DRAWN_SCENES)

@@ -1,8 +1,8 @@
 """The command `hf-segvit`: subcommands, and exit codes for errors.
 
 Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`. Exit codes: 0 success; 1 done, but not
-for every input; 2 wrong usage, settings or files, with one line on stderr; 75 training was asked to stop, has saved,
-and can be resumed; 130 interrupted.
+for every input, or not at all because the disk is full; 2 wrong usage, settings or files, with one line on stderr; 75
+training was asked to stop, has saved, and can be resumed; 130 interrupted.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
+from ..atomic_files import is_disk_full
 from ..data.problems import printable
 
 _NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers with commas, such as -5,240
@@ -37,12 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has exited; Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
-        if args is None or args.debug:  # an error before the arguments are parsed is a bug
+    except Exception as error:
+        full = is_disk_full(error)  # which libraries report by errors of their own
+        # An error before the arguments are parsed is a bug, and so is one of another kind.
+        if args is None or args.debug or not (full or isinstance(error, ValueError | OSError)):
             raise
         text = "\n".join(map(printable, str(error).split("\n")))
+        if full and "the disk is full" not in text:
+            text = f"the disk is full ({text}); make room and run the same command again"
         print(f"hf-segvit {args.command}: error: {text}", file=sys.stderr)
-        return 2
+        return 1 if full else 2
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

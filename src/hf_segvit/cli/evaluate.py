@@ -1,8 +1,8 @@
 """`hf-segvit evaluate`: the scores that papers report, the costliest classes and the worst images.
 
-With `--output`, counts are saved during the run, so that the same command resumes an interrupted one, and the table,
-all numbers and a drawing of the worst images are written there. Several processes share the work under `accelerate
-launch -m hf_segvit evaluate ...`.
+With `--output`, counts are saved during the run, so that the same command resumes an interrupted one, if model and data
+are still the same (evaluation/identity.py). The table, all numbers and a drawing of the worst images are written there.
+Several processes share the work under `accelerate launch -m hf_segvit evaluate ...`.
 
 With `--classifier` a ViT-P corrects the labels. With `--sweep-alpha`, or `--oracle`, generator and ViT-P run once per
 image and are scored with several weights alpha, and alpha.png replaces worst.png. `--task points` scores a ViT-P alone.
@@ -10,7 +10,8 @@ image and are scored with several weights alpha, and alpha.png replaces worst.pn
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,9 +132,27 @@ def run(args: argparse.Namespace) -> int:
         lacking = f", which have no {own} labels" if own != args.task else ""
         print(f"hf-segvit evaluate: task {args.task}, as of {args.model} and the data{lacking}", file=sys.stderr)
         check_task_options(args)
-    if args.task == "points":
-        return run_points(args)
+    with _alone(args.output):
+        return run_points(args) if args.task == "points" else run_segmentation(args)
 
+
+@contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Keep other evaluations out of the output folder; the main process does so for all processes of this one."""
+    from accelerate import PartialState
+
+    from ..atomic_files import only_writer, prepare_output_folder
+
+    if folder is None or not PartialState().is_main_process:
+        yield
+        return
+    prepare_output_folder(folder)
+    with only_writer(folder):
+        yield
+
+
+def run_segmentation(args: argparse.Namespace) -> int:
+    """Evaluate a segmentation model."""
     views = views_of(args)
 
     from ..data.reading import describe
@@ -160,6 +179,7 @@ def run(args: argparse.Namespace) -> int:
             label_mismatch=args.label_mismatch,
             max_segments=_more_than_default(args.max_detections),
         )
+    settings |= {"identity": _identity(args, dataset, {"": segmenter})}
     more_metrics = [name for name in ("oracle", "boundary") if getattr(args, name)]
     settings |= {"stuff_classes": stuff_classes, "absent": args.absent_classes, "more_metrics": more_metrics}
     settings |= {"max_detections": args.max_detections, "classes": classes}
@@ -252,11 +272,24 @@ def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tup
     return dataset, device, settings
 
 
+def _identity(args: argparse.Namespace, dataset: Any, models: Mapping[str, Any]) -> dict[str, str]:
+    """What counts to resume from must agree with, besides the options."""
+    from ..evaluation.identity import data_identity, model_identity, program_identity
+
+    if args.output is None:  # nothing is kept, so nothing is resumed
+        return {}
+    identity = program_identity() | data_identity(dataset)
+    for name, model in models.items():
+        if model is not None:
+            identity |= model_identity(model.model, model.processor, name)
+    return identity
+
+
 def _write(args: argparse.Namespace, result: Any, settings: Mapping[str, Any]) -> bool:
     """Print and write a result or sweep; whether this is the main process, which alone does so."""
     from accelerate import PartialState
 
-    from ..atomic_files import write_json
+    from ..atomic_files import replacing, write_json
     from ..evaluation.alpha_sweep import AlphaSweep, sweep_content, sweep_text
     from ..evaluation.report import result_content, result_text
 
@@ -269,8 +302,9 @@ def _write(args: argparse.Namespace, result: Any, settings: Mapping[str, Any]) -
     if args.json is not None:
         write_json(args.json, report)
     if args.output is not None:
+        with replacing(args.output / "results.txt") as partial:
+            partial.write_text(text(result, sys.maxsize) + "\n", encoding="utf-8")
         write_json(args.output / "results.json", report)
-        (args.output / "results.txt").write_text(text(result, sys.maxsize) + "\n", encoding="utf-8")
     return True
 
 
@@ -325,6 +359,7 @@ def run_points(args: argparse.Namespace) -> int:
     generator = None
     if args.generator is not None:
         generator = Segmenter.from_pretrained(args.generator, task="panoptic", device=device)
+    settings |= {"identity": _identity(args, dataset, {"": classifier, "generator": generator})}
     source = point_source(args.points, id2label, num_points=args.num_points, seed=args.seed, generator=generator)
     _write(args, evaluate_points(classifier, dataset, id2label, source, **settings), settings)
     return _finish(settings)

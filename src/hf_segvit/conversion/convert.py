@@ -4,10 +4,11 @@ The conversion, with all its refusals, happens in memory before anything is writ
 its destination, checked, and renamed. `sources.py` has the function for each kind of source.
 """
 
+import os
 from dataclasses import fields
 from pathlib import Path
 
-from ..atomic_files import check_destination, complete_folder, write_json
+from ..atomic_files import check_destination, complete_folder, delete_remains, only_writer, write_json
 from ..hub.check import check_checkpoint
 from ..hub.model_card import make_model_card
 from ..models.modeling_plain_vit import PlainViTModel
@@ -46,7 +47,9 @@ def convert(
         overwrite: replace an existing model folder.
 
     Raises:
-        ValueError: the kind is unknown, the source is bad or does not fit the options, or the destination is taken.
+        ValueError: the kind is unknown, the source is bad or does not fit the options, or the destination is taken
+            or written by another process.
+        DiskFull: there is no room; nothing was written.
         OSError: a file cannot be read or written, or the Hub cannot be reached.
     """
     # What costs nothing to refuse comes before the weights are read.
@@ -55,6 +58,13 @@ def convert(
     check_destination(destination, overwrite)
     if Path(source).exists() and Path(source).resolve() == Path(destination).resolve():
         raise ValueError(f"{destination} is the source; choose another destination")
+    with only_writer(destination, beside=True):
+        delete_remains(Path(os.path.realpath(destination)))
+        return _convert(kind, source, destination, options, overwrite)
+
+
+def _convert(kind: str, source: str, destination: str | Path, options: ConversionOptions, overwrite: bool) -> list[str]:
+    """`convert`, once nothing else writes the destination."""
     if kind == "to-transformers":
         return export_to_transformers(
             source,

@@ -7,10 +7,12 @@ one for each chunk of images, from which an interrupted evaluation resumes.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
-import uuid
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from accelerate.utils import gather_object
 
 from ..atomic_files import replacing
 from ..lookup import suggestion
-from ..metrics.accumulation import Metric, merge_across_processes
+from ..metrics.accumulation import ImageMetric, Metric, merge_across_processes
 from .oracle import OracleClassification
 from .tasks import EvaluationTask
 
@@ -122,6 +124,21 @@ class EvaluationCounts:
             metric.merge(state["metrics"][name])
         self.images.extend(state["pictures"])
 
+    def check_images(self, known: Collection[tuple[int, str]], num_images: int) -> None:
+        """Raise `ValueError` unless all rows of `images` are sound, not `known`, and those that each metric counted."""
+        indices, ids = {index for index, _ in known}, {image_id for _, image_id in known}
+        for index, image_id, score in self.images:
+            own_id = json.dumps(image_id)
+            if type(index) is not int or not 0 <= index < num_images or index in indices or own_id in ids:
+                raise ValueError(f"it has image {index!r}, which is unknown or was counted already")
+            if type(score) is not float:
+                raise ValueError(f"the score of image {index} is {score!r}")
+            indices.add(index)
+            ids.add(own_id)
+        for name, metric in self.metrics.items():
+            if isinstance(metric, ImageMetric) and metric.image_ids != {image_id for _, image_id, _ in self.images}:
+                raise ValueError(f"the metric {name} counted other images than it says")
+
     def reset(self) -> None:
         """Forget everything."""
         for metric in self.metrics.values():
@@ -156,6 +173,23 @@ class VariantCounts:
         for name, counts in self.counts.items():
             counts.merge(state["variants"][name])
 
+    def merge_stored(self, state: Mapping[str, Any], empty: VariantCounts, num_images: int) -> None:
+        """Add a `state_dict()` from disk, wholly or not at all.
+
+        Args:
+            empty: counts of the same variants, as a trial.
+            num_images: size of the data set.
+
+        Raises:
+            Exception: of any kind, as it is not such a state, or has images that were counted already.
+        """
+        empty.merge(state)
+        known = {(index, json.dumps(image_id)) for index, image_id, _ in self.images}
+        for counts in empty.counts.values():
+            counts.check_images(known, num_images)
+            counts.values()  # raises if arrays are not those of the metric
+        self.merge(state)
+
     def reset(self) -> None:
         """Forget everything."""
         for counts in self.counts.values():
@@ -168,50 +202,74 @@ class VariantCounts:
 
 
 _PATTERN = "counts-*.npz"
+_DAMAGED = ".damaged"
 
 
 class PartialResults:
     """The chunks of one evaluation in a folder, which is created if needed.
 
     `about` identifies the evaluation: chunks of another model, data set or setting in the folder are a `ValueError`
-    that names the differences.
+    that names the differences. A file's name has the hash of its content, so that any damage is noticed.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder, self.about = folder, json.loads(json.dumps(about))  # tuples become lists, as in the files
         folder.mkdir(parents=True, exist_ok=True)
-        for path in self._paths():
-            stored = _read(path)[0]["about"]
-            different = sorted(key for key in {*stored, *self.about} if stored.get(key) != self.about.get(key))
-            if different:
-                changes = ", ".join(f"{key} {stored.get(key)!r} != {self.about.get(key)!r}" for key in different)
-                raise ValueError(
-                    f"{folder} holds parts of another evaluation ({changes}); choose another --output, or delete it"
-                )
 
-    def read(self) -> list[dict[str, Any]]:
-        """The saved states."""
-        return [_read(path)[1] for path in self._paths()]
+    def read(self, accept: Callable[[dict[str, Any]], None], report: Callable[[str], None]) -> None:
+        """Pass each saved state to `accept`.
+
+        A file that is damaged, or whose state `accept` refuses with any error, is renamed and reported. Only one
+        process may call this.
+        """
+        for path in sorted(self.folder.glob(_PATTERN)):
+            # A file may hold anything, and zip, zlib, NumPy and JSON each raise errors of their own.
+            try:
+                stored, state = _read(path)
+            except Exception as error:
+                self._set_aside(path, error, report)
+                continue
+            self._refuse_another(stored)
+            try:
+                accept(state)
+            except Exception as error:
+                self._set_aside(path, error, report)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Save a state: nested dictionaries with string keys, of arrays and JSON values."""
         arrays: dict[str, np.ndarray] = {}
         text = json.dumps({"about": self.about, "state": _without_arrays(state, "", arrays)})
+        content = io.BytesIO()
+        np.savez_compressed(content, **{"json": np.array(text)}, **arrays)  # type: ignore[arg-type]
         # A new file with a unique name, written whole and never changed: any number of processes may write at once, and
-        # a
-        # resumed run may have another number of them.
-        with replacing(self.folder / f"counts-{uuid.uuid4().hex}.npz") as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **{"json": np.array(text)}, **arrays)  # type: ignore[arg-type]
+        # a resumed run may have another number of them.
+        path = self.folder / f"counts-{hashlib.sha256(content.getbuffer()).hexdigest()}.npz"
+        with replacing(path) as partial:
+            partial.write_bytes(content.getbuffer())
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob(_PATTERN))
+    def _refuse_another(self, stored: Mapping[str, Any]) -> None:
+        different = sorted(key for key in {*stored, *self.about} if stored.get(key) != self.about.get(key))
+        if different:
+            changes = ", ".join(f"{key} {stored.get(key)!r} != {self.about.get(key)!r}" for key in different)
+            raise ValueError(
+                f"{self.folder} holds parts of another evaluation ({changes}); choose another --output, or delete it"
+            )
+
+    def _set_aside(self, path: Path, error: Exception, report: Callable[[str], None]) -> None:
+        aside = path.with_name(path.name + _DAMAGED)
+        path.rename(aside)
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        report(f"{path} is damaged ({reason}); it is now {aside.name}, and its images are evaluated again")
 
 
 def delete_partial_results(folder: Path) -> None:
-    """Delete all chunks, once the result is written."""
-    for path in folder.glob(_PATTERN):
-        path.unlink()
-    folder.rmdir()
+    """Delete all chunks, once the result is written, and what killed processes have left; other files stay."""
+    ours = re.compile(rf"counts-.*\.npz({re.escape(_DAMAGED)})?|\.[0-9a-f]{{8}}\.partial\.npz")
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and (path.is_file() or path.is_symlink()):
+            path.unlink()
+    with contextlib.suppress(OSError):  # it holds files of somebody else
+        folder.rmdir()
 
 
 def _without_arrays(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -233,10 +291,15 @@ def _with_arrays(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The JSON part of a file, and the state in it."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
+    """What a file is about, and the state in it; any error if it is damaged."""
+    if not path.is_file():  # a pipe would wait forever
+        raise ValueError("it is no file")
+    with open(path, "rb") as file:
+        if f"counts-{hashlib.file_digest(file, 'sha256').hexdigest()}.npz" != path.name:
+            raise ValueError("its content is not what was written")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
             content = json.loads(str(arrays["json"]))
-            return content, _with_arrays(content["state"], arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and its images are evaluated again") from error
+            if not isinstance(content["about"], dict):
+                raise ValueError("it does not say what it is about")
+            return content["about"], _with_arrays(content["state"], arrays)

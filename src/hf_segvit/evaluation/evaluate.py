@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -43,7 +44,8 @@ class EvaluationSettings:
         more_metrics: "oracle" (see oracle.py) and "boundary", boundary IoU or boundary AP.
         metrics: classes of further metrics, fed with the same answers and truths as the task's own, see `Metric`.
         partial_folder: keep counts here and resume from them; the caller deletes them once the result is written.
-        about: identifies what is evaluated; counts of something else in the folder are an error.
+        about: says what is evaluated; counts of something else in the folder are an error.
+        identity: further facts that must be the same, such as the hashes of identity.py.
     """
 
     stuff_classes: Sequence[int] = ()  # label ids of the data set
@@ -56,6 +58,7 @@ class EvaluationSettings:
     num_workers: int = 0  # processes that read images
     partial_folder: Path | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
     chunk_size: int = field(default_factory=lambda: CHUNK_SIZE)  # images to count before counts are saved
     progress: bool = False
 
@@ -225,20 +228,24 @@ def count_images(
 
     state = PartialState()
     counts, chunk = new_counts(), new_counts()
-    saved: list[dict[str, Any]] = []
     partial = None
     if settings.partial_folder is not None:
         metrics = [MAIN, *settings.more_metrics, *map(import_path, settings.metrics)]
-        about = {**settings.about, "metrics": metrics, "variants": list(variants), "pictures": len(dataset)}
-        partial = PartialResults(settings.partial_folder, about)
-        saved = partial.read()
-    state.wait_for_everyone()  # all must have read the folder before anyone writes to it
-
-    done = {image[0] for chunk_state in saved for image in chunk_state["pictures"]}
+        about = {**settings.about, **settings.identity, "metrics": metrics, "variants": list(variants)}
+        partial = PartialResults(settings.partial_folder, {**about, "pictures": len(dataset)})
+    # One process alone reads what was saved, as the counts of all are added up at the end, and tells the others.
+    shared: list[Any] = [None, None]
+    if state.is_main_process and partial is not None:
+        try:
+            partial.read(lambda saved: counts.merge_stored(saved, new_counts(), len(dataset)), logger.warning)
+            shared[0] = {image[0] for image in counts.images}
+        except ValueError as error:
+            shared[1] = str(error)
+    broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise ValueError(shared[1])
+    done = shared[0] or ()
     waiting = [index for index in range(len(dataset)) if index not in done]
-    if state.is_main_process:  # one process only, since the counts of all are added up at the end
-        for chunk_state in saved:
-            counts.merge(chunk_state)
     # A strided share without padding: samplers that pad would count some images twice.
     own = waiting[state.process_index :: state.num_processes]
     loader: DataLoader = DataLoader(

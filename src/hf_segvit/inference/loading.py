@@ -128,6 +128,7 @@ def _load_model(
     except SafetensorError as error:
         raise ValueError(f"cannot load {source}: its weights are damaged ({error}); copy or save it again") from error
     _refuse_incomplete(source, report)
+    out_of_file(model)
     # NaN would load silently, and segment nothing.
     check_finite(model.state_dict(), source)
     return model.eval()
@@ -144,6 +145,17 @@ def _refuse_incomplete(source: str, report: dict[str, Any]) -> None:
         "model.save_pretrained(folder)",
         f"{source}: the weights do not fit its config.json",
     )
+
+
+def out_of_file(model: torch.nn.Module) -> None:
+    """Copy the weights of a model from its file to memory, in place.
+
+    On the CPU, `from_pretrained` leaves them where they are in the file. Whoever shortened it would end the process by
+    a bus error, and whoever wrote into it would change weights that have been checked.
+    """
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
 
 
 def _load_processor(cls: Any, source: str, revision: str | None) -> Any:
@@ -247,6 +259,7 @@ def load_universal_model(
             f"cannot load {source}, a model of type {model_type!r}, for universal segmentation: {error}"
         ) from error
     _refuse_incomplete(source, report)
+    out_of_file(model)
     check_finite(model.state_dict(), source)
     return model.eval(), processor
 

@@ -13,6 +13,7 @@ with a message if changing it can rescue a run, such as the learning rate; other
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -23,13 +24,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ..atomic_files import replacing_folder
+from ..atomic_files import is_disk_full, replacing_folder
 from ..data.reading import describe, metadata
 from .declarations import default_of
 from .recipe import all_fields, flat, renamed, resume_rules
+from .training_state import save_plain
 
 MANIFEST = "manifest.json"
 MODEL, ADAPTED, EMA = "model.safetensors", "adapted.safetensors", "ema.safetensors"
@@ -92,6 +94,7 @@ class Checkpoints:
                 _write_manifest(partial, state.step)
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            reason = "the disk is full" if is_disk_full(error) else reason
             steps = self.steps()
             remains = f"the checkpoint of step {steps[-1]} is unharmed" if steps else "there is no checkpoint yet"
             raise OSError(
@@ -101,17 +104,31 @@ class Checkpoints:
         self.prune(keep)  # only now: until the new one is complete, every old one may be needed
         return target
 
-    def newest_valid(self) -> Path | None:
-        """The newest checkpoint that is complete and unchanged; damaged ones are reported and skipped."""
-        for step in reversed(self.steps()):
-            path = self.path(step)
+    def newest(
+        self, accept: Callable[[Path, TrainingState], None] = lambda path, state: None
+    ) -> tuple[Path, TrainingState] | None:
+        """The newest checkpoint that is whole and unchanged, and its content; damaged ones are reported and skipped.
+
+        Args:
+            accept: raises `DamagedCheckpoint` for a content that the run cannot use.
+        """
+        steps = self.steps()
+        while steps:
+            path = self.path(steps.pop())
             try:
-                check(path)
+                state = read(path)
+                accept(path, state)
             except DamagedCheckpoint as error:
-                self.report(f"skipping a damaged checkpoint: {error}")
+                rest = f"going back to step {steps[-1]}" if steps else "there is no earlier one: starting at step 0"
+                self.report(f"skipping a damaged checkpoint: {error}; {rest}")
             else:
-                return path
+                return path, state
         return None
+
+    def newest_valid(self) -> Path | None:
+        """The folder of `newest`."""
+        found = self.newest()
+        return None if found is None else found[0]
 
     def prune(self, keep: int | None = None) -> None:
         """Delete all but the last `keep_last` and the one of step `keep`, and the remains of interrupted saves."""
@@ -129,14 +146,7 @@ def check(path: Path) -> None:
     Raises:
         DamagedCheckpoint: naming the file and its damage.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
-    except FileNotFoundError as error:
-        raise DamagedCheckpoint(f"{path} has no {MANIFEST}, so it was not finished") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpoint(f"{path / MANIFEST} cannot be read ({error})") from error
-    for name, expected in files.items():
+    for name, expected in _listed_files(path).items():
         file = path / name
         if not file.is_file():
             raise DamagedCheckpoint(f"{file} is missing")
@@ -148,17 +158,147 @@ def check(path: Path) -> None:
 
 
 def read(path: Path) -> TrainingState:
-    """Read a checkpoint that has passed `check`, onto the CPU."""
-    # Pickles are read with weights_only=True: a checkpoint from somebody else cannot run code.
-    state = json.loads((path / STATE).read_text(encoding="utf-8"))
-    return TrainingState(
-        step=state["step"],
-        model=load_file(path / (ADAPTED if (path / ADAPTED).is_file() else MODEL)),
-        ema=load_file(path / EMA) if (path / EMA).is_file() else None,
-        optimizer=torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True),
-        random_states=torch.load(path / RANDOM, map_location="cpu", weights_only=True),
-        progress=state["progress"],
+    """Read a checkpoint onto the CPU, checking each file as it is read.
+
+    Raises:
+        DamagedCheckpoint: it is incomplete, has changed, or holds something else; the message names the file.
+    """
+    files = _listed_files(path)
+    for name in files.keys() - {MODEL, ADAPTED, EMA, OPTIMIZER, RANDOM, STATE}:
+        _parsed(path, name, files, lambda content: None)
+    content = _parsed(path, STATE, files, json.loads)
+    if not isinstance(content, dict) or content.get("step") != int(path.name.partition("-")[2]):
+        raise DamagedCheckpoint(f"{path / STATE} is not of this step")
+    if not isinstance(content.get("progress"), dict):
+        raise DamagedCheckpoint(f"{path / STATE} has no progress")
+    state = TrainingState(
+        step=content["step"],
+        model=_parsed(path, ADAPTED if ADAPTED in files else MODEL, files, load),
+        ema=_parsed(path, EMA, files, load) if EMA in files else None,
+        optimizer=_parsed(path, OPTIMIZER, files, _unpickled),
+        random_states=_parsed(path, RANDOM, files, _unpickled),
+        progress=content["progress"],
     )
+    if not isinstance(state.optimizer, dict):
+        raise DamagedCheckpoint(f"{path / OPTIMIZER} holds something else")
+    if not isinstance(state.random_states, list) or not all(isinstance(one, dict) for one in state.random_states):
+        raise DamagedCheckpoint(f"{path / RANDOM} holds something else")
+    return state
+
+
+def _listed_files(path: Path) -> dict[str, dict[str, Any]]:
+    """`size` and `sha256` of each file in the manifest."""
+    file = path / MANIFEST
+    if not file.is_file():
+        raise DamagedCheckpoint(f"{path} has no {MANIFEST}, so it was not finished")
+    try:
+        files = json.loads(file.read_text(encoding="utf-8"))["files"]
+        sound = all(
+            name == Path(name).name and type(facts["size"]) is int and isinstance(facts["sha256"], str)
+            for name, facts in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"{file} cannot be read ({error})") from error
+    if not sound:
+        raise DamagedCheckpoint(f"{file} cannot be read (its list of files is of another form)")
+    missing = [name for name in (MODEL, OPTIMIZER, RANDOM, STATE) if name not in files]
+    if missing:
+        raise DamagedCheckpoint(f"{file} does not list {missing[0]}")
+    return files
+
+
+def _parsed(path: Path, name: str, files: Mapping[str, Any], parse: Callable[[bytes], Any]) -> Any:
+    """The content of a file that is as it was written."""
+    file = path / name
+    if not file.is_file():
+        raise DamagedCheckpoint(f"{file} is missing")
+    # Read once and parsed from memory: what was checked is what is used, and a mapped file that another process cuts
+    # short would end this one.
+    try:
+        size = file.stat().st_size
+        content = file.read_bytes() if size == files[name]["size"] else b""
+    except OSError as error:
+        raise DamagedCheckpoint(f"{file} cannot be read ({error.strerror or error})") from error
+    if len(content) != files[name]["size"]:
+        raise DamagedCheckpoint(f"{file} has {size} bytes and should have {files[name]['size']}")
+    if hashlib.sha256(content).hexdigest() != files[name]["sha256"]:
+        raise DamagedCheckpoint(f"{file} has changed since it was written (its SHA-256 differs)")
+    try:
+        return parse(content)
+    except MemoryError:
+        raise
+    except Exception as error:  # of safetensors, pickle or JSON, each of which has many
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
+        raise DamagedCheckpoint(f"{file} cannot be read ({reason})") from error
+
+
+def _unpickled(content: bytes) -> Any:
+    # With weights_only=True, a checkpoint from somebody else cannot run code.
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def check_progress(path: Path, progress: Mapping[str, Any]) -> None:
+    """Raise `DamagedCheckpoint` unless everything that a run reads from `state.json` is of the right type."""
+    selection, callbacks = progress.get("selection"), progress.get("callbacks", {})
+    identity = progress.get("identity")
+    sound = {
+        "identity": isinstance(identity, dict)
+        and ("classes" not in identity or _is_list(identity["classes"], str))
+        and isinstance(identity.get("model"), str),
+        "selection": isinstance(selection, dict)
+        and _is_list(selection.get("evaluations"), dict)
+        and all(is_evaluation(row) for row in selection["evaluations"])
+        and (selection.get("best_step") is None or _is_count(selection["best_step"])),
+        "skipped_steps": _is_count(progress.get("skipped_steps")),
+        "consecutive_skips": _is_count(progress.get("consecutive_skips", 0)),  # older checkpoints lack it
+        "ema_steps": _is_count(progress.get("ema_steps")),
+        "seconds": is_number(progress.get("seconds")) and progress["seconds"] >= 0,
+        "callbacks": are_callback_states(callbacks),
+    }
+    wrong = [name for name, is_right in sound.items() if not is_right]
+    if wrong:
+        raise DamagedCheckpoint(f"{path / STATE}: {wrong[0]} is missing or of another form")
+
+
+def is_evaluation(row: Any) -> bool:
+    """Whether this is a row of `Selection.evaluations`."""
+    return (
+        isinstance(row, dict)
+        and _is_count(row.get("step"))
+        and isinstance(row.get("metrics"), dict)
+        and all(isinstance(value, float | int) and not isinstance(value, bool) for value in row["metrics"].values())
+        and isinstance(row.get("not_comparable", 0), str | None)
+    )
+
+
+def are_callback_states(states: Any) -> bool:
+    """Whether these are states of `Callbacks.states`, or none."""
+    if states == {}:
+        return True
+    if not isinstance(states, dict) or states.keys() != {"noted", "asked"}:
+        return False
+    noted, asked = states["noted"], states["asked"]
+    return (
+        isinstance(noted, dict)
+        and all(isinstance(values, dict) for values in noted.values())
+        and all(name.isidentifier() and not name.startswith("__") for values in noted.values() for name in values)
+        and isinstance(asked, dict)
+        and all(isinstance(value, bool) for value in asked.values())
+        and set(asked) <= {"should_training_stop", "should_evaluate", "should_save"}
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number that fits a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
 
 def _write(folder: Path, state: TrainingState) -> None:
@@ -168,8 +308,8 @@ def _write(folder: Path, state: TrainingState) -> None:
     save_file(_storable(usable), folder / MODEL, metadata={"format": "pt"})  # Transformers demands the format
     if state.ema is not None:
         save_file(_storable(state.ema), folder / EMA, metadata={"format": "pt"})
-    torch.save(state.optimizer, folder / OPTIMIZER)
-    torch.save(state.random_states, folder / RANDOM)
+    save_plain(state.optimizer, folder / OPTIMIZER)
+    save_plain(state.random_states, folder / RANDOM)
     text = json.dumps({"step": state.step, "progress": state.progress}, indent=1)
     (folder / STATE).write_text(text + "\n", encoding="utf-8")
 

@@ -19,11 +19,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..atomic_files import naming_full_disk
 from .recipe import Recipe
 from .start import build_trained_model
 from .step import to_device
 from .tasks import TrainingTask, task_for
-from .training_state import collect_weights, restore_random_states
+from .training_state import collect_weights, restore_random_states, save_plain
 
 # One bad batch is bad luck; three in a row suggest ruined weights, and 20 in all bad settings.
 MAX_CONSECUTIVE, MAX_SKIPPED = 3, 20
@@ -138,10 +139,11 @@ def save_failed_step(
     if probabilities is not None:
         content["facts"]["masked_attention_probabilities"] = list(probabilities)
     weights = collect_weights(accelerator, model)  # outside the `if` below: sharded weights need every process
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(content, folder / BATCH.format(process=accelerator.process_index))
-    if accelerator.is_main_process:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_plain(content, folder / BATCH.format(process=accelerator.process_index))
+        if accelerator.is_main_process:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
 
 
 def replay(folder: Path, process: int = 0, device: torch.device | str = "cpu") -> str:

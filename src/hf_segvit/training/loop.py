@@ -26,7 +26,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import distributed
 
-from ..atomic_files import prepare_output_folder, write_json
+from ..atomic_files import only_writer, prepare_output_folder, write_json
 from ..hub.push import check_destination, push_to_hub
 from ..inference.devices import describe_device
 from ..lookup import suggestion
@@ -72,7 +72,8 @@ def train(
         process_timeout: seconds after which a process stops waiting for another.
 
     Raises:
-        ValueError: recipe, data, checkpoint and model do not fit, or training has to give up (`TrainingFailed`).
+        ValueError: recipe, data, checkpoint and model do not fit, another process trains into the same folder, or
+            training has to give up (`TrainingFailed`).
         OSError: something cannot be written; existing checkpoints are unharmed.
     """
     output = output_folder(recipe)
@@ -90,8 +91,8 @@ def train(
     )
     if accelerator.is_main_process:
         check_publishing(recipe.push_to_hub)
-    with StopSignals() as signals:
-        run = _Run(recipe, task or task_for(recipe), accelerator, output, signals, callbacks, progress)
+    with StopSignals() as signals, contextlib.ExitStack() as writing:
+        run = _Run(recipe, task or task_for(recipe), accelerator, output, signals, callbacks, progress, writing)
         try:
             stopped = run.steps(on_step)
             results = {} if stopped else run.finish()
@@ -126,6 +127,7 @@ class _Run:
         signals: StopSignals,
         callbacks: Sequence[Any],
         progress: bool,
+        writing: contextlib.ExitStack,
     ) -> None:
         self.recipe, self.task, self.accelerator, self.output, self.signals = recipe, task, accelerator, output, signals
         self.single_process = accelerator.num_processes == 1
@@ -139,6 +141,8 @@ class _Run:
         found = task.check_data()
         self.plan: TrainingPlan = derive(recipe, len(samples), accelerator.num_processes, self.unwrapped.config)
         prepare_output_folder(output)
+        if accelerator.is_main_process:
+            writing.enter_context(only_writer(output))
         held_out = getattr(task, "held_out", None)
         if held_out is not None and accelerator.is_main_process:
             # For whoever scores or continues with other commands: these images have not been trained on.

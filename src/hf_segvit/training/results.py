@@ -9,13 +9,14 @@ is annealed, the model scored is not yet the one that inference will run.
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import replacing, write_json
+from ..atomic_files import delete_remains, json_text, replacing, replacing_folder, write_json
 from ..drawing.segments import plot_curves
 from ..hub.check import published_data_name, published_path_name, published_settings
 from .derivation import TrainingPlan
@@ -75,20 +76,32 @@ def write_results(
         "versions": {name: version(name) for name in ("hf-segvit", "torch", "transformers", "accelerate")}
         | {"python": platform.python_version()},
     }
-    write_json(output / RESULTS, results)
     history = curves(read_history(output / HISTORY))
     if history:
         plot_curves(history, output / CURVES, exact=EXACT_CURVES)
-
-    folder = output / MODEL_FOLDER
-    task.save(model, processor, folder)
     published = [scored] if metrics else []
-    if published:
-        write_json(folder / RESULTS, scored)
     card = task.model_card(model, processor, published, training_in_words(plan, selection))
-    with replacing(folder / "README.md") as partial:
-        partial.write_text(card, encoding="utf-8")
+    target = output / MODEL_FOLDER
+    delete_remains(target)
+    # results.json says that the run is complete, so it takes its place last; everything is on the disk before anything
+    # is replaced, so that a full disk changes nothing.
+    with replacing(output / RESULTS, durable=True) as results_file:
+        results_file.write_text(json_text(results), encoding="utf-8")
+        with replacing_folder(target) as folder:
+            task.save(model, processor, folder)
+            if published:
+                write_json(folder / RESULTS, scored)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            _keep_foreign_files(target, folder)
     return results
+
+
+def _keep_foreign_files(old: Path, new: Path) -> None:
+    """Copy what others have put into a model folder, such as a LICENSE, into the one that replaces it."""
+    for path in sorted(old.iterdir()) if old.is_dir() and not old.is_symlink() else ():
+        is_weights = ".safetensors" in path.name  # perhaps shards of other weights
+        if path.is_file() and not path.is_symlink() and not is_weights and not (new / path.name).exists():
+            shutil.copy2(path, new / path.name)
 
 
 def training_in_words(plan: TrainingPlan, selection: Selection) -> str:
@@ -175,3 +188,5 @@ class Selection:
         """Continue from the `state` of a checkpoint."""
         self.evaluations = list(state["evaluations"])
         self.best = next((row for row in self.evaluations if row["step"] == state["best_step"]), None)
+        if self.best is not None and self.metric not in self.best["metrics"]:  # keep_best may have changed since
+            self.best = None

@@ -8,7 +8,7 @@ weights are evaluated, as that may fail; `note_evaluation` adds the scores later
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,18 @@ from torch import Tensor
 from ..atomic_files import replacing
 from ..models.image_processing_plain_vit import unit_normalization
 from .callbacks import Callbacks
-from .checkpoints import Checkpoints, DamagedCheckpoint, TrainingState, check, read, refuse_other_run
+from .checkpoints import (
+    Checkpoints,
+    DamagedCheckpoint,
+    TrainingState,
+    are_callback_states,
+    check,
+    check_progress,
+    is_evaluation,
+    is_number,
+    read,
+    refuse_other_run,
+)
 from .ema import MovingAverage
 from .guards import NonFiniteGuard
 from .optimizers import restore_schedule
@@ -30,11 +41,13 @@ from .start import merged_weights, pixel_settings
 from .training_state import (
     collect_optimizer,
     collect_weights,
+    optimizer_fault,
     put_optimizer,
     put_weights,
     random_states,
     restore_random_states,
     seed_everything,
+    unchanged_random_states,
 )
 
 EVALUATION = "evaluation.json"
@@ -147,16 +160,11 @@ class RunSaver:
         Raises:
             ValueError: the checkpoint is of another run, has no optimiser state, or the recipe has resume=false.
         """
-        path = self._newest()
-        if path is None:
+        found = self._newest()
+        if found is None:
             return 0, 0.0
-        state = read(path)
+        path, state = found
         changes = refuse_other_run(state.progress["identity"], self.identity, path)
-        if "optimizer" not in state.optimizer:
-            raise ValueError(
-                f"{path} was saved under DeepSpeed, without the state of the optimiser, so the run cannot be resumed; "
-                f"start another run from its weights with init={path} and another output="
-            )
         parts = self.parts
         model = self.accelerator.unwrap_model(parts.model)
         put_weights(model, state.model)
@@ -168,7 +176,7 @@ class RunSaver:
             parts.ema.restore(state.ema, state.progress["ema_steps"])
         parts.selection.restore(state.progress["selection"])
         parts.callbacks.restore(state.progress.get("callbacks", {}))  # older checkpoints lack it
-        self._restore_evaluation(path)
+        self._restore_evaluation(path, state.step)
         parts.guard.skipped = state.progress["skipped_steps"]
         parts.guard.consecutive = state.progress.get("consecutive_skips", 0)  # older checkpoints lack it
         self.newest_step = state.step
@@ -179,29 +187,85 @@ class RunSaver:
         self._restore_random_states(state, say)  # last, as everything above may draw random numbers
         return state.step, state.progress["seconds"]
 
-    def _newest(self) -> Path | None:
+    def _newest(self) -> tuple[Path, TrainingState] | None:
         """The checkpoint to resume from; the main process decides for all."""
-        newest: list[Any] = [None]
+        found: tuple[Path, TrainingState] | None = None
+        shared: list[Any] = [None, None]  # the folder, or why there is none
         if self.accelerator.is_main_process:
-            if not self.recipe.resume and self.checkpoints.steps():
-                raise ValueError(
-                    f"{self.checkpoints.folder} holds checkpoints of an earlier run; delete them or give another "
-                    "output= to start anew, or continue that run with resume=true"
-                )
-            newest = [self.checkpoints.newest_valid()]
-        broadcast_object_list(newest)
-        return newest[0]
+            try:
+                if not self.recipe.resume and self.checkpoints.steps():
+                    raise ValueError(
+                        f"{self.checkpoints.folder} holds checkpoints of an earlier run; delete them or give another "
+                        "output= to start anew, or continue that run with resume=true"
+                    )
+                found = self.checkpoints.newest(self._check)
+                shared[0] = None if found is None else found[0]
+            except ValueError as error:
+                shared[1] = str(error)
+        broadcast_object_list(shared)
+        if shared[1] is not None:
+            raise ValueError(shared[1])
+        if found is None and shared[0] is not None:
+            found = shared[0], read(shared[0])
+        return found
 
-    def _restore_evaluation(self, path: Path) -> None:
-        """Restore the scores of the checkpoint; if it has none yet, the loop repeats the evaluation."""
+    def _check(self, path: Path, state: TrainingState) -> None:
+        """Refuse a checkpoint of another run, and one that would fail when it is loaded or in the next step."""
+        check_progress(path, state.progress)
+        refuse_other_run(state.progress["identity"], self.identity, path)
+        if "optimizer" not in state.optimizer:
+            raise ValueError(
+                f"{path} was saved under DeepSpeed, without the state of the optimiser, so the run cannot be resumed; "
+                f"start another run from its weights with init={path} and another output="
+            )
+        try:
+            fault = self._misfit(path, state)
+        except Exception as error:  # whatever it holds that is nothing of ours
+            fault = f"what it holds is of another form ({str(error)[:200] or type(error).__name__})"
+        if fault is not None:
+            raise DamagedCheckpoint(f"{path}: {fault}")
+
+    def _misfit(self, path: Path, state: TrainingState) -> str | None:
+        """Why the content of a checkpoint does not fit this run, if it does not; other errors say the same."""
+        parts = self.parts
+        own = self.accelerator.unwrap_model(parts.model).state_dict()
+        if fault := _other_tensors(state.model, own):
+            return f"its weights are not those of this model: {fault}"
+        if parts.ema is not None:
+            if state.ema is None and state.progress["ema_steps"]:
+                return "its moving average is missing"
+            if state.ema is not None and (fault := _other_tensors(state.ema, parts.ema.average)):
+                return f"its moving average is not that of this model: {fault}"
+        if fault := optimizer_fault(state.optimizer["optimizer"], parts.optimizer, own, state.step):
+            return f"the state of its optimiser {fault}"
+        schedule = state.optimizer["schedule"]
+        if not all(
+            type(schedule[name]) is int and 0 <= schedule[name] < 2**63 for name in ("last_epoch", "_step_count")
+        ):
+            return "the state of its learning-rate schedule is not one"
+        scaler = self.accelerator.scaler
+        if scaler is not None and "scaler" in state.optimizer:
+            saved = state.optimizer["scaler"]
+            if saved.keys() != scaler.state_dict().keys() or not all(map(is_number, saved.values())):
+                return "the state of its gradient scaler is not one"
+        unit_normalization(pixel_settings(type(parts.processor).from_pretrained(path)))
+        with unchanged_random_states():
+            for states in state.random_states:
+                restore_random_states(states)
+        return None if state.random_states else "it has no random states"
+
+    def _restore_evaluation(self, path: Path, step: int) -> None:
+        """Restore the scores of the checkpoint; if it has no sound ones, the loop scores it again."""
         try:
             row = json.loads((path / EVALUATION).read_text(encoding="utf-8"))
-            step, metrics, not_comparable = row["step"], row["metrics"], row["not_comparable"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError):
             return
-        selection = self.parts.selection
-        if selection.last_step != step and selection.metric in metrics:  # keep_best may have changed since
-            selection.add(step, metrics, not_comparable)
+        if not is_evaluation(row) or row["step"] != step or not are_callback_states(row.get("callbacks", {})):
+            return
+        selection, metrics = self.parts.selection, row["metrics"]
+        # keep_best may have changed since
+        if selection.last_step != step and (selection.metric in metrics or row["not_comparable"] is not None):
+            selection.add(step, metrics, row["not_comparable"])
             self.parts.callbacks.restore(row.get("callbacks", {}))
 
     def _restore_pixel_settings(self, path: Path, say: Callable[[str], None]) -> None:
@@ -242,6 +306,17 @@ def _damage(path: Path) -> str | None:
         check(path)
     except (DamagedCheckpoint, OSError) as error:
         return str(error)
+    return None
+
+
+def _other_tensors(found: Mapping[str, Tensor], own: Mapping[str, Any]) -> str | None:
+    """The first difference in names, shapes and kinds of tensors."""
+    if found.keys() != own.keys():
+        return f"{min(found.keys() ^ own.keys())!r} is in one of them only"
+    for name, tensor in own.items():
+        other = found[name]
+        if other.shape != tensor.shape or other.is_floating_point() != tensor.is_floating_point():
+            return f"{name!r} is {tuple(other.shape)} {other.dtype} instead of {tuple(tensor.shape)} {tensor.dtype}"
     return None
 
 

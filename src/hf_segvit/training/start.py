@@ -20,7 +20,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..conversion.backbones import image_normalization
 from ..conversion.key_maps import PATCH_KERNEL, POSITION_TABLE, fit_to_size, for_channels
-from ..inference.loading import quiet_transformers
+from ..inference.loading import out_of_file, quiet_transformers
 from ..models.class_fusion import NO_MATCH
 from ..models.label_spaces import are_unnamed, match_names
 from ..models.modeling_plain_vit import PlainViTLayer
@@ -112,6 +112,7 @@ def load_changed(
 def build_trained_model(task: TrainingTask) -> tuple[Any, Any]:
     """The model of a task, with frozen parts and adapters, and its image processor."""
     model, processor = task.build_model()
+    out_of_file(model)
     freeze(model, task.recipe.freeze)
     if task.recipe.lora is not None:
         model = add_adapters(model, task.recipe.lora)

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..atomic_files import replacing
+from ..atomic_files import naming_full_disk, replacing
 from ..drawing.segments import contact_sheet
 from .derivation import TrainingPlan
 from .step import StepOutcome
@@ -166,7 +166,7 @@ class Tracking:
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with naming_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         if self.accelerator.trackers:
             self.accelerator.log(dict(values), step=step)
@@ -179,13 +179,15 @@ class Tracking:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The records of a run, in order."""
+    """The records of a run, in order; damaged lines, such as one that an interruption cut off, are left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # a record that an interruption cut off
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int and abs(row["step"]) < 2**53:
+            rows.append(row)
     return rows
 
 
@@ -194,7 +196,8 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, flo
     history: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name not in _NO_CURVES and isinstance(value, int | float):
+            # Not what a damaged file may hold: true, or an integer beyond any float.
+            if name not in _NO_CURVES and type(value) in (int, float) and not abs(value) > 1e300:
                 history.setdefault(name, []).append((row["step"], value))
     return history
 

@@ -14,6 +14,7 @@ import copy
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def save_plain(content: Any, path: Path) -> None:
+    """`torch.save` of tensors and plain values."""
+    # Through a file of Python's own, whose errors say why; PyTorch's only says that writing failed.
+    with open(path, "wb") as file:
+        torch.save(content, file)
 
 
 def random_states() -> dict[str, Any]:
@@ -124,6 +132,28 @@ def put_optimizer(model: nn.Module, optimizer: Any, state: Mapping[str, Any]) ->
     set_optimizer_state_dict(model, inner, copy.deepcopy(dict(named)), options=_HANDED_OUT)
     for group, own in zip(inner.param_groups, settings, strict=True):
         group.update(own)
+
+
+def optimizer_fault(state: Mapping[str, Any], optimizer: Any, weights: Mapping[str, Any], step: int) -> str | None:
+    """Why a state from `collect_optimizer` cannot be that of this optimiser after `step` steps, if it cannot."""
+    by_name = all(isinstance(key, str) for group in state["param_groups"] for key in group["params"])
+    moments = (state if by_name else _by_name(state))["state"]
+    names = {name for group in optimizer.param_groups for name in group["names"]}
+    if unknown := moments.keys() - names:
+        return f"is of other parameters, such as {min(unknown)!r}"
+    if step and not moments:
+        return "is empty"
+    is_adam = isinstance(_innermost(optimizer), torch.optim.Adam | torch.optim.AdamW)
+    needed = {"step", "exp_avg", "exp_avg_sq"} if is_adam else set()
+    for name, values in moments.items():
+        if not needed <= values.keys():
+            return f"lacks {min(needed - values.keys())} of {name!r}"
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != weights[name].shape:
+                return f"has {key} of shape {tuple(value.shape)} for {name!r}, which is {tuple(weights[name].shape)}"
+            if key in needed and not isinstance(value, Tensor):
+                return f"has no tensor for {key} of {name!r}"
+    return None
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
