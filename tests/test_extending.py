@@ -277,7 +277,9 @@ class Recorder(TrainerCallback):
 
 class TestCallbacks:
     def test_events_and_wishes(self, tmp_path):
-        recipe = tiny_recipe(tmp_path, device_batch_size=2, save_every_steps=100, log_every=3, annealing=False)
+        recipe = tiny_recipe(
+            tmp_path, device_batch_size=2, save_every="end", save_every_steps=None, log_every=3, annealing=False
+        )
         recorder = Recorder()
         recorder.wishes = {2: ["should_save"], 3: ["should_evaluate"], 4: ["should_evaluate", "should_training_stop"]}
         outcome = train(recipe, task=ScoredTask(recipe, [0.5, 0.25]), callbacks=[recorder], cpu=True, progress=False)

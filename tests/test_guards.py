@@ -91,7 +91,7 @@ class ScaledAccelerator(Accelerator):
 
 def test_fp16_stops_where_no_scale_helps(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "Accelerator", ScaledAccelerator)
-    recipe = tiny_recipe(tmp_path, precision="fp16", steps=12, annealing=False, save_every_steps=100)
+    recipe = tiny_recipe(tmp_path, precision="fp16", steps=12, annealing=False, save_every="end", save_every_steps=None)
     task = SpoiledTask(recipe, range(4, 100), "gradient")
     stopped = "step 7: loss .*gradient norm nan.* 4 times in a row, however low the scale of fp16.*no checkpoint yet"
     with pytest.raises(TrainingFailed, match=stopped):

@@ -256,7 +256,7 @@ def shard_outside(folder):
 
 def shard_missing(folder):
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
 
 
 def pickle_only(folder):
@@ -280,7 +280,7 @@ def pickle_only(folder):
         (superfluous, "1 unknown to the model, such as 'extra'"),
         (other_shape, "'class_predictor.bias' has shape (7,) instead of (6,)"),
         (shard_outside, "names '../secret.safetensors'"),
-        (shard_missing, "names model-1.safetensors, which is missing"),
+        (shard_missing, "names model-00001-of-00001.safetensors, which is missing"),
         (pickle_only, "pytorch_model.bin is a pickle, convert it"),
         (shutil.rmtree, "no such folder"),
     ],

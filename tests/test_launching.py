@@ -63,7 +63,7 @@ def test_a_launched_training_ends_with_a_model(tmp_path, num_processes):
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "exit_code"), [(0, STOPPED_EXIT_CODE), (1, 1), (2, 1)])
 def test_a_training_that_is_asked_to_stop_saves_whatever_its_launcher_reports(tmp_path, num_processes, exit_code):
-    words, environment = command(tmp_path, num_processes, "steps=100000", "save_every_steps=100000")
+    words, environment = command(tmp_path, num_processes, "steps=100000", "save_every_steps=null", "save_every=end")
     with subprocess.Popen(
         [*words, "evaluate_every=end"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as run:

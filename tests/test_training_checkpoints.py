@@ -48,7 +48,9 @@ def test_an_evaluation_that_fails_loses_nothing(tmp_path, monkeypatch, error, me
 
     monkeypatch.setattr(Checkpoints, "save", save)
     one, two = (
-        tiny_recipe(tmp_path / name, evaluate_every=1.5, save_every_steps=100, annealing=False, ema_decay=0.5)
+        tiny_recipe(
+            tmp_path / name, evaluate_every=1.5, save_every="end", save_every_steps=None, annealing=False, ema_decay=0.5
+        )
         for name in ("one", "two")
     )
     whole = run(one, ScoredTask(one, [0.1, 0.2]))

@@ -120,7 +120,7 @@ class ScoredTask(EoMTTask):
 
 def test_the_best_weights_are_published_once_masks_are_gone(tmp_path):
     """Annealing of two layers in 12 steps ends with step 10; what was better before does not count."""
-    recipe = tiny_recipe(tmp_path, steps=12, evaluate_every=1.0, save_every_steps=100, keep_last=1)
+    recipe = tiny_recipe(tmp_path, steps=12, evaluate_every=1.0, save_every="end", save_every_steps=None, keep_last=1)
     task = ScoredTask(recipe, [0.9, 0.8, 0.7, 0.6, 0.3, 0.2])
     losses, outcome = losses_of(recipe, task)
     results = outcome.results

@@ -38,7 +38,7 @@ def tiny_recipe(output: Path, **changes: Any) -> Recipe:
         "warmup_steps": [1],
         "num_workers": 0,
         "evaluate_every": "end",
-        "save_every_steps": 2,
+        "save_every_steps": min(2, changes.get("steps") or 2),
         "trackers": [],
         "draw": 0,
         "log_every": 1,

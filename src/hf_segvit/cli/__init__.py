@@ -6,6 +6,7 @@ training was asked to stop, has saved, and can be resumed; 130 interrupted.
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         args = _parse(argv)
+        _refuse_impossible_paths(sys.argv[1:] if argv is None else argv)
         return args.run(args)
     except KeyboardInterrupt:
         print("hf-segvit: interrupted", file=sys.stderr)
@@ -43,11 +45,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An error before the arguments are parsed is a bug, and so is one of another kind.
         if args is None or args.debug or not (full or isinstance(error, ValueError | OSError)):
             raise
-        text = "\n".join(map(printable, str(error).split("\n")))
+        text = "\n".join(map(printable, _in_words(error).split("\n")))
         if full and "the disk is full" not in text:
             text = f"the disk is full ({text}); make room and run the same command again"
         print(f"hf-segvit {args.command}: error: {text}", file=sys.stderr)
         return 1 if full else 2
+
+
+def _in_words(error: Exception) -> str:
+    """The text of an error; for one of the system the file, what is wrong with it, and the remedy."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is None:
+        return str(error)
+    remedy = _REMEDIES.get(error.errno, "check the path and its permissions")
+    return f"{str(error.filename)[:_LONGEST_PATH]}: {str(error.strerror).lower()}; {remedy}"
+
+
+_LONGEST_PATH = 400
+_REMEDIES = {
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EACCES: "change its permissions, or name another",
+    errno.ELOOP: "it is a link that leads to itself; name the file",
+}
+
+
+def _refuse_impossible_paths(words: Sequence[str]) -> None:
+    """Refuse words with a null, which no path can hold, and homes of users who are unknown to this machine."""
+    for word in words:
+        if "\0" in word:
+            raise ValueError(f"{word.replace(chr(0), '?')!r} holds a null character, which no path can; correct it")
+        for home in re.findall(r"(?:^|(?<=[:=,]))~[^/\\,?&]+", word):
+            if os.path.expanduser(home) == home and not os.path.lexists(home):
+                raise ValueError(f"{word[:_LONGEST_PATH]}: there is no user {home[1:]!r} here; check the path")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

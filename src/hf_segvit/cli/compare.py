@@ -37,10 +37,13 @@ def run(args: argparse.Namespace) -> int:
         ValueError: no folder holds a finished run, or the runs have no score in common.
     """
     found, missing = read_runs(args.runs)
+    if not found:
+        folder, reason = next(iter(missing.items()))
+        raise ValueError(
+            f"no finished run among {len(args.runs)} folders ({folder[:200]}: {reason}); name folders with {RESULTS}"
+        )
     for folder, reason in missing.items():
         print(f"{folder}: left out, {reason}")
-    if not found:
-        raise ValueError(f"no finished run among {len(args.runs)} folders; name folders that have {RESULTS}")
     print(comparison(found, args.metric))
     return 1 if missing else 0
 
@@ -51,15 +54,31 @@ def read_runs(folders: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, 
     for folder in folders:
         try:
             results = json.loads((Path(folder) / RESULTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-            missing[folder] = f"it has no {RESULTS}" if is_missing else f"its {RESULTS} cannot be read ({error})"
+            reason = (error.strerror or "").lower() if isinstance(error, OSError) else "it is no JSON"
+            missing[folder] = f"it has no {RESULTS}" if is_missing else f"its {RESULTS} cannot be read, as {reason}"
             continue
-        if isinstance(results, dict) and isinstance(results.get("recipe"), dict) and "evaluations" in results:
+        if _is_of_a_run(results):
             found[folder] = results
         else:
             missing[folder] = f"its {RESULTS} is not that of a training run"
     return found, missing
+
+
+def _is_of_a_run(results: Any) -> bool:
+    """Whether JSON has the recipe and the scores that a comparison needs, each of its type."""
+    if not isinstance(results, dict) or not isinstance(results.get("recipe"), dict):
+        return False
+    rows = results.get("evaluations")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return False
+    tables = [row.get("metrics") for row in rows]
+    numbers = [value for table in tables if isinstance(table, dict) for value in table.values()]
+    metrics = results.get("metrics", {})
+    return all(isinstance(table, dict) for table in [metrics, *tables]) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in numbers
+    )
 
 
 def comparison(runs: dict[str, dict[str, Any]], metric: str | None = None) -> str:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from ..data.problems import printable
 from .model_options import model_folder
 
 
@@ -39,23 +40,23 @@ def run(args: argparse.Namespace) -> int:
     from ..hub.push import plan_push, publish
 
     # Everything is checked, and the card written, before the Hub is contacted.
-    plan = plan_push(args.folder, args.repo, with_code=not args.no_code, license=args.license)
-    if args.dry_run:
-        print(f"{args.folder} is fit for publishing as {args.repo}:")
-        for name, content in sorted(plan.files.items()):
-            size = len(content.encode()) if isinstance(content, str) else content.stat().st_size
-            print(f"  {name:<40} {size:>14,} bytes")
-    if plan.left_out:
-        print(f"left out: {', '.join(plan.left_out)}")
-    if args.dry_run:
-        return 0
-    commit = publish(
-        plan,
-        args.repo,
-        private=args.private or None,  # None: an existing repository stays as it is
-        revision=args.revision,
-        commit_message=args.message,
-        create_pr=args.create_pr,
-    )
+    with plan_push(args.folder, args.repo, with_code=not args.no_code, license=args.license) as plan:
+        if args.dry_run:
+            print(f"{args.folder} is fit for publishing as {args.repo}:")
+            for name, content in sorted(plan.files.items()):
+                size = len(content.encode()) if isinstance(content, str) else content.stat().st_size
+                print(f"  {name:<40} {size:>14,} bytes")
+        if plan.left_out:
+            print(f"left out: {', '.join(map(printable, plan.left_out))}")
+        if args.dry_run:
+            return 0
+        commit = publish(
+            plan,
+            args.repo,
+            private=args.private or None,  # None: an existing repository stays as it is
+            revision=args.revision,
+            commit_message=args.message,
+            create_pr=args.create_pr,
+        )
     print(f"published: {commit.pr_url or commit.commit_url}")
     return 0

@@ -124,9 +124,12 @@ def _explanation(recipe: Any, full: bool) -> str:
     from ..inference.loading import quiet_transformers
     from ..training.derivation import derive
     from ..training.explanation import explain
+    from ..training.preflight import check_folders
+    from ..training.recipe import cache_folder, output_folder
     from ..training.start import build_trained_model
     from ..training.tasks import task_for
 
+    check_folders(output_folder(recipe), cache_folder(recipe))
     task = task_for(recipe)
     published = task.without_data()
     if published is not None and not task.remarks:

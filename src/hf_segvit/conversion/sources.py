@@ -181,7 +181,8 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
     raw_config = stored_config(source, **at_revision)
     if not is_transformers_eomt(raw_config):
         raise ValueError(
-            f"{source} is of type {raw_config.get('model_type')!r}, not of Transformers' eomt or eomt_dinov3"
+            f"{source} is of type {raw_config.get('model_type')!r}, not of Transformers' eomt or eomt_dinov3; give a "
+            "checkpoint of one of these, or another kind of conversion"
         )
     path = str(find_checkpoint(source, SAFETENSORS_NAMES + PICKLE_NAMES, options.revision))
     state_dict = read_checkpoint(path, options.max_bytes)

@@ -139,7 +139,7 @@ def _check_settings(factory: Any, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"augmentation_options has no key {name!r}; {suggestion(name, defaults)}")
         if not _is_like(value, defaults[name]):
             raise ValueError(
-                f"augmentation_options.{name}={value!r} does not fit; give a value such as the default, "
+                f"augmentation_options.{name}={str(value)[:100]} does not fit; give a value such as the default, "
                 f"{list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name]!r}"
             )
 
@@ -178,6 +178,9 @@ class Crop:
     flip: bool
 
 
+_LARGEST_SCALE, _MOST_TRIES = 100, 1000
+
+
 class MaskAugmentation:
     """Random flip, scale and crop, as in EoMT's training.
 
@@ -204,11 +207,14 @@ class MaskAugmentation:
     ) -> None:
         if min(size) < 1:
             raise ValueError(f"size is {size}; give (height, width) of at least one pixel each")
-        if not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"scale_range is {scale_range}; give (smallest, largest), such as (0.1, 2.0)")
-        if not 0 <= flip_probability <= 1 or max_tries < 1:
+        if not 0 < scale_range[0] <= scale_range[1] <= _LARGEST_SCALE:
             raise ValueError(
-                f"flip_probability is {flip_probability} and max_tries {max_tries}; give one in [0, 1] and at least 1"
+                f"scale_range is {scale_range}; give (smallest, largest), such as (0.1, 2.0), up to {_LARGEST_SCALE}"
+            )
+        if not 0 <= flip_probability <= 1 or not 1 <= max_tries <= _MOST_TRIES:
+            raise ValueError(
+                f"flip_probability is {flip_probability} and max_tries {max_tries}; give one in [0, 1] and 1 to "
+                f"{_MOST_TRIES}"
             )
         self.size, self.scale_range, self.color_jitter = size, scale_range, color_jitter
         self.flip_probability, self.max_tries, self.void_counts = flip_probability, max_tries, void_counts

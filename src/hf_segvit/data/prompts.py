@@ -72,10 +72,10 @@ class PointAugmentation:
     ) -> None:
         if min(size) < 1 or num_points < 1:
             raise ValueError(f"size is {size} and num_points {num_points}; all must be at least 1")
-        if max_rotation < 0 or not 0 <= flip_probability <= 1:
+        if not 0 <= max_rotation <= 180 or not 0 <= flip_probability <= 1:
             raise ValueError(
-                f"max_rotation is {max_rotation} and flip_probability {flip_probability}; give at least 0 and one in "
-                "[0, 1]"
+                f"max_rotation is {max_rotation} and flip_probability {flip_probability}; give 0 to 180 degrees and "
+                "one in [0, 1]"
             )
         self.size, self.crop, self.coarse_margin = size, crop, coarse_margin
         self.max_rotation, self.flip_probability = max_rotation, flip_probability

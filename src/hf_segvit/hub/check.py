@@ -29,6 +29,9 @@ PROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 
+# Fields of a configuration that name weight files: `from_pretrained` follows them past the usual names.
+_OTHER_WEIGHTS = ("transformers_weights",)
+_SHARD = re.compile(r"model-\d{1,9}-of-\d{1,9}\.safetensors")  # as `save_pretrained` calls them
 _FOREIGN_TYPES = ("eomt", "eomt_dinov3")  # the model types of Transformers' own EoMT
 
 
@@ -39,7 +42,8 @@ class Checkpoint:
     folder: Path
     config: Any  # of this package's class, not of one in the folder
     processor: Any
-    files: tuple[str, ...]  # names of configuration, processor and weight files
+    weights: tuple[str, ...]  # names of the weight files
+    files: tuple[str, ...]  # names of configuration, processor, weight files and their index
     num_parameters: int
 
 
@@ -55,10 +59,16 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
     settings = _read_json(folder / CONFIG, "save the model there with model.save_pretrained(folder)")
     model_type = settings.get("model_type")
     if model_type not in AUTO_CLASSES:
-        remedy = "this package's types are " + ", ".join(sorted(AUTO_CLASSES))
+        remedy = "give a model of this package, whose types are " + ", ".join(sorted(AUTO_CLASSES))
         if model_type in _FOREIGN_TYPES:
             remedy = "load it with EoMTForUniversalSegmentation.from_pretrained and save it, which translates it"
         raise ValueError(f"{folder / CONFIG}: model_type is {model_type!r}; {remedy}")
+    for name in _OTHER_WEIGHTS:
+        if settings.get(name) is not None:
+            raise ValueError(
+                f"{folder / CONFIG}: {name}={settings[name]!r} makes Transformers load other weights than those that "
+                "are published; remove the entry"
+            )
     _read_json(folder / PROCESSOR, "save the image processor there with processor.save_pretrained(folder)")
 
     config = _load(installed_class(model_type, "AutoConfig"), folder, CONFIG)
@@ -70,26 +80,47 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder / PROCESSOR}: stuff_classes names {unknown[:5]}, but the classes of {CONFIG} are 0 to "
             f"{len(config.id2label) - 1}; save the image processor that belongs to this model"
         )
-    weights = _weight_files(folder)
-    tensors = {}
+    weights = weight_files(folder)
+    tensors: dict[str, Tensor] = {}
+    shard_of: dict[str, str] = {}
     for name in weights:
-        tensors.update(_read_weights(folder / name))
+        found = _read_weights(folder / name)
+        if twice := found.keys() & tensors.keys():
+            first = min(twice)
+            raise ValueError(f"{folder / name}: holds {first!r}, as does {shard_of[first]}; save the model again")
+        shard_of.update(dict.fromkeys(found, name))
+        tensors.update(found)
+    if weights != [WEIGHTS]:
+        _compare_with_index(folder / WEIGHTS_INDEX, shard_of)
     _compare_with_model(folder, config, tensors)
     # An index beside unsharded weights is left over from an earlier save.
     index = (WEIGHTS_INDEX,) if weights != [WEIGHTS] else ()
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
-    return Checkpoint(folder, config, processor, (CONFIG, PROCESSOR, *index, *weights), num_parameters)
+    files = (CONFIG, PROCESSOR, *index, *weights)
+    return Checkpoint(folder, config, processor, tuple(weights), files, num_parameters)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; a `ValueError` if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file in that encoding") from error
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: missing; {remedy}")
+    text = read_text(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deep to be real; {remedy} again") from error
+    except ValueError as error:  # also of numbers with thousands of digits
         raise ValueError(f"{path}: not JSON ({error}); {remedy} again") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds a {type(values).__name__}, not a mapping; {remedy} again")
+        kind = {list: "a list", str: "a text", type(None): "null"}.get(type(values), "a single value")
+        raise ValueError(f"{path}: holds {kind}, not a mapping; {remedy} again")
     return values
 
 
@@ -97,10 +128,11 @@ def _load(loading_class: Any, folder: Path, name: str) -> Any:
     try:
         return loading_class.from_pretrained(folder)
     except Exception as error:  # a field of the wrong type may raise anything
-        raise ValueError(f"{folder / name}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"{folder / name}: does not fit ({reason}); save model and processor again") from error
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors files; a single file wins over shards, as in `from_pretrained`."""
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
@@ -109,15 +141,40 @@ def _weight_files(folder: Path) -> list[str]:
         pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         remedy = f"; {pickled[0]} is a pickle, convert it with `hf-segvit convert`" if pickled else ""
         raise ValueError(f"{folder}: no {WEIGHTS} and no {WEIGHTS_INDEX}{remedy or '; save the model there'}")
-    names = sorted(set(_read_json(index, "save the model").get("weight_map", {}).values()))
+    names = sorted(set(_weight_map(index).values()))
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index}: names {name!r}, which is not a safetensors file of this folder")
+        if not _SHARD.fullmatch(name):
+            raise ValueError(
+                f"{index}: names {name!r}, which is not a safetensors file of this folder, such as "
+                "model-00001-of-00002.safetensors; save the model again"
+            )
         if not (folder / name).is_file():
             raise ValueError(f"{index}: names {name}, which is missing; copy all shards or save the model again")
     if not names:
         raise ValueError(f"{index}: names no files; save the model again")
     return names
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as the index of shards says."""
+    weight_map = _read_json(index, "save the model").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index}: weight_map does not map tensors to files; save the model again")
+    return weight_map
+
+
+def _compare_with_index(index: Path, shard_of: Mapping[str, str]) -> None:
+    weight_map = _weight_map(index)
+    for tensor in sorted(weight_map.keys() | shard_of.keys()):
+        if weight_map.get(tensor) != shard_of.get(tensor):
+            said, found = weight_map.get(tensor, "no file"), shard_of.get(tensor, "no file")
+            raise ValueError(f"{index}: says that {tensor!r} is in {said}, and it is in {found}; save the model again")
+
+
+def weights_metadata(path: Path) -> str:
+    """The metadata in a safetensors file, one entry a line."""
+    with safe_open(path, framework="pt") as file:
+        return "\n".join(f"{name}: {value}" for name, value in (file.metadata() or {}).items())
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

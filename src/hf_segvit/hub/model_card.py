@@ -9,8 +9,9 @@ makes the cards of recipes, which have no weights, from the same sentences and t
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -139,6 +140,8 @@ def make_model_card(
     """
     for result in results:
         check_result(result, "results")
+    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", license):
+        raise ValueError(f"license={license!r} is no identifier; give one of the Hub, such as mit, apache-2.0 or other")
     points = config.model_type == ViTPConfig.model_type
     task = "points" if points else processor.task  # a point classifier's processor has no task
     if points:
@@ -156,15 +159,15 @@ def make_model_card(
         library_name="transformers",
         pipeline_tag=_pipeline_tag(task),
         license=license,
-        base_model=base_model,
-        datasets=list(datasets) or None,
+        base_model=None if base_model is None else plain_text(base_model),
+        datasets=[plain_text(name) for name in datasets] or None,
         tags=[model.tag, "hf-segvit", "vision-transformer", _task_name(task).replace(" ", "-")],
         eval_results=[entry for result in results for entry in _eval_results(result)] or None,
     )
     text = Template(files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8")).substitute(
         title=title,
         description=f"{model.description} {TASK_SENTENCES[task]}",
-        facts=rows(facts.items()),
+        facts=rows((name, markdown_text(fact)) for name, fact in facts.items()),
         usage=Template(POINT_USAGE if points else _USAGE).substitute(source=repo_id, task=task),
         remote_code=_remote_code(repo_id, points) if with_code else "",
         labels=_label_table(config.id2label, processor),
@@ -207,8 +210,11 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); evaluate again or delete it") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deep to be results; evaluate again or delete it") from error
+    except ValueError as error:  # also of bytes that are no UTF-8, and of numbers with thousands of digits
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise ValueError(f"{path}: not JSON ({reason}); evaluate again or delete it") from error
     results = values if isinstance(values, list) else [values]
     for result in results:
         check_result(result, str(path))
@@ -221,11 +227,22 @@ def check_result(result: Any, source: str) -> None:
     if missing:
         raise ValueError(f"{source}: an evaluation lacks {', '.join(missing)}; it has the fields {RESULT_FIELDS}")
     if not isinstance(result["metrics"], Mapping) or not result["metrics"]:
-        raise ValueError(f"{source}: metrics is {result['metrics']!r}; expected a mapping of names to numbers")
+        raise ValueError(
+            f"{source}: metrics is {plain_text(result['metrics'])}; expected a mapping of names to numbers"
+        )
     for name, value in result["metrics"].items():
-        # True is an int to Python, and the Hub cannot index NaN.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{source}: metric {name} is {value!r}; expected a finite number")
+        # True is an int to Python, and the Hub cannot index NaN; whole numbers of 400 digits are infinite to it.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{source}: metric {plain_text(name)} is {_shown(value)}; expected a finite number")
+
+
+def _shown(value: Any) -> str:
+    # Python refuses to write whole numbers of thousands of digits.
+    return (
+        "a number of more than 300 digits"
+        if isinstance(value, int) and value.bit_length() > 1000
+        else plain_text(repr(value))
+    )
 
 
 def _task_name(task: str) -> str:
@@ -332,25 +349,26 @@ def _result_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table(header: Sequence[str], content: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
-    return f"| {' | '.join(header)} |\n{'|---' * len(header)}|\n{rows(content)}"
+    """A Markdown table of names and numbers, shown as they are."""
+    cells = rows([markdown_text(cell) for cell in row] for row in content)
+    return f"| {' | '.join(header)} |\n{'|---' * len(header)}|\n{cells}"
 
 
-def rows(content: Iterable[Sequence[Any]]) -> str:
-    """Rows of a Markdown table; special characters in cells are escaped."""
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in row)} |" for row in content)
+def rows(content: Iterable[Sequence[str]]) -> str:
+    """Rows of a Markdown table, of cells that are Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in content)
 
 
 def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=_pipeline_tag(result["task"]),
-            task_name=_task_name(str(result["task"])).capitalize(),
+            task_name=plain_text(_task_name(str(result["task"]))).capitalize(),
             dataset_type=_identifier(result["dataset"]),
-            dataset_name=str(result["dataset"]),
-            dataset_split=str(result["split"]),
+            dataset_name=plain_text(result["dataset"]),
+            dataset_split=plain_text(result["split"]),
             metric_type=_identifier(name),
-            metric_name=str(name),
+            metric_name=plain_text(name),
             metric_value=value,
         )
         for name, value in result["metrics"].items()
@@ -358,9 +376,37 @@ def _eval_results(result: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def _identifier(name: Any) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", str(name).casefold()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", plain_text(name).casefold()).strip("-")
 
 
-def _cell(text: Any) -> str:
-    # Label names are the user's: one must neither end its cell nor turn into markup.
-    return re.sub(r"\s+", " ", str(text)).replace("|", "\\|").replace("<", "&lt;")
+# What would turn a name into markup: code, emphasis, images and links, HTML, entities, cells, mathematics.
+_MARKUP = str.maketrans({**{character: f"\\{character}" for character in "\\`*[]|~$"}, "<": "&lt;", "@": "&#64;"})
+_JOINERS = "\u200c\u200d"  # invisible, but letters of many scripts and emojis need them
+_LONGEST_TEXT = 200  # characters of a name; longer ones say no more
+
+
+def plain_text(text: Any) -> str:
+    """A name from a file or a user as one line that shows all that is in it, for metadata and logs."""
+    characters = []
+    for character in " ".join(str(text)[: 4 * _LONGEST_TEXT].split()):
+        # Control and format characters, which turn the direction of writing or hide; halves of characters; unassigned.
+        if unicodedata.category(character)[0] == "C" and character not in _JOINERS:
+            character = character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        characters.append(character)
+    shown = "".join(characters)
+    return shown if len(shown) <= _LONGEST_TEXT else f"{shown[: _LONGEST_TEXT - 3]}..."
+
+
+def markdown_text(text: Any) -> str:
+    """The same for a card: shown as it is, whatever Markdown or HTML it holds, and without links."""
+    escaped = re.sub(r"&(?=#?\w+;)", "\0", plain_text(text)).translate(_MARKUP).replace("\0", "&amp;")
+    escaped = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)  # within a word it is no emphasis
+    # Renderers make links of addresses, too.
+    return re.sub(r"(?i)\bwww\.", "www&#46;", re.sub(r":(?=//)|(?i:(?<=mailto):)", "&#58;", escaped))
+
+
+def code_span(text: Any) -> str:
+    """The same as code, between more back-ticks than the text has."""
+    shown = plain_text(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence} {shown} {fence}" if "`" in shown else f"{fence}{shown}{fence}"

@@ -2,10 +2,17 @@
 
 `push_to_hub` checks a folder or a model, adds code and a model card, and uploads everything in one commit. It consists
 of `plan_push`, which needs no network, and `publish`. Only files that belong to a checkpoint are published, never the
-optimiser states, logs or pickles beside them.
+optimiser states, logs or pickles beside them, and nothing that a link in the folder leads to.
+
+`plan_push` copies what it publishes before it looks at it: what was checked is what is uploaded, whatever happens to
+the folder meanwhile.
 """
 
 import fnmatch
+import json
+import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +38,17 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .check import CONFIG, PROCESSOR, WEIGHTS, WEIGHTS_INDEX, check_checkpoint, refuse_local_details
+from .check import (
+    CONFIG,
+    PROCESSOR,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_checkpoint,
+    read_text,
+    refuse_local_details,
+    weight_files,
+    weights_metadata,
+)
 from .model_card import GENERATED_MARK, complete_card, make_model_card, read_results
 from .remote_code import code_files, with_auto_map
 
@@ -39,17 +56,25 @@ CARD, RESULTS = "README.md", "results.json"
 _EXTRA_FILES = (RESULTS, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # published unchanged if the folder has them
 # Weights that an earlier push may have left in the repository; `from_pretrained` would prefer them to new shards.
 _WEIGHT_PATTERNS = (WEIGHTS, WEIGHTS_INDEX, "model-*-of-*.safetensors")
+_MAX_TEXT_BYTES = 16 * 1024**2  # of a card, a configuration, an index: the largest real ones have a hundredth of it
 # Ours, and a sentence from the card that Transformers' own `push_to_hub` writes.
 _GENERATED_MARKS = (GENERATED_MARK, "This model card has been automatically generated")
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """The files that a push will publish."""
+    """The files that a push will publish; a context manager that deletes their copies at its end."""
 
-    files: dict[str, Path | str]  # by name in the repository: a file, or the text of one that differs from the folder's
+    files: dict[str, Path | str]  # by name in the repository: a copy, or the text of one that differs from the folder's
     left_out: tuple[str, ...]  # names in the folder that will not be published
     card_made: bool  # whether README.md is generated; such a card never replaces one that a person wrote
+    copies: "tempfile.TemporaryDirectory[str]"
+
+    def __enter__(self) -> "PushPlan":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.copies.cleanup()
 
 
 def push_to_hub(
@@ -93,36 +118,111 @@ def push_to_hub(
             folder = Path(temporary)
             folder_or_model.save_pretrained(folder)
             processor.save_pretrained(folder)
-        return publish(
-            plan_push(folder, repo_id, with_code=with_code, license=license),
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-        )
+        with plan_push(folder, repo_id, with_code=with_code, license=license) as plan:
+            return publish(
+                plan,
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
 
 
 def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, license: str | None = None) -> PushPlan:
-    """Check a folder and list what `push_to_hub` would publish, without the network.
+    """Copy what `push_to_hub` would publish of a folder, and check the copies, without the network.
 
     Raises:
-        ValueError: the folder is not fit for publishing, or a text in it tells where it was made.
+        ValueError: the folder is not fit for publishing, a file in it is a link or no ordinary file, a text in it tells
+            where it was made, or the copies do not fit on the disk.
     """
     _check_repo_id(repo_id)
+    folder = Path(folder)
+    copies = tempfile.TemporaryDirectory(prefix="hf-segvit-push-")
+    try:
+        _copy_files(folder, Path(copies.name))
+        try:
+            files, card_made = _checked_files(Path(copies.name), repo_id, with_code, license)
+        except ValueError as error:
+            raise ValueError(str(error).replace(copies.name, str(folder))) from error
+        names = (path.name + "/" * path.is_dir() for path in folder.iterdir())
+        left_out = tuple(sorted(name for name in names if name not in files))
+    except BaseException:
+        copies.cleanup()
+        raise
+    return PushPlan(files, left_out, card_made, copies)
+
+
+def _copy_files(folder: Path, copies: Path) -> None:
+    """Copy the files of `folder` that may be published."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name the folder that save_pretrained or training wrote")
+    present = set(os.listdir(folder))
+    texts = {CONFIG, PROCESSOR, CARD, *_EXTRA_FILES} & present
+    if WEIGHTS in present:
+        weights = [WEIGHTS]
+    else:
+        if WEIGHTS_INDEX in present:
+            texts.add(WEIGHTS_INDEX)
+            _copy(folder / WEIGHTS_INDEX, copies / WEIGHTS_INDEX, _MAX_TEXT_BYTES)
+        weights = weight_files(folder) if texts >= {CONFIG, PROCESSOR} else []
+    for name in sorted(texts):
+        _copy(folder / name, copies / name, _MAX_TEXT_BYTES)
+    for name in weights:
+        _copy(folder / name, copies / name)
+
+
+def _copy(source: Path, copy: Path, most_bytes: int | None = None) -> None:
+    """Copy an ordinary file; a link, a device or a pipe is refused, as it shows what lies outside the folder."""
+    if source.is_symlink():
+        raise ValueError(
+            f"{source}: is a link to {os.readlink(source)}, and only files of the folder itself are published; put a "
+            "copy in its place, or remove it"
+        )
+    try:
+        # Without waiting for the other end of a pipe, and not through a link that has just been put there.
+        descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise ValueError(
+            f"{source}: cannot be read ({error.strerror}); correct its permissions or remove it"
+        ) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{source}: is no ordinary file; remove it, or put a file in its place")
+    with open(descriptor, "rb") as file:
+        if most_bytes is not None and status.st_size > most_bytes:
+            raise ValueError(
+                f"{source}: has {status.st_size:,} bytes, and {most_bytes:,} are the most that is published of such a "
+                "file; shorten it"
+            )
+        try:
+            with open(copy, "wb") as target:
+                shutil.copyfileobj(file, target, 4 * 1024**2)
+        except OSError as error:
+            raise ValueError(
+                f"{source}: cannot be copied to {copy.parent.parent} ({error.strerror}), as is done before checking "
+                f"and publishing; set TMPDIR to a folder with {status.st_size:,} bytes to spare"
+            ) from error
+
+
+def _checked_files(
+    folder: Path, repo_id: str, with_code: bool, license: str | None
+) -> tuple[dict[str, Path | str], bool]:
+    """The files to publish of a folder that nobody else changes, and whether its card is generated."""
     checkpoint = check_checkpoint(folder)
-    folder, model_type = checkpoint.folder, checkpoint.config.model_type
+    model_type = checkpoint.config.model_type
     files: dict[str, Path | str] = {name: folder / name for name in checkpoint.files}
     for name in (CONFIG, PROCESSOR):
-        files[name] = with_auto_map((folder / name).read_text(encoding="utf-8"), model_type, code=with_code)
+        files[name] = with_auto_map(read_text(folder / name), model_type, code=with_code)
     results = read_results(folder / RESULTS) if (folder / RESULTS).is_file() else []
     files.update({name: folder / name for name in _EXTRA_FILES if (folder / name).is_file()})
     if with_code:
         # Always the installed code, which has just read the checkpoint, never code that happens to be in the folder.
         files.update({path.name: path for path in code_files(model_type)})
     if (folder / CARD).is_file():
-        files[CARD] = card = complete_card((folder / CARD).read_text(encoding="utf-8"), repo_id, with_code)
+        files[CARD] = card = complete_card(read_text(folder / CARD), repo_id, with_code)
     else:
         files[CARD] = card = make_model_card(
             checkpoint.config,
@@ -133,19 +233,22 @@ def plan_push(folder: str | Path, repo_id: str, *, with_code: bool = True, licen
             license=license,
             with_code=with_code,
         )
-    refuse_local_details(_texts(files), repo_id)
-    names = (path.name + "/" * path.is_dir() for path in folder.iterdir())
-    return PushPlan(files, tuple(sorted(name for name in names if name not in files)), GENERATED_MARK in card)
+    metadata = {f"{name} (metadata)": weights_metadata(folder / name) for name in checkpoint.weights}
+    refuse_local_details({**_texts(files), **metadata}, repo_id)
+    return files, GENERATED_MARK in card
 
 
 def _texts(files: Mapping[str, Path | str]) -> dict[str, str]:
     """Card, configuration and scores, which may tell about this machine; code and licences are not ours to read."""
     names = [name for name in files if name.endswith((".md", ".json")) and name != WEIGHTS_INDEX]
-    return {
-        name: content if isinstance(content, str) else content.read_text(encoding="utf-8", errors="replace")
+    texts = {
+        name: content if isinstance(content, str) else read_text(content)
         for name, content in ((name, files[name]) for name in names)
         if isinstance(content, str) or not name.startswith("LICENSE")
     }
+    if RESULTS in texts:  # JSON can spell any letter as an escape, which would hide a path
+        texts[RESULTS] = json.dumps(json.loads(texts[RESULTS]), ensure_ascii=False, indent=1)
+    return texts
 
 
 def publish(
@@ -213,7 +316,8 @@ def _operations(
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     files = dict(plan.files)
     if plan.card_made and CARD in present:
-        card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
+        downloaded = Path(api.hf_hub_download(repo_id, CARD, revision=revision))
+        card = downloaded.read_text(encoding="utf-8", errors="replace")
         if not any(mark in card for mark in _GENERATED_MARKS):
             del files[CARD]
     stale = [

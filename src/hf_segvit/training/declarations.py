@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import operator
+import reprlib
 import types
 import typing
+import unicodedata
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,6 +28,11 @@ _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": ope
 # Names of types for people who write YAML, not Python.
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
 WORDS |= {list: "a list", dict: "key: value pairs"}
+# Steps of a run; the longest published one has a hundredth of it.
+MOST_STEPS = 10_000_000
+_DEEPEST, _MOST_VALUES = 12, 10_000  # of the lists and mappings of a field, each alias in YAML counted anew
+_LONGEST_SHOWN = 300
+_LONGEST_TEXT = 4096  # characters, as of a path
 
 
 def option(
@@ -54,6 +62,25 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class _Shortened(reprlib.Repr):
+    """Values in messages: short, whatever a file holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxstring, self.maxother = 3, 8, 4, 120, 120
+
+    def repr_int(self, value: int, level: int) -> str:
+        """A number, or how long it is: Python refuses to write those of thousands of digits."""
+        bits = value.bit_length()
+        return repr(value) if bits < 200 else f"a number of {int(bits * math.log10(2)) + 1} digits"
+
+
+def shown(value: Any) -> str:
+    """A value in a message."""
+    text = _Shortened().repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
 def default_of(field: dataclasses.Field[Any]) -> Any:
     """The value of a field that is not set."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -69,6 +96,8 @@ def checked(record: type, values: Mapping[str, Any], where: str = "", without: C
     Raises:
         ValueError: a name is unknown or a value does not fit; the message names both and what would fit.
     """
+    for name, value in values.items():
+        refuse_deep(f"{where}{name}", value)
     hints = typing.get_type_hints(record)
     declared = {field.name: field.metadata for field in dataclasses.fields(record) if field.name not in without}
     refuse_unknown(values, declared, where)
@@ -80,7 +109,26 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str = "") 
     known = list(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"{where.rstrip('.') or 'a recipe'} has no key {name!r}; {suggestion(name, known, 2)}")
+            near = suggestion(str(name)[:_LONGEST_TEXT], known, 2)
+            raise ValueError(f"{where.rstrip('.') or 'a recipe'} has no key {shown(name)}; {near}")
+
+
+def refuse_deep(name: str, value: Any) -> None:
+    """Refuse nesting and numbers of values that no setting needs: the work on them grows without bound."""
+    count, level = 0, [value]
+    for _ in range(_DEEPEST):
+        count += len(level)
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, Mapping | list | tuple)
+            for inner in (outer.values() if isinstance(outer, Mapping) else outer)
+        ]
+        if not level:
+            return
+        if count + len(level) > _MOST_VALUES:
+            raise ValueError(f"{name} holds more than {_MOST_VALUES:,} values; no setting needs as many, remove them")
+    raise ValueError(f"{name} is nested more than {_DEEPEST} deep; no setting is, remove the brackets")
 
 
 def types_of(hint: Any) -> tuple[Any, ...]:
@@ -97,10 +145,12 @@ def _checked(name: str, value: Any, hint: Any, declared: Mapping[str, Any]) -> A
     matches = [converted for kind in _alternatives(hint) for converted in _converted(value, kind)]
     if not matches:
         expected = " or ".join(WORDS.get(kind, str(kind)) for kind in types_of(hint))
-        raise ValueError(f"{name}={value!r} does not fit; expected {expected}")
+        raise ValueError(f"{name}={shown(value)} does not fit; expected {expected}")
     result, keys, length = matches[0], declared.get("keys"), declared.get("length")
     if length and isinstance(result, list) and len(result) not in length:
-        raise ValueError(f"{name}={result} must have {' or '.join(map(str, length))} numbers: {declared['meaning']}")
+        raise ValueError(
+            f"{name}={shown(result)} must have {' or '.join(map(str, length))} numbers: {declared['meaning']}"
+        )
     items = result if isinstance(result, list) else [result]
     if keys is not None:
         items = [checked(keys, item, f"{name}.") if isinstance(item, dict) else item for item in items]
@@ -108,18 +158,26 @@ def _checked(name: str, value: Any, hint: Any, declared: Mapping[str, Any]) -> A
     for item in items:
         # "not all within" rather than "any beyond": every comparison with NaN is false, so NaN is refused, too.
         if isinstance(item, int | float) and not all(_COMPARISONS[sign](item, float(bound)) for sign, bound in limits):
-            raise ValueError(f"{name}={value} must be {' and '.join(map(' '.join, limits))}")
+            raise ValueError(f"{name}={shown(value)} must be {' and '.join(map(' '.join, limits))}")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{name}={shown(value)} must be finite: {declared.get('meaning', '')}")
         if isinstance(item, str):
             _check_text(name, item, declared.get("choices"), declared.get("imported"))
     return items if isinstance(result, list) else items[0]
 
 
 def _check_text(name: str, text: str, choices: Sequence[str] | None, methods: Sequence[str] | None) -> None:
+    # Control and format characters and halves of letters are in no name or path that anybody means.
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text) or len(text) > _LONGEST_TEXT:
+        raise ValueError(
+            f"{name}={shown(text)} holds a character that is not printed, or more than {_LONGEST_TEXT:,} of them; "
+            "correct it"
+        )
     if methods is not None and (not choices or is_import_path(text)):
         import_object(text, name, methods)
     elif choices and text not in choices:
         also = "" if methods is None else "; or give package.module:Class"
-        raise ValueError(f"{name}={text!r} is unknown; {suggestion(text, choices)}{also}")
+        raise ValueError(f"{name}={shown(text)} is unknown; {suggestion(text, choices)}{also}")
 
 
 def _converted(value: Any, kind: Any) -> list[Any]:
@@ -130,13 +188,14 @@ def _converted(value: Any, kind: Any) -> list[Any]:
         items = [fitted for item in value for fitted in _converted(item, item_kind)]
         return [items] if len(items) == len(value) else []
     if origin is dict and isinstance(value, Mapping):
-        return [dict(value)]
+        return [dict(value)] if all(isinstance(key, str) for key in value) else []
     if kind is Any:
         return [value]
     if isinstance(value, bool):  # before the numbers, since bool is a subclass of int
         return [value] if kind is bool else []
     if kind is float and isinstance(value, int):
-        return [float(value)]
+        # A number of 400 digits is beyond all limits, and beyond floating point.
+        return [float(value) if value.bit_length() < 1000 else math.inf if value > 0 else -math.inf]
     if kind is int and isinstance(value, float) and value.is_integer():  # YAML has 9.0e+4 as a float
         return [int(value)]
     return [value] if isinstance(value, origin) else []
@@ -168,13 +227,13 @@ class EoMTOptions(SegmentationOptions):
 class PromptOptions:
     """How training points are drawn, see data/prompts.py, which also has the defaults in force."""
 
-    num_points: int = option(200, "prompts per image", limits="> 0")
+    num_points: int = option(200, "prompts per image", limits="> 0, <= 100000")
     source: str = option("mask", "kind of labels that prompts are drawn from", choices=("mask", "coarse", "box"))
     instance_aware: bool = option(False, "draw a segment of the class first, then a pixel of it")
     box_share: float = option(
         0.5, "source=box: share of prompts that are boxes; the others are points in boxes", limits=">= 0, <= 1"
     )
-    coarse_margin: float = option(0.03, "source=coarse: how far labels stay away from borders", limits=">= 0")
+    coarse_margin: float = option(0.03, "source=coarse: how far labels stay away from borders", limits=">= 0, <= 1")
 
 
 @dataclass(frozen=True)
@@ -182,7 +241,7 @@ class MixtureOptions(PromptOptions):
     """Another data set of a mixture; options of prompts that are not set are those of the recipe's own data."""
 
     data: str = option(None, "FORMAT:PATH")
-    share: float = option(1.0, "share of the training images, relative to the other data sets", limits="> 0")
+    share: float = option(1.0, "share of the training images, relative to the other data sets", limits="> 0, <= 1e6")
     split: str | None = option(None, "null: the first split")
 
 
@@ -190,7 +249,7 @@ class MixtureOptions(PromptOptions):
 class PointOptions(PromptOptions):
     """The keys of `points`."""
 
-    share: float = option(1.0, "share of the recipe's own data in a mixture", limits="> 0")
+    share: float = option(1.0, "share of the recipe's own data in a mixture", limits="> 0, <= 1e6")
     mixture: list[dict[str, Any]] = option(
         [], "more data sets, each with data, split, share, source, ...", keys=MixtureOptions
     )
@@ -206,7 +265,7 @@ class ViTPOptions:
     """Fields of ViT-P only."""
 
     prompt_learning_rate: float | None = option(
-        None, "learning rate of the prompt encoder; null: learning_rate", limits="> 0", resume="told"
+        None, "learning rate of the prompt encoder; null: learning_rate", limits="> 0, <= 1000", resume="told"
     )
     points: dict[str, Any] = option({}, "how training points are drawn", keys=PointOptions)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .annealing import MaskAnnealing
-from .declarations import DECLARATIONS, EoMTDeclaration
+from .declarations import DECLARATIONS, MOST_STEPS, EoMTDeclaration
 from .recipe import Recipe, parse_interval
 
 # Optimiser: learning rate, the batch size it is for, and the exponent by which it follows the batch size. AdamW's step
@@ -23,6 +23,7 @@ BASE_LEARNING_RATES = {"adamw": (1e-4, 16, 0.5), "sgd": (1e-2, 80, 1.0)}
 # New parameters, then the backbone: official steps, but at most these shares of training, reached at 18,000 steps.
 WARMUP_STEPS, WARMUP_SHARES = (500, 1000), (1 / 36, 1 / 18)
 MOST_EVALUATIONS = 50  # in a run: with few images an epoch is over in seconds, and scoring would take longer
+_MOST_EVALUATIONS = 100_000  # even if the recipe wants more
 FEWEST_RECORDS = 20  # log records, enough for a curve
 
 
@@ -83,9 +84,24 @@ def derive(recipe: Recipe, num_images: int, world_size: int = 1, config: Any = N
     if recipe.steps is None and recipe.epochs is None:
         raise ValueError("neither epochs nor steps is set; give one, such as epochs=12")
     total_steps = recipe.steps or max(1, round((recipe.epochs or 0) * steps_per_epoch))
+    if total_steps > MOST_STEPS:
+        raise ValueError(
+            f"epochs={recipe.epochs:g} of {num_images:,} images are {total_steps:,} steps of batch_size="
+            f"{recipe.batch_size}, and {MOST_STEPS:,} are the most of a run; give fewer epochs"
+        )
     evaluate_every_steps = _interval_steps(recipe, "evaluate_every", total_steps, steps_per_epoch)
     if evaluate_every_steps is None:
         evaluate_every_steps = max(steps_per_epoch, math.ceil(total_steps / MOST_EVALUATIONS))
+    if total_steps / evaluate_every_steps > _MOST_EVALUATIONS:
+        raise ValueError(
+            f"evaluate_every={recipe.evaluate_every} scores the model {total_steps // evaluate_every_steps:,} times "
+            f"in {total_steps:,} steps; give a longer interval"
+        )
+    if recipe.save_every_steps is not None and recipe.save_every_steps > total_steps:
+        raise ValueError(
+            f"save_every_steps={recipe.save_every_steps:,} is beyond the end of the run, which has {total_steps:,} "
+            "steps; give fewer, or save_every=end for once at the end"
+        )
     save_every_steps = _interval_steps(recipe, "save_every", total_steps, steps_per_epoch)
     save_every_steps = recipe.save_every_steps or save_every_steps or evaluate_every_steps
     return TrainingPlan(
@@ -189,14 +205,16 @@ def model_fields(recipe: Recipe, num_hidden_layers: int | None = None) -> dict[s
     fields = dict(recipe.model_config)
     if recipe.init is None and recipe.backbone is None and recipe.model in DECLARATIONS and "hidden_size" in fields:
         # The default belongs to the default width: a narrow model would be nearly all MLP.
-        fields.setdefault("intermediate_size", 4 * fields["hidden_size"])
+        width = fields["hidden_size"]
+        if isinstance(width, int):  # whoever builds the model refuses anything else
+            fields.setdefault("intermediate_size", 4 * width)
     # A segmentation checkpoint has its queries already; only what the recipe sets is changed.
     if not is_eomt(recipe) or recipe.init is not None:
         return fields
     # Queries and query layers of the official configurations: blocks are 12 (S, B), 24 (L) or 40 (g).
     fields.setdefault("num_queries", 100 if recipe.task == "semantic" else 200)
     depth = fields.get("num_hidden_layers", num_hidden_layers)
-    if depth is not None:
+    if isinstance(depth, int):
         fields.setdefault("num_query_layers", min(depth, 3 if depth <= 12 else 4 if depth <= 24 else 5))
     return fields
 

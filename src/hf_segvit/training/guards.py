@@ -9,6 +9,7 @@ gradient that is not finite.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,11 +83,24 @@ class NonFiniteGuard:
             how_often = f"{self.skipped} times"
         else:
             return text
-        remains = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
-        raise TrainingFailed(
-            f"{text}. That was {how_often}, so training stops. Lower learning_rate, raise warmup_steps, or use "
-            f"precision=bf16 in place of fp16; {remains}"
-        )
+        raise TrainingFailed(f"{text}. That was {how_often}, so training stops. {_remedy(newest)}")
+
+    def refuse_ruined(self, model: nn.Module, step: int, newest: int | None = None) -> None:
+        """Raise `TrainingFailed` if a step left weights that are not finite: neither saved nor scored they are of use.
+
+        The gradient of a step can be finite, and what a huge learning rate makes of it not.
+        """
+        names = _non_finite(dict(model.named_parameters()))
+        if names:
+            raise TrainingFailed(
+                f"step {step}: {len(names)} weights are no longer finite, such as {names[0]}, so training stops. "
+                f"{_remedy(newest)}"
+            )
+
+
+def _remedy(newest: int | None) -> str:
+    remains = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
+    return f"Lower learning_rate, raise warmup_steps, or use precision=bf16 in place of fp16; {remains}"
 
 
 def evaluation_advice(recipe: Recipe) -> list[str]:
@@ -159,9 +173,14 @@ def replay(folder: Path, process: int = 0, device: torch.device | str = "cpu") -
     path = folder / BATCH.format(process=process)
     if not path.is_file():
         raise ValueError(f"{folder} holds no {path.name}; name a folder in `failures` of a run's output")
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    facts = content["facts"]
-    task = task_for(Recipe(**facts["recipe"]))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        facts = content["facts"]
+        recipe = Recipe(**facts["recipe"])
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:200] if isinstance(error, ValueError) else type(error).__name__
+        raise ValueError(f"{path}: damaged, or not of a run of this version ({reason}); name another folder") from error
+    task = task_for(recipe)
     model, processor = build_trained_model(task)
     if (folder / WEIGHTS).is_file():
         model.load_state_dict(load_file(folder / WEIGHTS))

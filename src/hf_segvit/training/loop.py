@@ -9,7 +9,8 @@ The folder `output` receives:
 - `checkpoints/`: the last ones and the best, for resuming; `history.jsonl` and the logs of trackers;
 - `predictions/`: drawn predictions of each evaluation; `failures/`: batches of steps that were not finite.
 
-`check_trackers`, `check_publishing` and `check_keep_best` refuse before the first step what would fail after the last.
+`check_trackers`, `check_publishing`, `check_published_texts` and `check_keep_best` refuse before the first step what
+would fail after the last.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import distributed
 
 from ..atomic_files import only_writer, prepare_output_folder, write_json
+from ..hub.check import refuse_local_details
 from ..hub.push import check_destination, push_to_hub
 from ..inference.devices import describe_device
 from ..lookup import suggestion
@@ -38,8 +40,9 @@ from .ema import MovingAverage
 from .explanation import memory_advice, starting_block
 from .guards import NonFiniteGuard, evaluation_advice, explained_out_of_memory, save_failed_step
 from .optimizers import build_optimizer, highest_rates, learning_rate_schedule
-from .recipe import Recipe, output_folder
-from .results import Selection, TrainingOutcome, write_results
+from .preflight import check_folders
+from .recipe import Recipe, cache_folder, output_folder
+from .results import Selection, TrainingOutcome, training_in_words, write_results
 from .saving import RunParts, RunSaver
 from .signals import StopRequested, StopSignals
 from .start import WholeModel, build_trained_model, checkpoint_blocks, compile_blocks, merge_adapters
@@ -77,6 +80,7 @@ def train(
         OSError: something cannot be written; existing checkpoints are unharmed.
     """
     output = output_folder(recipe)
+    check_folders(output, cache_folder(recipe))
     check_trackers(recipe.trackers)
     callbacks = [*callbacks, *load_callbacks(recipe.callbacks)]
     # Accelerate's state is global: after an earlier run in this program, another precision would be refused.
@@ -140,6 +144,8 @@ class _Run:
         check_keep_best(recipe.keep_best, task.score_names)
         found = task.check_data()
         self.plan: TrainingPlan = derive(recipe, len(samples), accelerator.num_processes, self.unwrapped.config)
+        if recipe.push_to_hub is not None:
+            check_published_texts(recipe.push_to_hub, task, self.unwrapped, self.processor, self.plan)
         prepare_output_folder(output)
         if accelerator.is_main_process:
             writing.enter_context(only_writer(output))
@@ -296,6 +302,7 @@ class _Run:
 
     def _evaluate(self) -> bool:
         """Score the model, or its moving average; whether a signal interrupted that."""
+        self.guard.refuse_ruined(self.unwrapped, self.step, self.saver.newest_step)
         self._save()  # first, so that a failure or a signal during the evaluation loses nothing
         average = contextlib.nullcontext() if self.ema is None else self.ema.applied_to(self.unwrapped)
         images: list[Any] = []
@@ -374,6 +381,26 @@ def check_publishing(repo_id: str | None) -> None:
         check_destination(repo_id)
     except ValueError as error:
         raise ValueError(f"push_to_hub={repo_id}: {error}") from error
+
+
+def check_published_texts(repo_id: str, task: TrainingTask, model: Any, processor: Any, plan: TrainingPlan) -> None:
+    """Refuse to train for a push that will be refused, as names of data or classes tell about this machine.
+
+    Raises:
+        ValueError: naming the text, the line and what stands there.
+    """
+    # What is published of a run, but for its weights and scores.
+    about = training_in_words(plan, Selection(plan.recipe.keep_best or task.headline))
+    texts = {
+        "config.json": model.config.to_json_string(use_diff=False),
+        "preprocessor_config.json": processor.to_json_string(),
+        "results.json": "\n".join(task.validation_name().values()),
+        "README.md": task.model_card(model, processor, [], about),
+    }
+    try:
+        refuse_local_details(texts, repo_id)
+    except ValueError as error:
+        raise ValueError(f"push_to_hub={repo_id}: the model could not be published: {error}") from error
 
 
 def check_keep_best(name: str | None, scores: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,39 @@ from ..models.label_spaces import are_unnamed, match_names
 
 _SAMPLED = 12  # images whose masks are decoded: enough to show what is wrong with all of them, and over in a second
 _SHOWN = 5  # names in a message
+
+
+# What a run writes into its output folder; all but `cache`, which is the place for one.
+_RESULTS = ("model", "checkpoints", "predictions", "failures", "logs")
+
+
+def check_folders(output: Path, cache: Path | None) -> None:
+    """Refuse an output and a cache that cannot be folders, or would be written into one another.
+
+    Raises:
+        ValueError: naming the field, the path and the remedy.
+    """
+    for name, folder in (("output", output), ("cache", cache)):
+        if folder is None:
+            continue
+        try:
+            # The path itself, or the nearest folder around it that exists.
+            there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+            is_folder = there.is_dir()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"{name}={folder}: cannot be a folder ({reason}); name another") from error
+        if not is_folder:
+            raise ValueError(f"{name}={folder}: {there} is a file or a device, and no folder; name another")
+    if cache is None:
+        return
+    ours, theirs = output.resolve(), cache.resolve()
+    inside = theirs.relative_to(ours).parts if theirs.is_relative_to(ours) else None
+    if ours.is_relative_to(theirs) or (inside and inside[0] in _RESULTS):
+        raise ValueError(
+            f"cache={cache} and output={output} would be written into one another; name another folder for the cache, "
+            "or cache=true for one in output"
+        )
 
 
 def check_training_data(

@@ -28,17 +28,23 @@ from typing import Any
 from ..lookup import parse_key_values, parse_yaml, suggestion
 from .declarations import (
     DECLARATIONS,
+    MOST_STEPS,
+    WORDS,
     EoMTOptions,
     TaskDeclaration,
     ViTPOptions,
     checked,
     default_of,
     option,
+    refuse_deep,
     refuse_unknown,
+    shown,
     task_declaration,
     types_of,
 )
 
+_LARGEST_SEED = 2**32 - 1
+_MOST_BYTES = 1_000_000  # of a recipe
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 # Old name of a field to its present name: recipes and checkpoints with the old one can still be read.
 RENAMED: dict[str, str] = {}
@@ -47,12 +53,15 @@ CRITERION_METHODS = ("forward", "from_config", "count_normalizers", "curve_name"
 METRIC_METHODS = ("reset", "add_batch", "compute", "state_dict", "merge")
 
 
+_STEPS = f"> 0, <= {MOST_STEPS}"
+
+
 @dataclass(frozen=True)
 class LoraOptions:
     """The keys of `lora`, see start.py."""
 
-    rank: int = option(16, "rank of the adapters", limits="> 0")
-    alpha: float = option(32.0, "adapters are scaled by alpha / rank", limits="> 0")
+    rank: int = option(16, "rank of the adapters", limits="> 0, <= 4096")
+    alpha: float = option(32.0, "adapters are scaled by alpha / rank", limits="> 0, <= 1e6")
     dropout: float = option(0.0, "dropout on the inputs of the adapters", limits=">= 0, < 1")
     targets: list[str] | None = option(None, "linear layers of the blocks to adapt; null: all")
 
@@ -90,7 +99,7 @@ class Data:
         None, "share of the training images to score on instead, whole groups if names tell", limits="> 0, < 1"
     )
     image_size: int | list[int] | None = option(
-        None, "size of training images in pixels: a number or [height, width]", limits=">= 1", length=(1, 2)
+        None, "size of training images in pixels: a number or [height, width]", limits=">= 1, <= 16384", length=(1, 2)
     )
     augmentation: str | None = option(
         None,
@@ -103,7 +112,7 @@ class Data:
     )
     augmentation_options: dict[str, Any] = option({}, "settings of the augmentation to change")
     num_workers: int | None = option(
-        None, "processes that load images; null: by number of CPU cores", limits=">= 0", resume="yes"
+        None, "processes that load images; null: by number of CPU cores", limits=">= 0, <= 512", resume="yes"
     )
     cache: bool | str = option(
         False, "keep id maps in a format that loads faster: true (in output) or a folder", resume="yes"
@@ -114,34 +123,44 @@ class Data:
 class Optimisation:
     """How the weights are trained."""
 
-    epochs: float | None = option(None, "passes over the data", limits="> 0")
-    steps: int | None = option(None, "optimiser steps, instead of epochs", limits="> 0")
-    batch_size: int = option(16, "images per step, over all devices and accumulation", limits="> 0")
+    epochs: float | None = option(None, "passes over the data", limits="> 0, <= 1e6")
+    steps: int | None = option(None, "optimiser steps, instead of epochs", limits=_STEPS)
+    batch_size: int = option(16, "images per step, over all devices and accumulation", limits="> 0, <= 65536")
     device_batch_size: int | None = option(
-        None, "images on a device at once; the rest of the batch is accumulated", limits="> 0", resume="yes"
+        None, "images on a device at once; the rest of the batch is accumulated", limits="> 0, <= 65536", resume="yes"
     )
     optimizer: str = option("adamw", "optimiser", choices=("adamw", "sgd"))
     learning_rate: float | None = option(
-        None, "peak learning rate, before layer_decay; null: from base_learning_rate", limits="> 0", resume="told"
+        None,
+        "peak learning rate, before layer_decay; null: from base_learning_rate",
+        limits="> 0, <= 1000",
+        resume="told",
     )
     base_learning_rate: float | None = option(
-        None, "peak learning rate for a batch of 16 (80 with SGD), scaled to batch_size", limits="> 0", resume="told"
+        None,
+        "peak learning rate for a batch of 16 (80 with SGD), scaled to batch_size",
+        limits="> 0, <= 1000",
+        resume="told",
     )
     betas: list[float] = option([0.9, 0.999], "betas of AdamW", limits=">= 0, < 1", length=(2,))
     momentum: float = option(0.9, "momentum of SGD", limits=">= 0, < 1")
-    weight_decay: float = option(0.05, "weight decay", limits=">= 0", resume="told")
+    weight_decay: float = option(0.05, "weight decay", limits=">= 0, <= 100", resume="told")
     weight_decay_mode: str = option(
         "all", "all (official), or matrices: not biases, norms and tokens", choices=("all", "matrices")
     )
     # 0.01 is the value of the official EoMT configurations.
     max_grad_norm: float | None = option(
-        0.01, "gradients are clipped to this norm; null: never", limits="> 0", resume="told"
+        0.01, "gradients are clipped to this norm; null: never", limits="> 0, <= 1e9", resume="told"
     )
     schedule: str = option("polynomial", "decay of the learning rate", choices=("polynomial", "cosine"))
     warmup_steps: list[int] | None = option(
-        None, "[all parameters] or [new parameters, then the backbone]", limits=">= 0", length=(1, 2), resume="told"
+        None,
+        "[all parameters] or [new parameters, then the backbone]",
+        limits=f">= 0, <= {MOST_STEPS}",
+        length=(1, 2),
+        resume="told",
     )
-    power: float = option(0.9, "exponent of polynomial decay and annealing", limits="> 0")
+    power: float = option(0.9, "exponent of polynomial decay and annealing", limits="> 0, <= 100")
     layer_decay: float = option(0.8, "learning rate of a block relative to the next block", limits="> 0, <= 1")
     precision: str = option("no", "mixed precision; no: float32", choices=("no", "bf16", "fp16"), resume="told")
     gradient_checkpointing: bool = option(False, "recompute activations to save memory", resume="yes")
@@ -158,26 +177,31 @@ class Run:
     evaluate_every: float | str | None = option(
         None,
         'between evaluations: "5 epochs" (or 5), "100 steps", or end; null: 1 epoch, but at most 50 evaluations',
-        limits="> 0",
+        limits="> 0, <= 1e6",
         resume="yes",
     )
-    evaluate_limit: int | None = option(None, "score only the first images, this many", limits="> 0", resume="yes")
+    evaluate_limit: int | None = option(
+        None, "score only the first images, this many", limits="> 0, <= 1e9", resume="yes"
+    )
     metrics: list[str] = option([], "classes of additional metrics", imported=METRIC_METHODS, resume="yes")
     keep_best: str | None = option(None, "score that selects the best model; null: by task", resume="yes")
     patience: int | None = option(
-        None, "evaluations without a better score before training stops", limits="> 0", resume="yes"
+        None, "evaluations without a better score before training stops", limits="> 0, <= 1e6", resume="yes"
     )
     save_every: float | str | None = option(
-        None, "between checkpoints, as evaluate_every; each evaluation saves one, too", limits="> 0", resume="yes"
+        None,
+        "between checkpoints, as evaluate_every; each evaluation saves one, too",
+        limits="> 0, <= 1e6",
+        resume="yes",
     )
     save_every_steps: int | None = option(
-        None, "steps between checkpoints, instead of save_every", limits="> 0", resume="yes"
+        None, "steps between checkpoints, instead of save_every", limits=_STEPS, resume="yes"
     )
-    keep_last: int = option(2, "checkpoints to keep besides the best", limits="> 0", resume="yes")
+    keep_last: int = option(2, "checkpoints to keep besides the best", limits="> 0, <= 1e6", resume="yes")
     callbacks: list[str] = option([], "classes of callbacks", imported=(), resume="yes")
     trackers: list[str] = option(["tensorboard"], "trackers of Accelerate, such as wandb", resume="yes")
-    log_every: int = option(50, "steps between log records; fewer in short runs", limits="> 0", resume="yes")
-    draw: int = option(4, "images to draw predictions on at each evaluation", limits=">= 0", resume="yes")
+    log_every: int = option(50, "steps between log records; fewer in short runs", limits=_STEPS, resume="yes")
+    draw: int = option(4, "images to draw predictions on at each evaluation", limits=">= 0, <= 1000", resume="yes")
     output: str | None = option(None, "output folder; null: runs/NAME", resume="yes")
     push_to_hub: str | None = option(None, "Hub repository for the trained model", resume="yes")
     resume: bool = option(True, "resume from the newest valid checkpoint in output", resume="yes")
@@ -205,7 +229,7 @@ class Recipe(ViTPOptions, EoMTOptions, Run, Optimisation, Data, General):
         _start_from_scratch(values)
         values.setdefault("task", declaration.tasks[0])
         if values["options"] and not own_fields(self.model):
-            raise ValueError(f"options={values['options']}: model={self.model} declares none; leave them out")
+            raise ValueError(f"options={shown(values['options'])}: model={self.model} declares none; leave them out")
         values["options"] = checked(declaration.options, values["options"], "options.", without=FIELDS)
         for name, value in values.items():
             object.__setattr__(self, name, value)  # frozen
@@ -299,12 +323,22 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = find_recipe(path_or_name)
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"{path}: has more than {_MOST_BYTES:,} bytes, which no recipe needs; give a recipe")
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a recipe ({error}); give a YAML file in UTF-8") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is no text; give a YAML file in UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a YAML file that can") from error
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a list of `key: value` lines, not {type(values).__name__}")
+        kind = "empty" if values is None else f"not {WORDS.get(type(values), 'a ' + type(values).__name__)}"
+        raise ValueError(f"{path}: a recipe is a list of `key: value` lines, and this is {kind}; give a recipe")
+    try:
+        for name, value in values.items():
+            refuse_deep(str(name), value)
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
     # A recipe without a name is called after its file.
     values = {"name": path.stem, **_with_overrides(values, overrides)}
     try:
@@ -319,15 +353,21 @@ def find_recipe(path_or_name: str | Path) -> Path:
     Raises:
         ValueError: there is neither; the message suggests the nearest names.
     """
-    path = Path(path_or_name).expanduser()
-    if path.is_file():
-        return path
+    try:
+        path = Path(path_or_name).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, an unknown user, an unreadable folder
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{shown(str(path_or_name))}: cannot be opened ({reason}); check the path") from error
+    if path.exists():
+        raise ValueError(f"{path}: is a folder or a device; give a YAML file")
     # A file of the working directory goes before a packaged recipe of the same name.
     packaged = RECIPE_FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
     if len(path.parts) == 1 and packaged.is_file():
         return packaged
     near = suggestion(path.stem, packaged_recipes(), 3)
-    raise ValueError(f"{path_or_name}: there is no such file, and no recipe of this name; {near}")
+    raise ValueError(f"{shown(str(path_or_name))[1:-1]}: there is no such file, and no recipe of this name; {near}")
 
 
 def packaged_recipes() -> list[str]:
@@ -356,7 +396,7 @@ def _with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
             target[part] = target.get(part) or {}
             target = target[part]
             if not isinstance(target, dict):
-                raise ValueError(f"{key}: {part} holds {target!r}, which has no keys of its own")
+                raise ValueError(f"{key}: {part} holds {shown(target)}, which has no keys of its own")
         target[last] = value
     refuse_unknown(result, FIELDS)
     return result
@@ -397,7 +437,9 @@ def _check_recipe(recipe: Recipe, declaration: type[TaskDeclaration]) -> None:
         for field in dataclasses.fields(other.options):  # all are fields of Recipe
             value = getattr(recipe, field.name)
             if field.name not in own and value != default_of(field):
-                raise ValueError(f"{field.name}={value!r} is for model={model}, not for {recipe.model}; leave it out")
+                raise ValueError(
+                    f"{field.name}={shown(value)} is for model={model}, not for {recipe.model}; leave it out"
+                )
     if recipe.epochs is not None and recipe.steps is not None:
         raise ValueError(f"epochs={recipe.epochs} and steps={recipe.steps} both say how long; set one of them to null")
     if recipe.init is not None and recipe.backbone is not None:
@@ -407,6 +449,10 @@ def _check_recipe(recipe: Recipe, declaration: type[TaskDeclaration]) -> None:
             f"device_batch_size={recipe.device_batch_size} does not divide batch_size={recipe.batch_size}, which "
             "counts all devices and accumulation"
         )
+    if recipe.seed > _LARGEST_SEED:
+        raise ValueError(f"seed={shown(recipe.seed)} must be at most {_LARGEST_SEED}, the largest that NumPy takes")
+    if recipe.name in ("", ".", "..") or re.search(r"[/\\]", recipe.name) or len(recipe.name.encode()) > 200:
+        raise ValueError(f"name={shown(recipe.name)} names a folder in runs/; give a short name without slashes")
     parse_freeze(recipe.freeze)
     for name in ("evaluate_every", "save_every"):
         parse_interval(name, getattr(recipe, name))
@@ -421,7 +467,7 @@ def _check_recipe(recipe: Recipe, declaration: type[TaskDeclaration]) -> None:
         raise ValueError("annealing=true is ambiguous; give null to anneal by rule, false for none, or fractions")
     for pair in recipe.annealing or []:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError(f"annealing={recipe.annealing} must hold [start, end] for each query layer")
+            raise ValueError(f"annealing={shown(recipe.annealing)} must hold [start, end] for each query layer")
         start, end = (parse_fraction(value) for value in pair)
         if start > end:
             raise ValueError(f"annealing has [{pair[0]}, {pair[1]}], which ends before it starts; swap them")
@@ -433,9 +479,11 @@ def parse_freeze(freeze: str | None) -> int | None:
         return None
     if freeze == "backbone":
         return -1
-    match = re.fullmatch(r"until_layer:(\d+)", freeze)
+    match = re.fullmatch(r"until_layer:([0-9]{1,6})", freeze)
     if match is None:
-        raise ValueError(f"freeze={freeze!r} is unknown; give backbone, until_layer:N (such as until_layer:6) or null")
+        raise ValueError(
+            f"freeze={shown(freeze)} is unknown; give backbone, until_layer:N (such as until_layer:6) or null"
+        )
     return int(match.group(1))
 
 
@@ -447,26 +495,31 @@ def parse_interval(name: str, value: float | str | None) -> tuple[float, str] | 
     """
     if value is None or isinstance(value, int | float):
         return None if value is None else (float(value), "epochs")
-    match = re.fullmatch(r"\s*([\d_.]+(?:e\d+)?)\s*(epoch|step)s?\s*", value, re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9_.]{1,20}(?:e[0-9]{1,2})?)\s*(epoch|step)s?\s*", value, re.IGNORECASE)
     if value.strip().lower() == "end":
         return 1.0, "end"
     number = 0.0
     if match is not None:
         with contextlib.suppress(ValueError):
             number = float(match[1])
-    if match is None or number <= 0 or (match[2].lower() == "step" and number != int(number)):
-        raise ValueError(f'{name}={value!r} is no interval; give "100 steps", "5 epochs", a number of epochs, or end')
+    if match is None or not 0 < number <= MOST_STEPS or (match[2].lower() == "step" and number != int(number)):
+        raise ValueError(
+            f'{name}={shown(value)} is no interval; give "100 steps", "5 epochs", a number of epochs, or end'
+        )
     return number, f"{match[2].lower()}s"
 
 
 def parse_fraction(value: Any) -> float:
     """A number in [0, 1] from a number or a text such as "1/6"; a `ValueError` for anything else."""
     try:
+        # An exponent such as that of 1e999999999 would take hours to work out, and True would stand for 1.
+        if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch(r"[0-9./ ]{1,40}", value)):
+            raise ValueError("no fraction")
         number = Fraction(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise ValueError(f"annealing has {value!r}; give fractions of training, such as 0.25 or 1/4") from error
+        raise ValueError(f"annealing has {shown(value)}; give fractions of training, such as 0.25 or 1/4") from error
     if not 0 <= number <= 1:
-        raise ValueError(f"annealing has {value!r}, not a fraction of training; give 0 to 1, such as 0.25 or 1/4")
+        raise ValueError(f"annealing has {shown(value)}, not a fraction of training; give 0 to 1, such as 0.25 or 1/4")
     return float(number)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from ..atomic_files import delete_remains, json_text, replacing, replacing_folder, write_json
 from ..drawing.segments import plot_curves
 from ..hub.check import published_data_name, published_path_name, published_settings
+from ..hub.model_card import code_span, markdown_text
 from .derivation import TrainingPlan
 from .tasks import TrainingTask
 from .tracking import EXACT_CURVES, HISTORY, curves, read_history
@@ -110,14 +111,14 @@ def training_in_words(plan: TrainingPlan, selection: Selection) -> str:
     start, data = "from scratch", published_data_name(str(recipe.data))
     if recipe.init or recipe.backbone:
         kind, source = ("checkpoint", recipe.init) if recipe.init else ("backbone", recipe.backbone)
-        start = f"from the {kind} {published_path_name(str(source))}"
+        start = f"from the {kind} {markdown_text(published_path_name(str(source)))}"
     size = recipe.image_size if recipe.image_size is not None else "the model's"
     limit = f" (the first {recipe.evaluate_limit} images)" if recipe.evaluate_limit else ""
     return (
-        f"Trained {start} on `{data}`, {plan.num_images} images, with hf_segvit {version('hf-segvit')}: "
+        f"Trained {start} on {code_span(data)}, {plan.num_images} images, with hf_segvit {version('hf-segvit')}: "
         f"{plan.total_steps} steps of {recipe.batch_size} images ({plan.epochs:.3g} epochs), image size {size}, "
         f"{recipe.optimizer} with a learning rate of {plan.learning_rate:.3g}, precision {recipe.precision}. "
-        f"Weights: {selection.explanation()}{limit}."
+        f"Weights: {markdown_text(selection.explanation())}{limit}."
     )
 
 

@@ -7,6 +7,7 @@ and drawings. `DatasetTask` reads the data, `SegmentationTask` (segmentation.py)
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 from abc import ABC, abstractmethod
@@ -20,13 +21,16 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from ...data import reading
 from ...drawing.segments import contact_sheet
 from ...hub.check import published_data_name
 from ...hub.model_card import make_model_card
 from ...inference.loading import quiet_transformers
-from ..declarations import TaskDeclaration
+from ...lookup import suggestion
+from ..declarations import TaskDeclaration, shown
 from ..derivation import image_size
 from ..held_out import HeldOut, hold_out, image_names
 from ..preflight import check_training_data, with_classes_of
@@ -348,7 +352,9 @@ def missing_weights_explained() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise ValueError(f"{error}; {NO_WEIGHTS}") from error
+        known = isinstance(error, OSError) and error.filename is not None
+        text = f"{str(error.filename)[:200]}: {str(error.strerror).lower()}" if known else str(error)
+        raise ValueError(f"{text}; check the path or Hub id; {NO_WEIGHTS}") from error
 
 
 @contextmanager
@@ -362,6 +368,35 @@ def config_errors() -> Iterator[None]:
         if match := re.search(r"Field '(\w+)' expected (.+?), got .*\(value: (.+)\)", text):
             raise ValueError(f"model_config.{match[1]}={match[3]} does not fit; expected {match[2]}") from error
         raise ValueError(f"model_config does not fit ({text}); see hf-segvit train --fields") from error
+
+
+# Fields of every configuration of Transformers: how it is used or saved, not what the model is. The classes are the
+# data's.
+_NOT_OURS = {field.name for field in dataclasses.fields(PreTrainedConfig)} | {"num_labels"}
+_ACTIVATIONS = ("hidden_act", "gate_act")
+_LARGEST = 65_536  # of any size or number of a model's parts
+
+
+def check_model_config(settings: Mapping[str, Any], config_class: type, others: bool = False) -> None:
+    """Refuse fields of `model_config` that a configuration lacks, and values that no model can be built with.
+
+    Args:
+        others: whether it may have fields that the configuration does not know, for one's own criterion or model.
+
+    Raises:
+        ValueError: naming the field and what fits.
+    """
+    known = {field.name for field in dataclasses.fields(config_class)} - _NOT_OURS
+    for name, value in settings.items():
+        if name in _NOT_OURS or not (others or name in known):
+            raise ValueError(f"model_config has no field {shown(name)}; {suggestion(name, sorted(known))}")
+        for number in value if isinstance(value, list | tuple) else [value]:
+            least = -_LARGEST if name == "rope_offset" else 0
+            if isinstance(number, int | float) and not least <= number <= _LARGEST:
+                raise ValueError(f"model_config.{name}={shown(value)} must be from {least:,} to {_LARGEST:,}")
+        if name in _ACTIVATIONS and value not in tuple(ACT2FN):
+            near = suggestion(str(value), sorted(ACT2FN))
+            raise ValueError(f"model_config.{name}={shown(value)} is no activation; {near}")
 
 
 def own_task_class(task: TrainingTask) -> str | None:

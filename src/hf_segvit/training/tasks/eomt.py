@@ -14,14 +14,14 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
 from ...inference.loading import load_segmentation_model
-from ...lookup import import_object, suggestion
+from ...lookup import import_object
 from ...models.configuration_eomt import EoMTConfig
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
 from ..declarations import EoMTDeclaration
 from ..derivation import image_size, model_fields
 from ..recipe import CRITERION_METHODS, Recipe
 from ..start import backbone_pixel_settings, carry_over_classes, channel_statistics, load_changed, pixel_settings
-from . import config_errors, missing_weights_explained
+from . import check_model_config, config_errors, missing_weights_explained
 from .segmentation import SegmentationTask
 
 # A checkpoint keeps these, or its scores would change without any training.
@@ -49,9 +49,8 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         path = recipe.criterion
         self.criterion_class = None if path is None else import_object(path, "criterion", CRITERION_METHODS)
         # An imported criterion or another model may have settings that our configuration does not know.
-        own = [name for name in recipe.model_config if name not in self._declared_fields()]
-        if own and path is None and self.model_class is EoMTForUniversalSegmentation:
-            raise ValueError(f"model_config has no field {own[0]!r}; {suggestion(own[0], self._declared_fields())}")
+        others = path is not None or self.model_class is not EoMTForUniversalSegmentation
+        check_model_config(recipe.model_config, self._config_class, others)
 
     def build_model(self) -> tuple[Any, Any]:
         """The model with the classes of the training data, and a processor for its input size."""

@@ -28,7 +28,6 @@ from ...evaluation.points import evaluate_points, point_source
 from ...inference.loading import load_point_classifier
 from ...inference.point_classifier import PointClassifier
 from ...inference.segmenter import Segmenter
-from ...lookup import suggestion
 from ...metrics.point_accuracy import PointAccuracy
 from ...models.configuration_vit_p import ViTPConfig
 from ...models.image_decoding import AS_STORED, shown_rgb, to_pixels
@@ -39,7 +38,7 @@ from ..declarations import PointOptions, PromptOptions, ViTPDeclaration, checked
 from ..derivation import augmentation_name, image_size, model_fields
 from ..recipe import Recipe, cache_folder
 from ..start import backbone_pixel_settings, channel_statistics, load_changed, pixel_settings
-from . import DatasetTask, TrainingSamples, config_errors, missing_weights_explained, side_by_side
+from . import DatasetTask, TrainingSamples, check_model_config, config_errors, missing_weights_explained, side_by_side
 
 _EVALUATION_BATCH = 8  # images, if the recipe sets no device_batch_size
 
@@ -57,9 +56,7 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
         self.points = point_settings(recipe.points)
         self._mixed: list[Any] | None = None
         self._augmentation(self.points.sampling)  # refuses wrong options before data are read
-        known = {field.name for field in fields(ViTPConfig)} | {"num_labels"}
-        if unknown := [name for name in recipe.model_config if name not in known]:
-            raise ValueError(f"model_config has no field {unknown[0]!r}; {suggestion(unknown[0], known)}")
+        check_model_config(recipe.model_config, ViTPConfig)
 
     def build_model(self) -> tuple[Any, Any]:
         """The model with the classes of the training data, and a processor for its input size."""
