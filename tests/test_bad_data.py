@@ -37,7 +37,7 @@ from hf_segvit.data.archives import MAX_TEXT_BYTES
 from hf_segvit.data.checking import check_dataset
 from hf_segvit.data.problems import ProblemList
 from hf_segvit.data.reading import load_segmentation_dataset
-from hf_segvit.models.image_decoding import check_unit_range, image_tensor
+from hf_segvit.models.image_tensors import check_unit_range, image_tensor
 from hf_segvit.models.mask_encoding import decode_mask
 
 from .data_folders import (

@@ -10,10 +10,17 @@ import torch
 from accelerate import Accelerator
 
 from hf_segvit.cli import main
+from hf_segvit.inference.segmenter import NonFiniteOutputs
 from hf_segvit.training import loop
 from hf_segvit.training.checkpoints import Checkpoints
 from hf_segvit.training.data_order import StepOrder, TrainingLoader
-from hf_segvit.training.guards import NonFiniteGuard, TrainingFailed, explained_out_of_memory, replay
+from hf_segvit.training.guards import (
+    NonFiniteGuard,
+    TrainingFailed,
+    explained_non_finite_outputs,
+    explained_out_of_memory,
+    replay,
+)
 from hf_segvit.training.loop import train
 from hf_segvit.training.tasks.eomt import EoMTTask
 from hf_segvit.training.tracking import read_history
@@ -234,3 +241,11 @@ def test_a_worker_that_is_killed_names_its_image():
 def test_images_are_named_as_their_data_set_does(tmp_path):
     samples = EoMTTask(tiny_recipe(tmp_path)).train_samples()
     assert samples.name(3) == "sample 3, image 3, generated:easy"
+
+
+def test_outputs_that_are_not_finite_are_explained() -> None:
+    expected = r"image 7: the model answers NaN.*lower learning_rate"
+    with pytest.raises(TrainingFailed, match=expected), explained_non_finite_outputs():
+        raise NonFiniteOutputs("image 7: the model answers NaN")
+    with pytest.raises(ValueError, match=r"^another$"), explained_non_finite_outputs():
+        raise ValueError("another")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from hf_segvit.models import image_decoding as image_decoding
-from hf_segvit.models.image_decoding import image_tensor, open_image, to_rgb
+from hf_segvit.models import image_claims, image_decoding
+from hf_segvit.models.image_decoding import open_image, to_rgb
+from hf_segvit.models.image_tensors import image_tensor
 
 
 def values(image: Image.Image) -> np.ndarray:
@@ -216,7 +217,7 @@ class TestBadFiles:
                 open_image(bomb, "bomb.png")
 
     def test_the_limit_holds_for_images_that_others_opened(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(image_decoding, "MAX_IMAGE_PIXELS", 100)
+        monkeypatch.setattr(image_claims, "MAX_IMAGE_PIXELS", 100)
         with pytest.raises(ValueError, match=r"images\[3\]: 20x10 pixels"):
             image_tensor(Image.new("RGB", (20, 10)), "images[3]")
 

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, EomtImageProcessor, PreTrainedConfi
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-from hf_segvit.models import image_decoding
+from hf_segvit.models import image_claims
 from hf_segvit.models.image_geometry import padded_content_size, windowed_content_size, windows_of
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.mask_labels import masks_of_label_map, resize_label_map
@@ -455,7 +455,7 @@ class TestBadInput:
             EoMTImageProcessor(size=64)(images, **arguments)
 
     def test_images_that_are_too_long_for_windows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(image_decoding, "MAX_IMAGE_PIXELS", 10_000)
+        monkeypatch.setattr(image_claims, "MAX_IMAGE_PIXELS", 10_000)
         with pytest.raises(ValueError, match=r"images\[0\]: 1x100 .* scaled to 64x6400, above the limit.*crop it"):
             EoMTImageProcessor(size=64, task="semantic")(example_image(1, 100))
         with pytest.raises(ValueError, match="match it on one side"):

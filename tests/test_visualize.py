@@ -13,6 +13,7 @@ from PIL import Image, ImageChops
 
 from hf_segvit.data.generated_scenes import generate_scene, scene_labels
 from hf_segvit.data.mask_files import MAX_ID, panoptic_png, read_color_ids
+from hf_segvit.drawing import fonts
 from hf_segvit.drawing import name_boxes as label_boxes
 from hf_segvit.drawing.segments import contact_sheet, draw_segments, plot_curves, segment_colors
 
@@ -335,3 +336,53 @@ def test_real_annotations_read_as_their_rows_say(sample_data):
         areas = {row["id"] - 1: row["area"] for row in annotation["segments_info"]}
         found = {int(i): int(n) for i, n in zip(*np.unique(ids, return_counts=True), strict=True) if i >= 0}
         assert found == areas
+
+
+def test_a_font_file_gives_letters_that_the_system_lacks(tmp_path, monkeypatch):
+    """A font with one Chinese character, by the setting and by its folder."""
+    builder = pytest.importorskip("fontTools.fontBuilder").FontBuilder(1000, isTTF=True)
+    pen_class = pytest.importorskip("fontTools.pens.ttGlyphPen").TTGlyphPen
+    glyphs = {}
+    for name, side in ((".notdef", 300), ("space", 0), ("dot", 200), ("han", 900)):
+        pen = pen_class(None)
+        if side:
+            pen.moveTo((50, 0))
+            for point in ((50, side), (side, side), (side, 0)):
+                pen.lineTo(point)
+            pen.closePath()
+        glyphs[name] = pen.glyph()
+    builder.setupGlyphOrder(list(glyphs))
+    builder.setupCharacterMap({0x20: "space", 0x2E: "dot", 0x2026: "dot", 0x9F98: "han"})  # the rare 龘
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "One", "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=900, usWinAscent=900, usWinDescent=100)
+    builder.setupPost()
+    (tmp_path / "fonts").mkdir()
+    path = tmp_path / "fonts" / "one.ttf"
+    builder.save(path)
+    letter = chr(0x9F98)
+    monkeypatch.delenv(fonts.VARIABLE, raising=False)
+    monkeypatch.setattr(fonts, "_fontconfig_files", lambda letters: [])
+    monkeypatch.setattr(fonts, "_FOLDERS", (str(tmp_path / "empty"),))
+    for cached in (fonts._system_font, fonts._folder_files):
+        cached.cache_clear()
+    assert fonts.drawable(letter, "class 1") == "class 1"
+    fonts.use_font(path)
+    try:
+        assert fonts.drawable(letter, "class 1") == letter
+        assert str(fonts.font_of(letter, 20).path) == str(path)
+        ids = np.zeros((80, 120), int)
+        drawn = draw_segments(np.zeros((80, 120, 3), np.uint8), ids, [{"id": 0, "label_id": 0}], {0: letter})
+        other = draw_segments(np.zeros((80, 120, 3), np.uint8), ids, [{"id": 0, "label_id": 0}], {0: "class 0"})
+        assert (np.asarray(drawn) != np.asarray(other)).any()
+    finally:
+        fonts.use_font(None)
+    # Without the setting, it is found in a folder of fonts.
+    monkeypatch.setattr(fonts, "_FOLDERS", (str(tmp_path / "fonts"),))
+    for cached in (fonts._system_font, fonts._folder_files):
+        cached.cache_clear()
+    assert str(fonts.font_of(letter, 20).path) == str(path)
+    for cached in (fonts._system_font, fonts._folder_files):
+        cached.cache_clear()

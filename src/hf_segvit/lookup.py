@@ -4,6 +4,7 @@
 - `import_object` imports the class or function at "package.module:Name", which recipes and commands accept wherever
   users can plug in their own code;
 - `entry_points` lists the plug-ins of installed packages in a group such as `hf_segvit.readers`;
+- `printable` escapes what a name from a file could do to a terminal;
 - `parse_yaml` reads YAML, and `parse_key_values` reads `key=value` arguments whose values are YAML.
 
 Nothing heavy is imported here, as the command line uses this module before it loads PyTorch.
@@ -23,6 +24,7 @@ import yaml
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -49,6 +51,19 @@ def suggestion(name: object, choices: Iterable[str], count: int = 1, otherwise: 
 
 _MOST_COMPARED = 2000
 _LONGEST_COMPARED = 100  # characters
+
+
+def printable(text: object, allowed: str = "") -> str:
+    """A name or message for a terminal: control characters, which could move its cursor, are escaped.
+
+    So are those that turn the direction of writing, with which a name could hide or fake a part of a line, and halves
+    of characters. `allowed` are characters to keep.
+    """
+
+    def escaped(match: re.Match[str]) -> str:
+        return match[0] if match[0] in allowed else match[0].encode("unicode_escape").decode("ascii")
+
+    return _CONTROL.sub(escaped, str(text))
 
 
 def is_import_path(text: object) -> bool:

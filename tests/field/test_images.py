@@ -19,16 +19,15 @@ from hf_segvit.data.augmentation import jitter_colors
 from hf_segvit.data.checking import check_dataset
 from hf_segvit.data.reading import load_segmentation_dataset
 from hf_segvit.drawing.segments import draw_segments
+from hf_segvit.inference.point_classifier import PointClassifier
 from hf_segvit.inference.segmenter import Segmenter
-from hf_segvit.models.image_bands import Bands
-from hf_segvit.models.image_decoding import (
-    ImageSettings,
-    checked_range,
-    count_pages,
-    image_tensor,
-    open_image,
-    open_image_file,
-)
+from hf_segvit.models.image_bands import Bands, read_bands
+from hf_segvit.models.image_decoding import open_image
+from hf_segvit.models.image_files import count_pages, open_image_file
+from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
+from hf_segvit.models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
+from hf_segvit.models.image_tensors import image_tensor
+from hf_segvit.models.image_values import ImageSettings, checked_range
 
 SIZE = (48, 64)  # height, width
 
@@ -46,7 +45,7 @@ def write_tiff(
     planar: bool = False,
     tile: int | None = None,
     compression: int = 1,
-    predictor: bool = False,
+    predictor: bool | int = False,
     order: str = "<",
     extra: int | None = None,
     big: bool = False,
@@ -65,7 +64,7 @@ def write_tiff(
                 block = plane[top : top + step_y, left : left + step_x]
                 if tile:
                     block = np.pad(block, ((0, tile - block.shape[0]), (0, tile - block.shape[1]), (0, 0)))
-                if predictor:
+                if predictor is True:
                     native = block.astype(values.dtype)
                     block = np.diff(native, axis=1, prepend=np.zeros_like(native[:, :1])).astype(stored.dtype)
                 content = block.astype(stored.dtype).tobytes()
@@ -82,7 +81,7 @@ def write_tiff(
         (262, 3, [2 if channels >= 3 else 1]),
         (277, 3, [channels]),
         (284, 3, [2 if planar else 1]),
-        (317, 3, [2 if predictor else 1]),
+        (317, 3, [predictor + 1 if isinstance(predictor, bool) else predictor]),
         (339, 3, [kind] * channels),
     ]
     if channels > 3:
@@ -193,6 +192,41 @@ def test_what_libtiff_compresses_is_read_through_pillow(compression: str, dtype:
     block = (tmp_path / "grey.tif").read_bytes()[start : start + length]
     bands = open_image_file(write_tiff(tmp_path / "a.tif", values, compression=code, strip=block))
     assert np.array_equal(bands.values, values)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bands", [1, 3, 5])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_differences_of_floating_point(order: str, bands: int, dtype: Any, tmp_path: Path) -> None:
+    """Predictor 3: bytes of equal significance side by side, then their differences (TIFF Technical Note 3)."""
+    values = np.random.default_rng(0).normal(size=(20, 24, bands)).astype(dtype)
+    rows = []
+    for row in values.reshape(20, -1):
+        planes = row.astype(row.dtype.newbyteorder(">")).view(np.uint8).reshape(row.size, -1).T.reshape(-1)
+        previous = np.concatenate([np.zeros(bands, np.uint8), planes[:-bands]])
+        rows.append((planes - previous).astype(np.uint8).tobytes())
+    strip = zlib.compress(b"".join(rows))
+    path = write_tiff(tmp_path / "a.tif", values, compression=8, strip=strip, order=order, predictor=3)
+    bands_read = read_bands(path.read_bytes(), "a.tif")
+    assert np.array_equal(bands_read.values, values)
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    assert np.array_equal(tifffile.imread(path).reshape(values.shape), values)
+
+
+def test_what_only_tifffile_reads(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    values = ramp(5, 1000, np.uint8)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, planarconfig="contig", photometric="minisblack")
+    assert np.array_equal(open_image_file(path).values, values)
+    half = np.linspace(0, 1, 48 * 64 * 2, dtype=np.float16).reshape(48, 64, 2)
+    # 24 bits are no type of NumPy's, so that the samples are left to tifffile, whose errors name the file.
+    content = bytearray(write_tiff(tmp_path / "b.tif", half.astype(np.float32)).read_bytes())
+    place = content.index(struct.pack("<HHI", 258, 3, 2)) + 8
+    content[place : place + 4] = struct.pack("<HH", 24, 24)
+    with pytest.raises(ValueError, match=r"b\.tif: a TIFF of 2 bands of 24 bits.*(tifffile cannot|pip install)"):
+        open_image_file(bytes(content), "b.tif")
 
 
 def test_a_tiff_that_ends_too_early_is_called_truncated(tmp_path: Path) -> None:
@@ -449,6 +483,83 @@ class TestChannels:
         )
         assert main(["train", str(recipe), f"output={tmp_path / 'run'}", f"data={spec}"]) != 0
         assert ".tif: 4 bands of 16 bits (uint16), but the model takes 3 channels" in capsys.readouterr().err
+
+
+RECIPE = (
+    "steps: 2\nbatch_size: 2\nlearning_rate: 1e-3\nwarmup_steps: [1]\nnum_workers: 0\ntrackers: []\nimage_size: 64\n"
+)
+SMALL = "hidden_size: 32, num_hidden_layers: 4, num_attention_heads: 2, intermediate_size: 48, patch_size: 16"
+
+
+class TestBandsOfAModel:
+    """What the data of a training says about files is stored with the model, and read from it."""
+
+    def trained(self, root: Path, recipe: str, spec: str) -> Path:
+        (root / "recipe.yaml").write_text(RECIPE + recipe)
+        assert main(["train", str(root / "recipe.yaml"), f"output={root / 'run'}", f"data={spec}"]) == 0
+        return root / "run" / "model"
+
+    def test_segment_reads_new_images_as_training_did(self, tmp_path: Path) -> None:
+        values = ramp(5, 4095)
+        spec = image_folder(tmp_path / "data", values)
+        recipe = (
+            "model: eomt\ntask: semantic\naugmentation: eomt_semantic\nloss_mask: true\n"
+            f"model_config: {{{SMALL}, num_queries: 7, num_query_layers: 2, train_num_points: 32}}\n"
+        )
+        model = self.trained(tmp_path, recipe, f"{spec}?range=0-4095&bands=4,3,1")
+        processor = EoMTImageProcessor.from_pretrained(model)
+        assert list(processor.bands) == [4, 3, 1]
+        path = tmp_path / "data" / "images" / "val" / "0.tif"
+        out = tmp_path / "out"
+        assert main(["segment", str(path), "--model", str(model), "--output", str(out), "--device", "cpu"]) == 0
+        pixels = np.rint(np.roll(values, 1, axis=1) / 4095 * 255).astype(np.uint8)[..., [3, 2, 0]]
+        segmenter = Segmenter.from_pretrained(str(model), device="cpu")
+        (answer,) = segmenter([Image.fromarray(np.ascontiguousarray(pixels))])
+        with Image.open(out / "0.semantic.png") as written:
+            assert np.array_equal(np.asarray(written), answer.segment_map)
+        # The overlay shows the bands that the model saw; images in memory are taken as they are.
+        expected = processor(Image.fromarray(np.ascontiguousarray(pixels)))["pixel_values"]
+        assert torch.equal(processor(path)["pixel_values"], expected)
+        with pytest.raises(ValueError, match=r"bands=\[1, 2\], but image_mean is for 3 channels"):
+            EoMTImageProcessor(bands=[1, 2])
+        # Data that are read otherwise do not inherit the bands of the model that training starts from.
+        rgb = image_folder(tmp_path / "rgb", ramp(3, 250, np.uint8))
+        arguments = [f"output={tmp_path / 'again'}", f"data={rgb}", f"init={model}"]
+        assert main(["train", str(tmp_path / "recipe.yaml"), *arguments]) == 0
+        assert EoMTImageProcessor.from_pretrained(tmp_path / "again" / "model").bands is None
+
+    def test_classify_points_reads_them_too(self, tmp_path: Path) -> None:
+        values = ramp(5, 4095)
+        spec = image_folder(tmp_path / "data", values)
+        recipe = f"model: vit_p\ntask: points\nmodel_config: {{{SMALL}, num_channels: 4}}\n"
+        model = self.trained(tmp_path, recipe, f"{spec}?range=0-4095&bands=5,4,2,1")
+        path = tmp_path / "data" / "images" / "val" / "0.tif"
+        files = ["--output", str(tmp_path / "a.png"), "--json", str(tmp_path / "a.json")]
+        words = ["classify-points", str(path), "--points", "10,20", "50,30", "--model", str(model), "--device", "cpu"]
+        assert main([*words, *files]) == 0
+        answer = json.loads((tmp_path / "a.json").read_text())
+        assert (answer["width"], answer["height"]) == (64, 48)
+        classifier = PointClassifier.from_pretrained(str(model), device="cpu")
+        assert (classifier.file_settings.channels, classifier.file_settings.bands) == (4, (5, 4, 2, 1))
+        pixels = np.rint(np.roll(values, 1, axis=1) / 4095 * 255).astype(np.uint8)[..., [4, 3, 1, 0]]
+        expected = classifier.classify(np.ascontiguousarray(pixels), [(10, 20), (50, 30)], top_k=3)
+        assert [row["classes"] for row in answer["prompts"]] == expected
+
+
+def test_vit_p_and_fusion_take_four_channels() -> None:
+    statistics = {"image_mean": [0.5] * 4, "image_std": [0.25] * 4}
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
+    expected = (torch.from_numpy(values).permute(2, 0, 1) / 255 - 0.5) / 0.25
+    classifier = ViTPImageProcessor(size=64, patch_size=16, **statistics)
+    given = classifier(values, input_points=[[[3, 4]]])
+    assert torch.allclose(given["pixel_values"][0], expected, atol=1e-5)
+    generator = EoMTImageProcessor(size=64, **statistics)
+    fused = ViTPFusionImageProcessor(generator=generator, classifier=classifier)
+    both = fused(values)
+    assert torch.allclose(both["pixel_values"][0], expected, atol=1e-5)
+    for name, tensor in both.items():
+        if "pixel" in name:
+            assert tensor.shape[1] == 4, name
 
 
 class TestPages:

@@ -200,7 +200,7 @@ def test_nan_is_said_for_each_image(checkpoints, photo, tmp_path, capsys):
     assert segment(*files, "--model", broken, "--output", tmp_path / "out", "--batch-size", "2") == 1
     message = capsys.readouterr().err
     for file in files:
-        assert f"{file}: the model answers NaN instead of numbers" in message
+        assert f"{file}: the model answers NaN or infinity instead of numbers" in message
     assert not list((tmp_path / "out").glob("*.overlay.png"))
 
 

@@ -15,7 +15,8 @@ from importlib import import_module
 
 from .. import __version__
 from ..atomic_files import is_disk_full
-from ..data.problems import printable
+from ..lookup import printable
+from .terminal import escaped_output
 
 _NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers with commas, such as -5,240
 # Modules import PyTorch in `run`, after all checks that do not need it, so that help and mistakes take no time.
@@ -24,11 +25,17 @@ COMMANDS = ("segment", "classify-points", "check-data", "train", "compare", "eva
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; `argv` defaults to the process's arguments."""
-    args = None
     for stream in (sys.stdout, sys.stderr):
         # A class or file name that the terminal's encoding lacks must not end a command: it is written as an escape.
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    with escaped_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run the command line; every expected error becomes a line and an exit code."""
+    args = None
     try:
         args = _parse(argv)
         _refuse_impossible_paths(sys.argv[1:] if argv is None else argv)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .model_options import check_minimum, refuse_missing_data
+from .model_options import add_pixel_limit, apply_pixel_limit, check_minimum, refuse_missing_data
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="images on the sheet (default 12)")
     parser.add_argument("--augment", metavar="RECIPE", help="also draw each sample as this recipe augments it")
     parser.add_argument("--size", type=int, default=640, metavar="N", help="side of augmented images (default 640)")
+    add_pixel_limit(parser)
     parser.set_defaults(run=run)
 
 
@@ -53,6 +54,7 @@ class _HelpWithFormats(argparse.Action):
 def run(args: argparse.Namespace) -> int:
     """Check the data, draw the contact sheet and return the exit code."""
     check_minimum(args, samples=0, size=1)
+    apply_pixel_limit(args)
     refuse_missing_data(args.data)
 
     from tqdm import tqdm

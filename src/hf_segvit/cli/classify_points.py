@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .model_options import add_model_options, check_minimum, model_folder, refuse_missing_models
+from ..lookup import printable
+from .model_options import (
+    add_model_options,
+    add_pixel_limit,
+    apply_pixel_limit,
+    check_minimum,
+    model_folder,
+    refuse_missing_models,
+)
 
 FORMAT, VERSION = "hf-segvit points", 1
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--points", nargs="+", type=str.strip, default=[], metavar="X,Y", help="points")
     parser.add_argument("--boxes", nargs="+", type=str.strip, default=[], metavar="X0,Y0,X1,Y1", help="boxes")
     add_model_options(parser)
+    add_pixel_limit(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="image to write, with the prompts and answers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes to report per prompt (default 3)")
@@ -50,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if not points and not boxes:
         raise ValueError("no prompts; give --points X,Y ... or --boxes X0,Y0,X1,Y1 ...")
     check_minimum(args, top_k=1)
+    apply_pixel_limit(args)
     if args.output is not None and args.output.suffix.lower() not in IMAGE_ENDINGS:
         raise ValueError(f"--output {args.output}: its ending must be one of {', '.join(IMAGE_ENDINGS)}")
     if not args.image.startswith(("http://", "https://")) and not Path(args.image).exists():
@@ -57,24 +67,34 @@ def run(args: argparse.Namespace) -> int:
     refuse_missing_models(args.model)
     args.model = model_folder(args.model)
 
-    import torch
-
     from ..atomic_files import prepare_output_folder, replacing, write_json
     from ..inference.devices import describe_device, pick_device
+    from ..inference.memory import is_out_of_memory
     from ..inference.point_classifier import PointClassifier
-    from ..models.image_decoding import open_image
+    from ..models.image_claims import FREE_FOR_INFERENCE
+    from ..models.image_decoding import image_size, is_address, open_image, to_pixels
+    from ..models.image_files import open_image_file
 
-    image = open_image(args.image)
-    for path in (args.output, args.json):  # before the model is loaded
+    # Before the model is loaded, which knows how its images are read.
+    stored = None if is_address(args.image) else open_image_file(args.image, free_pixels=FREE_FOR_INFERENCE)
+    for path in (args.output, args.json):
         if path is not None:
             prepare_output_folder(path.parent)
+            if path.is_dir():
+                raise ValueError(f"cannot write {path}: it is a folder; name a file in it")
     device = pick_device(args.device)
     classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device)
+    if stored is None:
+        image = open_image(args.image, settings=classifier.file_settings, free_pixels=FREE_FOR_INFERENCE)
+    else:
+        image = to_pixels(stored, args.image, classifier.file_settings)
     print(f"points classified with {args.model} on {describe_device(device)}", file=sys.stderr)
     try:
         answers = classifier.classify(image, points, boxes, top_k=args.top_k)
     # Each prompt is a token in every block, so many of them need memory.
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(f"{device} ran out of memory; ask fewer points at once, or try --device cpu") from error
     prompts: list[dict[str, Any]] = [{"point": point} for point in points] + [{"box": box} for box in boxes]
     rows = [{**prompt, "classes": classes} for prompt, classes in zip(prompts, answers, strict=True)]
@@ -88,7 +108,8 @@ def run(args: argparse.Namespace) -> int:
             draw_prompts(image, points, boxes, [answer["label_id"] for answer in best], texts).save(partial)
     if args.json is not None:
         header = {"format": FORMAT, "version": VERSION, "model": args.model}
-        size = {"width": image.width, "height": image.height}
+        height, width = image_size(image)
+        size = {"width": width, "height": height}
         write_json(args.json, {**header, "picture": args.image, **size, "prompts": rows})
     return 0
 
@@ -110,7 +131,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         [
             ",".join(f"{number:g}" for number in (row["point"] if "point" in row else row["box"])),
-            *(f"{answer['score']:6.1%} {answer['label']}" for answer in row["classes"]),
+            *(f"{answer['score']:6.1%} {printable(answer['label'])}" for answer in row["classes"]),
         ]
         for row in rows
     ]

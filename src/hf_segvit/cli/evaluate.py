@@ -20,7 +20,9 @@ from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
     add_model_options,
+    add_pixel_limit,
     add_view_options,
+    apply_pixel_limit,
     check_minimum,
     check_model_options,
     errors_name_options,
@@ -95,6 +97,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--rows", type=int, default=20, metavar="N", help="classes in the printed table (default 20)")
     parser.add_argument("--worst", type=int, default=8, metavar="N", help="worst images to draw (default 8)")
+    add_pixel_limit(parser)
     add_point_options(parser)
     add_classifier_options(parser)
     parser.add_argument(
@@ -112,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the options and evaluate."""
     check_minimum(args, batch_size=1, limit=1, workers=0, rows=0, worst=0, max_detections=1)
     check_model_options(args)
+    apply_pixel_limit(args)
     refuse_missing_models(args.model, args.classifier, args.generator)
     refuse_missing_data(args.data)
     if args.task is not None:  # before the seconds that imports take

@@ -1,6 +1,7 @@
 """Options that several subcommands share, and checks of options before PyTorch is imported."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,26 @@ def add_view_options(parser: Any) -> None:
         help="average over these factors of the input size, such as 0.5,1,1.5; default 1",
     )
     group.add_argument("--tta-flip", action="store_true", help="average over each image and its mirror image")
+
+
+def add_pixel_limit(parser: Any) -> None:
+    """Add the most pixels that an image may have."""
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help=(
+            "most pixels that an image may have, also in a file that is small for them (default 178956970, fewer in "
+            "small files; or the environment's HF_SEGVIT_MAX_PIXELS)"
+        ),
+    )
+
+
+def apply_pixel_limit(args: argparse.Namespace) -> None:
+    """Let the limit hold for all that reads images, in other processes too."""
+    if args.max_pixels is not None:
+        check_minimum(args, max_pixels=1)
+        os.environ["HF_SEGVIT_MAX_PIXELS"] = str(args.max_pixels)  # as if the user had set it
 
 
 def model_folder(source: str) -> str:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..data.problems import printable
+from ..lookup import printable
 from .model_options import model_folder
 
 

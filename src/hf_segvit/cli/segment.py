@@ -7,7 +7,6 @@ generator's masks; `--compare` shows and lists what it changed.
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import prepare_output_folder
-from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, output_names, pages_of
+from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, is_shortened, output_names, pages_of
+from ..lookup import printable
 from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
     add_model_options,
+    add_pixel_limit,
     add_view_options,
+    apply_pixel_limit,
     check_minimum,
     check_model_options,
     errors_name_options,
@@ -80,12 +82,7 @@ def add_parser(subparsers: Any) -> None:
         help="values of black and white in images of more than 8 bits, such as 0-4095; default: the model's, or all",
     )
     parser.add_argument("--bands", metavar="N,N,N", help="bands to use of images that have several, from 1: 4,3,2")
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        metavar="N",
-        help="most pixels that an image may have (default 178956970, or the environment's HF_SEGVIT_MAX_PIXELS)",
-    )
+    add_pixel_limit(parser)
     add_classifier_options(parser)
     parser.add_argument(
         "--compare",
@@ -100,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
     """Segment the images; 1 if an image could not be segmented."""
     check_minimum(args, batch_size=1, max_segments=1)
     check_model_options(args)
-    if args.max_pixels is not None:
-        check_minimum(args, max_pixels=1)
-        os.environ["HF_SEGVIT_MAX_PIXELS"] = str(args.max_pixels)  # as if the user had set it, for all that reads
+    apply_pixel_limit(args)
     images, missing = find_images(args.images)
     if not images:
         raise ValueError(
@@ -126,9 +121,10 @@ def run(args: argparse.Namespace) -> int:
 
     from ..inference.devices import describe_device, pick_device
     from ..inference.loading import is_fused
-    from ..inference.output_files import changes_text, label_changes, remark, write_segment_files
+    from ..inference.output_files import OccupiedName, changes_text, label_changes, remark, write_segment_files
     from ..inference.segmenter import Segmenter
-    from ..models.image_decoding import checked_bands, checked_range, image_size
+    from ..models.image_decoding import image_size
+    from ..models.image_values import checked_bands, checked_range
 
     value_range, bands = checked_range(args.value_range, "--value-range"), checked_bands(args.bands, "--bands")
     views = views_of(args)
@@ -163,6 +159,9 @@ def run(args: argparse.Namespace) -> int:
     if fused:
         header["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
     names = output_names([file.relative_path for file in images])
+    for file, name in zip(images, names, strict=True):
+        if is_shortened(file.relative_path, name):
+            print(_message(f"{file.path}: its name is too long for results, which are called {name}"), file=sys.stderr)
     pages, prefixes = list[ImageFile](), dict[ImageFile, Path]()
     for file, name in zip(images, names, strict=True):
         for page in pages_of(file):
@@ -171,8 +170,8 @@ def run(args: argparse.Namespace) -> int:
     if len(pages) > len(images):
         print(f"{len(images)} files have {len(pages)} pages, which are segmented one by one", file=sys.stderr)
     images = pages
-    settings = segmenter.image_settings
-    settings = replace(settings, value_range=value_range or settings.value_range, bands=bands)
+    settings = segmenter.file_settings
+    settings = replace(settings, value_range=value_range or settings.value_range, bands=bands or settings.bands)
     failures = 0
     with tqdm(total=len(images), unit="image", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
         for batch, errors in _batches(images, args.batch_size, pool, settings):
@@ -182,17 +181,23 @@ def run(args: argparse.Namespace) -> int:
             for file, image, answer, original in answers:
                 facts = {**header, "picture": file.name}
                 files = (prefixes[file], image, answer, segmenter.id2label, facts, original)
-                written.append(pool.submit(write_segment_files, *files))
+                written.append((file, pool.submit(write_segment_files, *files)))
                 if text := remark(answer, segmenter.default_threshold):
                     bar.write(_message(f"{file.path}: {text}"), file=sys.stderr)
                 if original is not None:
                     text = changes_text(label_changes(original, answer), math.prod(image_size(image)))
-                    bar.write(f"{file.name}:\n{text}")
-            for error in errors + refusals:
+                    bar.write(f"{printable(file.name)}:\n{text}")
+            refusals += errors
+            for file, writing in written:
+                try:
+                    writing.result()  # raises what would go wrong for all, such as a full disk
+                except OccupiedName as error:
+                    refusals.append(f"{file.name}: {error}")
+                except MemoryError:
+                    refusals.append(_no_memory(file))
+            for error in refusals:
                 bar.write(_message(error), file=sys.stderr)
-            failures += len(errors) + len(refusals)
-            for writing in written:
-                writing.result()  # raises what went wrong there, such as a full disk
+            failures += len(refusals)
             bar.update(len(batch) + len(errors))
     print(f"{len(images) - failures} of {len(images) + len(missing)} images segmented; results in {args.output}")
     return 1 if failures or missing else 0
@@ -202,12 +207,13 @@ def _batches(
     files: Sequence[ImageFile], batch_size: int, pool: ThreadPoolExecutor, settings: Any
 ) -> Iterator[tuple[list[tuple[ImageFile, "Image"]], list[str]]]:
     """Batches of images, with errors of those that cannot be read; the next batch is decoded meanwhile."""
+    from ..models.image_claims import FREE_FOR_INFERENCE
     from ..models.image_decoding import open_image
 
     chunks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
 
     def submit(file: ImageFile) -> Any:
-        return pool.submit(open_image, file.path, file.name, settings, file.page)
+        return pool.submit(open_image, file.path, file.name, settings, file.page, FREE_FOR_INFERENCE)
 
     ahead = [submit(file) for file in chunks[0]]
     for index, chunk in enumerate(chunks):
@@ -220,6 +226,8 @@ def _batches(
                 batch.append((file, image.result()))
             except ValueError as error:
                 errors.append(str(error))
+            except MemoryError:
+                errors.append(_no_memory(file))
         yield batch, errors
 
 
@@ -230,7 +238,7 @@ def _segment(
 
     The last of each answer is the generator's own result, if that is to be compared.
     """
-    import torch
+    from ..inference.memory import is_out_of_memory
 
     images = [image for _, image in batch]
     originals: Sequence[SegmentedImage | None] = [None] * len(batch)
@@ -239,17 +247,23 @@ def _segment(
             originals, answers = (list(side) for side in zip(*segmenter.compare(images), strict=True))
         else:
             answers = segmenter(images)
-    except ValueError as error:
+    except (ValueError, MemoryError, RuntimeError) as error:
+        is_memory = is_out_of_memory(error)
+        if not is_memory and not isinstance(error, ValueError):
+            raise
         if len(batch) == 1:
-            return [], [f"{batch[0][0].name}: {error}"]
+            return [], [_no_memory(batch[0][0], segmenter) if is_memory else f"{batch[0][0].name}: {error}"]
         # One bad image must not cost the others of its batch.
         singly = [_segment(segmenter, [pair], compare) for pair in batch]
         return [row for rows, _ in singly for row in rows], [error for _, errors in singly for error in errors]
-    except torch.OutOfMemoryError as error:
-        remedy = "a smaller --batch-size" if len(batch) > 1 else "--dtype bfloat16, or --device cpu"
-        raise ValueError(f"{segmenter.device} ran out of memory at {batch[0][0].name}; try {remedy}") from error
     return [(*pair, answer, original) for pair, answer, original in zip(batch, answers, originals, strict=True)], []
 
 
+def _no_memory(file: ImageFile, segmenter: "Segmenter | None" = None) -> str:
+    where = "" if segmenter is None else f" of {segmenter.device}"
+    remedy = "" if segmenter is None or segmenter.device.type == "cpu" else ", try --dtype bfloat16 or --device cpu"
+    return f"{file.name}: the memory{where} does not suffice for it; scale it down, cut it into pieces{remedy}"
+
+
 def _message(text: str) -> str:
-    return f"hf-segvit segment: {text}"
+    return f"hf-segvit segment: {printable(text)}"

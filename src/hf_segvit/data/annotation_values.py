@@ -28,7 +28,7 @@ def is_text(value: Any) -> bool:
 
 def is_size(height: Any, width: Any) -> bool:
     """Whether two values can be the height and width of an image."""
-    from ..models.image_decoding import max_image_pixels  # imports PyTorch, which lists of classes do without
+    from ..models.image_claims import max_image_pixels
 
     return (
         type(height) is int and type(width) is int and min(height, width) > 0 and height * width <= max_image_pixels()

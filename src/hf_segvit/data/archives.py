@@ -14,12 +14,13 @@ import io
 import json
 import os
 import re
-import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypedDict
+
+from ..models.regular_files import read_regular_file
 
 MAX_IMAGE_BYTES = 512 * 2**20  # bounds the memory that one hostile file can take
 MAX_TEXT_BYTES = 2 * 2**30  # COCO's largest JSON has 0.5 GB, LVIS' 1.1 GB
@@ -49,18 +50,7 @@ def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes
     path = location["member"]
     if "\0" in path or any("\ud800" <= character < "\udc80" for character in path):
         raise ValueError(f"{path!r} is no path of a file; check it")
-    try:
-        status = os.stat(path)
-        # Opening a named pipe would wait forever for a writer.
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path}: is a folder, device or pipe, not a regular file; remove it from the data set")
-        if status.st_size > max_bytes:
-            raise ValueError(_too_large(path, status.st_size, max_bytes))
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        remedy = "check the path" if isinstance(error, FileNotFoundError) else "check its permissions"
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}); {remedy}") from error
+    return read_regular_file(path, path, max_bytes, may_be_empty=True)
 
 
 def open_archive(path: str) -> Archive:

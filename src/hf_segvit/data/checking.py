@@ -13,18 +13,17 @@ import math
 import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from ..models.image_bands import is_tiff
-from ..models.image_decoding import IMAGE_FORMATS, few_values, image_size, tiff_pages_of
+from ..models.image_decoding import few_values, image_size
+from ..models.image_files import count_pages, stored_frame
+from ..models.image_tiff import is_tiff
 from .archives import location_name, read_location
 from .class_checks import check_across_splits, check_classes
 from .data_report import ClassCounts, DataReport, SplitReport, numbered
-from .decoding import PolygonMasks, orientation, segment_areas
+from .decoding import PolygonMasks, segment_areas
 from .folders import IMAGE_SUFFIXES, DataFolder
 from .mask_files import mask_area
 from .problems import ProblemList, some_of
@@ -168,21 +167,16 @@ def _check_file(
     seen.setdefault(digest, where)
     if not range_is_known and (note := few_values(content)):
         problems.warn(name, item, note)
+    if (pages := count_pages(content)) > 1:
+        problems.warn(name, item, f"it has {pages} pages; the first one is used")
     if is_tiff(content):
-        if (pages := len(tiff_pages_of(content))) > 1:
-            problems.warn(name, item, f"it has {pages} pages; the first one is used")
         return
     try:
-        with Image.open(BytesIO(content), formats=IMAGE_FORMATS) as opened:
-            if orientation(opened) != 1:
-                problems.warn(
-                    name,
-                    item,
-                    "its EXIF block turns it; check the mask on the contact sheet, or save the image turned",
-                )
-            if getattr(opened, "n_frames", 1) > 1:
-                problems.warn(name, item, "it has several frames; the first one is used")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        if stored_frame(content, name)[2] != 1:
+            problems.warn(
+                name, item, "its EXIF block turns it; check the mask on the contact sheet, or save the image turned"
+            )
+    except ValueError:
         return  # the decoder, which is next, reports the reason
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..models.image_decoding import max_image_pixels
+from ..models.image_claims import max_image_pixels
 from .annotation_values import is_id, plain_number, plain_numbers, shown, whole_number
 from .archives import parse_json
 from .coco_files import CocoFile, category_label, crowd_flag, known_image_id

@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image
 
 from ..drawing.segments import contact_sheet, draw_segments
+from ..lookup import printable
 from ..models.mask_encoding import decode_mask
 from .augmentation import AugmentedSample, augmentation, sample_generator
 from .class_lists import VOID
 from .mask_files import mask_area
-from .problems import Problem, ProblemList, printable
+from .problems import Problem, ProblemList
 
 
 @dataclass

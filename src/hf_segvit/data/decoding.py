@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from ..models.image_bands import Bands, is_tiff
-from ..models.image_decoding import AS_STORED, IMAGE_FORMATS, ImageSettings, image_size, open_image_file, to_pixels
+from ..models.image_bands import Bands
+from ..models.image_decoding import image_size, to_pixels
+from ..models.image_files import SIDEWAYS, forget_orientation, open_image_file, orientation, stored_frame
+from ..models.image_values import AS_STORED, ImageSettings
 from ..models.mask_encoding import decode_mask
 from .archives import Location, location_name, read_location
 from .class_lists import VOID
@@ -32,9 +33,6 @@ from .mask_files import (
     present_values,
     rle_fault,
 )
-
-_ORIENTATION_TAG = 0x0112  # EXIF
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 Segments = list[dict[str, Any]]
 
@@ -123,11 +121,11 @@ def image_in_frame(
     # Viewers turn an image as its EXIF block says, but many tools annotate the stored pixels: the mask's size shows
     # which of the two was annotated.
     stored = (image.height, image.width)
-    sideways = orientation(image) in _SIDEWAYS
+    sideways = orientation(image) in SIDEWAYS
     if stored == size and sideways and stored[0] != stored[1]:
         if isinstance(image, Bands):
             return to_pixels(replace(image, orientation=1), name, settings)
-        image.getexif()[_ORIENTATION_TAG] = 1
+        forget_orientation(image)
         # Rebuilt from its pixels: a copy, such as one sent between processes, would read the file's EXIF block again.
         pixels = np.asarray(to_pixels(image, name, settings))
         return Image.fromarray(pixels) if pixels.shape[2] == 3 else pixels
@@ -149,9 +147,9 @@ _MOST_MASK_PIXELS = 2**35  # of all masks of an image together; each is decoded 
 def _check_outlines(segments: Segments, content: bytes | None, name: str) -> None:
     """Refuse outlines that would take gigabytes or minutes to draw, before any is drawn."""
     height, width = segments[0]["rle"]["size"]
-    if content is not None and not is_tiff(content):
+    if content is not None:
         # An annotation may claim any size: it is compared with that of the image, from its header.
-        stored = _header_size(content)
+        stored = _header_size(content, name)
         if stored is not None and (height, width) not in (stored, stored[::-1]):
             raise ValueError(_other_size(name, stored, (height, width)))
     if len(segments) * height * width > _MOST_MASK_PIXELS:
@@ -167,37 +165,18 @@ def _check_outlines(segments: Segments, content: bytes | None, name: str) -> Non
             raise ValueError(f"{name}: {fault}")
 
 
-def _header_size(content: bytes) -> tuple[int, int] | None:
+def _header_size(content: bytes, name: str) -> tuple[int, int] | None:
     """(H, W) as an image's header says; `None` if it cannot be read, which decoding will report."""
     try:
-        with Image.open(BytesIO(content), formats=IMAGE_FORMATS) as image:
-            return image.height, image.width
-    except Exception:
+        return stored_frame(content, name)[:2]
+    except ValueError:
         return None
 
 
 def upright_size(location: Location) -> tuple[int, int]:
     """(H, W) of an image as viewers show it, from its header alone."""
-    name, content = location_name(location), read_location(location)
-    if is_tiff(content):  # of several bands, Pillow may not know even the size
-        image = open_image_file(content, name)
-        return (image.width, image.height) if orientation(image) in _SIDEWAYS else (image.height, image.width)
-    try:
-        with Image.open(BytesIO(content), formats=IMAGE_FORMATS) as image:
-            size = (image.height, image.width)
-            return size[::-1] if orientation(image) in _SIDEWAYS else size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: cannot be read as an image ({error}); copy or download it again") from error
-
-
-def orientation(image: Image.Image | Bands) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 if it is missing or malformed."""
-    if isinstance(image, Bands):
-        return image.orientation
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # EXIF blocks are malformed in many ways, and viewers ignore such a block
-        return 1
+    height, width, turn = stored_frame(read_location(location), location_name(location))
+    return (width, height) if turn in SIDEWAYS else (height, width)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,14 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ..atomic_files import replacing
-from ..models.image_decoding import AS_STORED, ImageSettings, max_image_pixels, to_pixels
+from ..models.image_claims import checked_claims, max_image_pixels
+from ..models.image_decoding import to_pixels
+from ..models.image_files import orientation
+from ..models.image_values import AS_STORED, ImageSettings
 from ..models.mask_encoding import decode_mask
 from .archives import NESTED, Location
 from .class_lists import VOID
-from .decoding import MaskReader, SampleDecoder, Segments, image_in_frame, orientation
+from .decoding import MaskReader, SampleDecoder, Segments, image_in_frame
 
 CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
 _MOST_MASK_BYTES = 2**32  # of the masks of one image
@@ -305,11 +308,13 @@ def image_pixels(
 def _plain_jpeg(content: bytes, size: tuple[int, int] | None) -> Tensor | None:
     """The pixels of an ordinary JPEG file; `None` if Pillow must decode it, or report what is wrong with it."""
     try:
+        if checked_claims(content, "image") is None:
+            return None
         with Image.open(BytesIO(content), formats=("JPEG",)) as image:
             stored = (image.height, image.width)
             is_upright = not {"exif", "xmp"} & image.info.keys() or orientation(image) == 1
             is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and is_upright
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Exception:  # decoders raise many kinds; the usual way of reading says what is wrong
         return None
     if not is_plain or stored != (size or stored) or stored[0] * stored[1] > max_image_pixels():
         return None

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..atomic_files import replacing
 from ..models.image_bands import Bands
-from ..models.image_decoding import open_image_file
+from ..models.image_files import open_image_file
 from ..models.mask_encoding import decode_counts, encode_counts
 from .annotation_values import shown, whole_number
 from .archives import Location, location_name, read_location
@@ -38,7 +38,9 @@ def index_map(content: bytes, name: str) -> np.ndarray:
     if isinstance(image, Bands):  # a TIFF with a type of numbers that Pillow has no mode for
         if image.values.shape[2] == 1:
             return _whole_numbers(image.values[..., 0], name)
-        raise ValueError(f"{name}: a mask of {image.mode}, but one channel of labels or ids is expected")
+        raise ValueError(
+            f"{name}: a mask of {image.mode}, but one channel of labels or ids is expected; save it as a PNG of one"
+        )
     pixels, mode = np.asarray(image), image.mode
     if mode == "F":
         return _whole_numbers(pixels, name)

@@ -6,14 +6,10 @@ reported at once. Errors would hurt training; warnings are repairs that were mad
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _SHOWN = 3
-# Besides control characters those that turn the direction of writing: a name could hide or fake a part of a line; and
-# halves of characters, which no terminal takes.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -64,8 +60,3 @@ def some_of(names: Sequence[str]) -> str:
     """The first few names and the number of the others, such as "a.txt, b.txt, c.txt and 12 more"."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def printable(text: str) -> str:
-    """A name or message from a file for a terminal: control characters, which could move its cursor, are escaped."""
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

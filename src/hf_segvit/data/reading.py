@@ -24,7 +24,7 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from ..lookup import entry_points, suggestion
-from ..models.image_decoding import AS_STORED, ImageSettings, checked_bands, checked_range
+from ..models.image_values import AS_STORED, ImageSettings, checked_bands, checked_range
 from .decoding import MaskReader, SampleDecoder
 from .folders import data_path, path_exists
 from .problems import ProblemList

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from ..lookup import printable
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 VARIABLE = "HF_SEGVIT_FONT"
@@ -30,6 +32,7 @@ _FOLDERS = (
 _SUFFIXES = (".ttf", ".otf", ".ttc")
 # Parts of the names of fonts with many scripts, which are tried first.
 _LIKELY = ("notosanscjk", "sourcehansans", "arialuni", "unifont", "pingfang", "msyh", "malgun", "yugoth", "notosans")
+LONGEST_TEXT = 120  # characters; the font is searched, and the text measured, letter by letter
 _MAX_FILES = 600  # fonts opened in a search; each takes about a millisecond
 _MISSING = "\uffff"  # no character, so that every font shows the sign for missing ones
 
@@ -60,6 +63,12 @@ def font_of(text: str, size: float) -> Font:
         return default
     path = _system_font("".join(sorted(set(text))))
     return default if path is None else ImageFont.truetype(path, size)
+
+
+def shortened(text: str, most: int = LONGEST_TEXT) -> str:
+    """A text on one line, its control characters escaped, cut with an ellipsis where nobody would read on."""
+    line = printable(" ".join(text[: 4 * most].split()))
+    return line if len(line) <= most and len(text) <= 4 * most else line[: most - 1].rstrip() + "…"
 
 
 def drawable(text: str, substitute: str) -> str:

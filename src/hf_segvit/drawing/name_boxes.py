@@ -19,6 +19,7 @@ from .fonts import Font, font_of
 Measure = tuple[int, tuple[int, int, int, int]]  # area and (x, y, width, height) of a segment, in pixels
 
 MAX_CELLS = 128  # a segment is sampled on a grid of at most so many cells a side; positions need no more precision
+MAX_LABELS = 500  # the largest segments get one; among more, none would be found
 MAX_CANDIDATES = 400  # positions tried inside a segment; bounds the time for crowded images
 
 
@@ -51,8 +52,9 @@ def draw_labels(
     anchors: dict[int, tuple[float, float]] = {}
     fitted = {}
     fonts = {}
+    largest = sorted(np.flatnonzero(areas).tolist(), key=lambda number: (-areas[number], number))[:MAX_LABELS]
     # Small segments first, as they have the fewest positions to choose from.
-    for number in sorted(np.flatnonzero(areas).tolist(), key=lambda number: (areas[number], number)):
+    for number in sorted(largest, key=lambda number: (areas[number], number)):
         fonts[number] = font = font_of(texts[number] + "…", size)
         fitted[number] = _fitted(texts[number], font, width - 2 * padding)
         box_size = np.array([font.getlength(fitted[number]) + 2 * padding, size + 2 * padding])
@@ -85,9 +87,12 @@ def _fitted(text: str, font: Font, width: float) -> str:
     """The text, cut at its end until it is no wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    while len(text) > 1 and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    # By halves, as each measure takes time in proportion to the text.
+    fits, too_long = 1, len(text)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        fits, too_long = (middle, too_long) if font.getlength(text[:middle] + "…") <= width else (fits, middle)
+    return text[:fits].rstrip() + "…"
 
 
 def _inner_points(index: np.ndarray, number: int, window: tuple[slice, slice]) -> np.ndarray:

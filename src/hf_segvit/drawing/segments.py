@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from ..atomic_files import replacing
 from ..models.image_decoding import shown_rgb
-from .fonts import drawable, font_of
+from .fonts import drawable, font_of, shortened
 from .name_boxes import Measure, draw_labels
 
 Color = tuple[int, int, int]
@@ -76,7 +76,8 @@ def draw_segments(
             f"the image is {canvas.height} x {canvas.width} but the segmentation {index.shape[0]} x "
             f"{index.shape[1]} (height x width); pass target_sizes= to the post-processing"
         )
-    texts = [_label_text(row, id2label) for row in segments_info]
+    names = {label: _name(label, id2label) for label in {row["label_id"] for row in segments_info}}
+    texts = [_label_text(row, names) for row in segments_info]
     if scale > 1:
         measures = None  # they are in pixels of the unscaled map
         canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
@@ -137,7 +138,7 @@ def contact_sheet(
     )
     fitted = [[_scaled_to_fit(panel, cell_width, cell_height) for panel in row] for row in panels]
     column_titles, row_titles = (
-        [drawable(title, title.encode("ascii", "replace").decode()) for title in titles]
+        [drawable(title, title.encode("ascii", "replace").decode()) for title in map(shortened, titles)]
         for titles in (column_titles, row_titles)
     )
     font_size = max(12, round(min(cell_width, cell_height) / 20))
@@ -239,11 +240,14 @@ def _row_numbers(segmentation: Any, segments_info: Sequence[Mapping[str, Any]]) 
     return order[position]
 
 
-def _label_text(row: Mapping[str, Any], id2label: Mapping[int, str]) -> str:
-    if row["label_id"] not in id2label:
-        raise ValueError(f"segment {row['id']} has label_id {row['label_id']}, which id2label has no name for")
-    name = " ".join(str(id2label[row["label_id"]]).split())
-    name = drawable(name, f"class {row['label_id']}")
+def _name(label_id: int, id2label: Mapping[int, str]) -> str:
+    if label_id not in id2label:
+        raise ValueError(f"a segment has label_id {label_id}, which id2label has no name for")
+    return drawable(shortened(str(id2label[label_id])), f"class {label_id}")
+
+
+def _label_text(row: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    name = names[row["label_id"]]
     return name if row.get("score") is None else f"{name} {row['score']:.2f}"
 
 
@@ -321,6 +325,6 @@ def draw_prompts(
         dot = (x + 0.5 - radius, y + 0.5 - radius, x + 0.5 + radius, y + 0.5 + radius)
         canvas.ellipse(dot, fill=colors[label_ids[index]], outline="white", width=max(1, radius // 3))
         mark.ellipse(dot, fill=index + 1)
-    texts = [drawable(text, f"class {label}") for text, label in zip(texts, label_ids, strict=True)]
+    texts = [drawable(shortened(text), f"class {label}") for text, label in zip(texts, label_ids, strict=True)]
     draw_labels(drawing, np.array(marks, dtype=np.int64), texts, [colors[label] for label in label_ids])
     return drawing

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ..inference.segmenter import Segmenter
+from ..inference.segmenter import NonFiniteOutputs, Segmenter
 from ..metrics.mean_iou import Absent
-from ..models.image_decoding import AS_STORED, to_pixels
+from ..models.image_decoding import to_pixels
+from ..models.image_values import AS_STORED
 from ..models.label_spaces import match_labels
 from .counts import MAIN, ORACLE, EvaluationCounts, PartialResults, VariantCounts, further_metrics, import_path
 from .oracle import masks_to_label
@@ -156,7 +157,8 @@ def evaluate_variants(
             rows = predict([to_pixels(entry["image"], f"image {entry['image_id']!r}", settings) for _, entry in batch])
         except ValueError as error:
             names = ", ".join(str(entry["image_id"]) for _, entry in batch)
-            raise ValueError(f"image {names}: {error}") from error
+            kind = NonFiniteOutputs if isinstance(error, NonFiniteOutputs) else ValueError
+            raise kind(f"image {names}: {error}") from error
         for (index, entry), answers in zip(batch, rows, strict=True):
             reference = task.reference(entry)
             for variant, answer in zip(counts.counts.values(), answers, strict=True):

@@ -20,10 +20,11 @@ from ..data.augmentation import sample_generator
 from ..data.entries import decode_entry
 from ..data.prompts import IGNORED, draw_points
 from ..inference.point_classifier import PointClassifier
-from ..inference.segmenter import Segmenter
+from ..inference.segmenter import NonFiniteOutputs, Segmenter
 from ..lookup import suggestion
 from ..metrics.point_accuracy import PointAccuracy
-from ..models.image_decoding import AS_STORED, to_pixels
+from ..models.image_decoding import to_pixels
+from ..models.image_values import AS_STORED
 from ..models.label_spaces import match_labels
 from ..models.mask_points import points_from_masks
 from .counts import MAIN, VariantCounts
@@ -221,8 +222,12 @@ def evaluate_points(
 
     def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
         labelled = [known or points(entry, index) for index, (entry, known) in batch]
-        images = [to_pixels(entry["image"], settings=AS_STORED) for _, (entry, _) in batch]
-        answers = classifier(images, [each.points for each in labelled])
+        images = [to_pixels(e["image"], f"image {e['image_id']!r}", AS_STORED) for _, (e, _) in batch]
+        try:
+            answers = classifier(images, [each.points for each in labelled])
+        except NonFiniteOutputs as error:
+            names = ", ".join(str(entry["image_id"]) for _, (entry, _) in batch)
+            raise NonFiniteOutputs(f"image {names}: {error}") from error
         for (index, (entry, _)), truth, answer in zip(batch, labelled, answers, strict=True):
             if labels.table is not None:
                 answer = reordered_scores(answer, labels.table)

@@ -10,7 +10,8 @@ from typing import Any
 from ..atomic_files import replacing
 from ..drawing.segments import contact_sheet, draw_segments
 from ..inference.segmenter import Segmenter
-from ..models.image_decoding import AS_STORED, image_size, shown_rgb, to_pixels
+from ..models.image_decoding import image_size, shown_rgb, to_pixels
+from ..models.image_values import AS_STORED
 from ..models.label_spaces import match_labels
 from .evaluate import EvaluationResult, ImageScore
 from .tasks import evaluation_task

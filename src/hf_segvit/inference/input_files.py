@@ -5,6 +5,7 @@ gives every image a unique name, so that `a.jpg` and `a.png` do not overwrite ea
 """
 
 import glob
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,9 @@ from ..data.folders import IMAGE_SUFFIXES
 
 # Images that this package writes: running twice on one folder must not segment its own results.
 RESULT_ENDINGS = (".overlay.png", ".comparison.png", ".panoptic.png", ".semantic.png")
+
+# File systems take 255 bytes; the longest endings and a number need the rest.
+_MOST_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,11 @@ class ImageFile:
 
 def pages_of(file: ImageFile) -> list[ImageFile]:
     """The pages of a file; what is no image, or has one page, stays as it is."""
-    from ..models.image_decoding import count_pages  # imports PyTorch, which the command line does not need for --help
+    # These import PyTorch, which the command line does not need for --help.
+    from ..models.image_claims import FREE_FOR_INFERENCE
+    from ..models.image_files import count_pages
 
-    return [replace(file, page=page) for page in range(count_pages(file.path))]
+    return [replace(file, page=page) for page in range(count_pages(file.path, FREE_FOR_INFERENCE))]
 
 
 def find_images(patterns: Iterable[str]) -> tuple[list[ImageFile], list[str]]:
@@ -74,13 +80,29 @@ def output_names(paths: Sequence[PurePosixPath]) -> list[str]:
     taken: set[str] = set()
     for path in paths:
         stem = str(path.with_suffix(""))
-        wanted = stem if stems[stem.casefold()] == 1 else str(path)
+        wanted = _shortened(stem if stems[stem.casefold()] == 1 else str(path))
         name, number = wanted, 2
         while name.casefold() in taken:
             name, number = f"{wanted}-{number}", number + 1
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def is_shortened(path: PurePosixPath, name: str) -> bool:
+    """Whether the name of an image's results had to be shortened."""
+    return not name.startswith(str(path.with_suffix("")))
+
+
+def _shortened(name: str) -> str:
+    """A name that file systems take with the endings of results; a long one is cut and ends in a hash of it."""
+    folder, separator, last = name.rpartition("/")
+    content = os.fsencode(last)
+    if len(content) <= _MOST_BYTES:
+        return name
+    mark = hashlib.sha256(os.fsencode(name)).hexdigest()[:10]
+    kept = content[: _MOST_BYTES - len(mark) - 1].decode("utf-8", "ignore")  # a cut character is dropped
+    return f"{folder}{separator}{kept}-{mark}"
 
 
 def _is_image(path: Path) -> bool:

@@ -21,10 +21,15 @@ from PIL import Image
 from ..atomic_files import replacing, write_json
 from ..data.mask_files import panoptic_png
 from ..drawing.segments import contact_sheet, draw_segments
+from ..lookup import printable
 from .segmenter import Segment, SegmentedImage
 
 FORMAT, VERSION = "hf-segvit segments", 1
 TITLES = ("image", "generator", "with ViT-P")  # columns of the comparison
+
+
+class OccupiedName(ValueError):
+    """Something else has the name of a result."""
 
 
 def write_segment_files(
@@ -44,11 +49,17 @@ def write_segment_files(
         about: `model`, `threshold` and `picture` of the JSON file, and `classifier` and `alpha` if there are.
         before: the generator's own answer, to draw and list what changed.
     """
-    prefix.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OccupiedName(f"cannot write to {prefix.parent}: a file is in its way; move it") from error
     endings = ["overlay.png", "segments.json"]
     endings += [] if answer.task == "instance" else [f"{answer.task}.png"]
     endings += [] if before is None else ["comparison.png"]
     paths = {ending: prefix.with_name(f"{prefix.name}.{ending}") for ending in endings}
+    for path in paths.values():
+        if path.is_dir():
+            raise OccupiedName(f"cannot write {path}: it is a folder; move it, or choose another --output")
     overlay = draw_segments(image, answer.segment_map, answer.segments_info, id2label, measures=answer.measures)
     with replacing(paths["overlay.png"]) as partial:
         overlay.save(partial)
@@ -198,14 +209,16 @@ def changes_text(changes: Sequence[LabelChange], num_pixels: int, max_rows: int 
         return "  no label changed"
     lines = []
     for change in changes[:max_rows]:
-        old, new = (
-            "nothing" if side is None else side.label if side.score is None else f"{side.label} {side.score:.2f}"
-            for side in (change.before, change.after)
-        )
+        old, new = ("nothing" if side is None else _named(side) for side in (change.before, change.after))
         lines.append(f"  {100 * change.area / num_pixels:5.1f} %  {old} -> {new}")
     if len(changes) > max_rows:
         lines.append(f"  and {len(changes) - max_rows} more")
     return "\n".join(lines)
+
+
+def _named(segment: Segment) -> str:
+    label = printable(segment.label)
+    return label if segment.score is None else f"{label} {segment.score:.2f}"
 
 
 def _best_of_masks(segments: Sequence[Segment]) -> dict[str, Segment]:

@@ -9,8 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..models.image_decoding import image_size
+from ..models.image_processing_plain_vit import image_settings
+from ..models.image_values import ImageSettings
 from .devices import pick_device
 from .loading import load_point_classifier
+from .segmenter import refuse_non_finite
 
 
 class PointClassifier:
@@ -20,6 +23,11 @@ class PointClassifier:
         self.device = pick_device(device)
         self.model, self.processor = model.eval().to(self.device), processor
         self.id2label: dict[int, str] = {int(index): name for index, name in model.config.id2label.items()}
+
+    @property
+    def file_settings(self) -> ImageSettings:
+        """How the files of new images become those that the model takes: channels, range of values, bands."""
+        return image_settings(vars(self.processor))
 
     @classmethod
     def from_pretrained(
@@ -76,7 +84,9 @@ class PointClassifier:
 
     @torch.inference_mode()
     def _ask(self, inputs: Any) -> Any:
-        return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+        outputs = self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
+        refuse_non_finite(outputs)
+        return outputs
 
     def _prompts(self, image: Image.Image, points: Tensor) -> Tensor:
         # Points given here are pixel centres; such a model was trained with the upper left corner of the pixel.

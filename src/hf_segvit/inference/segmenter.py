@@ -16,10 +16,11 @@ import torch
 from scipy import ndimage
 
 from ..models.configuration_vit_p import ViTPConfig
-from ..models.image_decoding import ImageSettings, image_size, to_pixels
+from ..models.image_decoding import image_size, to_pixels
 from ..models.image_post_processing import SegmentationPostProcessing, instance_segments
 from ..models.image_processing_eomt import TASKS
 from ..models.image_processing_plain_vit import image_settings
+from ..models.image_values import ImageSettings
 from ..models.label_spaces import match_labels
 from ..models.mask_encoding import decode_mask, encode_mask
 from .devices import pick_device
@@ -32,6 +33,7 @@ from .loading import (
     quiet_transformers,
     with_alpha,
 )
+from .memory import refuse_without_memory
 from .views import PLAIN, View, Views, merge_views, patch_size_of
 
 Change = Callable[[Any], Any]  # of a model's outputs, such as fusion with another alpha
@@ -181,7 +183,12 @@ class Segmenter:
 
     @property
     def image_settings(self) -> ImageSettings:
-        """How files become the images that the model takes: its channels, and the range of values that it knows."""
+        """How images in memory become those that the model takes: its channels, and the range of values it knows."""
+        return replace(self.file_settings, bands=None)
+
+    @property
+    def file_settings(self) -> ImageSettings:
+        """`image_settings` for the files of new images, of which a model may take certain bands."""
         processor = getattr(self.processor, "generator", self.processor)
         return image_settings(vars(processor)) if self._is_ours else ImageSettings(channels=3)
 
@@ -264,6 +271,9 @@ class Segmenter:
         channels = ImageSettings(self.image_settings.channels)
         images = [to_pixels(image, f"images[{index}]", channels) for index, image in enumerate(images)]
         for batch in image_batches(self.processor, images):
+            sizes = [image_size(image) for image in batch]
+            names = [f"images[{index}]" for index in range(len(batch))]
+            refuse_without_memory(sizes, self.processor, self.model.config, self.device, names)
             views = list(self.views.of(batch, self.processor, patch_size_of(self.model)))
             for view in views:
                 settings: dict[str, Any] = {} if view.size is None else {"size": view.size}
@@ -271,8 +281,8 @@ class Segmenter:
                     settings["task_inputs"] = [self.task] * len(batch)
                 view.inputs = self.processor(images=view.images, return_tensors="pt", **settings).to(self.device)
                 view.outputs = self.model(**view.inputs, **fusion)
-                refuse_nan(view.outputs)
-            yield Asked(views, [image_size(image) for image in batch])
+                refuse_non_finite(view.outputs)
+            yield Asked(views, sizes)
 
     def with_alpha(self, alpha: float) -> Change:
         """Fusion of a fused model's outputs with another weight of ViT-P, for `post_process`; 0 is the generator."""
@@ -419,17 +429,30 @@ def refuse_max_segments(task: str, max_segments: int | None) -> None:
         raise ValueError(f"max_segments={max_segments} must be at least 1")
 
 
-def refuse_nan(outputs: Any) -> None:
-    """Refuse outputs of a model that are not numbers, from which post-processing would make an empty answer."""
-    logits = (getattr(outputs, name, None) for name in ("class_queries_logits", "masks_queries_logits"))
-    # One synchronisation of the device for both.
-    checks = [values.isnan().flatten(1).any(1) for values in logits if values is not None]
+class NonFiniteOutputs(ValueError):
+    """A model answered NaN or infinity, from which post-processing would make an empty answer."""
+
+
+def refuse_non_finite(outputs: Any) -> None:
+    """Raise `NonFiniteOutputs` unless the logits of a model, of masks, classes or points, are numbers."""
+    named = {name: getattr(outputs, name, None) for name in ("class_queries_logits", "masks_queries_logits", "logits")}
+    checks = []
+    for name, values in named.items():
+        if values is None or not values.numel():
+            continue
+        rows = values.flatten(1)
+        if name == "class_queries_logits":
+            # Fusion excludes classes by -inf, but never all of them.
+            checks.append(~(rows < torch.inf).all(1) | (values == -torch.inf).all(-1).flatten(1).any(1))
+        else:
+            checks.append(~rows.isfinite().all(1))
+    # One synchronisation of the device for all.
     broken = torch.stack(checks).any(0).tolist() if checks else []
     if any(broken):
         some = "" if len(broken) == 1 else f" for {sum(broken)} of {len(broken)} inputs"
-        raise ValueError(
-            f"the model answers NaN instead of numbers{some}: float16 overflows in some models (use float32 or "
-            "bfloat16), or its weights are damaged"
+        raise NonFiniteOutputs(
+            f"the model answers NaN or infinity instead of numbers{some}: float16 overflows in some models (use "
+            "float32 or bfloat16), or its weights are damaged"
         )
 
 

@@ -1,10 +1,11 @@
 """Samples of image files that Pillow cannot hold: several bands, more than 8 bits in colour, numbers with a sign.
 
 `read_bands` gives the samples of a TIFF or PNG as `Bands`, or `None` where Pillow reads the file without a loss.
-TIFF directories are parsed by Pillow, and their strips and tiles are put together here; what neither can decompress is
-left to tifffile, if it is installed. H W pixels, C bands.
+Strips and tiles of a TIFF are put together here; what neither Pillow nor zlib can decompress is left to tifffile, if it
+is installed. H W pixels, C bands.
 """
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -14,16 +15,36 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torchvision.io import ImageReadMode, decode_png
 
-# Tags of TIFF; the last one is GDAL's.
-_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS = 254, 256, 257, 258, 259, 262, 273
-_ORIENTATION, _SAMPLES, _ROWS, _COUNTS, _PLANAR, _PREDICTOR = 274, 277, 278, 279, 284, 317
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _FORMAT, _NODATA = 322, 323, 324, 325, 338, 339, 42113
+from .image_tiff import (
+    BITS,
+    COMPRESSION,
+    COUNTS,
+    EXTRA,
+    FORMAT,
+    HEIGHT,
+    NODATA,
+    OFFSETS,
+    ORIENTATION,
+    PHOTOMETRIC,
+    PLANAR,
+    PREDICTOR,
+    ROWS,
+    SAMPLES,
+    TILE_COUNTS,
+    TILE_HEIGHT,
+    TILE_OFFSETS,
+    TILE_WIDTH,
+    WIDTH,
+    DamagedTiff,
+    is_tiff,
+    number,
+    numbers,
+    tiff_directories,
+)
 
 _COLOUR_SPACES = (3, 5, 6, 8, 9)  # palette, CMYK, YCbCr and Lab: their samples are no values of bands
-_REDUCED, _TRANSPARENCY = 1, 4  # bits of the subfile type: a smaller copy of a page, and its mask
 _JPEG = (6, 7)
 _DEFLATE = (8, 32946)
 
@@ -71,18 +92,6 @@ def described(bands: int, dtype: str) -> str:
     return f"{bands} band{'s' if bands != 1 else ''} of {bits} bits ({dtype})"
 
 
-def is_tiff(start: bytes) -> bool:
-    """Whether a file that starts so is a TIFF, BigTIFF included."""
-    return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def tiff_pages(file: Any) -> list[int]:
-    """Numbers of the directories of an open TIFF that are pages: neither smaller copies of one nor its mask."""
-    kinds = [_number(directory, _SUBFILE, 0) for directory in _directories(file)]
-    # Cloud-optimised GeoTIFF keeps its overviews as further directories.
-    return [index for index, kind in enumerate(kinds) if not kind & (_REDUCED | _TRANSPARENCY)] or [0]
-
-
 def read_bands(content: bytes, name: str, page: int = 0, limit: int | None = None) -> Bands | None:
     """The samples of a file; `None` if Pillow reads it without a loss, or has to say what is wrong with it.
 
@@ -108,16 +117,16 @@ def read_bands(content: bytes, name: str, page: int = 0, limit: int | None = Non
     if not is_tiff(content):
         return None
     try:
-        directory = _directories(BytesIO(content))[page]
-    except (IndexError, OSError, SyntaxError, ValueError, KeyError, TypeError):
+        directory = tiff_directories(content)[page]
+    except (DamagedTiff, IndexError):
         return None
     return _tiff_bands(content, directory, name, page, limit)
 
 
 def _tiff_bands(content: bytes, tags: Any, name: str, page: int, limit: int | None) -> Bands | None:
-    width, height, samples = (_number(tags, tag, 1) for tag in (_WIDTH, _HEIGHT, _SAMPLES))
-    compression, photometric = _number(tags, _COMPRESSION, 1), _number(tags, _PHOTOMETRIC, 1)
-    bits, kinds, extra = (_numbers(tags, tag) for tag in (_BITS, _FORMAT, _EXTRA))
+    width, height, samples = (number(tags, tag, 1) for tag in (WIDTH, HEIGHT, SAMPLES))
+    compression, photometric = number(tags, COMPRESSION, 1), number(tags, PHOTOMETRIC, 1)
+    bits, kinds, extra = (numbers(tags, tag) for tag in (BITS, FORMAT, EXTRA))
     bits, kind = bits or (1,), (kinds or (1,))[0]
     has_alpha = bool(extra) and extra[-1] in (1, 2) and samples in (2, 4)
     if photometric in _COLOUR_SPACES or (limit is not None and width * height > limit):
@@ -125,15 +134,16 @@ def _tiff_bands(content: bytes, tags: Any, name: str, page: int, limit: int | No
     # These modes of Pillow hold every value: grey of 1, 8, 12 or 16 bits, 32 bits with a sign or a point, and colours
     # of 8 bits.
     plain = (bits[0], kind) in ((1, 1), (2, 1), (4, 1), (8, 1), (12, 1), (16, 1), (16, 2), (32, 2), (32, 3))
-    if samples == 1 and plain:
+    # Pillow mistakes the byte order of predictor 3 in files of Motorola's.
+    if samples == 1 and plain and number(tags, PREDICTOR, 1) != 3:
         return None
     if bits == (8,) * samples and kind == 1 and (samples == 3 or has_alpha):
         return None
     dtype = np.dtype(f"{'?uif'[kind] if kind < 4 else 'u'}{bits[0] // 8}") if _is_whole(bits, kind) else None
     facts: dict[str, Any] = {
-        "nodata": _as_number(tags.get(_NODATA)),
+        "nodata": _as_number(tags.get(NODATA)),
         "has_alpha": has_alpha,
-        "orientation": _number(tags, _ORIENTATION, 1),
+        "orientation": number(tags, ORIENTATION, 1),
     }
     if dtype is None or compression in _JPEG:
         return Bands(_by_tifffile(content, name, page, samples, bits[0], compression), **facts)
@@ -141,7 +151,7 @@ def _tiff_bands(content: bytes, tags: Any, name: str, page: int, limit: int | No
         values = _assembled(content, tags, (height, width, samples), dtype.newbyteorder(_byte_order(content)))
     except _NotDecompressed:
         values = _by_tifffile(content, name, page, samples, bits[0], compression)
-    except (ValueError, IndexError, zlib.error) as error:
+    except (ValueError, IndexError, ZeroDivisionError, OverflowError, zlib.error) as error:
         raise ValueError(
             f"{name}: the TIFF of {described(samples, dtype.name)} is truncated or damaged ({error}); copy or download "
             "it again"
@@ -156,12 +166,12 @@ class _NotDecompressed(Exception):
 def _assembled(content: bytes, tags: Any, shape: tuple[int, int, int], dtype: np.dtype) -> np.ndarray:
     """The samples (H, W, C) from strips or tiles; `dtype` in the file's byte order."""
     height, width, samples = shape
-    tiled = tags.get(_TILE_WIDTH) is not None
-    offsets, counts = (_numbers(tags, tag) for tag in ((_TILE_OFFSETS, _TILE_COUNTS) if tiled else (_OFFSETS, _COUNTS)))
-    planar = _number(tags, _PLANAR, 1) == 2 and samples > 1
-    compression, predictor = _number(tags, _COMPRESSION, 1), _number(tags, _PREDICTOR, 1)
-    rows = _number(tags, _TILE_HEIGHT, height) if tiled else min(_number(tags, _ROWS, height), height)
-    columns = _number(tags, _TILE_WIDTH, width) if tiled else width
+    tiled = tags.get(TILE_WIDTH) is not None
+    offsets, counts = (numbers(tags, tag) for tag in ((TILE_OFFSETS, TILE_COUNTS) if tiled else (OFFSETS, COUNTS)))
+    planar = number(tags, PLANAR, 1) == 2 and samples > 1
+    compression, predictor = number(tags, COMPRESSION, 1), number(tags, PREDICTOR, 1)
+    rows = number(tags, TILE_HEIGHT, height) if tiled else min(number(tags, ROWS, height), height)
+    columns = number(tags, TILE_WIDTH, width) if tiled else width
     depth = 1 if planar else samples
     values = np.zeros((samples if planar else 1, height, width, depth), dtype=dtype.newbyteorder("="))
     down, across = -(-height // rows), -(-width // columns)
@@ -190,13 +200,13 @@ def _decompressed(block: bytes, compression: int, shape: tuple[int, int]) -> byt
     if compression == 1:
         return block
     if compression in _DEFLATE:
-        return zlib.decompress(block)
+        return zlib.decompressobj().decompress(block, math.prod(shape))  # no more than fits, whatever the block holds
     # As a TIFF of one band of bytes it is within what Pillow can open, and libtiff undoes LZW, PackBits, Zstandard...
     height, width = shape
-    tags = {_WIDTH: width, _HEIGHT: height, _BITS: 8, _COMPRESSION: compression, _PHOTOMETRIC: 1, _OFFSETS: 0}
-    tags |= {_SAMPLES: 1, _ROWS: height, _COUNTS: len(block)}
+    tags = {WIDTH: width, HEIGHT: height, BITS: 8, COMPRESSION: compression, PHOTOMETRIC: 1, OFFSETS: 0}
+    tags |= {SAMPLES: 1, ROWS: height, COUNTS: len(block)}
     head = b"II*\0" + struct.pack("<IH", 8, len(tags))
-    tags[_OFFSETS] = len(head) + 12 * len(tags) + 4
+    tags[OFFSETS] = len(head) + 12 * len(tags) + 4
     # In ascending order, each as one number of 32 bits.
     head += b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags)) + bytes(4)
     try:
@@ -227,7 +237,7 @@ def _by_tifffile(content: bytes, name: str, page: int, samples: int, bits: int, 
     except ImportError as error:
         raise ValueError(
             f'{kind}, which Pillow does not read; install a reader for it with pip install "hf-segvit[tiff]", or save '
-            "it as a TIFF without compression"
+            "it as a TIFF without compression (if it is one that Pillow reads, such as LZW, the file is damaged)"
         ) from error
     try:
         values = np.asarray(tifffile.TiffFile(BytesIO(content)).pages[page].asarray())
@@ -238,23 +248,6 @@ def _by_tifffile(content: bytes, name: str, page: int, samples: int, bits: int, 
     return values if values.shape[2] == samples else values.transpose(1, 2, 0)
 
 
-def _directories(file: Any) -> list[Any]:
-    """The directories of an open TIFF, in the order of the file."""
-    file.seek(0)
-    head = file.read(8)
-    if head[2:4] in (b"+\0", b"\0+"):
-        head += file.read(8)
-    found, offset, seen = [], ImageFileDirectory_v2(head).next, set[int]()
-    while offset and offset not in seen:  # damaged files may point back
-        seen.add(offset)
-        file.seek(offset)
-        directory = ImageFileDirectory_v2(head)
-        directory.load(file)
-        found.append(directory)
-        offset = directory.next
-    return found
-
-
 def _is_whole(bits: tuple[int, ...], kind: int) -> bool:
     return len(set(bits)) == 1 and bits[0] in ((8, 16, 32, 64) if kind != 3 else (16, 32, 64)) and kind in (1, 2, 3, 4)
 
@@ -263,21 +256,12 @@ def _byte_order(content: bytes) -> Any:
     return "<" if content.startswith(b"II") else ">"
 
 
-def _numbers(tags: Any, tag: int) -> tuple[int, ...]:
-    value = tags.get(tag)
-    return () if value is None else tuple(map(int, value)) if isinstance(value, tuple | list) else (int(value),)
-
-
-def _number(tags: Any, tag: int, default: int) -> int:
-    return (_numbers(tags, tag) or (default,))[0]
-
-
 def nodata_of(image: Any) -> float | None:
     """The value that GDAL's tag names for pixels without data, of a TIFF opened by Pillow or of `Bands`."""
     if isinstance(image, Bands):
         return image.nodata
     tags = getattr(image, "tag_v2", None)
-    return None if tags is None else _as_number(tags.get(_NODATA))
+    return None if tags is None else _as_number(tags.get(NODATA))
 
 
 def _as_number(text: Any) -> float | None:

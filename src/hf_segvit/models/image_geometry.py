@@ -21,7 +21,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import pil_torch_interpolation_mapping
 
-from .image_decoding import check_unit_range, max_image_pixels
+from .image_claims import max_image_pixels
+from .image_tensors import check_unit_range
 
 Size = tuple[int, int]
 Window = tuple[int, int, int]

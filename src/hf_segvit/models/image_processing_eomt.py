@@ -52,6 +52,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         image_mean, image_std: of each channel in [0, 1]; applied with `do_normalize`. Their length is the number of
             channels that images must have; grey ones become RGB where it is 3.
         value_range: the values of black and white in images of more than 8 bits, such as (0, 4095).
+        bands: numbers of the bands to take of image files, from 1, such as (4, 3, 2); images in memory are taken whole.
         do_pad: pad to `size`; if False, all images of a call must come out at one size.
         do_split_image: cut into windows; `None`: for task `"semantic"` only.
         ignore_index: value of a label map that belongs to no mask; `None`: no such value.

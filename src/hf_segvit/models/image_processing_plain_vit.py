@@ -18,8 +18,9 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from .checkpoint_json import HUB_ARGUMENTS, check_type, errors_name, read_table, shown
-from .image_decoding import ImageSettings, as_list, checked_range, image_tensor
 from .image_geometry import Size, scale_image
+from .image_tensors import as_list, image_tensor
+from .image_values import ImageSettings, checked_bands, checked_range
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +40,7 @@ class PixelSettings(TypedDict, total=False):
     image_mean: float | list[float] | tuple[float, ...]
     image_std: float | list[float] | tuple[float, ...]
     value_range: list[float] | tuple[float, ...] | str | None
+    bands: list[int] | tuple[int, ...] | str | None
 
 
 class PlainViTImageProcessor(TorchvisionBackend):
@@ -54,6 +56,7 @@ class PlainViTImageProcessor(TorchvisionBackend):
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     value_range: list[float] | None = None
+    bands: list[int] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -173,14 +176,17 @@ def _check_size(size: Any, where: str) -> None:
 
 
 def image_settings(settings: dict[str, Any]) -> ImageSettings:
-    """How images are read: as many channels as means, and the range of values."""
+    """How images are read: as many channels as means, the range of values, and the bands of files."""
     mean, std = (settings.get(name) for name in ("image_mean", "image_std"))
     lengths = [len(values) for values in (mean, std) if isinstance(values, list | tuple)]
     if len(set(lengths)) > 1:
         raise ValueError(
             f"image_mean has {lengths[0]} values and image_std {lengths[1]}; give one of each for every channel"
         )
-    return ImageSettings((lengths or [3])[0], checked_range(settings.get("value_range")))
+    channels, bands = (lengths or [3])[0], checked_bands(settings.get("bands"))
+    if bands is not None and len(bands) not in (channels, 1):
+        raise ValueError(f"bands={list(bands)}, but image_mean is for {channels} channels; name as many bands")
+    return ImageSettings(channels, checked_range(settings.get("value_range")), bands)
 
 
 def read_images(

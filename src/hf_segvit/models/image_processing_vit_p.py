@@ -47,6 +47,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         image_mean, image_std: of each channel in [0, 1]; applied with `do_normalize`. Their length is the number of
             channels that images must have; grey ones become RGB where it is 3.
         value_range: the values of black and white in images of more than 8 bits, such as (0, 4095).
+        bands: numbers of the bands to take of image files, from 1, such as (4, 3, 2); images in memory are taken whole.
         patch_size: of the model, to check `size` against; `None` does not check.
         point_origin: what a point (x, y) means: `"center"`, the middle of that pixel, or `"corner"`, its upper left
             corner (official weights); must equal that of the model's config.

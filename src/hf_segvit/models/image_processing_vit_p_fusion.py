@@ -22,7 +22,6 @@ from transformers.utils import logging
 from .checkpoint_json import errors_name, hub_arguments, shown, stored_config
 from .configuration_eomt import EoMTConfig
 from .configuration_vit_p_fusion import OFFICIAL_GEOMETRIES
-from .image_decoding import check_unit_range
 from .image_geometry import Size, normalized_batch
 from .image_post_processing import PostProcessingSettings, SegmentationPostProcessing, refuse_for_one_call
 from .image_processing_eomt import EoMTImageProcessor
@@ -36,6 +35,7 @@ from .image_processing_plain_vit import (
     stored_settings,
 )
 from .image_processing_vit_p import ViTPImageProcessor
+from .image_tensors import check_unit_range
 from .published_labels import find_published_labels
 from .transformers_eomt import (
     TRANSFORMERS_EOMT_TYPES,

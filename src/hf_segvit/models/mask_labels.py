@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .image_decoding import as_list, open_image_file
+from .image_files import open_image_file
+from .image_tensors import as_list
 
 _INTEGER_MODES = ("1", "L", "P", "I")  # of Pillow; its 16-bit ones start with "I;16"
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..atomic_files import naming_full_disk
+from ..inference.segmenter import NonFiniteOutputs
 from .recipe import Recipe
 from .start import build_trained_model
 from .step import to_device
@@ -122,6 +123,19 @@ def explained_out_of_memory(advice: Sequence[str]) -> Iterator[None]:
             raise
         remedy = "; ".join(advice) or "use a smaller model or image_size"
         raise TrainingFailed(f"out of memory ({str(error).splitlines()[0]}); try: {remedy}") from error
+
+
+@contextmanager
+def explained_non_finite_outputs() -> Iterator[None]:
+    """Turn outputs that are not finite within an evaluation into a `TrainingFailed` that says what to change."""
+    try:
+        yield
+    except NonFiniteOutputs as error:
+        raise TrainingFailed(
+            f"the evaluation stopped at {error}. In training, the usual cause is a step that was too large: lower "
+            "learning_rate, raise warmup_steps, or use precision=bf16 in place of fp16; then start again, or resume "
+            "from an earlier checkpoint"
+        ) from error
 
 
 def save_failed_step(

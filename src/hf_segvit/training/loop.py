@@ -38,7 +38,13 @@ from .data_order import StepOrder, TrainingLoader, worker_count
 from .derivation import TrainingPlan, derive
 from .ema import MovingAverage
 from .explanation import memory_advice, starting_block
-from .guards import NonFiniteGuard, evaluation_advice, explained_out_of_memory, save_failed_step
+from .guards import (
+    NonFiniteGuard,
+    evaluation_advice,
+    explained_non_finite_outputs,
+    explained_out_of_memory,
+    save_failed_step,
+)
 from .optimizers import build_optimizer, highest_rates, learning_rate_schedule
 from .preflight import check_folders
 from .recipe import Recipe, cache_folder, output_folder
@@ -311,6 +317,7 @@ class _Run:
                 # A signal may interrupt at once, as resuming repeats the evaluation; several processes would first
                 # have to agree to stop.
                 self.signals.interruptible() if self.single_process else contextlib.nullcontext(),
+                explained_non_finite_outputs(),
                 explained_out_of_memory(evaluation_advice(self.recipe)),
                 unchanged_random_states(),
                 average,

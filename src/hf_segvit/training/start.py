@@ -30,6 +30,7 @@ from .tasks import TrainingTask
 from .training_state import is_sharded, whole
 
 # Weights know pixels in this scaling, so training continues with it.
+# Not the bands of files: these are the data's.
 _PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "value_range")
 
 

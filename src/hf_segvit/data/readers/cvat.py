@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ...models.image_decoding import MAX_IMAGE_PIXELS
+from ...models.image_claims import MAX_IMAGE_PIXELS
 from ..annotation_values import is_size
 from ..archives import MAX_TEXT_BYTES, Location, location_name, read_location
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList

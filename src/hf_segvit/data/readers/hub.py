@@ -14,7 +14,7 @@ from typing import Any
 
 import datasets
 
-from ...models.image_decoding import AS_STORED, ImageSettings
+from ...models.image_values import AS_STORED, ImageSettings
 from ..archives import MAX_IMAGE_BYTES, read_location
 from ..class_lists import ClassList, read_classes
 from ..decoding import image_in_frame, semantic_segments

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from ...models.image_decoding import MAX_IMAGE_PIXELS
+from ...models.image_claims import MAX_IMAGE_PIXELS
 from ..annotation_values import is_size
 from ..archives import Location, location_name
 from ..decoding import upright_size

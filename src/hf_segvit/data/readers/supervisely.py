@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...models.image_decoding import open_image_file
+from ...models.image_files import open_image_file
 from ..annotation_values import is_size
 from ..archives import MAX_IMAGE_BYTES, Location, location_name, read_json
 from ..folders import IMAGE_SUFFIXES, DataFolder, FileList

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...models.image_decoding import open_image_file
+from ...models.image_files import open_image_file
 from ..archives import Location, location_name, read_location, read_text
 from ..class_lists import CLASS_FILES, VOID, label_rule, listed_names
 from ..decoding import Segments, semantic_segments

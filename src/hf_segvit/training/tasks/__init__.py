@@ -235,6 +235,15 @@ class DatasetTask(TrainingTask):
             return dataset
         return reading.with_image_settings(dataset, replace(settings, channels=self._channels))
 
+    @property
+    def file_settings(self) -> dict[str, Any]:
+        """How the data's files become pixels, for the image processor: later images are read in the same way."""
+        if self.published is not None:
+            return {}
+        settings = reading.image_settings_of(self.training_data)
+        given = {"value_range": settings.value_range, "bands": settings.bands}
+        return {name: list(value) for name, value in given.items() if value is not None}
+
     def read_data(self, spec: str, split: str | None, to_score: bool = False) -> Any:
         """Read a data set for training, or one `to_score` on."""
         return reading.load_segmentation_dataset(spec, split=split, task=self.recipe.task)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...data.augmentation import AugmentedDataset, augmentation
 from ...data.collation import MaskCollator, binary_masks, normalize_pixels, placed_pixels
-from ...data.reading import DataDescription, image_settings_of
+from ...data.reading import DataDescription
 from ...drawing.segments import draw_segments
 from ...evaluation import evaluate
 from ...evaluation.tasks import evaluation_task
@@ -48,14 +48,12 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
     def new_processor(self, **kept: Any) -> EoMTImageProcessor:
         """An image processor for the recipe's task, size and classes, with settings of the starting model."""
         description = self.description
-        if self.published is None and (known := image_settings_of(self.training_data).value_range):
-            kept = {**kept, "value_range": list(known)}  # as the pixels of all files are scaled, later ones too
         return EoMTImageProcessor(
             task=self.recipe.task,
             size={"height": self.size[0], "width": self.size[1]},
             stuff_classes=description.stuff_classes if self.recipe.task == "panoptic" else None,
             num_labels=len(description.id2label),
-            **kept,
+            **{**kept, **self.file_settings},
         )
 
     def train_samples(self) -> TrainingSamples:

@@ -30,9 +30,10 @@ from ...inference.point_classifier import PointClassifier
 from ...inference.segmenter import Segmenter
 from ...metrics.point_accuracy import PointAccuracy
 from ...models.configuration_vit_p import ViTPConfig
-from ...models.image_decoding import AS_STORED, shown_rgb, to_pixels
+from ...models.image_decoding import shown_rgb, to_pixels
 from ...models.image_processing_plain_vit import unit_normalization
 from ...models.image_processing_vit_p import ViTPImageProcessor
+from ...models.image_values import AS_STORED
 from ...models.modeling_vit_p import ViTPForPointClassification
 from ..declarations import PointOptions, PromptOptions, ViTPDeclaration, checked
 from ..derivation import augmentation_name, image_size, model_fields
@@ -85,7 +86,7 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
             patch_size=model.config.patch_size,
             point_origin=model.config.point_origin,
             id2label=self.description.id2label,
-            **kept,
+            **{**kept, **self.file_settings},
         )
         return model, processor
 
@@ -251,9 +252,10 @@ def _refuse_other_classes(spec: str, theirs: DataDescription, ours: DataDescript
 
 
 def _draw_points(
-    image: Image.Image, points: Tensor, labels: list[int], scores: list[float] | None, id2label: Mapping[int, str]
+    image: Any, points: Tensor, labels: list[int], scores: list[float] | None, id2label: Mapping[int, str]
 ) -> Image.Image:
     """A disc at every point, in the colour and with the name of its class."""
+    image = shown_rgb(image)  # it may have other bands
     radius = max(2.0, 0.02 * min(image.size))  # pixels
     rows, columns = np.mgrid[: image.height, : image.width] + 0.5  # pixel centres
     discs = np.full((image.height, image.width), -1, dtype=np.int64)
