@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from hf_segvit.models.cpu_kernels import processor_features
+
 
 def machine() -> str:
     """One line with processor, threads, accelerator and versions."""
@@ -19,9 +21,10 @@ def machine() -> str:
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
+    features = processor_features()
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
-        f"{model}, {torch.get_num_threads()} threads{device}; Python {platform.python_version()}, "
+        f"{model} ({features}), {torch.get_num_threads()} threads{device}; Python {platform.python_version()}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
 

@@ -30,8 +30,8 @@ STUFF = list(range(80, 133))
 SCENES = {"typical": 30, "crowded": 120}
 TARGETS = [(480, 640), (1080, 1920)]
 BUDGETS = {
-    ("panoptic", TARGETS[0]): 1 / 10,
-    ("panoptic", TARGETS[1]): 1 / 5,
+    ("panoptic", TARGETS[0]): 1 / 12,
+    ("panoptic", TARGETS[1]): 1 / 15,
     ("instance", TARGETS[0]): 1 / 20,
     ("instance", TARGETS[1]): 1 / 12,
 }

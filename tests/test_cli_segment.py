@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
@@ -18,8 +19,10 @@ from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProc
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
 from hf_segvit.drawing.segments import draw_segments
+from hf_segvit.inference import devices
 from hf_segvit.inference.input_files import find_images, output_names
 from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.models.cpu_kernels import CPUKernels
 from hf_segvit.models.mask_encoding import decode_mask
 
 from .test_semantic_views import case, example_images
@@ -491,3 +494,66 @@ def test_usage_errors_exit_with_2(capsys):
         main(["segment", "a.jpg"])
     assert error.value.code == 2
     assert "--model" in capsys.readouterr().err
+
+
+def annealed(source: Path, folder: Path) -> Path:
+    """A copy of a checkpoint whose attention is not masked."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "masked_attention_probabilities": [0.0, 0.0]}))
+    return folder
+
+
+@pytest.mark.parametrize("task", list(THRESHOLD))
+def test_an_optimised_model_writes_the_same_files(task, checkpoints, images, tmp_path):
+    model = annealed(checkpoints[task], tmp_path / "model")
+    arguments = [images, "--model", model, "--device", "cpu", *threshold_of(task)]
+    assert segment(*arguments, "--output", tmp_path / "plain") == 0
+    assert segment(*arguments, "--output", tmp_path / "fast", "--optimize") == 0
+    names = names_in(tmp_path / "plain")
+    assert names == names_in(tmp_path / "fast")
+    for name in names:
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "fast" / name).read_bytes()
+
+
+def test_an_optimised_model_decodes_few_masks_and_still_knows_the_highest_score(checkpoints, images, tmp_path):
+    model = annealed(checkpoints["panoptic"], tmp_path / "model")
+    plain = Segmenter.from_pretrained(str(model), device="cpu")
+    fast = Segmenter.from_pretrained(str(model), device="cpu", optimize={"fuse_qkv": True})
+    pictures = [Image.open(file).convert("RGB") for file in sorted(images.iterdir())]
+    for threshold in (0.3, 0.99):
+        for expected, answer in zip(plain(pictures, threshold), fast(pictures, threshold), strict=True):
+            assert [one.label_id for one in answer.segments] == [one.label_id for one in expected.segments]
+            assert np.array_equal(answer.segment_map, expected.segment_map)
+            assert answer.highest_score == pytest.approx(expected.highest_score, abs=1e-5)
+    [asked] = fast.ask(pictures, 0.99, prune=True)
+    assert asked.views[0].outputs.masks_queries_logits.shape[1] == 1
+    assert fast.model.eomt.layers[0].attention.fused is not None
+
+
+def test_optimisation_that_cannot_be_had_is_one_clear_line(checkpoints, images, tmp_path, capsys):
+    model = annealed(checkpoints["panoptic"], tmp_path / "model")
+    for folder, switch, text in (
+        (checkpoints["panoptic"], [], "still masks attention in 2 of its 2 query layers"),
+        (model, ["prune-mask"], "optimize: there is no switch 'prune_mask'; did you mean prune_masks?"),
+        (model, ["cuda-graphs"], "cuda_graphs=True needs a model on a CUDA device"),
+    ):
+        arguments = ["--model", folder, "--output", tmp_path / "out", "--device", "cpu", "--optimize", *switch]
+        assert segment(images, *arguments) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert text in error
+
+
+def test_dtype_auto_is_what_the_processor_is_fast_in(checkpoints, images, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(devices.logger, "warning_once", said.append)
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(devices, "KERNELS", CPUKernels(fast_bfloat16=fast))
+        segmenter = Segmenter.from_pretrained(str(checkpoints["panoptic"]), device="cpu", dtype="auto")
+        assert segmenter.model.dtype == dtype
+        arguments = ["--model", checkpoints["panoptic"], "--output", tmp_path / str(fast), "--dtype", "auto"]
+        assert segment(images, *arguments, "--device", "cpu") == 0
+    assert [message.split(",")[0] for message in said] == [
+        *["dtype auto: weights in bfloat16"] * 2,
+        *["dtype auto: weights in float32"] * 2,
+    ]

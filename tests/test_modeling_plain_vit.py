@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_segvit.models import plain_vit_layers as plain_vit_attention
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
 from hf_segvit.models.modeling_plain_vit import PlainViTModel, resample_position_embeddings
-from hf_segvit.models.plain_vit_layers import PlainViTAttention, half_precision_attention, rotary_embeddings, rotate
+from hf_segvit.models.plain_vit_layers import PlainViTAttention, rotary_embeddings, rotate
 
 from .tiny_models import FAMILIES, randomize
 
@@ -64,71 +63,6 @@ def test_leading_mask_is_the_same_in_every_back_end_and_leaves_other_rows_alone(
             full = torch.cat((mask, mask.new_ones(2, 1, 8, 12)), dim=2).expand(-1, 2, -1, -1)
             assert torch.equal(weights > 0, full)
     torch.testing.assert_close(outputs["sdpa"], outputs["eager"], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("products", [True, False])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_both_kernels_in_half_precision_are_as_near_to_the_formula_as_their_rounding(dtype, products, monkeypatch):
-    monkeypatch.setattr(plain_vit_attention, "ROWS_IN_CACHE", 7)
-    query, key, value = torch.randn(3, 2, 4, 20, 16).to(dtype)
-    weights = (query.float() @ key.float().transpose(-1, -2) * 0.25).softmax(-1)
-    expected = (weights @ value.float()).transpose(1, 2)
-    if products:
-        answer = half_precision_attention(query, key, value, 0.25)
-    else:
-        answer = F.scaled_dot_product_attention(query, key, value, scale=0.25).transpose(1, 2)
-    assert answer.dtype == dtype
-    # Scores of a few units and weights are rounded to 8 (bf16) or 11 (fp16) bits on the way.
-    torch.testing.assert_close(answer.float(), expected, rtol=0, atol=0.05 if dtype == torch.bfloat16 else 0.01)
-
-
-@pytest.mark.parametrize(
-    ("instructions", "tiles", "faster"),
-    [(True, False, True), (True, True, False), (False, False, False), (None, False, False), (True, None, False)],
-)
-def test_products_are_chosen_by_what_the_processor_has(instructions, tiles, faster, monkeypatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    for name, supported in (("_is_avx512_bf16_supported", instructions), ("_is_amx_tile_supported", tiles)):
-        if supported is None:  # a release of PyTorch that no longer tells
-            monkeypatch.delattr(torch.cpu, name, raising=False)
-        else:
-            monkeypatch.setattr(torch.cpu, name, lambda supported=supported: supported, raising=False)
-    assert plain_vit_attention.bf16_products_are_faster() is faster
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not plain_vit_attention.bf16_products_are_faster()
-
-
-@pytest.mark.parametrize("faster", [True, False])
-def test_attention_takes_the_faster_kernel_where_it_may(faster, monkeypatch) -> None:
-    calls = []
-
-    def counted(*arguments):
-        calls.append(arguments)
-        return half_precision_attention(*arguments)
-
-    monkeypatch.setattr(plain_vit_attention, "BF16_PRODUCTS_ARE_FASTER", faster)
-    monkeypatch.setattr(plain_vit_attention, "half_precision_attention", counted)
-    pixels = torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        expected = tiny_vit()(pixels).last_hidden_state
-        answer = tiny_vit().bfloat16()(pixels.bfloat16()).last_hidden_state
-        assert len(calls) == (3 if faster else 0)  # one for each layer
-        assert (answer.float() - expected).abs().max() < 0.1 * expected.abs().max()
-        calls.clear()
-        tiny_vit().half()(pixels.half())
-        tiny_vit().bfloat16().train()(pixels.bfloat16())
-    tiny_vit().bfloat16()(pixels.bfloat16()).last_hidden_state.sum().backward()  # needs gradients
-    assert not calls
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("faster", [True, False])
-def test_the_choice_of_a_kernel_breaks_no_graph(faster, monkeypatch) -> None:
-    monkeypatch.setattr(plain_vit_attention, "BF16_PRODUCTS_ARE_FASTER", faster)
-    torch._dynamo.reset()
-    model, pixels = tiny_vit().bfloat16(), torch.randn(1, 3, 32, 32).bfloat16()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(pixels).last_hidden_state, model(pixels).last_hidden_state)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

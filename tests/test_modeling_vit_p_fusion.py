@@ -134,8 +134,8 @@ def test_alpha_by_task_and_by_call():
         for task in ("panoptic", "semantic"):
             by_task = model(**given, task=task)
             assert torch.equal(by_task.class_queries_logits, model(**given, alpha=alpha[task]).class_queries_logits)
-    again = model.fuse(by_task.generator_class_queries_logits, by_task.prompt_logits, alpha=0.2)
-    assert torch.equal(again, model(**given, task="panoptic").class_queries_logits)
+        again = model.fuse(by_task.generator_class_queries_logits, by_task.prompt_logits, alpha=0.2)
+        assert torch.equal(again, model(**given, task="panoptic").class_queries_logits)
 
 
 def test_internimage_normalisation():

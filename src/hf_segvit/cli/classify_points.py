@@ -17,6 +17,7 @@ from typing import Any
 
 from ..lookup import printable
 from .model_options import (
+    add_dtype_option,
     add_model_options,
     add_pixel_limit,
     apply_pixel_limit,
@@ -46,6 +47,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--boxes", nargs="+", type=str.strip, default=[], metavar="X0,Y0,X1,Y1", help="boxes")
     add_model_options(parser)
     add_pixel_limit(parser)
+    add_dtype_option(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="image to write, with the prompts and answers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes to report per prompt (default 3)")
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             if path.is_dir():
                 raise ValueError(f"cannot write {path}: it is a folder; name a file in it")
     device = pick_device(args.device)
-    classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device)
+    classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device, dtype=args.dtype)
     if stored is None:
         image = open_image(args.image, settings=classifier.file_settings, free_pixels=FREE_FOR_INFERENCE)
     else:

@@ -19,6 +19,7 @@ from ..lookup import import_object, suggestion
 from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
+    add_dtype_option,
     add_model_options,
     add_pixel_limit,
     add_view_options,
@@ -27,6 +28,7 @@ from .model_options import (
     check_model_options,
     errors_name_options,
     model_folder,
+    name_of_dtype,
     numbers,
     refuse_missing_data,
     refuse_missing_models,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 # An evaluation resumes from saved counts only if all of these are the same.
 ABOUT = (
     *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
-    *("classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip", "classes", "max_detections"),
+    *("dtype", "classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip", "classes", "max_detections"),
 )
 
 
@@ -56,6 +58,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="With --output DIR: results.json, results.txt and worst.png; an interrupted run resumes from there.",
     )
     add_model_options(parser)
+    add_dtype_option(parser)
     parser.add_argument(
         "--data", required=True, metavar="FORMAT:PATH", help="data set; `hf-segvit check-data --help` lists the formats"
     )
@@ -173,6 +176,7 @@ def run_segmentation(args: argparse.Namespace) -> int:
             args.model,
             task=args.task,
             device=device,
+            dtype=args.dtype,
             revision=args.revision,
             threshold=args.threshold,
             stuff_classes=stuff_classes,
@@ -264,6 +268,7 @@ def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tup
     state = PartialState()
     # Under accelerate, each process has its own GPU.
     device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
+    args.dtype = name_of_dtype(args.dtype, device)  # what `auto` chose, as scores may depend on it
     settings = {
         "metrics": metrics,
         "batch_size": args.batch_size,
@@ -356,13 +361,25 @@ def run_points(args: argparse.Namespace) -> int:
     tasks = [task for task in order if task in available_tasks(args.data)]
     if not tasks:
         raise ValueError(f"{args.data} has neither panoptic nor semantic labels, so that a point has no one class")
-    names = ("model", "revision", "data", "split", "task", "limit", "points", "num_points", "seed", "generator")
+    names = (
+        "model",
+        "revision",
+        "dtype",
+        "data",
+        "split",
+        "task",
+        "limit",
+        "points",
+        "num_points",
+        "seed",
+        "generator",
+    )
     dataset, device, settings = _prepare(args, tasks[0], names)
     id2label = describe(dataset).id2label
-    classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device)
+    classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device, dtype=args.dtype)
     generator = None
     if args.generator is not None:
-        generator = Segmenter.from_pretrained(args.generator, task="panoptic", device=device)
+        generator = Segmenter.from_pretrained(args.generator, task="panoptic", device=device, dtype=args.dtype)
     settings |= {"identity": _identity(args, dataset, {"": classifier, "generator": generator})}
     source = point_source(args.points, id2label, num_points=args.num_points, seed=args.seed, generator=generator)
     _write(args, evaluate_points(classifier, dataset, id2label, source, **settings), settings)

@@ -21,6 +21,46 @@ def add_model_options(parser: Any) -> None:
     )
 
 
+def add_dtype_option(parser: Any) -> None:
+    """Add the type of the weights."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the weights; auto: bfloat16 where that is faster on this machine (default float32)",
+    )
+
+
+def name_of_dtype(text: str, device: Any) -> str:
+    """The name of the type that `--dtype` asks for, with `auto` decided."""
+    from ..inference.devices import DTYPES, pick_dtype
+
+    dtype = pick_dtype(text, device)
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def add_optimize_option(parser: Any) -> None:
+    """Add optimisation for inference."""
+    parser.add_argument(
+        "--optimize",
+        nargs="?",
+        const="",
+        metavar="SWITCH,...",
+        help=(
+            "optimise the model for inference, which changes no segment; optionally with switches such as compile "
+            "(worth its minute for hundreds of images) or no-prune-masks"
+        ),
+    )
+
+
+def optimize_switches(text: str | None) -> bool | dict[str, bool]:
+    """What `--optimize` asks for: `a,no-b` is a on and b off."""
+    if not text:
+        return text is not None
+    names = [part.strip().replace("-", "_") for part in text.split(",")]
+    return {name.removeprefix("no_"): not name.startswith("no_") for name in names}
+
+
 def add_classifier_options(parser: Any) -> None:
     """Add a ViT-P that names the masks of the model."""
     group = parser.add_argument_group("labels by ViT-P")
@@ -165,6 +205,7 @@ def errors_name_options() -> Iterator[None]:
         yield
     except ValueError as error:
         text = str(error).replace("label_mismatch='keep'", "--label-mismatch keep")
+        text = text.replace("compile=True", "--optimize compile").replace("leave optimize out", "leave --optimize out")
         text = text.replace("max_segments=", "--max-segments ")
         raise ValueError(text.replace("task='semantic'", "--task semantic")) from error
 

@@ -20,7 +20,9 @@ from ..lookup import printable
 from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
+    add_dtype_option,
     add_model_options,
+    add_optimize_option,
     add_pixel_limit,
     add_view_options,
     apply_pixel_limit,
@@ -28,6 +30,7 @@ from .model_options import (
     check_model_options,
     errors_name_options,
     model_folder,
+    optimize_switches,
     refuse_missing_models,
     views_of,
 )
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..inference.segmenter import SegmentedImage, Segmenter
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -75,7 +76,8 @@ def add_parser(subparsers: Any) -> None:
         help="font for class names in the overlays; default: one that has the letters",
     )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default float32)")
+    add_dtype_option(parser)
+    add_optimize_option(parser)
     parser.add_argument(
         "--value-range",
         metavar="LOW-HIGH",
@@ -116,7 +118,6 @@ def run(args: argparse.Namespace) -> int:
 
         use_font(args.font)
 
-    import torch
     from tqdm import tqdm
 
     from ..inference.devices import describe_device, pick_device
@@ -135,7 +136,8 @@ def run(args: argparse.Namespace) -> int:
             task=args.task,
             device=device,
             revision=args.revision,
-            dtype=getattr(torch, args.dtype),
+            dtype=args.dtype,
+            optimize=optimize_switches(args.optimize),
             threshold=args.threshold,
             views=views,
             classifier=args.classifier,

@@ -1,6 +1,13 @@
-"""Choose and describe the device to compute on."""
+"""Choose and describe the device and the floating-point type to compute in."""
 
 import torch
+from transformers.utils import logging
+
+from ..models.cpu_kernels import KERNELS, processor_features
+
+logger = logging.get_logger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(requested: str | torch.device | None = None) -> torch.device:
@@ -49,6 +56,52 @@ def describe_device(device: torch.device) -> str:
         threads = torch.get_num_threads()
         return f"cpu ({threads} thread{'s' if threads != 1 else ''})"
     return str(device)
+
+
+def pick_dtype(requested: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The type of the weights; a choice, or that another would be faster, is said on stderr, once.
+
+    `"auto"` is bfloat16 where that is faster: on GPUs that have it, and on CPUs with instructions for it (AVX512-BF16,
+    AMX); else float32. float16 is never chosen, because it overflows in some models.
+
+    Raises:
+        ValueError: there is no such type, or the device lacks it.
+    """
+    if isinstance(requested, str) and requested not in ("auto", *DTYPES):
+        raise ValueError(f"dtype {requested!r} is not one of auto, {', '.join(DTYPES)}")
+    if requested == "auto":
+        dtype = torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
+        why = "faster here" if dtype == torch.bfloat16 else "as bfloat16 is not known to be faster here"
+        logger.warning_once(f"dtype auto: weights in {_name(dtype)}, {why} ({_what_it_has(device)})")
+        return dtype
+    dtype = DTYPES[requested] if isinstance(requested, str) else requested
+    if device.type == "cuda" and dtype == torch.bfloat16 and not _has_fast_bfloat16(device):
+        raise ValueError(f"{torch.cuda.get_device_name(device)} has no bfloat16; take float16, float32 or auto")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.ones(1, dtype=dtype, device=device) * 2
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{device} has no {_name(dtype)} ({error}); take float32 or auto") from error
+    if device.type == "cpu" and (dtype == torch.float16 or (dtype == torch.bfloat16 and not KERNELS.fast_bfloat16)):
+        logger.warning_once(
+            f"dtype {_name(dtype)} is slower than float32 on this processor ({processor_features()}); auto takes what "
+            "is fastest"
+        )
+    return dtype
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # older GPUs emulate it
+    return device.type == "cpu" and KERNELS.fast_bfloat16
+
+
+def _what_it_has(device: torch.device) -> str:
+    return str(processor_features()) if device.type == "cpu" else describe_device(device)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _remedy() -> str:

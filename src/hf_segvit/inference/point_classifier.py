@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..models.image_decoding import image_size
 from ..models.image_processing_plain_vit import image_settings
 from ..models.image_values import ImageSettings
-from .devices import pick_device
+from .devices import pick_device, pick_dtype
 from .loading import load_point_classifier
 from .segmenter import refuse_non_finite
 
@@ -31,11 +31,17 @@ class PointClassifier:
 
     @classmethod
     def from_pretrained(
-        cls, source: str, *, device: str | torch.device | None = None, revision: str | None = None
+        cls,
+        source: str,
+        *,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | str = torch.float32,
     ) -> "PointClassifier":
-        """Load a folder or Hub repository; errors as for `load_point_classifier`."""
+        """Load a folder or Hub repository; errors as for `load_point_classifier`, `dtype` as for `pick_dtype`."""
         device = pick_device(device)  # an unknown device is refused before minutes of loading
-        return cls(*load_point_classifier(source, revision=revision), device)
+        dtype = pick_dtype(dtype, device)
+        return cls(*load_point_classifier(source, revision=revision, dtype=dtype), device)
 
     def classify(
         self, image: Image.Image, points: Sequence[Any] = (), boxes: Sequence[Any] = (), top_k: int = 1

@@ -9,12 +9,14 @@ turns its outputs into answers. H W pixels of the image as it was given, upright
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from scipy import ndimage
 
+from ..lookup import suggestion
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.image_decoding import image_size, to_pixels
 from ..models.image_post_processing import SegmentationPostProcessing, instance_segments
@@ -23,7 +25,7 @@ from ..models.image_processing_plain_vit import image_settings
 from ..models.image_values import ImageSettings
 from ..models.label_spaces import match_labels
 from ..models.mask_encoding import decode_mask, encode_mask
-from .devices import pick_device
+from .devices import pick_device, pick_dtype
 from .loading import (
     checkpoint_type,
     is_fused,
@@ -152,7 +154,8 @@ class Segmenter:
         *,
         device: str | torch.device | None = None,
         revision: str | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
+        optimize: bool | Mapping[str, Any] = False,
         classifier: str | None = None,
         alpha: float | None = None,
         label_mismatch: str = "error",
@@ -160,16 +163,23 @@ class Segmenter:
     ) -> "Segmenter":
         """Load a folder or Hub repository; arguments and errors as for `load_universal_model` and `load_fused_model`.
 
+        `dtype` may be `"auto"`, see `pick_dtype`. `optimize` calls the model's `optimize_for_inference`, with these
+        switches if it is a mapping.
+
         `settings` are `task`, `threshold`, `stuff_classes`, `data_labels`, `views` and `max_segments` as for the class.
         """
         device = pick_device(device)  # an unknown device is refused before minutes of loading
+        dtype = pick_dtype(dtype, device)
         if classifier is None and alpha is None:
             model, processor = load_universal_model(source, revision=revision, dtype=dtype)
         else:
             model, processor = load_fused_model(
                 source, classifier, alpha=alpha, label_mismatch=label_mismatch, revision=revision, dtype=dtype
             )
-        return cls(model, processor, device=device, **settings)
+        segmenter = cls(model, processor, device=device, **settings)
+        if optimize is not False:  # the device decides about some switches, so the model must be there
+            optimize_model(segmenter.model, {} if optimize is True else optimize)
+        return segmenter
 
     @property
     def default_threshold(self) -> float | None:
@@ -202,7 +212,7 @@ class Segmenter:
         refuse_threshold(self.task, threshold)
         threshold = self.default_threshold if threshold is None else threshold
         results: list[SegmentedImage] = []
-        for asked in self.ask(images, threshold):
+        for asked in self.ask(images, threshold, prune=True):
             answers = self.post_process(asked, threshold)
             answered = [self._image(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
             results += self._with_highest_scores(asked, answered)
@@ -212,6 +222,9 @@ class Segmenter:
         """The results, with the best score in images without segments, where the threshold may be too high."""
         if self.task == "semantic" or all(result.segments for result in results):
             return results
+        if self._prunes:
+            # Rare enough to run the model again for the masks that were not decoded.
+            (asked,) = self.ask(asked.views[0].images)
         scores = [
             max((row["score"] for row in answer["segments_info"]), default=None)
             for answer in self.post_process(asked, 0.0)
@@ -249,24 +262,39 @@ class Segmenter:
         COCO's run-length encoding, whatever their score.
         """
         threshold = self.ranking_threshold
-        return [answer for asked in self.ask(images, threshold) for answer in self.post_process(asked, threshold)]
+        batches = self.ask(images, threshold, prune=True)
+        return [answer for asked in batches for answer in self.post_process(asked, threshold)]
 
     @property
     def ranking_threshold(self) -> float | None:
         """The score that a segment needs for metrics: 0 for instances, which average precision ranks itself."""
         return 0.0 if self.task == "instance" else self.default_threshold
 
-    def ask(self, images: Sequence[Any], threshold: float | None = None, alpha: float | None = None) -> Iterator[Asked]:
+    @property
+    def _prunes(self) -> bool:
+        return self.task != "semantic" and getattr(self.model, "prunes_masks", False)
+
+    def ask(
+        self,
+        images: Sequence[Any],
+        threshold: float | None = None,
+        alpha: float | None = None,
+        *,
+        prune: bool = False,
+    ) -> Iterator[Asked]:
         """Run the model on upright images, in batches that may go together.
 
         Args:
             threshold: score that will be required of a segment; a fused model skips queries that cannot reach it.
             alpha: fuse with this weight, and classify all queries.
+            prune: let a model optimised for that leave out the queries that cannot reach the threshold.
         """
         fusion: dict[str, Any] = {}
         if is_fused(self.model):
             fusion = {"pruning_threshold": threshold} if alpha is None else {"alpha": alpha}
             fusion["task"] = self.task
+        elif prune and self._prunes:
+            fusion = {"pruning_threshold": threshold, "task": self.task}
         # Four bands would pass as colours with transparency, so the number of channels is checked here.
         channels = ImageSettings(self.image_settings.channels)
         images = [to_pixels(image, f"images[{index}]", channels) for index, image in enumerate(images)]
@@ -353,6 +381,18 @@ class Segmenter:
         if self.task == "instance":
             limit = self.max_segments or getattr(self.processor, "num_instances", None)
         return SegmentedImage(self.task, segment_map, segments, limit=limit)
+
+
+def optimize_model(model: Any, switches: Mapping[str, Any]) -> None:
+    """Optimise a model for inference; a ValueError if it cannot be, or has no such switch."""
+    method = getattr(model, "optimize_for_inference", None)
+    if method is None:
+        raise ValueError(f"a {type(model).__name__} cannot be optimised for inference; leave optimize out")
+    known = list(signature(method).parameters)
+    unknown = [name for name in switches if name not in known]
+    if unknown:
+        raise ValueError(f"optimize: there is no switch {unknown[0]!r}; {suggestion(unknown[0], known)}")
+    method(**switches)
 
 
 def image_batches(processor: Any, images: Sequence[Any]) -> list[list[Any]]:

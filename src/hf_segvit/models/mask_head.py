@@ -11,20 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .cpu_kernels import Linear, linear, linear_and_activation, takes_onednn
+
 
 class EoMTMaskHead(nn.Module):
     """Three linear layers from a query token to its mask embedding."""
 
     def __init__(self, hidden_size: int, hidden_act: str):
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, hidden_size)
-        self.fc2 = nn.Linear(hidden_size, hidden_size)
-        self.fc3 = nn.Linear(hidden_size, hidden_size)
+        self.fc1 = Linear(hidden_size, hidden_size)
+        self.fc2 = Linear(hidden_size, hidden_size)
+        self.fc3 = Linear(hidden_size, hidden_size)
         self.activation = ACT2FN[hidden_act]
 
     def forward(self, queries: Tensor) -> Tensor:
         """Mask embeddings (B, Q, D) of query tokens (B, Q, D)."""
-        return self.fc3(self.activation(self.fc2(self.activation(self.fc1(queries)))))
+        hidden = linear_and_activation(self.fc1, self.activation, queries)
+        return self.fc3(linear_and_activation(self.fc2, self.activation, hidden))
 
 
 class TransposedConv2x2(nn.ConvTranspose2d):
@@ -81,9 +84,17 @@ class EoMTScaleBlock(nn.Module):
 
 def mask_logits(mask_queries: Tensor, mask_features: Tensor) -> Tensor:
     """Logits (B, Q, height, width) of embeddings (B, Q, D) with upscaled patches (B, height, width, D)."""
-    batch_size, height, width, _ = mask_features.shape
-    logits = mask_queries @ mask_features.flatten(1, 2).transpose(1, 2)
-    return logits.view(batch_size, -1, height, width)
+    height, width = mask_features.shape[1:3]
+    features = mask_features.flatten(1, 2)
+    if takes_onednn(features, mask_queries) and features.dtype == torch.float32:
+        logits = torch.stack([linear(*pair, None) for pair in zip(mask_queries, features, strict=True)])
+    elif features.device.type == "cpu" and features.dtype != torch.float32:
+        # In half precision oneDNN would first copy the transposed features, the largest tensor of the model. The other
+        # way round it copies nothing; the logits are a view.
+        logits = (features @ mask_queries.transpose(1, 2)).transpose(1, 2)
+    else:
+        logits = mask_queries @ features.transpose(1, 2)
+    return logits.unflatten(2, (height, width))
 
 
 def attention_mask_from(

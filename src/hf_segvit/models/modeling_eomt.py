@@ -20,6 +20,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_eomt import EoMTConfig, check_probabilities
+from .inference_optimization import compile_module, queries_to_decode, refuse_masked_attention, take_queries
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
 from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, mask_logits
 from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel, misfits_name_the_flag
@@ -31,7 +32,7 @@ class EoMTModelOutput(ModelOutput):
     """Output of `EoMTModel`."""
 
     last_hidden_state: Tensor | None = None  # (B, Q + prefix + h * w, D), after the final norm
-    masks_queries_logits: Tensor | None = None  # (B, Q, s * h, s * w), of the last layer
+    masks_queries_logits: Tensor | None = None  # (B, Q, s * h, s * w), of the last layer, if they were to be decoded
     hidden_states: tuple[Tensor, ...] | None = None  # on request, input and output of every block
     attentions: tuple[Tensor, ...] | None = None  # on request, attention weights of every block
     # One entry per prediction, the final one last. Training predicts before every query layer, inference only before
@@ -44,7 +45,10 @@ class EoMTModelOutput(ModelOutput):
 
 @dataclass
 class EoMTForUniversalSegmentationOutput(ModelOutput):
-    """Output of `EoMTForUniversalSegmentation`, as every Mask2Former-style post-processor takes it."""
+    """Output of `EoMTForUniversalSegmentation`, as every Mask2Former-style post-processor takes it.
+
+    With a `pruning_threshold`, Q is the number of queries that `kept_queries` names.
+    """
 
     loss: Tensor | None = None  # total, summed over all predictions
     loss_dict: dict[str, Tensor] | None = None  # its unweighted terms by layer, without gradient
@@ -54,6 +58,7 @@ class EoMTForUniversalSegmentationOutput(ModelOutput):
     last_hidden_state: Tensor | None = None  # (B, Q + prefix + h * w, D), after the final norm
     hidden_states: tuple[Tensor, ...] | None = None  # on request, as in EoMTModelOutput
     attentions: tuple[Tensor, ...] | None = None  # on request, as in EoMTModelOutput
+    kept_queries: Tensor | None = None  # (B, K) their indices, if queries were pruned
     # Passed through from the image processor to its post-processing.
     content_sizes: Tensor | None = None
     patch_offsets: Tensor | None = None
@@ -115,6 +120,8 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         self.eomt = EoMTModel(config)
         self.class_predictor = nn.Linear(config.hidden_size, self.num_labels + 1)
         self.criterion = self.criterion_class.from_config(config)
+        self.prunes_masks = False  # whether whoever knows the threshold should pass it to `forward`
+        self.uses_cuda_graphs = False
         self.post_init()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -140,6 +147,36 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         """The module that turns pixels into tokens."""
         return self.eomt.get_input_embeddings()
 
+    def optimize_for_inference(
+        self,
+        *,
+        fuse_qkv: bool | None = None,
+        channels_last: bool | None = None,
+        prune_masks: bool = True,
+        compile: bool | None = None,
+        cuda_graphs: bool | None = None,
+    ) -> "EoMTForUniversalSegmentation":
+        """Make inference faster without another checkpoint or other segments; the model itself, in evaluation mode.
+
+        A second call starts afresh.
+
+        Args:
+            fuse_qkv: compute queries, keys and values in one product; `None`: where that is faster.
+            channels_last: lay out the kernels of convolutions channels-last; `None`: on accelerators.
+            prune_masks: let `Segmenter` decode the masks only of queries that can pass its threshold.
+            compile: compile all up to the mask features, once for each size of the input; `None`: on CUDA.
+            cuda_graphs: replay compiled kernels as a CUDA graph; `None`: where compiled for CUDA.
+
+        Raises:
+            ValueError: attention is still masked, or this machine lacks what a switch needs.
+        """
+        refuse_masked_attention(self.config)
+        super().optimize_for_inference(fuse_qkv=fuse_qkv, channels_last=channels_last)
+        compiled = compile_module(self.eomt, compile, cuda_graphs)
+        self.uses_cuda_graphs = compiled and self.device.type == "cuda" and cuda_graphs is not False
+        self.prunes_masks = prune_masks
+        return self
+
     def predict_queries(self, queries: Tensor) -> dict[str, Tensor]:
         """`class_logits` (B, Q, C + 1), no-object last, of queries (B, Q, D) after the norm.
 
@@ -158,6 +195,8 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         loss_normalizers: Tensor | None = None,
         content_sizes: Tensor | None = None,
         patch_offsets: Tensor | None = None,
+        task: str = "panoptic",
+        pruning_threshold: float | None = None,
         **kwargs: Any,
     ) -> EoMTForUniversalSegmentationOutput:
         """Segment images, and compute the loss if labels are given.
@@ -170,6 +209,8 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             loss_normalizers: of `criterion.count_normalizers`, for gradient accumulation; `None` counts this batch.
             content_sizes: (B, 2), returned as given.
             patch_offsets: (B, 3), returned as given.
+            task: of the post-processing that follows, for `pruning_threshold`.
+            pruning_threshold: leave out queries that cannot pass this score or a higher one; changes no segment.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and targets for a custom criterion:
                 lists like `class_labels` whose names end with `_labels`, such as `box_labels`.
         """
@@ -182,7 +223,14 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             # Before the forward pass: bad labels should not cost one.
             validate_targets(mask_labels, class_labels, self.num_labels, batch_size, loss_mask, others=others)
 
-        outputs = self.eomt(pixel_values, **kwargs)
+        # How many masks are wanted depends on the data, so they are decoded after what may be compiled for one shape.
+        prune = mask_labels is None and task != "semantic"
+        threshold = pruning_threshold if prune else None
+        if self.uses_cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        outputs = self.eomt(pixel_values, decode_masks=threshold is None, **kwargs)
+        if threshold is not None:
+            return self._pruned(outputs, task, threshold, content_sizes, patch_offsets)
         predicted = [self.predict_queries(queries) for queries in outputs.query_hidden_states]
         loss = loss_dict = None
         if mask_labels is not None and class_labels is not None:
@@ -198,14 +246,45 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             loss=loss,
             loss_dict=loss_dict,
             class_queries_logits=predicted[-1]["class_logits"],
-            masks_queries_logits=outputs.masks_queries_logits,
+            masks_queries_logits=self._own(outputs.masks_queries_logits),
             query_predictions=_others(predicted[-1]) or None,
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=self._own(outputs.last_hidden_state),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             content_sizes=content_sizes,
             patch_offsets=patch_offsets,
         )
+
+    def _pruned(
+        self,
+        outputs: EoMTModelOutput,
+        task: str,
+        threshold: float,
+        content_sizes: Tensor | None,
+        patch_offsets: Tensor | None,
+    ) -> EoMTForUniversalSegmentationOutput:
+        """The output with only those queries that may pass the threshold."""
+        assert outputs.query_hidden_states
+        assert outputs.mask_queries
+        assert outputs.mask_features
+        predicted = self.predict_queries(outputs.query_hidden_states[-1])
+        kept = queries_to_decode(predicted["class_logits"], task, threshold)
+        predicted = {name: take_queries(values, kept) for name, values in predicted.items()}
+        return EoMTForUniversalSegmentationOutput(
+            class_queries_logits=predicted["class_logits"],
+            masks_queries_logits=mask_logits(take_queries(outputs.mask_queries[-1], kept), outputs.mask_features[-1]),
+            query_predictions=_others(predicted) or None,
+            last_hidden_state=self._own(outputs.last_hidden_state),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            kept_queries=kept,
+            content_sizes=content_sizes,
+            patch_offsets=patch_offsets,
+        )
+
+    def _own(self, values: Tensor | None) -> Tensor | None:
+        """A copy of what the next replay of a CUDA graph would overwrite."""
+        return values.clone() if values is not None and self.uses_cuda_graphs else values
 
     def _predictions(
         self, outputs: EoMTModelOutput, predicted: list[dict[str, Tensor]], class_labels: list[Tensor]
@@ -273,10 +352,11 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> EoMTModelOutput:
+    def forward(self, pixel_values: Tensor, decode_masks: bool = True, **kwargs: Any) -> EoMTModelOutput:
         """Encode images (B, channels, H, W), normalised, with sides that are multiples of the patch size.
 
-        `kwargs` are `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
+        Without `decode_masks` the last layer's mask logits are left to the caller. `kwargs` are
+        `output_hidden_states`, `output_attentions` (needs the eager back-end) and `return_dict`.
         """
         # Probabilities are annealed to 0 in training. Inference is then a plain ViT without intermediate predictions,
         # data-dependent control flow or device syncs.
@@ -306,23 +386,25 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
                     if self.training and probability < 1:
                         shape = (hidden_states.shape[0], config.num_queries)
                         keep = torch.rand(shape, device=hidden_states.device) <= probability
-                    leading_mask = attention_mask_from(
-                        predictions[-1].mask_logits, grid_size, config.num_prefix_tokens, keep
-                    )
+                    layer_logits = predictions[-1].mask_logits
+                    assert layer_logits is not None  # left out only of the final prediction
+                    leading_mask = attention_mask_from(layer_logits, grid_size, config.num_prefix_tokens, keep)
             hidden_states = layer(hidden_states, position_embeddings, leading_mask)
 
         last_hidden_state = self.layernorm(hidden_states)
-        predictions.append(self._predict(last_hidden_state, grid_size, final=True))
+        predictions.append(self._predict(last_hidden_state, grid_size, final=True, decode=decode_masks))
         return EoMTModelOutput(
             last_hidden_state=last_hidden_state,
             masks_queries_logits=predictions[-1].mask_logits,
             query_hidden_states=tuple(p.queries for p in predictions),
             mask_queries=tuple(p.mask_queries for p in predictions),
             mask_features=tuple(p.mask_features for p in predictions),
-            auxiliary_masks_queries_logits=tuple(p.mask_logits for p in predictions[:-1]),
+            auxiliary_masks_queries_logits=tuple(p.mask_logits for p in predictions[:-1] if p.mask_logits is not None),
         )
 
-    def _predict(self, normed_states: Tensor, grid_size: tuple[int, int], final: bool) -> "_Prediction":
+    def _predict(
+        self, normed_states: Tensor, grid_size: tuple[int, int], final: bool, decode: bool = True
+    ) -> "_Prediction":
         num_queries = self.config.num_queries
         queries = normed_states[:, :num_queries]
         patches = normed_states[:, num_queries + self.config.num_prefix_tokens :]
@@ -330,7 +412,7 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
         patches = patches.unflatten(1, grid_size)
         if final:
             mask_features = self.upscale_block(patches)
-            logits = mask_logits(mask_queries, mask_features)
+            logits = mask_logits(mask_queries, mask_features) if decode else None
         else:
             if self.training and torch.is_grad_enabled():
                 # Recomputed in the backward pass: the inner activations of upscaling are the largest of the model.
@@ -350,4 +432,4 @@ class _Prediction:
     queries: Tensor  # (B, Q, D), normed
     mask_queries: Tensor  # (B, Q, D)
     mask_features: Tensor  # (B, s * h, s * w, D)
-    mask_logits: Tensor  # (B, Q, s * h, s * w)
+    mask_logits: Tensor | None  # (B, Q, s * h, s * w)

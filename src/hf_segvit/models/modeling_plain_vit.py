@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_guard import checked_arguments
 from .configuration_plain_vit import PlainViTConfig
+from .inference_optimization import fuse_projections, set_channels_last
 from .plain_vit_layers import PlainMLP, PlainViTAttention, SwiGLU, rotary_embeddings
 
 
@@ -230,6 +231,18 @@ class PlainViTPreTrainedModel(PreTrainedModel):
                 f"{cls.__name__}.from_backbone needs the package hf-segvit and timm, not this checkpoint's code alone"
             ) from error
         return model_from_backbone(cls, source, image_size, patch_size, **kwargs)
+
+    def optimize_for_inference(self, *, fuse_qkv: bool | None = None, channels_last: bool | None = None) -> Any:
+        """Make inference faster without another checkpoint; the model itself, in evaluation mode.
+
+        Args:
+            fuse_qkv: compute queries, keys and values in one product; `None`: where that is faster.
+            channels_last: lay out the kernels of convolutions channels-last; `None`: on accelerators.
+        """
+        self.eval()
+        fuse_projections(self, fuse_qkv)
+        set_channels_last(self, channels_last)
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -148,6 +148,32 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         self.generator.eval().requires_grad_(False)
         return self
 
+    def optimize_for_inference(
+        self,
+        *,
+        fuse_qkv: bool | None = None,
+        channels_last: bool | None = None,
+        compile: bool | None = None,
+        cuda_graphs: bool | None = None,
+    ) -> "ViTPFusionForUniversalSegmentation":
+        """Make inference of both parts faster, as `EoMTForUniversalSegmentation.optimize_for_inference` says.
+
+        The classifier is not compiled, as its number of prompts differs between images, and all masks are decoded, as
+        its prompts are points in them. A generator of Transformers stays as it is.
+        """
+        switches = {"fuse_qkv": fuse_qkv, "channels_last": channels_last}
+        if isinstance(self.generator, EoMTForUniversalSegmentation):
+            self.generator.optimize_for_inference(
+                **switches, prune_masks=False, compile=compile, cuda_graphs=cuda_graphs
+            )
+        elif compile or cuda_graphs:
+            raise ValueError(
+                f"compile=True is for generators of this package; compile the {type(self.generator).__name__} itself, "
+                "or leave it out"
+            )
+        self.classifier.optimize_for_inference(**switches)
+        return self.eval()
+
     def get_input_embeddings(self) -> nn.Module:
         """The module that turns the classifier's pixels into tokens."""
         return self.classifier.get_input_embeddings()

@@ -1,7 +1,7 @@
 """Layers of the plain ViT: self-attention, rotary position embeddings, MLPs.
 
-In order: the attention module, in which leading tokens may carry a mask (EoMT's queries); its own kernels, one written
-out for weights and one as matrix products for bf16 on CPUs; rotary embeddings of a patch grid; the two kinds of MLP.
+In order: the attention module, in which leading tokens may carry a mask (EoMT's queries); attention written out, for
+its weights; rotary embeddings of a patch grid; the two kinds of MLP. Kernels for CPUs are in `cpu_kernels.py`.
 
 Shapes: B batch, T tokens, D hidden size, E channels of one head, h w patch grid.
 """
@@ -17,9 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_plain_vit import PlainViTConfig
-
-# Rows of scores computed at a time, so that they stay in the cache: 256 x 1605 x 6 heads in bf16 are 5 MB.
-ROWS_IN_CACHE = 256
+from .cpu_kernels import Linear, attention_products, is_plain, linear, linear_and_activation, products_are_faster
 
 
 class PlainViTAttention(nn.Module):
@@ -32,12 +30,45 @@ class PlainViTAttention(nn.Module):
         self.head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_size**-0.5
         self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
+        self.v_proj = Linear(config.hidden_size, config.hidden_size)
         normed = config.attention_norm
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if normed else nn.Identity()
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = Linear(config.hidden_size, config.hidden_size)
+        # Weight and bias of the three projections in one tensor each, of which theirs are views; see `set_fused`.
+        self.fused: tuple[Tensor, Tensor] | None = None
+
+    def set_fused(self, fused: bool) -> None:
+        """Compute queries, keys and values in one product, for inference; parameters and their names stay."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        self.fused = None
+        # Adapters and quantised weights are no plain layers.
+        if not fused or not all(type(layer) is Linear and is_plain(layer.weight) for layer in layers):
+            return
+        with torch.no_grad():
+            weight = torch.cat([layer.weight for layer in layers])
+            zeros = self.q_proj.weight.new_zeros(len(weight) // 3)
+            bias = torch.cat([zeros if layer.bias is None else layer.bias for layer in layers])
+            for layer, rows, values in zip(layers, weight.chunk(3), bias.chunk(3), strict=True):
+                layer.weight.data = rows
+                if layer.bias is not None:
+                    layer.bias.data = values
+        self.fused = weight, bias
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Any:
+        # To another device or type each parameter goes by itself, away from the tensor that they share.
+        result = super()._apply(fn, recurse)
+        if self.fused is not None:
+            self.set_fused(True)
+        return result
+
+    @property
+    def _uses_fused(self) -> bool:
+        if self.fused is None or self.training or torch.is_grad_enabled() or type(self.q_proj) is not Linear:
+            return False
+        # A deep copy has its own parameters, and is as it was before.
+        return torch.compiler.is_compiling() or self.fused[0].data_ptr() == self.q_proj.weight.data_ptr()
 
     def forward(
         self,
@@ -75,9 +106,12 @@ class PlainViTAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, heads, T, E); queries and keys rotated if there are rotary embeddings."""
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if self._uses_fused:
+            assert self.fused is not None
+            parts = linear(hidden_states, *self.fused).chunk(3, dim=-1)
+        else:
+            parts = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        query, key, value = (part.view(heads).transpose(1, 2) for part in parts)
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         return query, key, value
@@ -86,7 +120,7 @@ class PlainViTAttention(nn.Module):
         self, back_end: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         if back_end == "sdpa" and mask is None and not self.training and products_are_faster(query):
-            return half_precision_attention(query, key, value, self.scaling), None
+            return attention_products(query, key, value, self.scaling), None
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(back_end, eager_attention_forward)
         return attend(
             self,
@@ -127,39 +161,6 @@ def eager_attention_forward(
     weights = scores.softmax(dim=-1)  # sums in fp32 whatever the type of the scores
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-def bf16_products_are_faster() -> bool:
-    """Whether matrix products in bf16 outrun PyTorch's fused attention on this processor."""
-    # They do if it has vector instructions for bf16 but no AMX tiles: the fused kernel converts bf16 to fp32 unless
-    # there are tiles, and oneDNN emulates bf16 products unless there are instructions.
-    # Milliseconds for 1605 tokens of 64 channels with PyTorch 2.14 on one thread; two threads give the same order.
-    # AMD EPYC, Zen 5 (avx512_bf16, no AMX): 6 heads, fused 41, products 16; 16 heads, fused 111, products 50.
-    # The same, oneDNN kept to plain AVX-512: 6 heads, fused 46, products 88; kept to AVX2, fused 42, products 1021.
-    # Intel Xeon with AMX: a whole ViT-S at 640 pixels takes 206 with the fused kernel, 279 with products.
-    # Both functions are private: a release without them gets the fused kernel, which is the safer choice.
-    has_instructions = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)()
-    return torch.backends.mkldnn.is_available() and has_instructions and not has_tiles
-
-
-# Asked once, so that `torch.compile` sees a constant.
-BF16_PRODUCTS_ARE_FASTER = bf16_products_are_faster()
-
-
-def products_are_faster(query: Tensor) -> bool:
-    """Whether `half_precision_attention` is the faster kernel for this query."""
-    # Not in fp16, for which neither processor above has fast products: fused 65 ms, products 776 on the EPYC.
-    is_bf16_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-    return BF16_PRODUCTS_ARE_FASTER and is_bf16_on_cpu and not query.requires_grad
-
-
-def half_precision_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Attention (B, T, heads, E) of query, key, value (B, heads, T, E) as matrix products, without a mask."""
-    keys = key.transpose(-1, -2).contiguous()
-    value = value.contiguous()
-    groups = (query * scaling).split(ROWS_IN_CACHE, dim=2)
-    return torch.cat([(rows @ keys).softmax(dim=-1) @ value for rows in groups], dim=2).transpose(1, 2)
 
 
 def rotary_embeddings(
@@ -211,13 +212,13 @@ class PlainMLP(nn.Module):
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Transform (..., D)."""
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        return self.fc2(linear_and_activation(self.fc1, self.activation, hidden_states))
 
 
 class SwiGLU(nn.Module):
@@ -225,11 +226,11 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: PlainViTConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         normed = config.mlp_norm
         self.norm = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps) if normed else nn.Identity()
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
         self.activation = ACT2FN[config.gate_act]
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -1,0 +1,220 @@
+"""Kernels for inference on CPUs: which of them is fastest on this processor.
+
+In order: what the processor has, the rule that chooses, linear layers through oneDNN, attention as matrix products.
+Nothing here is used where a gradient is wanted, on other devices, under autocast, or in an exported graph.
+
+The rule rests on PyTorch 2.14 and one thread; two threads give the same order. Milliseconds for 1605 tokens of a ViT-S
+(linear: 384 to 1536 channels with GELU; attention: 6 heads of 64 channels):
+
+                                          linear            attention
+                                          PyTorch  oneDNN   fused  products
+    AMD EPYC, Zen 5, fp32                 19.0     9.0      43.7   28.1
+    the same kept to AVX2, fp32           19.5     21.1     45.0   46.9
+    AMD EPYC, Zen 5, bf16                 5.2      4.7      45.9   19.7
+    the same kept to AVX-512, bf16                          46     88
+    the same kept to AVX2, bf16                             42     1021
+    AMD EPYC, Zen 5, fp16                                   65     776
+    Intel Xeon with AMX, bf16, all of a ViT-S               206    279
+
+Shapes: B batch, T tokens, D in and O out features, E channels of one head.
+"""
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import GELUActivation
+
+# Rows of scores computed at a time, so that they stay in the cache: 256 x 1605 x 6 heads in bf16 are 5 MB.
+ROWS_IN_CACHE = 256
+
+
+@dataclass(frozen=True)
+class ProcessorFeatures:
+    """What a processor and this build of PyTorch have for matrix products."""
+
+    amd: bool = False
+    avx512: bool = False
+    avx512_bf16: bool = False
+    amx_bf16: bool = False
+    onednn: bool = False  # and the operator behind `linear`
+
+    def __str__(self) -> str:
+        names = {"avx512": "AVX-512", "avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
+        return ", ".join(text for name, text in names.items() if getattr(self, name)) or "no AVX-512"
+
+
+@dataclass(frozen=True)
+class CPUKernels:
+    """The types in which a kernel of this file is faster than PyTorch's own."""
+
+    linear: frozenset[torch.dtype] = frozenset()
+    attention: frozenset[torch.dtype] = frozenset()
+    fast_bfloat16: bool = False  # whether a model in bf16 is faster than in fp32
+
+
+def processor_features() -> ProcessorFeatures:
+    """The features of this processor; those that this release of PyTorch does not tell count as missing."""
+    # `get_capabilities` is newer than the private functions, and neither is promised to stay.
+    told: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() or {}
+    if not told:
+        functions = {
+            "avx512_f": "_is_avx512_supported",
+            "avx512_bf16": "_is_avx512_bf16_supported",
+            "amx_bf16": "_is_amx_tile_supported",
+        }
+        told = {name: getattr(torch.cpu, function, lambda: False)() for name, function in functions.items()}
+    name = str(told.get("cpu_name") or platform.processor())
+    return ProcessorFeatures(
+        amd="AMD" in name,
+        avx512=bool(told.get("avx512_f")),
+        avx512_bf16=bool(told.get("avx512_bf16")),
+        amx_bf16=bool(told.get("amx_bf16")),
+        onednn=torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+    )
+
+
+def kernels_for(features: ProcessorFeatures) -> CPUKernels:
+    """The kernels that are fastest on a processor; the figures are at the top of this file."""
+    if not features.onednn:
+        return CPUKernels()
+    linear, attention = set(), set()
+    if features.avx512_bf16 or features.amx_bf16:
+        linear.add(torch.bfloat16)  # PyTorch's own ends in oneDNN, too, but does not fuse the GELU
+    if features.avx512_bf16 and not features.amx_bf16:
+        # PyTorch's fused kernel converts bf16 to fp32 unless there are tiles; without instructions oneDNN emulates.
+        attention.add(torch.bfloat16)
+    if features.amd and features.avx512:
+        # PyTorch's products in fp32 are MKL's, which on AMD keeps to AVX2: half of what the processor can do.
+        linear.add(torch.float32)
+        attention.add(torch.float32)
+    return CPUKernels(frozenset(linear), frozenset(attention), features.avx512_bf16 or features.amx_bf16)
+
+
+# Asked once, so that `torch.compile` sees a constant.
+KERNELS = kernels_for(processor_features())
+
+
+class Linear(nn.Linear):
+    """A linear layer through the fastest kernel."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Transform (..., D) to (..., O)."""
+        return linear(inputs, self.weight, self.bias)
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """A linear layer (..., D) -> (..., O) through the fastest kernel, followed by a GELU if `gelu`."""
+    if not takes_onednn(inputs, weight):
+        outputs = F.linear(inputs, weight, bias)
+        return F.gelu(outputs) if gelu else outputs
+    if torch.compiler.is_compiling():
+        return onednn_linear(inputs, weight, bias, gelu)
+    return _onednn_linear(inputs, weight, bias, gelu)
+
+
+def linear_and_activation(layer: nn.Module, activation: nn.Module, inputs: Tensor) -> Tensor:
+    """`activation(layer(inputs))`, in one kernel where both allow it."""
+    # Adapters and offloading replace the layer, its forward or its weight, or hang hooks on it.
+    fusible = (
+        type(layer) is Linear
+        and type(activation) is GELUActivation
+        and activation.act is F.gelu
+        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+    )
+    if not fusible:
+        return activation(layer(inputs))
+    return linear(inputs, layer.weight, layer.bias, gelu=True)  # type: ignore[arg-type]
+
+
+def takes_onednn(inputs: Tensor, weight: Tensor) -> bool:
+    """Whether a product of these goes to oneDNN."""
+    return (
+        inputs.device.type == "cpu"
+        and inputs.dtype in KERNELS.linear
+        and inputs.dtype == weight.dtype
+        and is_plain(weight)
+        and _is_inference(inputs, weight)
+    )
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is an ordinary tensor: not quantised and not sharded."""
+    return type(weight) in (Tensor, nn.Parameter)
+
+
+def _is_inference(*tensors: Tensor) -> bool:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    return not (torch.is_autocast_enabled("cpu") or torch.compiler.is_exporting() or torch.jit.is_tracing())
+
+
+def _onednn_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    if not inputs.numel():
+        return inputs.new_zeros(*inputs.shape[:-1], weight.shape[0])
+    kind, variant = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, kind, [], variant)
+
+
+def products_are_faster(query: Tensor) -> bool:
+    """Whether `attention_products` is the faster kernel for this query."""
+    return query.device.type == "cpu" and query.dtype in KERNELS.attention and _is_inference(query)
+
+
+def attention_products(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention (B, T, heads, E) of query, key, value (B, heads, T, E) as matrix products, without a mask."""
+    if query.dtype != torch.float32 or torch.float32 not in KERNELS.linear:
+        keys = key.transpose(-1, -2).contiguous()
+        value = value.contiguous()
+        groups = (query * scaling).split(ROWS_IN_CACHE, dim=2)
+        return torch.cat([(rows @ keys).softmax(dim=-1) @ value for rows in groups], dim=2).transpose(1, 2)
+    if torch.compiler.is_compiling():
+        return onednn_attention(query, key, value, scaling)
+    return _onednn_attention(query, key, value, scaling)
+
+
+def _onednn_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    # A product of two activations is a linear layer whose weight is one of them.
+    batch_size, num_heads, num_rows, channels = query.shape
+    query, key, value = query * scaling, key.contiguous(), value.transpose(-1, -2).contiguous()
+    context = query.new_empty(batch_size, num_rows, num_heads, channels)
+    for image in range(batch_size):
+        for head in range(num_heads):
+            for start in range(0, num_rows, ROWS_IN_CACHE):
+                rows = slice(start, start + ROWS_IN_CACHE)
+                weights = _onednn_linear(query[image, head, rows], key[image, head], None, False).softmax(-1)
+                context[image, rows, head] = _onednn_linear(weights, value[image, head], None, False)
+    return context
+
+
+# `torch.compile` wants the weight of oneDNN's own operator to be a constant, so it sees these as one call each.
+def _registered(name: str, function: Callable, fake: Callable) -> Any:
+    # A checkpoint that carries this file as remote code has a copy of it, which finds the name taken.
+    existing = getattr(torch.ops.hf_segvit, name, None)
+    if existing is not None:
+        return existing
+    operator = torch.library.custom_op(f"hf_segvit::{name}", function, mutates_args=())
+    operator.register_fake(fake)
+    return operator
+
+
+def _linear_operator(inputs: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return _onednn_linear(inputs, weight, bias, gelu)
+
+
+def _attention_operator(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    return _onednn_attention(query, key, value, scaling)
+
+
+onednn_linear = _registered(
+    "onednn_linear", _linear_operator, lambda inputs, weight, *_: inputs.new_empty(*inputs.shape[:-1], weight.shape[0])
+)
+onednn_attention = _registered(
+    "onednn_attention",
+    _attention_operator,
+    lambda query, *_: query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3]),
+)
