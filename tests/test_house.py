@@ -14,6 +14,7 @@ ROOMS = (
     "cli",
     "demo",
     "training",
+    "export",
     "evaluation",
     "conversion",
     "inference",

@@ -135,7 +135,8 @@ def test_every_import_is_of_a_declared_dependency():
     foreign = imported - sys.stdlib_module_names - {"hf_segvit"}
     assert foreign >= {"torch", "PIL", "yaml", "peft"}  # modules whose distribution has another name among them
     distributions = packages_distributions()
-    declared = set(requirements("lora", "tiff")) | {"gradio"}  # only for a page on the Hub, which brings it
+    # gradio: only for a page on the Hub, which brings it
+    declared = set(requirements("lora", "tiff", "openvino", "executorch")) | {"gradio"}
     assert {
         name for name in foreign if not set(map(canonicalize_name, distributions.get(name, [name]))) & declared
     } == set()

@@ -73,6 +73,8 @@ runpy.run_module("hf_segvit", run_name="__main__", alter_sys=True)
         (f"classify-points {__file__} --model /nowhere --points 1,2", 2, "there is no folder /nowhere"),
         ("convert oficial-eomt x y", 2, "unknown kind 'oficial-eomt'; did you mean official-eomt?"),
         ("convert official-eomt nowhere.pth y", 2, "nowhere.pth is neither a file nor a folder"),
+        ("export a/b y --format onx", 2, "unknown format 'onx'; did you mean onnx?"),
+        ("export ./nowhere y", 2, "there is no folder ./nowhere"),
         ("train nowhere.yaml", 2, "nowhere.yaml: there is no such file"),
         ("train --replay nowhere", 2, "nowhere: no such folder"),
         ("push nowhere owner/name", 2, "nowhere: no such folder"),

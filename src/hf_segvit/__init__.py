@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .export.export import export_model
     from .inference.segmenter import Segmenter
     from .models.class_fusion import fuse_class_logits
     from .models.configuration_eomt import EoMTConfig
@@ -32,8 +33,11 @@ else:  # a type checker that saw `__getattr__` would accept any misspelt name
         if name not in (*__all__, "auto", "models"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = import_module(".auto", __name__)
-        if name == "Segmenter":  # stands above models/, which auto.py knows only
+        # These stand above models/, which auto.py knows only.
+        if name == "Segmenter":
             module = import_module(".inference.segmenter", __name__)
+        elif name == "export_model":
+            module = import_module(".export.export", __name__)
         if name in __all__:
             globals()[name] = getattr(module, name)
         return globals()[name]
@@ -56,6 +60,7 @@ __all__ = [
     "ViTPFusionImageProcessor",
     "ViTPImageProcessor",
     "ViTPModel",
+    "export_model",
     "fuse_class_logits",
     "points_from_masks",
 ]

@@ -20,7 +20,18 @@ from .terminal import escaped_output
 
 _NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers with commas, such as -5,240
 # Modules import PyTorch in `run`, after all checks that do not need it, so that help and mistakes take no time.
-COMMANDS = ("segment", "classify-points", "check-data", "train", "compare", "evaluate", "demo", "convert", "push")
+COMMANDS = (
+    "segment",
+    "classify-points",
+    "check-data",
+    "train",
+    "compare",
+    "evaluate",
+    "demo",
+    "convert",
+    "export",
+    "push",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

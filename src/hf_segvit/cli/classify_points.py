@@ -20,10 +20,13 @@ from .model_options import (
     add_dtype_option,
     add_model_options,
     add_pixel_limit,
+    add_runtime_options,
     apply_pixel_limit,
     check_minimum,
+    errors_name_options,
     model_folder,
     refuse_missing_models,
+    runtime_options,
 )
 
 FORMAT, VERSION = "hf-segvit points", 1
@@ -51,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="image to write, with the prompts and answers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file to write")
     parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes to report per prompt (default 3)")
+    add_runtime_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     boxes = [_numbers(text, 4, "--boxes") for text in args.boxes]
     if not points and not boxes:
         raise ValueError("no prompts; give --points X,Y ... or --boxes X0,Y0,X1,Y1 ...")
-    check_minimum(args, top_k=1)
+    check_minimum(args, top_k=1, threads=1)
     apply_pixel_limit(args)
     if args.output is not None and args.output.suffix.lower() not in IMAGE_ENDINGS:
         raise ValueError(f"--output {args.output}: its ending must be one of {', '.join(IMAGE_ENDINGS)}")
@@ -71,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..atomic_files import prepare_output_folder, replacing, write_json
     from ..inference.devices import describe_device, pick_device
+    from ..inference.loading import is_exported
     from ..inference.memory import is_out_of_memory
     from ..inference.point_classifier import PointClassifier
     from ..models.image_claims import FREE_FOR_INFERENCE
@@ -84,13 +89,18 @@ def run(args: argparse.Namespace) -> int:
             prepare_output_folder(path.parent)
             if path.is_dir():
                 raise ValueError(f"cannot write {path}: it is a folder; name a file in it")
-    device = pick_device(args.device)
-    classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device, dtype=args.dtype)
+    # An exported model's runtime has devices of its own.
+    device = args.device if is_exported(args.model, args.revision) else pick_device(args.device)
+    with errors_name_options():
+        classifier = PointClassifier.from_pretrained(
+            args.model, revision=args.revision, device=device, dtype=args.dtype, **runtime_options(args)
+        )
     if stored is None:
         image = open_image(args.image, settings=classifier.file_settings, free_pixels=FREE_FOR_INFERENCE)
     else:
         image = to_pixels(stored, args.image, classifier.file_settings)
-    print(f"points classified with {args.model} on {describe_device(device)}", file=sys.stderr)
+    where = getattr(classifier.model, "description", None) or describe_device(classifier.device)
+    print(f"points classified with {args.model} on {where}", file=sys.stderr)
     try:
         answers = classifier.classify(image, points, boxes, top_k=args.top_k)
     # Each prompt is a token in every block, so many of them need memory.

@@ -22,6 +22,7 @@ from .model_options import (
     add_dtype_option,
     add_model_options,
     add_pixel_limit,
+    add_runtime_options,
     add_view_options,
     apply_pixel_limit,
     check_minimum,
@@ -32,6 +33,7 @@ from .model_options import (
     numbers,
     refuse_missing_data,
     refuse_missing_models,
+    runtime_options,
     views_of,
 )
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 ABOUT = (
     *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
     *("dtype", "classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip", "classes", "max_detections"),
+    *("runtime",),
 )
 
 
@@ -111,12 +114,13 @@ def add_parser(subparsers: Any) -> None:
         help="score with each of these weights, from one pass, and draw the curve (default 0, 0.1, ... 1)",
     )
     add_view_options(parser)
+    add_runtime_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Check the options and evaluate."""
-    check_minimum(args, batch_size=1, limit=1, workers=0, rows=0, worst=0, max_detections=1)
+    check_minimum(args, batch_size=1, limit=1, workers=0, rows=0, worst=0, max_detections=1, threads=1)
     check_model_options(args)
     apply_pixel_limit(args)
     refuse_missing_models(args.model, args.classifier, args.generator)
@@ -186,6 +190,7 @@ def run_segmentation(args: argparse.Namespace) -> int:
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
             max_segments=_more_than_default(args.max_detections),
+            **runtime_options(args),
         )
     settings |= {"identity": _identity(args, dataset, {"": segmenter})}
     more_metrics = [name for name in ("oracle", "boundary") if getattr(args, name)]
@@ -254,6 +259,7 @@ def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tup
     from ..atomic_files import prepare_output_folder
     from ..data.reading import load_segmentation_dataset, validation_split
     from ..inference.devices import pick_device
+    from ..inference.loading import is_exported
     from ..metrics.accumulation import METRIC_METHODS
 
     # First, as a result that cannot be written is worth nothing.
@@ -266,14 +272,18 @@ def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tup
     if args.limit is not None:
         dataset = dataset.select(range(min(args.limit, len(dataset))))
     state = PartialState()
-    # Under accelerate, each process has its own GPU.
-    device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
-    args.dtype = name_of_dtype(args.dtype, device)  # what `auto` chose, as scores may depend on it
+    device: Any
+    if is_exported(args.model, args.revision):
+        device = args.device  # of its runtime
+    else:
+        # Under accelerate, each process has its own GPU.
+        device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
+        args.dtype = name_of_dtype(args.dtype, device)  # what `auto` chose, as scores may depend on it
     settings = {
         "metrics": metrics,
         "batch_size": args.batch_size,
         # On the CPU, processes that read would compete with the model for cores.
-        "num_workers": args.workers if args.workers is not None else 4 if device.type == "cuda" else 0,
+        "num_workers": args.workers if args.workers is not None else 4 if "cuda" in str(device) else 0,
         "partial_folder": args.output / "partial" if args.output is not None else None,
         "about": {name: getattr(args, name) for name in about},
         "progress": True,
@@ -376,7 +386,10 @@ def run_points(args: argparse.Namespace) -> int:
     )
     dataset, device, settings = _prepare(args, tasks[0], names)
     id2label = describe(dataset).id2label
-    classifier = PointClassifier.from_pretrained(args.model, revision=args.revision, device=device, dtype=args.dtype)
+    with errors_name_options():
+        classifier = PointClassifier.from_pretrained(
+            args.model, revision=args.revision, device=device, dtype=args.dtype, **runtime_options(args)
+        )
     generator = None
     if args.generator is not None:
         generator = Segmenter.from_pretrained(args.generator, task="panoptic", device=device, dtype=args.dtype)

@@ -61,6 +61,25 @@ def optimize_switches(text: str | None) -> bool | dict[str, bool]:
     return {name.removeprefix("no_"): not name.startswith("no_") for name in names}
 
 
+def add_runtime_options(parser: Any) -> None:
+    """Add how to run an exported model."""
+    group = parser.add_argument_group("models exported by `hf-segvit export`")
+    group.add_argument(
+        "--runtime", metavar="R", help="onnxruntime, openvino, aotinductor, executorch; default: the export's own"
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="of the processor; default: the runtime's choice")
+    group.add_argument(
+        "--allow-native-code",
+        action="store_true",
+        help="run the native code of a .pt2 package, which can do anything that you can",
+    )
+
+
+def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Segmenter.from_pretrained` for these options."""
+    return {"runtime": args.runtime, "threads": args.threads, "allow_native_code": args.allow_native_code}
+
+
 def add_classifier_options(parser: Any) -> None:
     """Add a ViT-P that names the masks of the model."""
     group = parser.add_argument_group("labels by ViT-P")
@@ -205,8 +224,15 @@ def errors_name_options() -> Iterator[None]:
         yield
     except ValueError as error:
         text = str(error).replace("label_mismatch='keep'", "--label-mismatch keep")
-        text = text.replace("compile=True", "--optimize compile").replace("leave optimize out", "leave --optimize out")
-        text = text.replace("max_segments=", "--max-segments ")
+        text = text.replace("leave optimize out", "leave --optimize out")
+        for name, option in (
+            ("compile=True", "--optimize compile"),
+            ("max_segments=", "--max-segments "),
+            ("allow_native_code=True", "--allow-native-code"),
+            ("runtime=", "--runtime "),
+            ("threads=", "--threads "),
+        ):
+            text = text.replace(name, option)
         raise ValueError(text.replace("task='semantic'", "--task semantic")) from error
 
 

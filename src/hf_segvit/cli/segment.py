@@ -24,6 +24,7 @@ from .model_options import (
     add_model_options,
     add_optimize_option,
     add_pixel_limit,
+    add_runtime_options,
     add_view_options,
     apply_pixel_limit,
     check_minimum,
@@ -32,6 +33,7 @@ from .model_options import (
     model_folder,
     optimize_switches,
     refuse_missing_models,
+    runtime_options,
     views_of,
 )
 
@@ -92,12 +94,13 @@ def add_parser(subparsers: Any) -> None:
         help="with --classifier: also NAME.comparison.png, and the labels that changed, with names and scores",
     )
     add_view_options(parser)
+    add_runtime_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment the images; 1 if an image could not be segmented."""
-    check_minimum(args, batch_size=1, max_segments=1)
+    check_minimum(args, batch_size=1, max_segments=1, threads=1)
     check_model_options(args)
     apply_pixel_limit(args)
     images, missing = find_images(args.images)
@@ -120,8 +123,8 @@ def run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ..inference.devices import describe_device, pick_device
-    from ..inference.loading import is_fused
+    from ..inference.devices import pick_device
+    from ..inference.loading import is_exported, is_fused
     from ..inference.output_files import OccupiedName, changes_text, label_changes, remark, write_segment_files
     from ..inference.segmenter import Segmenter
     from ..models.image_decoding import image_size
@@ -129,7 +132,8 @@ def run(args: argparse.Namespace) -> int:
 
     value_range, bands = checked_range(args.value_range, "--value-range"), checked_bands(args.bands, "--bands")
     views = views_of(args)
-    device = pick_device(args.device)
+    # An exported model's runtime has devices of its own.
+    device = args.device if is_exported(args.model, args.revision) else pick_device(args.device)
     with errors_name_options():
         segmenter = Segmenter.from_pretrained(
             args.model,
@@ -144,6 +148,7 @@ def run(args: argparse.Namespace) -> int:
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
             max_segments=args.max_segments,
+            **runtime_options(args),
         )
     num_queries = getattr(segmenter.model.config, "num_queries", None)
     if args.max_segments is not None and num_queries is not None and args.max_segments > num_queries:
@@ -155,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare and not fused:
         raise ValueError("--compare shows what a classifier changes; name one with --classifier")
     model_names = args.model if args.classifier is None else f"{args.model} and {args.classifier}"
-    print(f"{segmenter.task} segmentation with {model_names} on {describe_device(device)}", file=sys.stderr)
+    print(f"{segmenter.task} segmentation with {model_names} on {segmenter.device_description}", file=sys.stderr)
 
     header = {"model": args.model, "classifier": args.classifier, "threshold": segmenter.default_threshold}
     if fused:
@@ -197,8 +202,8 @@ def run(args: argparse.Namespace) -> int:
                     refusals.append(f"{file.name}: {error}")
                 except MemoryError:
                     refusals.append(_no_memory(file))
-            for error in refusals:
-                bar.write(_message(error), file=sys.stderr)
+            for refusal in refusals:
+                bar.write(_message(refusal), file=sys.stderr)
             failures += len(refusals)
             bar.update(len(batch) + len(errors))
     print(f"{len(images) - failures} of {len(images) + len(missing)} images segmented; results in {args.output}")

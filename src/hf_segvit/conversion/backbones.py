@@ -179,7 +179,7 @@ def load_backbone(
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"the folder {name} holds no config.json; save the model with its library's own function")
-        config = read_table(os.path.join(name, "config.json"))
+        config: Mapping[str, Any] = read_table(os.path.join(name, "config.json"))
         if "model_type" not in config and "architecture" in config:
             return _load_timm_folder(name, with_weights)
         return _load_transformers(name, config.get("model_type"), with_weights, family)

@@ -230,7 +230,7 @@ def _check_opcodes(path: Path, pickle: bytes | None) -> None:
                         raise _NotOpened(f"{path}: this pickle makes byte arrays, not plain tensors; it was not opened")
                     if last.startswith("_rebuild_") and last not in _DENSE:
                         raise _NotOpened(f"{path}: this pickle holds tensors that are not plain dense numbers ({last})")
-                if opcode.name in ("LONG_BINPUT", "PUT") and argument > os.path.getsize(path):
+                if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > os.path.getsize(path):
                     raise _NotOpened(f"{path}: this pickle refers to more objects than it has bytes; it was not opened")
 
 

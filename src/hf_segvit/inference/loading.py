@@ -6,12 +6,15 @@
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -39,6 +42,9 @@ from ..models.modeling_vit_p import ViTPForPointClassification
 from ..models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 from ..models.transformers_eomt import TRANSFORMERS_EOMT_TYPES
 from ..weight_checks import check_finite, refuse_misfits
+from .export_record import exported_format
+from .exported_models import load_exported_model
+from .runtimes import RuntimeSettings
 
 SEGMENTATION_TYPES = (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES)
 
@@ -63,10 +69,22 @@ def load_segmentation_model(
 
 
 def load_point_classifier(
-    source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    runtime: RuntimeSettings | None = None,
 ) -> tuple[ViTPForPointClassification, ViTPImageProcessor]:
-    """Load a ViT-P checkpoint of this package for inference; see `load_segmentation_model`."""
+    """Load a ViT-P of this package, exported or not, for inference; see `load_universal_model`."""
     types = (ViTPConfig.model_type,)
+    if _is_exported(source, revision, runtime):
+        folder = _exported_folder(source, revision)
+        if checkpoint_type(folder, None) not in types:
+            raise ValueError(
+                f"{source} is an exported model that segments; this command classifies points with a ViT-P"
+            )
+        model: Any = load_exported_model(Path(folder), runtime)
+        return model, _load_processor(ViTPImageProcessor, folder, None)
     model = _load_model(ViTPForPointClassification, types, "classifies points", source, revision, dtype)
     processor = _load_processor(ViTPImageProcessor, source, revision)
     _refuse_other_input(source, model.config, processor)
@@ -108,7 +126,13 @@ def _load_model(
 ) -> Any:
     refuse_missing_folder(source)
     try:
-        model_type = stored_config(source, revision=revision).get("model_type")
+        settings = stored_config(source, revision=revision)
+        model_type = settings.get("model_type")
+        if exported_format(settings):
+            raise ValueError(
+                f"{source} is a model exported to {exported_format(settings)}, which has no weights for PyTorch; name "
+                "the folder that it was exported from"
+            )
         if model_type not in types:
             raise ValueError(
                 f"{source} is a model of type {shown(model_type)}; this command {purpose} with those of type "
@@ -235,12 +259,23 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_universal_model(
-    source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    runtime: RuntimeSettings | None = None,
 ) -> tuple[Any, Any]:
-    """Load any universal segmentation model; arguments and errors as for `load_segmentation_model`.
+    """Load any universal segmentation model, exported or not; other arguments as for `load_segmentation_model`.
 
-    The processor is the image processor, or for a OneFormer its OneFormerProcessor.
+    The processor is the image processor, or for a OneFormer its OneFormerProcessor. `runtime` is how to run the model.
     """
+    if _is_exported(source, revision, runtime):
+        folder = _exported_folder(source, revision)
+        model_type = checkpoint_type(folder, None)
+        if model_type == ViTPConfig.model_type:
+            raise ValueError(f"{source} is an exported ViT-P, which classifies points; segment with an EoMT")
+        settings = replace(runtime or RuntimeSettings(), dtype=dtype)
+        return load_exported_model(Path(folder), settings), load_image_processor(folder, model_type)
     model_type = checkpoint_type(source, revision)
     if model_type == ViTPFusionConfig.model_type:
         return load_fused_checkpoint(source, revision=revision, dtype=dtype)
@@ -357,3 +392,35 @@ def checkpoint_type(source: str, revision: str | None) -> str | None:
         return stored_config(source, revision=revision).get("model_type")
     except OSError:
         return None  # the loader that is tried next names the reason
+
+
+def is_exported(source: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint is an exported model rather than weights for PyTorch."""
+    refuse_missing_folder(source)
+    try:
+        return exported_format(stored_config(source, revision=revision)) is not None
+    except OSError:
+        return False  # the loader that is tried next names the reason
+
+
+def _is_exported(source: str, revision: str | None, runtime: RuntimeSettings | None) -> bool:
+    """`is_exported`; for weights of PyTorch, its threads are set, and other runtimes refused."""
+    if is_exported(source, revision):
+        return True
+    if runtime is not None and runtime.runtime not in (None, "pytorch"):
+        raise ValueError(
+            f"runtime={runtime.runtime!r}: {source} has weights for PyTorch; export it with `hf-segvit export` first"
+        )
+    if runtime is not None and runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    return False
+
+
+def _exported_folder(source: str, revision: str | None) -> str:
+    """The folder of an exported model, fetched if it is on the Hub."""
+    if os.path.isdir(source):
+        return source
+    try:
+        return snapshot_download(source, revision=revision, ignore_patterns=["*.safetensors", "*.py"])
+    except OSError as error:
+        raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error

@@ -1,6 +1,7 @@
 """Classify points and boxes of images: a ViT-P with its image processor. N points, C classes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from ..models.image_decoding import image_size
 from ..models.image_processing_plain_vit import image_settings
 from ..models.image_values import ImageSettings
 from .devices import pick_device, pick_dtype
-from .loading import load_point_classifier
+from .loading import is_exported, load_point_classifier
+from .runtimes import RuntimeSettings
 from .segmenter import refuse_non_finite
 
 
@@ -37,11 +39,18 @@ class PointClassifier:
         device: str | torch.device | None = None,
         revision: str | None = None,
         dtype: torch.dtype | str = torch.float32,
+        runtime: str | None = None,
+        threads: int | None = None,
+        allow_native_code: bool = False,
     ) -> "PointClassifier":
-        """Load a folder or Hub repository; errors as for `load_point_classifier`, `dtype` as for `pick_dtype`."""
+        """Load a folder or Hub repository; errors as for `load_point_classifier`, the rest as for `Segmenter`."""
+        running = RuntimeSettings(runtime, threads, allow_native_code=allow_native_code)
+        if is_exported(source, revision):
+            running = replace(running, device=None if device is None else str(device))
+            device, dtype = "cpu", torch.float32  # of the tensors that go in and come out
         device = pick_device(device)  # an unknown device is refused before minutes of loading
         dtype = pick_dtype(dtype, device)
-        return cls(*load_point_classifier(source, revision=revision, dtype=dtype), device)
+        return cls(*load_point_classifier(source, revision=revision, dtype=dtype, runtime=running), device)
 
     def classify(
         self, image: Image.Image, points: Sequence[Any] = (), boxes: Sequence[Any] = (), top_k: int = 1

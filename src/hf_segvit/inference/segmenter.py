@@ -25,9 +25,10 @@ from ..models.image_processing_plain_vit import image_settings
 from ..models.image_values import ImageSettings
 from ..models.label_spaces import match_labels
 from ..models.mask_encoding import decode_mask, encode_mask
-from .devices import pick_device, pick_dtype
+from .devices import describe_device, pick_device, pick_dtype
 from .loading import (
     checkpoint_type,
+    is_exported,
     is_fused,
     load_fused_model,
     load_image_processor,
@@ -36,6 +37,7 @@ from .loading import (
     with_alpha,
 )
 from .memory import refuse_without_memory
+from .runtimes import RuntimeSettings
 from .views import PLAIN, View, Views, merge_views, patch_size_of
 
 Change = Callable[[Any], Any]  # of a model's outputs, such as fusion with another alpha
@@ -159,19 +161,37 @@ class Segmenter:
         classifier: str | None = None,
         alpha: float | None = None,
         label_mismatch: str = "error",
+        runtime: str | None = None,
+        threads: int | None = None,
+        allow_native_code: bool = False,
         **settings: Any,
     ) -> "Segmenter":
         """Load a folder or Hub repository; arguments and errors as for `load_universal_model` and `load_fused_model`.
 
         `dtype` may be `"auto"`, see `pick_dtype`. `optimize` calls the model's `optimize_for_inference`, with these
-        switches if it is a mapping.
-
-        `settings` are `task`, `threshold`, `stuff_classes`, `data_labels`, `views` and `max_segments` as for the class.
+        switches if it is a mapping. `runtime`, `threads` and `allow_native_code` are those of `RuntimeSettings`, for
+        exported models; `threads` for PyTorch, too. `settings` are `task`, `threshold`, `stuff_classes`,
+        `data_labels`, `views` and `max_segments` as for the class.
         """
+        running = RuntimeSettings(runtime, threads, allow_native_code=allow_native_code)
+        if is_exported(source, revision):
+            if classifier is not None or alpha is not None:
+                raise ValueError(
+                    f"{source} is an exported model, whose labels and alpha are fixed; join generator and classifier "
+                    "first, and export the fused model"
+                )
+            running = replace(running, device=None if device is None else str(device))
+            device = "cpu"  # of the tensors that go in and come out
+            if dtype == "auto":  # the runtimes choose for themselves
+                dtype = torch.float32
+            if optimize is not False:
+                raise ValueError(
+                    f"{source} is an exported model, which is optimised by its runtime; leave optimize out"
+                )
         device = pick_device(device)  # an unknown device is refused before minutes of loading
         dtype = pick_dtype(dtype, device)
         if classifier is None and alpha is None:
-            model, processor = load_universal_model(source, revision=revision, dtype=dtype)
+            model, processor = load_universal_model(source, revision=revision, dtype=dtype, runtime=running)
         else:
             model, processor = load_fused_model(
                 source, classifier, alpha=alpha, label_mismatch=label_mismatch, revision=revision, dtype=dtype
@@ -180,6 +200,11 @@ class Segmenter:
         if optimize is not False:  # the device decides about some switches, so the model must be there
             optimize_model(segmenter.model, {} if optimize is True else optimize)
         return segmenter
+
+    @property
+    def device_description(self) -> str:
+        """Where the model runs, for people."""
+        return getattr(self.model, "description", None) or describe_device(self.device)
 
     @property
     def default_threshold(self) -> float | None:

@@ -66,7 +66,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         num_instances: maximum number of objects per image in instance post-processing.
     """
 
-    valid_kwargs = EoMTImageProcessorKwargs  # type: ignore[assignment] # only what this processor heeds
+    valid_kwargs = EoMTImageProcessorKwargs  # only what this processor heeds
     model_input_names = ["pixel_values"]  # noqa: RUF012 - a plain list in every Transformers processor
 
     task = "panoptic"

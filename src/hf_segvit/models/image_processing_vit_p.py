@@ -54,7 +54,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         id2label: names of the classes, for post-processing and for checking labels.
     """
 
-    valid_kwargs = ViTPImageProcessorKwargs  # type: ignore[assignment] # only what this processor heeds
+    valid_kwargs = ViTPImageProcessorKwargs  # only what this processor heeds
     model_input_names = ["pixel_values", "prompts", "prompt_mask"]  # noqa: RUF012
 
     size = {"height": 518, "width": 518}  # noqa: RUF012

@@ -26,6 +26,7 @@ from .checkpoint_guard import checked_arguments
 from .configuration_plain_vit import PlainViTConfig
 from .inference_optimization import fuse_projections, set_channels_last
 from .plain_vit_layers import PlainMLP, PlainViTAttention, SwiGLU, rotary_embeddings
+from .position_resampling import antialiased_weights, is_traced_grid, resample_by_products
 
 
 class LayerScale(nn.Module):
@@ -120,8 +121,11 @@ class PlainViTEmbeddings(nn.Module):
 
 def resample_position_embeddings(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Resample learned position embeddings (rows * columns, D) to another patch grid."""
-    if old_grid == new_grid:
+    # Comparing a grid that is not known yet would export a graph for all sizes but this one.
+    if not is_traced_grid(new_grid) and old_grid == new_grid:
         return table
+    if torch.compiler.is_exporting():
+        return resample_by_products(table, old_grid, new_grid, antialiased_weights)
     # Bicubic with antialiasing and in fp32, as timm does.
     grid = table.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=new_grid, mode="bicubic", antialias=True)

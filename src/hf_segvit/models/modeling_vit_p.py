@@ -251,9 +251,9 @@ class ViTPModel(ViTPPreTrainedModel, PlainViTModel):
 
     def _isolation_mask(self, num_prompts: int, num_image_tokens: int) -> Tensor:
         # Eager attention returns weights, and of several groups only the last ones would be left.
-        eager = self.config._attn_implementation in (None, "eager")
+        one_group = self.config._attn_implementation in (None, "eager") or torch.compiler.is_exporting()
         device = self.prompt_position_embedding.device
-        return isolation_mask(num_prompts, num_image_tokens, device, one_group=eager)
+        return isolation_mask(num_prompts, num_image_tokens, device, one_group)
 
 
 class MLPClassifier(nn.Module):

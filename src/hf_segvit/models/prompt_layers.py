@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .configuration_vit_p import ViTPConfig
 from .modeling_plain_vit import PlainViTEmbeddings, PlainViTLayer
 from .plain_vit_layers import PlainViTAttention
+from .position_resampling import official_weights, resample_by_products
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -57,7 +58,9 @@ class PromptAttention(PlainViTAttention):
             num_prompts = query.shape[2] - (num_image_tokens if image_keys_values is None else 0)
             image_keys, image_values = image_keys_values or (key[:, :, num_prompts:], value[:, :, num_prompts:])
             contexts, weights = [], None
-            for start in range(0, num_prompts, isolation.shape[0]):
+            # An exported graph has one group, as the number of prompts is not known yet.
+            starts = (0,) if torch.compiler.is_exporting() else range(0, num_prompts, isolation.shape[0])
+            for start in starts:
                 group = slice(start, min(start + isolation.shape[0], num_prompts))
                 count = group.stop - group.start
                 answer, weights = self._attend(
@@ -133,6 +136,8 @@ class ViTPEmbeddings(PlainViTEmbeddings):
 
 def resample_as_official(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Resample position embeddings (rows * columns, D) to another grid as the official ViT-P code does."""
+    if torch.compiler.is_exporting():
+        return resample_by_products(table, old_grid, new_grid, official_weights)
     # Even to its own grid: the official code's shortcut for that never fires with two prompts or more.
     grid = table.float().reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     # The official code adds 0.1 patches, as DINOv2 did to keep rounding from losing a row.

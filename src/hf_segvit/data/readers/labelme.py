@@ -164,7 +164,7 @@ def _labels(content: Mapping[str, Any]) -> set[str]:
     labels = [
         shape.get("label") for shape in content["shapes"] if isinstance(shape, dict) and _kind(shape) in _WITH_AREA
     ]
-    return {label.strip() for label in labels if not name_fault(label)}
+    return {str(label).strip() for label in labels if not name_fault(label)}
 
 
 def _image(text: Any, name: str, images: Mapping[str, Location], where: str, problems: ProblemList) -> Location:

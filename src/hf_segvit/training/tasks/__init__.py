@@ -361,8 +361,9 @@ def missing_weights_explained() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        known = isinstance(error, OSError) and error.filename is not None
-        text = f"{str(error.filename)[:200]}: {str(error.strerror).lower()}" if known else str(error)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{str(error.filename)[:200]}: {str(error.strerror).lower()}"
         raise ValueError(f"{text}; check the path or Hub id; {NO_WEIGHTS}") from error
 
 

@@ -1,0 +1,1 @@
+"""Models out of PyTorch: exported to other runtimes, and checked there."""

@@ -1,0 +1,244 @@
+"""Export a model to a folder for another runtime, for `hf-segvit export`.
+
+The folder holds the graphs, `export.json`, configuration, labels, image processor and card, and is used like any other
+model's. It appears once each graph has given PyTorch's answers in its own runtime, or not at all.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..atomic_files import check_destination, complete_folder, write_json
+from ..hub.model_card import make_model_card, rows
+from ..inference.export_record import MARK, RECORD_FILE, ExportRecord, GraphRecord
+from ..inference.loading import checkpoint_type, load_point_classifier, load_universal_model
+from ..inference.runtimes import RuntimeSettings, open_graph
+from ..models.configuration_vit_p import ViTPConfig
+from .formats import FORMATS, check_format, check_packages
+from .graphs import Graph, Sizes, graphs_of
+from .writers import WRITERS
+
+_OPSETS = range(18, 24)  # what torch.onnx writes
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "hf-segvit")
+_COPIED = ("results.json", "LICENSE", "LICENSE.txt")
+
+
+def export_model(
+    model: Any,
+    destination: str | os.PathLike[str],
+    file_format: str = "onnx",
+    processor: Any = None,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    semantic_map: bool = False,
+    opset: int | None = None,
+    overwrite: bool = False,
+    revision: str | None = None,
+    progress: Callable[[str], Any] | None = None,
+) -> ExportRecord:
+    """Export an EoMT, a ViT-P or a fused model.
+
+    Args:
+        model: a folder or Hub id, or a model in memory, which comes with its `processor`.
+        destination: the folder, which appears complete or not at all.
+        file_format: one of `FORMATS`.
+        processor: image processor of a model in memory.
+        size: the only (height, width) that the export shall take; `None`: any multiples of the patch size. ExecuTorch
+            always has one size and batch, by default the model's own and 1.
+        batch: the only number of images of a call; `None`: any.
+        semantic_map: add an output with the class of every input pixel, uint8.
+        opset: version of ONNX's operators, lower for older runtimes; `None`: PyTorch's default.
+        overwrite: replace an existing model folder.
+        revision: branch, tag or commit of a Hub repository.
+        progress: called with a line for each step.
+
+    Returns:
+        The content of the folder's `export.json`, with the differences from PyTorch.
+
+    Raises:
+        ValueError: the format, the model or the sizes are not possible, a package is missing, or the runtime gives
+            other answers than PyTorch; nothing was written.
+        OSError: the folder cannot be written.
+    """
+    say = progress or (lambda line: None)
+    check_format(file_format)
+    check_packages(file_format)
+    if opset is not None and (file_format not in ("onnx", "openvino") or opset not in _OPSETS):
+        raise ValueError(
+            f"opset={opset} is for the formats onnx and openvino, from {_OPSETS.start} to {_OPSETS.stop - 1}"
+        )
+    check_destination(destination, overwrite)
+    source = model if isinstance(model, str | os.PathLike) else None
+    if source is not None:
+        model, processor = _load(os.fspath(source), revision)
+    elif processor is None:
+        raise ValueError("a model in memory needs its image processor, which travels with it; pass processor=")
+    model = _in_float32(model)
+    sizes = _sizes(file_format, model, size, batch)
+    graphs = graphs_of(model, sizes, semantic_map)
+    if sizes.height is not None:
+        processor = _with_size(processor, sizes)
+    with complete_folder(destination, overwrite) as folder:
+        records, checks = {}, []
+        for graph in graphs:
+            say(f"{graph.name}: tracing and writing {file_format}")
+            records[graph.name] = _write(graph, file_format, folder, opset)
+            checks += _check(graph, records[graph.name], file_format, folder, say)
+        record = ExportRecord(
+            format=file_format,
+            graphs=records,
+            tolerance=FORMATS[file_format].tolerance,
+            checks=checks,
+            made_with=_versions(),
+            options={"opset": opset, "semantic_map": semantic_map},
+        )
+        write_json(folder / RECORD_FILE, record.content())
+        model.config.save_pretrained(folder)
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        write_json(folder / "config.json", {**settings, MARK: file_format})
+        processor.save_pretrained(folder)
+        _write_card(folder, source, model, processor, record)
+    return record
+
+
+def _load(source: str, revision: str | None) -> tuple[Any, Any]:
+    if checkpoint_type(source, revision) == ViTPConfig.model_type:
+        return load_point_classifier(source, revision=revision)
+    return load_universal_model(source, revision=revision)
+
+
+def _in_float32(model: Any) -> Any:
+    weights = list(getattr(model, "parameters", list)())
+    if all(weight.dtype == torch.float32 and weight.device.type == "cpu" for weight in weights):
+        return model.eval()
+    return copy.deepcopy(model).to("cpu", torch.float32).eval()  # the caller's own stays as it is
+
+
+def _sizes(file_format: str, model: Any, size: tuple[int, int] | None, batch: int | None) -> Sizes:
+    if file_format == "executorch":
+        if getattr(model.config, "num_queries", None) is None:
+            raise ValueError(
+                "ExecuTorch programs have fixed sizes, but the number of a ViT-P's prompts changes with the image; "
+                "only an EoMT can be exported to executorch"
+            )
+        size, batch = size or model.config.image_height_width, batch or 1
+    return Sizes(batch, *(size or (None, None)))
+
+
+def _with_size(processor: Any, sizes: Sizes) -> Any:
+    """The processor for the only size that the graph takes."""
+    processor = copy.deepcopy(processor)
+    inner = getattr(processor, "generator", processor)
+    inner.size = {"height": sizes.height, "width": sizes.width}
+    return processor
+
+
+def _write(graph: Graph, file_format: str, folder: Path, opset: int | None) -> GraphRecord:
+    writer, endings = WRITERS[file_format]
+    try:
+        writer(graph.trace(), graph, folder / f"{graph.name}{endings[0]}", opset)
+    except OSError:
+        raise
+    except Exception as error:  # each exporter has its own classes
+        text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{graph.name}: the export to {file_format} failed ({type(error).__name__}: {text}); other formats: "
+            f"{', '.join(name for name in FORMATS if name != file_format)}"
+        ) from error
+    files = [folder / f"{graph.name}{ending}" for ending in endings]
+    return GraphRecord(
+        files={file.name: file.stat().st_size for file in files if file.is_file()},
+        inputs=list(graph.input_names),
+        outputs=list(graph.output_names),
+        patch_size=graph.patch_size,
+        batch=graph.sizes.batch,
+        height=graph.sizes.height,
+        width=graph.sizes.width,
+    )
+
+
+def _check(
+    graph: Graph, record: GraphRecord, file_format: str, folder: Path, say: Callable[[str], Any]
+) -> list[dict[str, Any]]:
+    """Compare the written graph, in its own runtime, with PyTorch."""
+    tolerance = FORMATS[file_format].tolerance
+    run = open_graph(folder, record, file_format, RuntimeSettings(allow_native_code=True))  # compiled here just now
+    checks = []
+    for inputs in graph.checked_inputs():
+        with torch.inference_mode():
+            expected = graph.module(*inputs)
+        answers = run(dict(zip(graph.input_names, inputs, strict=True)))
+        batch, _, height, width = inputs[0].shape
+        where = f"{graph.name}, batch {batch}, {height} x {width} pixels"
+        worst = 0.0
+        for name, ours, theirs in zip(graph.output_names, expected, answers, strict=True):
+            if tuple(theirs.shape) != tuple(ours.shape):
+                raise ValueError(f"{where}: {name} has shape {tuple(theirs.shape)} instead of {tuple(ours.shape)}")
+            if ours.dtype == torch.uint8:  # classes of pixels: near ties may fall otherwise
+                difference = float((ours != theirs).float().mean())
+            else:
+                if record.inputs[-1] == "prompt_mask":  # answers to padding are meaningless
+                    ours, theirs = ours[inputs[-1]], theirs[inputs[-1]]
+                difference = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1.0))
+            limit = max(tolerance, 1e-3) if ours.dtype == torch.uint8 else tolerance
+            if not difference <= limit:  # also refuses NaN
+                raise ValueError(
+                    f"{where}: {name} differs from PyTorch's by {difference:.2g}, more than {limit:g}; nothing was "
+                    f"written. Update the packages of {file_format}, or choose another format"
+                )
+            worst = max(worst, difference)
+        say(f"{where}: differs from PyTorch by {worst:.1e} (tolerance {tolerance:g})")
+        checks.append(
+            {"graph": graph.name, "batch": batch, "height": height, "width": width, "difference": float(f"{worst:.2g}")}
+        )
+    return checks
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_card(folder: Path, source: Any, model: Any, processor: Any, record: ExportRecord) -> None:
+    """The source's card, or a new one, with a section on the export; other papers of the source travel along."""
+    origin = Path(source) if source is not None and Path(source).is_dir() else None
+    for name in _COPIED:
+        if origin is not None and (origin / name).is_file():
+            (folder / name).write_bytes((origin / name).read_bytes())
+    if origin is not None and (origin / "README.md").is_file():
+        card = (origin / "README.md").read_text(encoding="utf-8")
+    else:
+        card = make_model_card(model.config, processor, with_code=False)
+    sizes = {
+        f"`{name}`": ", ".join(
+            f"{what} {'any' if value is None else value}"
+            for what, value in (("batch", graph.batch), ("height", graph.height), ("width", graph.width))
+        )
+        for name, graph in record.graphs.items()
+    }
+    worst = max(check["difference"] for check in record.checks)
+    facts = {
+        "Format": record.format,
+        **sizes,
+        "Largest difference from PyTorch": f"{worst:.1e} of the largest output, in {len(record.checks)} comparisons",
+        "Made with": ", ".join(f"{name} {number}" for name, number in record.made_with.items()),
+    }
+    native = ", allow_native_code=True" if record.format == "pt2" else ""
+    card += f"\n## Exported\n\n| | |\n|---|---|\n{rows(facts.items())}\n\n"
+    card += "This folder has no weights for PyTorch. Used with hf-segvit:\n\n"
+    card += (
+        f'```python\nfrom hf_segvit import Segmenter\n\nsegmenter = Segmenter.from_pretrained("folder"{native})\n```\n'
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
