@@ -156,7 +156,7 @@ def test_contradictions_are_still_refused(folders):
         load(folders / "eomt", num_labels=2, id2label=NAMES, ignore_mismatched_sizes=True)
     with pytest.raises(ValueError, match="id2label='sky' must map label ids to names"):
         load(folders / "eomt", id2label="sky", ignore_mismatched_sizes=True)
-    with pytest.raises(ValueError, match="num_labels=0 must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="num_labels=0 must be a whole number"):
         load(folders / "eomt", num_labels=0, ignore_mismatched_sizes=True)
     with pytest.raises(ValueError, match=r"not 0 to 1"):
         load(folders / "eomt", id2label={1: "sky", 2: "cat"}, ignore_mismatched_sizes=True)

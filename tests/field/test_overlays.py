@@ -192,7 +192,7 @@ def test_nan_is_said_for_each_image(checkpoints, photo, tmp_path, capsys):
     shutil.copytree(checkpoints / "semantic", broken)
     settings = json.loads((broken / "preprocessor_config.json").read_text())
     # As an overflow in float16 would be: weights that are numbers, and outputs that are none.
-    settings |= {"image_std": [0.0, 0.5, 0.5]}
+    settings |= {"image_std": [1e-44, 0.5, 0.5]}
     (broken / "preprocessor_config.json").write_text(json.dumps(settings))
     for side in (1, 2):
         Image.new("RGB", (64, 64), (124, 116, 104)).save(tmp_path / f"grey{side}.png")

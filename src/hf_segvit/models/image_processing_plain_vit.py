@@ -39,7 +39,7 @@ class PixelSettings(TypedDict, total=False):
     do_normalize: bool
     image_mean: float | list[float] | tuple[float, ...]
     image_std: float | list[float] | tuple[float, ...]
-    value_range: list[float] | tuple[float, ...] | str | None
+    value_range: list[float | int] | tuple[float | int, ...] | str | None
     bands: list[int] | tuple[int, ...] | str | None
 
 
