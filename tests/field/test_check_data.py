@@ -14,6 +14,7 @@ from hf_segvit.cli import main
 from hf_segvit.data.checking import check_dataset
 from hf_segvit.data.data_report import DataReport, report_text
 from hf_segvit.data.problems import some_of
+from hf_segvit.lookup import printable
 
 from ..data_folders import SIZE, coco_folder, halves, mask_folder, write_image, write_json, write_mask
 
