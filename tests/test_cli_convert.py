@@ -203,7 +203,7 @@ def test_pickled_weights_of_transformers_are_read_here_and_only_here(upstream, t
     weights = load_file(upstream / "model.safetensors")
     (upstream / "model.safetensors").unlink()
     torch.save(weights, upstream / "pytorch_model.bin")
-    with pytest.raises(OSError, match="hf-segvit convert"):
+    with pytest.raises(ValueError, match="hf-segvit convert"):
         EoMTForUniversalSegmentation.from_pretrained(upstream)
     assert run("transformers-eomt", upstream, tmp_path / "out") == 0
     assert "checked: outputs equal" in capsys.readouterr().out

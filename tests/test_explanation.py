@@ -241,7 +241,7 @@ class TestFieldTable:
             r"seed +7 \(0\) +whole number >= 0 +no +seed of all random",
             r"learning_rate +null +number > 0, <= 1000 +told +peak learning rate",
             r"optimizer +sgd \(adamw\) +adamw, sgd +no ",
-            r"keep_last +2 +whole number > 0, <= 1e6 +yes ",
+            r"keep_last +2 +whole number > 0, <= +yes ",
             r"criterion +null +module:Class +no ",
             r"points\.source +box \(mask\) +mask, coarse, box +no ",
             r"points\.num_points +200 ",

@@ -192,7 +192,8 @@ class TestTask:
         loaded = type(outcome.model).from_pretrained(tmp_path / "model")
         pixels = torch.randn(1, 3, 64, 64)
         expected = outcome.model(pixels).masks_queries_logits
-        assert torch.equal(loaded(pixels).masks_queries_logits, expected)
+        # The same weights at other addresses: matrix products may round differently.
+        torch.testing.assert_close(loaded(pixels).masks_queries_logits, expected, rtol=1e-5, atol=1e-6)
         resumed = train(recipe.changed(steps=12), cpu=True, progress=False)
         assert resumed.results["metrics"] == outcome.results["metrics"]
 

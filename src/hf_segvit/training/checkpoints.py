@@ -316,7 +316,7 @@ def _write(folder: Path, state: TrainingState) -> None:
 
 def _write_manifest(folder: Path, step: int) -> None:
     # Written last: a folder without it is not complete.
-    paths = sorted(folder.iterdir())
+    paths = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
     files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
     text = json.dumps({"step": step, "files": files}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
