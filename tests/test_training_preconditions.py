@@ -32,7 +32,7 @@ def recipe_file(tmp_path):
         (["data=generated:none"], "choose generated:easy"),
         (["val_data=generated:none"], "choose generated:easy"),
         (["batch_size=5", "device_batch_size=2"], "does not divide"),
-        (["output=FILE"], "is not a folder"),
+        (["output=FILE"], "is a file or a device"),
     ],
 )
 def test_a_start_that_is_refused_leaves_nothing(recipe_file, arguments, message, tmp_path, monkeypatch, capsys):

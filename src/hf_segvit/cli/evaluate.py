@@ -23,6 +23,7 @@ from .model_options import (
     add_model_options,
     add_pixel_limit,
     add_runtime_options,
+    add_token_merging_option,
     add_view_options,
     apply_pixel_limit,
     check_minimum,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ABOUT = (
     *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
     *("dtype", "classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip", "classes", "max_detections"),
-    *("runtime",),
+    *("runtime", "token_merging"),
 )
 
 
@@ -62,6 +63,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_model_options(parser)
     add_dtype_option(parser)
+    add_token_merging_option(parser)
     parser.add_argument(
         "--data", required=True, metavar="FORMAT:PATH", help="data set; `hf-segvit check-data --help` lists the formats"
     )
@@ -189,6 +191,7 @@ def run_segmentation(args: argparse.Namespace) -> int:
             classifier=args.classifier,
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
+            token_merging=args.token_merging,
             max_segments=_more_than_default(args.max_detections),
             **runtime_options(args),
         )
@@ -358,6 +361,8 @@ def add_point_options(parser: Any) -> None:
 def run_points(args: argparse.Namespace) -> int:
     """Evaluate a point classifier."""
     check_minimum(args, num_points=1, seed=0)
+    if args.token_merging is not None:
+        raise ValueError("--token-merging is for segmentation with EoMT; a ViT-P has none, so leave it out")
     if (args.points == "maximum") != (args.generator is not None):
         raise ValueError("--points maximum and --generator MODEL go together: give both, or neither")
 

@@ -80,6 +80,34 @@ def runtime_options(args: argparse.Namespace) -> dict[str, Any]:
     return {"runtime": args.runtime, "threads": args.threads, "allow_native_code": args.allow_native_code}
 
 
+def add_token_merging_option(parser: Any) -> None:
+    """Add token merging."""
+    parser.add_argument(
+        "--token-merging",
+        type=threshold_or_off,
+        metavar="THRESHOLD",
+        help=(
+            "merge tokens of EoMT from this cosine similarity on, such as 0.9, which is faster for large inputs and "
+            "changes segments; off: also not where the checkpoint says so; default: the checkpoint's"
+        ),
+    )
+
+
+def threshold_or_off(text: str) -> float | bool:
+    """A threshold in (0, 1], or False for `off`."""
+    if text == "off":
+        return False
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = -1.0
+    if not 0 < threshold <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither off nor a cosine similarity above 0 and at most 1, such as 0.9"
+        )
+    return threshold
+
+
 def add_classifier_options(parser: Any) -> None:
     """Add a ViT-P that names the masks of the model."""
     group = parser.add_argument_group("labels by ViT-P")
@@ -225,9 +253,11 @@ def errors_name_options() -> Iterator[None]:
     except ValueError as error:
         text = str(error).replace("label_mismatch='keep'", "--label-mismatch keep")
         text = text.replace("leave optimize out", "leave --optimize out")
+        text = text.replace("model.merge_tokens(None)", "--token-merging off")
         for name, option in (
             ("compile=True", "--optimize compile"),
             ("max_segments=", "--max-segments "),
+            ("token_merging=", "--token-merging "),
             ("allow_native_code=True", "--allow-native-code"),
             ("runtime=", "--runtime "),
             ("threads=", "--threads "),

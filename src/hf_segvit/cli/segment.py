@@ -25,6 +25,7 @@ from .model_options import (
     add_optimize_option,
     add_pixel_limit,
     add_runtime_options,
+    add_token_merging_option,
     add_view_options,
     apply_pixel_limit,
     check_minimum,
@@ -80,6 +81,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     add_dtype_option(parser)
     add_optimize_option(parser)
+    add_token_merging_option(parser)
     parser.add_argument(
         "--value-range",
         metavar="LOW-HIGH",
@@ -147,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
             classifier=args.classifier,
             alpha=args.alpha,
             label_mismatch=args.label_mismatch,
+            token_merging=args.token_merging,
             max_segments=args.max_segments,
             **runtime_options(args),
         )

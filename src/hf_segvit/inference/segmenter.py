@@ -25,6 +25,8 @@ from ..models.image_processing_plain_vit import image_settings
 from ..models.image_values import ImageSettings
 from ..models.label_spaces import match_labels
 from ..models.mask_encoding import decode_mask, encode_mask
+from ..models.modeling_eomt import EoMTForUniversalSegmentation
+from ..models.token_merging import refuse_odd_grid
 from .devices import describe_device, pick_device, pick_dtype
 from .loading import (
     checkpoint_type,
@@ -164,14 +166,17 @@ class Segmenter:
         runtime: str | None = None,
         threads: int | None = None,
         allow_native_code: bool = False,
+        token_merging: float | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> "Segmenter":
         """Load a folder or Hub repository; arguments and errors as for `load_universal_model` and `load_fused_model`.
 
         `dtype` may be `"auto"`, see `pick_dtype`. `optimize` calls the model's `optimize_for_inference`, with these
-        switches if it is a mapping. `runtime`, `threads` and `allow_native_code` are those of `RuntimeSettings`, for
-        exported models; `threads` for PyTorch, too. `settings` are `task`, `threshold`, `stuff_classes`,
-        `data_labels`, `views` and `max_segments` as for the class.
+        switches if it is a mapping. `token_merging` is a threshold for the model's `merge_tokens`, or a mapping of its
+        arguments; `False` turns off what the checkpoint has on, `None` keeps that. `runtime`, `threads` and
+        `allow_native_code` are those of `RuntimeSettings`, for exported models; `threads` for PyTorch, too.
+
+        `settings` are `task`, `threshold`, `stuff_classes`, `data_labels`, `views` and `max_segments` as for the class.
         """
         running = RuntimeSettings(runtime, threads, allow_native_code=allow_native_code)
         if is_exported(source, revision):
@@ -197,6 +202,8 @@ class Segmenter:
                 source, classifier, alpha=alpha, label_mismatch=label_mismatch, revision=revision, dtype=dtype
             )
         segmenter = cls(model, processor, device=device, **settings)
+        if token_merging is not None:
+            merge_tokens(segmenter.model, segmenter.processor, token_merging)
         if optimize is not False:  # the device decides about some switches, so the model must be there
             optimize_model(segmenter.model, {} if optimize is True else optimize)
         return segmenter
@@ -418,6 +425,34 @@ def optimize_model(model: Any, switches: Mapping[str, Any]) -> None:
     if unknown:
         raise ValueError(f"optimize: there is no switch {unknown[0]!r}; {suggestion(unknown[0], known)}")
     method(**switches)
+
+
+def merge_tokens(model: Any, processor: Any, token_merging: float | Mapping[str, Any]) -> None:
+    """Turn token merging of a model, or of a fused model's generator, on or off (`False`).
+
+    Raises:
+        ValueError: the model cannot merge tokens, an argument is unknown or impossible, or the processor's images have
+            an odd grid.
+    """
+    model, processor = getattr(model, "generator", model), getattr(processor, "generator", processor)
+    if not isinstance(model, EoMTForUniversalSegmentation):
+        if token_merging is False:
+            return
+        raise ValueError(f"token_merging={token_merging}: a {type(model).__name__} cannot merge tokens; leave it out")
+    if isinstance(token_merging, Mapping):
+        known = list(signature(model.merge_tokens).parameters)
+        unknown = [name for name in token_merging if name not in known]
+        if unknown:
+            raise ValueError(f"token_merging: there is no argument {unknown[0]!r}; {suggestion(unknown[0], known)}")
+        if "threshold" not in token_merging:
+            raise ValueError(f"token_merging={dict(token_merging)} lacks the threshold; add one, such as 0.9")
+        model.merge_tokens(**token_merging)
+    elif token_merging is True:
+        raise ValueError("token_merging=True names no threshold; give one, such as 0.9")
+    else:
+        model.merge_tokens(None if token_merging is False else token_merging)
+    if model.config.token_merging_threshold is not None and processor.do_pad:  # every input has this size
+        refuse_odd_grid((processor.size["height"], processor.size["width"]), model.config.patch_size)
 
 
 def image_batches(processor: Any, images: Sequence[Any]) -> list[list[Any]]:

@@ -15,6 +15,8 @@ from .transformers_eomt import is_transformers_eomt, translate_config
 LOSS_NORMALIZATIONS = ("global", "per_rank")
 # Limits far beyond any published model, so that no file can ask for memory without end.
 _LIMITS = {"num_queries": (1, 2**16), "num_upscale_blocks": (0, 8), "train_num_points": (1, 2**20)}
+TOKEN_MERGING_ENDS = ("queries", "upscaling")
+TOKEN_MERGING_BATCHES = ("lowest", "per_image")
 
 
 @strict
@@ -40,6 +42,14 @@ class EoMTConfig(PlainViTConfig):
         importance_sample_ratio: share of the points taken where the prediction is least certain.
         loss_normalization: `"global"` divides by counts over all processes, so that N processes train like one;
             `"per_rank"` reproduces the official code.
+        token_merging_threshold: mean cosine similarity from which inference merges 2 x 2 patches into one token (ALGM,
+            arXiv 2406.09936); `None` merges nothing. These fields are set by the model's `merge_tokens`.
+        token_merging_layers: numbers, from 1, of the block that merges windows and, if there are two, of the block that
+            merges alike tokens anywhere; `None` is `merging_layers`.
+        token_merging_end: when tokens go back on the grid: before the `"queries"` enter, or before `"upscaling"`, which
+            is faster and needs attention without masks.
+        token_merging_batch: `"lowest"` merges in all images of a batch as much as the one that allows the least, so
+            answers depend on the batch; `"per_image"` runs the blocks image by image.
     """
 
     model_type = "segvit_eomt"
@@ -65,6 +75,10 @@ class EoMTConfig(PlainViTConfig):
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
     loss_normalization: str = "global"
+    token_merging_threshold: float | int | None = None
+    token_merging_layers: list[int] | None = None
+    token_merging_end: str = "queries"
+    token_merging_batch: str = "lowest"
 
     def __post_init__(self, **kwargs: Any):
         if self.num_upscale_blocks is None:
@@ -88,6 +102,14 @@ class EoMTConfig(PlainViTConfig):
     def upscale_factor(self) -> int:
         """Cells of the mask logits per patch along each axis, s."""
         return 2 ** (self.num_upscale_blocks or 0)
+
+    @property
+    def merging_layers(self) -> tuple[int, ...]:
+        """The blocks that merge tokens: as set, or those of ALGM, 1 and 5 of 12 and 1 and 7 of 24."""
+        if self.token_merging_layers is not None:
+            return tuple(self.token_merging_layers)
+        last = min(3 + self.num_hidden_layers // 6, self.num_hidden_layers - self.num_query_layers)
+        return (1, last) if last > 1 else (1,)
 
     def criterion_arguments(self) -> dict[str, Any]:
         """Arguments of the `MaskCriterion` for this configuration."""
@@ -117,6 +139,36 @@ class EoMTConfig(PlainViTConfig):
         if self.loss_normalization not in LOSS_NORMALIZATIONS:
             raise ValueError(f"loss_normalization={self.loss_normalization!r} is not one of {LOSS_NORMALIZATIONS}")
         check_probabilities(self.masked_attention_probabilities, self.num_query_layers)
+        self._check_token_merging()
+
+    def _check_token_merging(self) -> None:
+        threshold, layers = self.token_merging_threshold, self.token_merging_layers
+        for name, choices in (
+            ("token_merging_end", TOKEN_MERGING_ENDS),
+            ("token_merging_batch", TOKEN_MERGING_BATCHES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {choices}")
+        last = self.num_hidden_layers - self.num_query_layers
+        if layers is not None and not (
+            len(layers) in (1, 2) and layers == sorted(set(layers)) and 1 <= layers[0] <= layers[-1] <= last
+        ):
+            raise ValueError(
+                f"token_merging_layers={layers} must be one or two rising numbers of blocks from 1 to {last}, which "
+                "the queries do not take part in; the first block merges windows, the second tokens anywhere"
+            )
+        if threshold is None:
+            return
+        if not 0 < threshold <= 1:
+            raise ValueError(
+                f"token_merging_threshold={threshold} is a cosine similarity, above 0 and at most 1, such as 0.9; None "
+                "merges nothing"
+            )
+        if last < 1:
+            raise ValueError(
+                f"token_merging_threshold={threshold}: tokens are merged before the queries enter, but here they take "
+                f"part in all {self.num_hidden_layers} blocks; leave it None"
+            )
 
 
 def check_probabilities(probabilities: Any, num_query_layers: int) -> None:

@@ -9,6 +9,7 @@ s = 2 ** num_upscale_blocks. Tokens are ordered queries, CLS, registers, patches
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,16 @@ from .inference_optimization import compile_module, queries_to_decode, refuse_ma
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
 from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, mask_logits
 from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel, misfits_name_the_flag
+from .token_merging import (
+    MergedTokens,
+    compile_unless_merging,
+    refuse_compiled,
+    refuse_merging,
+    refuse_merging_until_the_end,
+)
 from .transformers_eomt import transformers_eomt_arguments
+
+_RECORDED = ("output_hidden_states", "output_attentions")
 
 
 @dataclass
@@ -94,6 +104,44 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
         check_probabilities(values, num_query_layers)
         # Kept in the config, so that every checkpoint has them.
         self.config.masked_attention_probabilities = values
+
+    def merge_tokens(
+        self,
+        threshold: float | None,
+        *,
+        layers: Sequence[int] | None = None,
+        end: str = "queries",
+        batch: str = "lowest",
+    ) -> Any:
+        """Merge alike tokens in inference (ALGM), which gives other segments, or with `None` merge none; the model.
+
+        Args:
+            threshold: mean cosine similarity from which 2 x 2 patches become one token, such as 0.9.
+            layers: numbers, from 1, of the block that merges windows and of the one that merges tokens anywhere, or of
+                the first alone; `None`: those of ALGM.
+            end: when tokens go back on the grid: before the `"queries"` enter, or before `"upscaling"`.
+            batch: `"lowest"`: all images of a batch merge as much as the one that allows the least; `"per_image"`: the
+                answer to an image does not depend on the others.
+
+        Raises:
+            ValueError: a value is impossible, or the model is compiled or masks attention with `end="upscaling"`.
+        """
+        config, layers = self.config, None if layers is None else list(layers)
+        values = {"threshold": threshold, "layers": layers, "end": end, "batch": batch}
+        before = {f"token_merging_{name}": getattr(config, f"token_merging_{name}") for name in values}
+        try:
+            for name, value in values.items():
+                setattr(config, f"token_merging_{name}", value)
+            config.check()
+            if threshold is not None:
+                refuse_compiled(self)
+            if threshold is not None and end == "upscaling":
+                refuse_merging_until_the_end(config)
+        except Exception:
+            for name, value in before.items():
+                setattr(config, name, value)
+            raise
+        return self
 
 
 def _default_init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -172,6 +220,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         """
         refuse_masked_attention(self.config)
         super().optimize_for_inference(fuse_qkv=fuse_qkv, channels_last=channels_last)
+        compile = compile_unless_merging(self.config, compile, self.device)
         compiled = compile_module(self.eomt, compile, cuda_graphs)
         self.uses_cuda_graphs = compiled and self.device.type == "cuda" and cuda_graphs is not False
         self.prunes_masks = prune_masks
@@ -367,11 +416,18 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
         hidden_states = self.embeddings(pixel_values)
         position_embeddings = self.position_embeddings_for(pixel_values, config.num_prefix_tokens)
         predictions: list[_Prediction] = []
-        for index, layer in enumerate(self.layers):
-            leading_mask = None
+        num_merged_layers = 0
+        if config.token_merging_threshold is not None:
+            recorded = any(kwargs.get(name, getattr(config, name, False)) for name in _RECORDED)
+            refuse_merging(self, pixel_values, recorded)
+            until_the_end = config.token_merging_end == "upscaling"
+            num_merged_layers = config.num_hidden_layers if until_the_end else first_query_layer
+            images = hidden_states.split(1) if config.token_merging_batch == "per_image" else [hidden_states]
+            hidden_states = torch.cat([self._run_merged(each, grid_size, num_merged_layers) for each in images])
+        for index in range(num_merged_layers, config.num_hidden_layers):
+            layer, leading_mask = self.layers[index], None
             if index == first_query_layer:
-                queries = self.query.weight.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
-                hidden_states = torch.cat((queries, hidden_states), dim=1)
+                hidden_states = self._with_queries(hidden_states)
                 num_prefix_tokens = config.num_queries + config.num_prefix_tokens
                 position_embeddings = self.position_embeddings_for(pixel_values, num_prefix_tokens)
             if index >= first_query_layer and config.masked_attention:
@@ -401,6 +457,27 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
             mask_features=tuple(p.mask_features for p in predictions),
             auxiliary_masks_queries_logits=tuple(p.mask_logits for p in predictions[:-1] if p.mask_logits is not None),
         )
+
+    def _with_queries(self, hidden_states: Tensor) -> Tensor:
+        queries = self.query.weight.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
+        return torch.cat((queries, hidden_states), dim=1)
+
+    def _run_merged(self, hidden_states: Tensor, grid_size: tuple[int, int], num_layers: int) -> Tensor:
+        """Run the first blocks with token merging; tokens (B, prefix + h * w, D) come back on the grid."""
+        config = self.config
+        tokens = MergedTokens(config, grid_size, config.num_prefix_tokens, hidden_states.device)
+        merges = [tokens.merge_windows, partial(tokens.merge_alike, layer=config.merging_layers[-1])]
+        merge_after = dict(zip(config.merging_layers, merges, strict=False))
+        position_embeddings = tokens.position_embeddings()
+        for number, layer in enumerate(self.layers[:num_layers], start=1):
+            if number == config.num_hidden_layers - config.num_query_layers + 1:
+                hidden_states = self._with_queries(hidden_states)
+                tokens.num_prefix_tokens += config.num_queries
+                position_embeddings = tokens.position_embeddings()
+            hidden_states = layer(hidden_states, position_embeddings, merge=merge_after.get(number))
+            if number in merge_after:
+                position_embeddings = tokens.position_embeddings()
+        return tokens.unmerge(hidden_states)
 
     def _predict(
         self, normed_states: Tensor, grid_size: tuple[int, int], final: bool, decode: bool = True

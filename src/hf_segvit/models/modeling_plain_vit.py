@@ -8,7 +8,7 @@ Shapes: B batch, T tokens, D hidden size, H W pixels, h w patch grid.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -153,10 +153,13 @@ class PlainViTLayer(GradientCheckpointingLayer):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         leading_mask: Tensor | None = None,
+        merge: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Transform (B, T, D); see `PlainViTAttention.forward` for the other arguments."""
+        """Transform (B, T, D), merging tokens before the MLP; see `PlainViTAttention.forward` for other arguments."""
         attended, _ = self.attention(self.norm1(hidden_states), position_embeddings, leading_mask)
         hidden_states = self._add(hidden_states, attended, self.layer_scale1)
+        if merge is not None:
+            hidden_states = merge(hidden_states)
         return self._add(hidden_states, self.mlp(self.norm2(hidden_states)), self.layer_scale2)
 
     def _add(self, hidden_states: Tensor, branch: Tensor, scale: LayerScale | None) -> Tensor:

@@ -80,7 +80,7 @@ class PlainViTAttention(nn.Module):
 
         Args:
             hidden_states: (B, T, D).
-            position_embeddings: cosines and sines (T, E) of `rotary_embeddings`.
+            position_embeddings: cosines and sines (T, E) of `rotary_embeddings`, or (B, 1, T, E) of merged tokens.
             leading_mask: boolean (B, 1, rows, T), True where the first `rows` tokens may attend; later tokens attend
                 to everything.
         """
@@ -183,6 +183,20 @@ def rotary_embeddings(
             many.
         offset: coordinate of the first patch, with `reference_grid`.
     """
+    angles = rotary_angles(grid_size, head_size, theta, device, reference_grid, offset)
+    angles = F.pad(angles, (0, 0, num_prefix_tokens, 0))
+    return angles.cos(), angles.sin()
+
+
+def rotary_angles(
+    grid_size: tuple[int, int],
+    head_size: int,
+    theta: float,
+    device: torch.device,
+    reference_grid: int | None = None,
+    offset: float = 0,
+) -> Tensor:
+    """Angles (h * w, E), fp32, linear in a patch's position; arguments as for `rotary_embeddings`."""
     # Angles need fp32: in bf16 neighbouring patches would share one.
     indices = [torch.arange(n, device=device, dtype=torch.float32) for n in grid_size]
     frequencies = theta ** -(torch.arange(head_size // 4, device=device, dtype=torch.float32) * (4.0 / head_size))
@@ -196,9 +210,7 @@ def rotary_embeddings(
     row_angles = (rows[:, None] * frequencies)[:, None, :].expand(-1, grid_size[1], -1)
     column_angles = (columns[:, None] * frequencies)[None, :, :].expand(grid_size[0], -1, -1)
     # A quarter of the channels turns with the row, a quarter with the column; twice, for the halves `rotate` pairs.
-    angles = torch.cat((row_angles, column_angles), dim=-1).flatten(0, 1).repeat(1, 2)
-    angles = F.pad(angles, (0, 0, num_prefix_tokens, 0))
-    return angles.cos(), angles.sin()
+    return torch.cat((row_angles, column_angles), dim=-1).flatten(0, 1).repeat(1, 2)
 
 
 def rotate(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

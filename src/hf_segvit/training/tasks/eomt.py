@@ -84,6 +84,12 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
                 model = self.model_class.from_backbone(self.backbone, image_size=size, **fields)
         for name, value in own.items():
             setattr(model.config, name, value)
+        if model.config.token_merging_threshold is not None:
+            raise ValueError(
+                f"token_merging_threshold={model.config.token_merging_threshold} of {start or 'model_config'}: token "
+                "merging is for inference; train with model_config.token_merging_threshold=null, and turn it on in the "
+                "trained model"
+            )
         if own or self.criterion_class is not None:  # built anew, as it was made before these settings were there
             model.criterion = (self.criterion_class or type(model.criterion)).from_config(model.config)
         self.size = image_size(recipe, model.config)
