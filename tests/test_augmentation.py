@@ -13,10 +13,10 @@ from hf_segvit.data.augmentation import (
     Crop,
     MaskAugmentation,
     augmentation,
-    jitter_colors,
     sample_generator,
 )
 from hf_segvit.data.collation import MaskCollator
+from hf_segvit.data.color_changes import jitter_colors
 from hf_segvit.data.entries import decode_entry
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.models.mask_encoding import encode_mask

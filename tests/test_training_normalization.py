@@ -322,7 +322,7 @@ def test_a_backbones_settings_are_brought_to_pixels_of_0_to_1(settings: dict, ex
 
 def test_settings_without_a_normalisation_are_refused(tmp_path: Path) -> None:
     folder = save_with_settings(plain_vit(), tmp_path / "transformers", image_mean=None)
-    with pytest.raises(ValueError, match="image_mean is None|hold no image_mean and image_std"):
+    with pytest.raises(ValueError, match=r"image_mean is None|hold no image_mean and image_std"):
         image_normalization(folder)
     folder = save_timm("vit_tiny_patch16_224.augreg_in21k", tmp_path / "timm")
     config = json.loads((Path(folder) / "config.json").read_text())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..lookup import import_object, suggestion
 from ..models.published_labels import TASKS
 from .model_options import (
+    add_cache_option,
     add_classifier_options,
     add_dtype_option,
     add_model_options,
@@ -80,6 +81,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="mask AP: count the best N objects of a class in an image, and let the model answer as many (default 100)",
     )
+    add_cache_option(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers as JSON")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for results and for resuming")
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")

@@ -108,6 +108,26 @@ def threshold_or_off(text: str) -> float | bool:
     return threshold
 
 
+def add_cache_option(parser: Any) -> None:
+    """Add `--no-cache`."""
+    parser.add_argument(
+        "--no-cache",
+        action=_WithoutCache,
+        help="read large annotation files anew instead of from the cache (in HF_SEGVIT_CACHE, or ~/.cache/hf_segvit)",
+    )
+
+
+class _WithoutCache(argparse.Action):
+    """Switch the cache off in this process and in those that it starts, which inherit the variable."""
+
+    def __init__(self, option_strings: Any, dest: str, **settings: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, **settings)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        os.environ["HF_SEGVIT_CACHE"] = "off"
+        setattr(namespace, self.dest, True)
+
+
 def add_classifier_options(parser: Any) -> None:
     """Add a ViT-P that names the masks of the model."""
     group = parser.add_argument_group("labels by ViT-P")

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .model_options import add_cache_option
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
@@ -48,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--list", action="store_true", help="print the packaged recipes")
     parser.add_argument("--replay", type=Path, metavar="DIR", help="repeat a step that was not finite, see failures/")
     parser.add_argument("--cpu", action="store_true", help="compute on the CPU even if there is a GPU")
+    add_cache_option(parser)
     parser.set_defaults(run=run)
 
 

@@ -14,10 +14,13 @@ import io
 import json
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypedDict
 
 from ..models.regular_files import read_regular_file
@@ -32,6 +35,39 @@ class Location(TypedDict):
 
     archive: str | None
     member: str
+
+
+# Size, time of the last change in ns, and whether it is a folder, by path; `None` for what does not exist.
+PathStates = dict[str, tuple[int, int, bool] | None]
+
+_states: ContextVar[PathStates | None] = ContextVar("states", default=None)
+
+
+@contextmanager
+def noted_paths() -> Iterator[PathStates]:
+    """Note all files and folders of data sets that are looked at, as they are before that."""
+    states: PathStates = {}
+    token = _states.set(states)
+    try:
+        yield states
+    finally:
+        _states.reset(token)
+
+
+def note_path(path: str | os.PathLike[str]) -> None:
+    """Note a file or folder that is looked at, or looked for."""
+    states = _states.get()
+    if states is not None and (name := os.fspath(path)) not in states:
+        states[name] = path_state(name)
+
+
+def path_state(path: str) -> tuple[int, int, bool] | None:
+    """See `PathStates`."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns, stat.S_ISDIR(status.st_mode)
 
 
 def location_name(location: Location) -> str:
@@ -50,11 +86,13 @@ def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes
     path = location["member"]
     if "\0" in path or any("\ud800" <= character < "\udc80" for character in path):
         raise ValueError(f"{path!r} is no path of a file; check it")
+    note_path(path)
     return read_regular_file(path, path, max_bytes, may_be_empty=True)
 
 
 def open_archive(path: str) -> Archive:
     """The archive at a path, from this process' cache; its directory is read at the first call."""
+    note_path(path.split(NESTED)[0])
     if path not in _archives:
         _archives[path] = Archive(path)
     return _archives[path]
@@ -221,13 +259,14 @@ def read_json(location: Location) -> Any:
         text = content.decode(json.detect_encoding(content))
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: {encoding_fault(content, error)}") from error
+    del content  # as large as the text
     return parse_json(text, name)
 
 
 def parse_json(text: str, name: str) -> Any:
     """Parse JSON text of the file or entry `name`; see `read_json`."""
     # A callback for each whole number slows parsing down, so only files that hold long ones pay for it.
-    read_int = _bounded_int if _LONG_INTEGER.search(text) else None
+    read_int = _bounded_int if _has_long_integer(text) else None
     try:
         # `NaN` and `Infinity` are not JSON, but many tools write them: readers refuse them only in values they use.
         return json.loads(text, parse_int=read_int)
@@ -254,7 +293,17 @@ def read_text(location: Location) -> str:
         raise ValueError(f"{location_name(location)}: {encoding_fault(content, error)}") from error
 
 
-_LONG_INTEGER = re.compile(r"[0-9]{19}")
+_LONG_INTEGER = b"0" * 19
+_DIGITS_TO_ZEROS = bytes(ord("0") if chr(byte) in "123456789" else byte for byte in range(256))
+_BLOCK = 2**20
+
+
+def _has_long_integer(text: str) -> bool:
+    # A regular expression takes a third of the time of parsing; this takes a twentieth.
+    return any(
+        _LONG_INTEGER in text[start : start + _BLOCK + 18].encode("utf-8", "replace").translate(_DIGITS_TO_ZEROS)
+        for start in range(0, len(text), _BLOCK)
+    )
 
 
 def _bounded_int(digits: str) -> int | float:

@@ -2,9 +2,8 @@
 
 - `AugmentedDataset`: entries of a reader, augmented when they are asked for.
 - `augmentation`: the published recipes by name, or a class of your own. ViT-P's `PointAugmentation` is in prompts.py.
-- `MaskAugmentation`: EoMT's colour jitter, flip, scale jitter, crop and pad.
+- `MaskAugmentation`: EoMT's colour jitter (color_changes.py), flip, scale jitter, crop and pad.
 - `place` scales a crop into the training image, in the worker or later on the device.
-- `jitter_colors`: the colour changes of the official EoMT code, which are those of SSD.
 
 An id map stays one integer channel until the batch is made (collation.py). H W pixels of the entry or the training
 image, h w of the crop, n segments.
@@ -25,8 +24,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from ..lookup import import_object, is_import_path, suggestion
-from .entries import AugmentedSample, DecodedEntry, Placement, decode_entry, decode_for_training
+from .color_changes import jitter_colors
+from .entries import AugmentedSample, EncodedEntry, Placement, decode_for_training, encode_entry
 from .prompts import PointAugmentation
+from .run_maps import Indices
 
 
 class Augmentation(Protocol):
@@ -222,16 +223,20 @@ class MaskAugmentation:
 
     def __call__(self, entry: Mapping[str, Any], generator: np.random.Generator) -> AugmentedSample:
         """Augment an entry of a reader, see `decode_entry`."""
-        decoded = decode_entry(entry)
+        encoded = encode_entry(entry)
         for _ in range(self.max_tries):
             # Only the map is cut to judge a crop; the image, which takes longer, is scaled once one is chosen.
-            crop = self.draw(decoded.segment_map.shape, generator)
+            crop = self.draw(encoded.runs.shape, generator)
             indices = _indices(crop)
-            segment_map = _cut(decoded.segment_map, indices)
-            if not len(decoded.labels) or segment_map.max() >= 0:
+            segment_map = encoded.runs.cut(encoded.values, indices)
+            if not len(encoded.labels) or segment_map.max() >= 0:
                 break
-        pixels = jitter_colors(decoded.pixels, generator) if self.color_jitter else decoded.pixels
-        return self._sample(entry.get("image_id"), pixels, decoded, crop, indices, segment_map)
+        window = (slice(crop.top, crop.top + crop.height), slice(crop.left, crop.left + crop.width))
+        if self.color_jitter:
+            pixels = jitter_colors(encoded.pixels, generator, window)
+        else:
+            pixels = encoded.pixels[:, *window]
+        return self._sample(entry.get("image_id"), pixels, encoded, crop, indices, segment_map)
 
     def draw(self, size: tuple[int, ...], generator: np.random.Generator) -> Crop:
         """Draw a crop of an image (H, W)."""
@@ -249,33 +254,31 @@ class MaskAugmentation:
     def _sample(
         self,
         image_id: Any,
-        pixels: Tensor,
-        decoded: DecodedEntry,
+        cropped: Tensor,
+        encoded: EncodedEntry,
         crop: Crop,
-        indices: tuple[np.ndarray, np.ndarray],
+        indices: Indices,
         segment_map: np.ndarray,
     ) -> AugmentedSample:
-        cropped = pixels[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         placement = Placement(crop.new_height, crop.new_width, crop.flip)
         # Otherwise the map that is returned tells which pixels count. It cannot where void counts but crowds (-2)
         # do not, nor where masks overlap and it is empty.
         counted = None
-        if self.void_counts or decoded.masks is not None:
+        if self.void_counts or encoded.masks is not None:
             counted = segment_map >= (-1 if self.void_counts else 0)
-        if decoded.masks is None:
-            segment_map, present = _renumbered(segment_map, len(decoded.labels))
+        if encoded.masks is None:
+            segment_map, present = _renumbered(segment_map, len(encoded.labels))
             masks = None
         else:
-            cut = _cut(decoded.masks, indices)
-            present = np.asarray(cut.any((1, 2)))
-            masks = torch.from_numpy(_padded(cut[present], self.size, fill=False))
+            cut, present = encoded.masks.cut(indices)
+            masks = torch.from_numpy(_padded(cut, self.size, fill=False))
             segment_map = np.full_like(segment_map, -1)
         return AugmentedSample(
             image_id=image_id,
             # A copy, as a view would carry the whole image from the worker to the main process.
             pixels=cropped.clone() if self.scale_later else place(cropped, placement, self.size),
             segment_map=torch.from_numpy(_padded(segment_map, self.size, fill=-1)),
-            labels=torch.from_numpy(decoded.labels[present]),
+            labels=torch.from_numpy(encoded.labels[present]),
             counted=None if counted is None else torch.from_numpy(_padded(counted, self.size, fill=False)),
             masks=masks,
             placement=placement if self.scale_later else None,
@@ -290,21 +293,11 @@ def _draw_extent(length: int, scaled: int, target: int, generator: np.random.Gen
     return int(generator.integers(length - inside + 1)), inside, target
 
 
-def _indices(crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+def _indices(crop: Crop) -> Indices:
     """Row (new_height,) and column (new_width,) of the original under the centre of each pixel of the result."""
     rows = crop.top + (2 * np.arange(crop.new_height) + 1) * crop.height // (2 * crop.new_height)
     columns = crop.left + (2 * np.arange(crop.new_width) + 1) * crop.width // (2 * crop.new_width)
     return rows, columns[::-1] if crop.flip else columns
-
-
-def _cut(values: np.ndarray, indices: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Values (..., H, W) at the crossings of rows and columns."""
-    rows, columns = indices
-    # Copying whole rows is fast, picking columns is slow: pick them in whichever has fewer rows, source or result.
-    low, high = rows.min(), rows.max() + 1
-    if high - low < len(rows):
-        return values[..., low:high, :].take(columns, -1).take(rows - low, -2)
-    return values.take(rows, -2).take(columns, -1)
 
 
 def _renumbered(segment_map: np.ndarray, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
@@ -345,42 +338,3 @@ def place(crop: Tensor, placement: Placement, size: tuple[int, int]) -> Tensor:
     padded = torch.zeros((*size, crop.shape[1]), dtype=torch.uint8, device=crop.device).permute(2, 0, 1)
     padded[:, : placement.height, : placement.width] = scaled
     return padded
-
-
-# The photometric distortion of SSD (arXiv:1512.02325), as in the official EoMT code.
-BRIGHTNESS, CONTRAST, SATURATION = 32 / 255, 0.5, 0.5  # factors are 1 +- these
-HUE = 18 / 360  # of the circle
-PROBABILITY = 0.5  # of each change
-
-
-def jitter_colors(pixels: Tensor, generator: np.random.Generator) -> Tensor:
-    """Change the colours of an image (C, H, W) uint8: brightness first; contrast second or, just as often, last.
-
-    Of more than three channels the first three count as colours, and the others, such as infrared or depth, are kept.
-    """
-    if pixels.shape[0] not in (1, 3):
-        colors, others = (pixels[:3], pixels[3:]) if pixels.shape[0] > 3 else (pixels[:0], pixels)
-        changed = jitter_colors(colors, generator) if len(colors) else colors
-        # Concatenated with channels last in memory, as images are everywhere else.
-        return torch.cat([changed.permute(1, 2, 0), others.permute(1, 2, 0)], dim=2).permute(2, 0, 1)
-
-    # torchvision's RandomPhotometricDistort draws from the global generator, so samples could not be reproduced.
-
-    def chosen() -> bool:
-        return bool(generator.random() < PROBABILITY)
-
-    def factor(strength: float) -> float:
-        return float(generator.uniform(1 - strength, 1 + strength))
-
-    if chosen():
-        pixels = functional.adjust_brightness(pixels, factor(BRIGHTNESS))
-    contrast_first = chosen()
-    if contrast_first and chosen():
-        pixels = functional.adjust_contrast(pixels, factor(CONTRAST))
-    if chosen():
-        pixels = functional.adjust_saturation(pixels, factor(SATURATION))
-    if chosen():
-        pixels = functional.adjust_hue(pixels, float(generator.uniform(-HUE, HUE)))
-    if not contrast_first and chosen():
-        pixels = functional.adjust_contrast(pixels, factor(CONTRAST))
-    return pixels

@@ -105,21 +105,29 @@ def _segments(
         segment_id = info.get("id") if isinstance(info, dict) else None
         if type(segment_id) is not int:
             segment_id = whole_number(segment_id) or segment_id
-        where = f"{item}, segment {shown(segment_id)}"
         if type(segment_id) is not int or not 0 < segment_id <= _LARGEST_ID:
-            problems.error(name, where, f"a segment's id is a whole number from 1 to {_LARGEST_ID}, as 0 is void")
+            message = f"a segment's id is a whole number from 1 to {_LARGEST_ID}, as 0 is void"
+            problems.error(name, _where(item, segment_id), message)
         elif segment_id in seen:
-            problems.error(name, where, "two segments of the image have this id")
+            problems.error(name, _where(item, segment_id), "two segments of the image have this id")
         else:
             try:
                 label_id = category_label(info, labels)
             except KeyError:
                 message = f"category {shown(info.get('category_id'))} is not in the list of categories"
-                problems.error(name, where, message)
+                problems.error(name, _where(item, segment_id), message)
             else:
-                is_crowd = crowd_flag(info, name, where, problems) and not crowds_are_objects
+                is_crowd = info.get("iscrowd", 0)
+                # Of a million segments nearly all have 0 or 1 here, and need no words about where they are.
+                if type(is_crowd) is not int or is_crowd not in (0, 1):
+                    is_crowd = crowd_flag(info, name, _where(item, segment_id), problems)
                 if label_id is not None and label_id != VOID:
+                    is_crowd = bool(is_crowd) and not crowds_are_objects
                     rows.append({"id": segment_id, "label_id": label_id, "is_crowd": is_crowd})
         if isinstance(segment_id, int):
             seen.add(segment_id)
     return rows
+
+
+def _where(item: str, segment_id: Any) -> str:
+    return f"{item}, segment {shown(segment_id)}"

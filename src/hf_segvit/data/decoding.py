@@ -19,7 +19,6 @@ from ..models.image_bands import Bands
 from ..models.image_decoding import image_size, to_pixels
 from ..models.image_files import SIDEWAYS, forget_orientation, open_image_file, orientation, stored_frame
 from ..models.image_values import AS_STORED, ImageSettings
-from ..models.mask_encoding import decode_mask
 from .archives import Location, location_name, read_location
 from .class_lists import VOID
 from .mask_files import (
@@ -33,6 +32,7 @@ from .mask_files import (
     present_values,
     rle_fault,
 )
+from .run_maps import RunMap, run_lengths
 
 Segments = list[dict[str, Any]]
 
@@ -206,12 +206,15 @@ class PaintedPolygons:
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`."""
+        return _unrolled(*self.runs(segments or [], name))
+
+    def runs(self, segments: Segments, name: str) -> tuple[RunMap | None, Segments]:
+        """The same with the map as runs."""
         if not segments:
             return None, []
-        segment_map = np.full(segments[0]["rle"]["size"], self.background, dtype=np.int32)
-        for row in segments:
-            segment_map[decode_mask(_checked_rle(row, name))] = row["label_id"]
-        return segment_map, semantic_segments(segment_map)
+        layers = [(run_lengths(_checked_rle(row, name)), row["label_id"]) for row in segments]
+        runs = RunMap.painted(layers, _size(segments), self.background)
+        return runs, [{"id": label, "label_id": label, "is_crowd": False} for label in runs.ids.tolist()]
 
 
 @dataclass(frozen=True)
@@ -223,23 +226,38 @@ class PaintedPanoptic:
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`; ids number the rows of the image, as those of annotations may exceed 32 bits."""
+        return _unrolled(*self.runs(segments or [], name))
+
+    def runs(self, segments: Segments, name: str) -> tuple[RunMap | None, Segments]:
+        """The same with the map as runs."""
         if not segments:
             return None, []
-        segment_map = np.full(segments[0]["rle"]["size"], VOID, dtype=np.int32)
+        layers: list[tuple[np.ndarray, int]] = []
         rows: dict[int, dict[str, Any]] = {}
         id_of_stuff: dict[int, int] = {}
+        ground = VOID
         if self.background != VOID:
-            segment_map[:] = id_of_stuff[self.background] = len(segments)
+            ground = id_of_stuff[self.background] = len(segments)
             rows[len(segments)] = {"id": len(segments), "label_id": self.background, "is_crowd": False}
         # Annotators outline the road after the cars on it, or before: objects are on top of stuff in both cases.
         for index in sorted(range(len(segments)), key=lambda index: segments[index]["label_id"] not in self.stuff):
             row = segments[index]
             label, is_stuff = row["label_id"], row["label_id"] in self.stuff
             segment_id = id_of_stuff.setdefault(label, index) if is_stuff else VOID if label == VOID else index
-            segment_map[decode_mask(_checked_rle(row, name))] = segment_id
+            layers.append((run_lengths(_checked_rle(row, name)), segment_id))
             is_crowd = row["is_crowd"] and not is_stuff
             rows.setdefault(segment_id, {"id": segment_id, "label_id": label, "is_crowd": is_crowd})
-        return segment_map, [rows[value] for value in present_values(segment_map) if value != VOID]
+        runs = RunMap.painted(layers, _size(segments), ground)
+        return runs, [rows[value] for value in runs.ids.tolist()]
+
+
+def _size(segments: Segments) -> tuple[int, int]:
+    height, width = segments[0]["rle"]["size"]
+    return height, width
+
+
+def _unrolled(runs: RunMap | None, rows: Segments) -> tuple[np.ndarray | None, Segments]:
+    return None if runs is None else np.ascontiguousarray(runs), rows
 
 
 def semantic_segments(label_map: np.ndarray) -> Segments:

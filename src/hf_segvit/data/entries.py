@@ -1,9 +1,9 @@
 """Convert entries of a reader to tensors for training, and cache their id maps.
 
-- `decode_entry` makes a `DecodedEntry`: the image, and its segments as one channel of small integers. Augmentation
-  makes an `AugmentedSample` of it.
+- `decode_entry` makes a `DecodedEntry`: the image, and its segments as one channel of small integers. `encode_entry`
+  leaves the segments as runs, of which augmentation decodes what a crop keeps; it makes an `AugmentedSample`.
 - `decode_for_training` makes a data set decode faster, to the same pixels and segments: plain JPEG files by
-  torchvision, and id maps, with `MapCache`, from a folder of run-length maps (`RunMap`).
+  torchvision, outlines painted as runs, and id maps, with `MapCache`, from a folder of run-length maps (run_maps.py).
 
 H W pixels, h w of a crop, n segments or ids, r runs, N prompts.
 """
@@ -33,10 +33,9 @@ from ..models.image_claims import checked_claims, max_image_pixels
 from ..models.image_decoding import to_pixels
 from ..models.image_files import orientation
 from ..models.image_values import AS_STORED, ImageSettings
-from ..models.mask_encoding import decode_mask
 from .archives import NESTED, Location
-from .class_lists import VOID
 from .decoding import MaskReader, SampleDecoder, Segments, image_in_frame
+from .run_maps import RunMap, RunMasks, run_lengths
 
 CROWD = -2  # in a segment map: pixels of a crowd, which is no training target
 _MOST_MASK_BYTES = 2**32  # of the masks of one image
@@ -52,6 +51,28 @@ class DecodedEntry:
     segment_map: np.ndarray
     labels: np.ndarray  # (n,) int64 label ids of all segments except crowds
     masks: np.ndarray | None  # (n, H, W) bool if the segments are masks that may overlap
+
+
+@dataclass
+class EncodedEntry:
+    """One image and its segments, which are not decoded yet."""
+
+    pixels: Tensor  # (C, H, W) uint8, channels last in memory
+    runs: RunMap  # (H, W)
+    values: np.ndarray  # (i + 1,) int8 or int16 indices as in `DecodedEntry.segment_map`, for `runs.cut`
+    labels: np.ndarray  # (n,) int64 label ids of all segments except crowds
+    masks: RunMasks | None  # (n, H, W) if the segments are masks that may overlap
+
+    def decoded(self) -> DecodedEntry:
+        """The whole entry as arrays."""
+        segment_map = np.ascontiguousarray(self.runs.unrolled(self.values))
+        masks = None
+        if self.masks is not None:
+            height, width = self.runs.shape
+            shown, present = self.masks.cut((np.arange(height), np.arange(width)))
+            masks = np.zeros((len(present), height, width), dtype=bool)
+            masks[present] = shown
+        return DecodedEntry(self.pixels, segment_map, self.labels, masks)
 
 
 class Placement(NamedTuple):
@@ -87,6 +108,18 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     Raises:
         ValueError: sizes differ, or the map holds ids that `segments` has no row for.
     """
+    encoded = encode_entry(entry)
+    height, width = encoded.runs.shape
+    if encoded.masks is not None and len(encoded.masks) * height * width > _MOST_MASK_BYTES:
+        raise ValueError(
+            f"image {entry.get('image_id')!r}: {len(encoded.masks)} masks of {height} x {width} pixels take more than "
+            f"{_MOST_MASK_BYTES:,} bytes; cut the image into tiles, or scale it down"
+        )
+    return encoded.decoded()
+
+
+def encode_entry(entry: Mapping[str, Any]) -> EncodedEntry:
+    """Convert an entry to pixels and runs; arguments and errors as of `decode_entry`."""
     name = f"image {entry.get('image_id')!r}"
     image = entry["image"]
     if isinstance(image, Tensor):
@@ -99,18 +132,11 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     crowds = [row for row in entry["segments"] if row["is_crowd"]]
     labels = np.array([row["label_id"] for row in rows], dtype=np.int64)
     if any(row.get("rle") is not None for row in entry["segments"]):
-        if len(rows) * size[0] * size[1] > _MOST_MASK_BYTES:
-            raise ValueError(
-                f"{name}: {len(rows)} masks of {size[0]} x {size[1]} pixels take more than {_MOST_MASK_BYTES:,} bytes; "
-                "cut the image into tiles, or scale it down"
-            )
-        masks = np.stack([_mask(row, size, name) for row in rows]) if rows else np.zeros((0, *size), dtype=bool)
-        segment_map = np.full(size, -1, dtype=np.int16)
-        for row in crowds:
-            segment_map[_mask(row, size, name)] = CROWD
+        masks = [_mask_runs(row, size, name) for row in rows]
+        layers = [(_mask_runs(row, size, name), CROWD) for row in crowds]
         # After the crowds: a pixel that belongs to an object counts, even inside a crowd.
-        segment_map[masks.any(0)] = 0
-        return DecodedEntry(pixels, segment_map, labels, masks)
+        runs = RunMap.painted([*layers, *((mask, 0) for mask in masks)], size)
+        return EncodedEntry(pixels, runs, np.append(runs.ids, -1).astype(np.int16), labels, RunMasks(size, masks))
     id_map = entry["segment_map"] if isinstance(entry["segment_map"], RunMap) else np.asarray(entry["segment_map"])
     if id_map.shape != size:
         raise ValueError(f"{name} is {size[0]} x {size[1]} but its segment map {id_map.shape} (height x width)")
@@ -118,7 +144,8 @@ def decode_entry(entry: Mapping[str, Any]) -> DecodedEntry:
     values = {row["id"]: index for index, row in enumerate(rows)} | {row["id"]: CROWD for row in crowds}
     # int8 is cut, renumbered and copied in two thirds of the time of int16.
     dtype = np.int8 if len(rows) < MANY else np.int16
-    return DecodedEntry(pixels, replace_ids(id_map, values, name, dtype), labels, None)
+    runs = id_map if isinstance(id_map, RunMap) else RunMap.of(id_map)
+    return EncodedEntry(pixels, runs, _values_of_ids(runs, values, name, dtype), labels, None)
 
 
 def replace_ids(
@@ -129,60 +156,47 @@ def replace_ids(
     Raises:
         ValueError: the map holds an id that `values` does not.
     """
-    # Segments are compact, so an image has far fewer runs of equal ids than pixels: ids are looked up once per run.
     runs = id_map if isinstance(id_map, RunMap) else RunMap.of(id_map)
+    return np.ascontiguousarray(runs.unrolled(_values_of_ids(runs, values, name, dtype)))
+
+
+def _values_of_ids(runs: RunMap, values: Mapping[int, int], name: str, dtype: Any) -> np.ndarray:
+    """The numbers that stand for a map's ids, and -1 for void."""
+    # Segments are compact, so an image has far fewer runs of equal ids than pixels: ids are looked up once per run.
     table = {-1: -1, **values}
     ids = runs.ids.tolist()
     unknown = [value for value in ids if value not in table]
     if unknown:
         raise ValueError(f"{name}: its map holds ids {unknown[:5]} that segments has no row for; add the rows")
-    return runs.unrolled(np.array([table[value] for value in [*ids, -1]], dtype=dtype))
+    return np.array([table[value] for value in [*ids, -1]], dtype=dtype)
 
 
-def _mask(row: Mapping[str, Any], size: tuple[int, int], name: str) -> np.ndarray:
+def _mask_runs(row: Mapping[str, Any], size: tuple[int, int], name: str) -> np.ndarray:
     if row.get("rle") is None:
         raise ValueError(f"{name}: segment {row['id']} has no rle while others have one; give it to all or none")
     if tuple(int(length) for length in row["rle"]["size"]) != size:
         raise ValueError(f"{name} is {size[0]} x {size[1]} but the mask of segment {row['id']} is {row['rle']['size']}")
-    return decode_mask(row["rle"])
+    return run_lengths(row["rle"])
 
 
-_MAGIC = b"HFSEGVITRUNS1\n"
-_HEADER = struct.Struct("<IIII")  # height, width, number of runs, bytes of JSON
+_MAGIC = b"HFSEGVITRUNS2\n"
+_HEADER = struct.Struct("<IIIII")  # height, width, 1 for runs along columns, number of runs, bytes of JSON
 
 
 @dataclass(frozen=True)
-class RunMap:
-    """A map of ids as the runs of equal ids along its rows."""
+class RunReader:
+    """A mask reader that returns maps painted from outlines as `RunMap`, and all others as another one reads them."""
 
-    shape: tuple[int, int]  # (H, W)
-    ids: np.ndarray  # (n,) int32, ascending, without void
-    indices: np.ndarray  # (r,) int16 index into `ids`, -1 for void
-    lengths: np.ndarray  # (r,) pixels of each run; they add up to H * W
+    read_masks: MaskReader
 
-    @classmethod
-    def of(cls, id_map: np.ndarray) -> RunMap:
-        """The runs of a map (H, W)."""
-        flat = np.ascontiguousarray(id_map).reshape(-1)
-        starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-        values = flat[starts]
-        ids = np.unique(values[values != VOID])
-        indices = np.where(values == VOID, -1, np.searchsorted(ids, values))
-        lengths = np.diff(starts, append=len(flat))
-        return cls((id_map.shape[0], id_map.shape[1]), ids.astype(np.int32), indices.astype(np.int16), lengths)
-
-    def unrolled(self, values: np.ndarray) -> np.ndarray:
-        """The map (H, W) with `values` (n + 1,) in place of the ids, the last one for void."""
-        return np.repeat(values[self.indices], self.lengths).reshape(self.shape)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The map (H, W) of ids, with void -1."""
-        id_map = self.unrolled(np.append(self.ids, np.int32(VOID)))
-        return id_map if dtype is None else id_map.astype(dtype, copy=False)
+    def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
+        """See `MaskReader`."""
+        painter = getattr(self.read_masks, "runs", None)
+        return self.read_masks(maps, segments, name) if painter is None else painter(segments or [], name)
 
 
 class MapCache:
-    """A mask reader that keeps on disk, as run-length maps, what another one has read.
+    """A mask reader that keeps on disk, as run-length maps, what another one has read or painted.
 
     Processes may share the folder, and it may be deleted at any time. It is created if it does not exist.
 
@@ -200,16 +214,17 @@ class MapCache:
             raise ValueError(f"cannot write to the cache folder {folder}; name another, or change its permissions")
         # Readers are dataclasses whose fields are everything that decides how a file is read.
         self.reader = f"{type(read_masks).__qualname__} {read_masks!r}"
+        self.paints = hasattr(read_masks, "runs")
 
     def __call__(self, maps: Sequence[Location], segments: Segments | None, name: str) -> tuple[Any, Segments]:
         """See `MaskReader`; maps come as `RunMap`."""
-        path = self._path(maps)
+        path = self._path_of_outlines(segments or []) if self.paints else self._path(maps)
         if path is None:
-            return self.read_masks(maps, segments, name)
+            return RunReader(self.read_masks)(maps, segments, name)
         cached = _read(path)
         if cached is not None:
             run_map, rows = cached
-            if segments is None:
+            if segments is None or self.paints:  # of outlines, the key holds all that the annotation says
                 return run_map, rows
             # Label and crowd come from the annotation, which may have changed, not from the cache. Ids without a row
             # are an error, which the reader reports below.
@@ -217,12 +232,27 @@ class MapCache:
             rows = [row for row in segments if row["id"] in present]
             if len(rows) == len(present):
                 return run_map, rows
-        id_map, rows = self.read_masks(maps, segments, name)
-        run_map = RunMap.of(id_map)
+        id_map, rows = RunReader(self.read_masks)(maps, segments, name)
+        run_map = id_map if isinstance(id_map, RunMap) else RunMap.of(id_map)
         if len(run_map.ids) > np.iinfo(np.int16).max:
             return id_map, rows
         _write(path, run_map, rows)
         return run_map, rows
+
+    def _path_of_outlines(self, segments: Segments) -> Path | None:
+        """File of the cache for painted outlines; `None` if there are none."""
+        if not segments:
+            return None
+        digest = hashlib.blake2b(self.reader.encode(), digest_size=16)
+        for row in segments:
+            polygons = [np.asarray(polygon, dtype=np.float64) for polygon in row["polygons"] or ()]
+            counts = None if polygons else row["rle"]["counts"]
+            # With all lengths, so that no two lists of outlines are the same bytes.
+            head = [row["id"], row["label_id"], row["is_crowd"], *row["rle"]["size"], counts, *map(len, polygons)]
+            digest.update(f"{head!r}\0".encode())
+            for polygon in polygons:
+                digest.update(polygon.tobytes())
+        return self._file(digest.hexdigest())
 
     def _path(self, maps: Sequence[Location]) -> Path | None:
         """File of the cache for these maps; `None` if there are none, or one cannot be found."""
@@ -235,9 +265,11 @@ class MapCache:
                 return None
             # Size and time, so that files that have changed are read anew.
             keys.append(f"{location['archive']}\0{location['member']}\0{status.st_size}\0{status.st_mtime_ns}")
-        digest = hashlib.blake2b("\0\0".join(keys).encode(), digest_size=16).hexdigest()
+        return self._file(hashlib.blake2b("\0\0".join(keys).encode(), digest_size=16).hexdigest()) if maps else None
+
+    def _file(self, digest: str) -> Path:
         # Spread over 256 folders, so that none holds a file for every image.
-        return self.folder / digest[:2] / f"{digest[2:]}.runs" if maps else None
+        return self.folder / digest[:2] / f"{digest[2:]}.runs"
 
 
 def _read(path: Path) -> tuple[RunMap, Segments] | None:
@@ -247,17 +279,17 @@ def _read(path: Path) -> tuple[RunMap, Segments] | None:
         if not content.startswith(_MAGIC):
             return None
         raw = zlib.decompress(content[len(_MAGIC) :])
-        height, width, num_runs, length = _HEADER.unpack_from(raw)
+        height, width, by_columns, num_runs, length = _HEADER.unpack_from(raw)
         indices = np.frombuffer(raw, "<i2", num_runs, _HEADER.size)
         lengths = np.frombuffer(raw, "<u4", num_runs, _HEADER.size + 2 * num_runs)
         tail = json.loads(raw[-length:])
-        if lengths.sum(dtype=np.int64) != height * width:
-            return None
         ids = np.array(tail["ids"], dtype=np.int32)
+        if lengths.sum(dtype=np.int64) != height * width or not (-1 <= indices.min() <= indices.max() < len(ids)):
+            return None
         rows = [{"id": i, "label_id": label, "is_crowd": crowd} for i, label, crowd in tail["rows"]]
     except (OSError, ValueError, KeyError, TypeError, zlib.error, struct.error):
         return None
-    return RunMap((height, width), ids, indices, lengths), rows
+    return RunMap((height, width), ids, indices, lengths, bool(by_columns)), rows
 
 
 def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
@@ -266,7 +298,7 @@ def _write(path: Path, run_map: RunMap, rows: Segments) -> None:
         "rows": [[int(row["id"]), int(row["label_id"]), bool(row["is_crowd"])] for row in rows],
     }
     text = json.dumps(tail).encode()
-    header = _HEADER.pack(*run_map.shape, len(run_map.indices), len(text))
+    header = _HEADER.pack(*run_map.shape, run_map.by_columns, len(run_map.indices), len(text))
     runs = run_map.indices.astype("<i2").tobytes() + run_map.lengths.astype("<u4").tobytes()
     try:
         path.parent.mkdir(exist_ok=True)
@@ -288,7 +320,8 @@ def decode_for_training(dataset: Any, cache: str | os.PathLike[str] | None = Non
     if type(decoder) is not SampleDecoder or not {"image", "segment_map", "segments"} <= set(dataset.column_names):
         return dataset
     # A PNG of ids takes as long to decode as its photograph; from the cache it takes a twentieth of that.
-    read_masks = decoder.read_masks if cache is None else MapCache(decoder.read_masks, cache)
+    reader = decoder.read_masks
+    read_masks = RunReader(reader) if cache is None else MapCache(reader, cache)
     return dataset.with_transform(SampleDecoder(read_masks, image_pixels, decoder.image_settings))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from .annotation_values import shown
-from .archives import NESTED, Location, open_archive
+from .archives import NESTED, Location, note_path, open_archive
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|7z|rar)(\.\w+)?$", re.IGNORECASE)
@@ -82,6 +82,7 @@ class DataFolder:
     def __init__(self, path: str | os.PathLike[str], archives: Sequence[str] = ()) -> None:
         self.path = data_path(path)
         name = str(self.path)
+        note_path(self.path)
         if not path_exists(path):
             raise ValueError(
                 f"{name[:300]}: no such file or folder; check the path (relative ones start at {Path.cwd()})"
@@ -98,6 +99,7 @@ class DataFolder:
             return
         for archive in archives:
             outer, *inner = archive.split(NESTED)
+            note_path(self.path / outer)
             if not (self.path / outer).is_file():
                 continue
             path = str(self.path / outer)
@@ -126,6 +128,7 @@ class DataFolder:
         prefix = f"{folder}/" if folder else ""
         names = {name for archive in self.archives for name in _below(archive, prefix) if "/" not in name}
         path = self.path / folder
+        note_path(path)
         if path.is_dir():
             # The ending first: a folder may hold a hundred thousand images.
             entries = [entry for entry in os.scandir(path) if entry.name.lower().endswith(suffix)]
@@ -136,6 +139,7 @@ class DataFolder:
         """The first of these files that exists; names are relative, with `/`."""
         for name in names:
             path = self.path / name
+            note_path(path)
             if self.path.is_dir() and path.is_file():
                 return {"archive": None, "member": str(path)}
             for archive in self.archives:
@@ -149,18 +153,21 @@ class DataFolder:
         inside = next(iter(self._in_archives(folder)), {})
         names = {name.split("/")[0] for name in inside if "/" in name}
         path = self.path / folder
+        note_path(path)
         if path.is_dir():
             names |= {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
         return sorted(names)
 
     def _on_disk(self, folder: str) -> dict[str, Location]:
         top = self.path / folder
+        note_path(top)
         if not top.is_dir():
             return {}
         locations: dict[str, Location] = {}
         pending, visited = [(str(top), "")], set[tuple[int, int]]()
         while pending:
             path, prefix = pending.pop()
+            note_path(path)
             # Links are followed, since their owner made them; device and inode end the walk at a loop of links.
             status = os.stat(path)
             if (status.st_dev, status.st_ino) in visited:
@@ -223,6 +230,8 @@ def find_named(files: FileList, text: object, where: str) -> Location:
     Raises:
         ValueError: the name is unsafe, or there is no such file.
     """
+    if isinstance(text, str) and text in files:  # what a listing has is safe
+        return files[text]
     name = safe_name(text, where)
     if name in files:
         return files[name]

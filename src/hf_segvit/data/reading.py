@@ -11,11 +11,13 @@ access; the table itself holds the paths of the files, which `metadata` shows.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,17 +25,22 @@ import datasets
 import pyarrow as pa
 from transformers.utils import logging
 
+from .. import __version__
 from ..lookup import entry_points, suggestion
 from ..models.image_values import AS_STORED, ImageSettings, checked_bands, checked_range
+from .archives import noted_paths
 from .decoding import MaskReader, SampleDecoder
 from .folders import data_path, path_exists
 from .problems import ProblemList
 from .readers import FORMATS, NOT_OPTIONS, READER_GROUP
+from .table_cache import cached_table, store_table
+from .table_cache import table_key as cache_key
 
 logger = logging.get_logger(__name__)
 
 _READER_NAMES = ("TASKS", "LAYOUT", "splits", "read")
 IMAGE_OPTIONS = ("range", "bands")  # options of every format, see `ImageSettings`
+CACHE_OPTION = "cache"  # of every format: whether the table of large annotations is kept, see table_cache.py
 _RESERVED = (*NOT_OPTIONS, "spec", "wanted")
 _VALIDATION_SPLITS = ("val", "validation", "valid", "test")  # by preference
 
@@ -83,7 +90,8 @@ def load_segmentation_dataset(
         task: "semantic", "instance" or "panoptic"; by default the format's first.
         problems: collects what is wrong instead of raising an error; damaged parts are left out.
         options: of the format; see the modules in `readers/`. Every format has `range`, the values of black and white
-            in images of more than 8 bits ("0-4095"), and `bands`, the bands to read, from 1 ("4,3,2").
+            in images of more than 8 bits ("0-4095"), and `bands`, the bands to read, from 1 ("4,3,2"); and `cache`,
+            false to read large annotations anew instead of from the cache of table_cache.py.
 
     Raises:
         ValueError: format, path, split, task or option do not exist, or an annotation is wrong and `problems` is not
@@ -100,6 +108,38 @@ def load_segmentation_dataset(
     if task is not None and task not in module.TASKS:
         raise ValueError(f"{format_name} has no task {task!r}; {suggestion(task, module.TASKS)}")
     task = task or module.TASKS[0]
+    is_cached = _checked_cache(options.pop(CACHE_OPTION, True), spec) if _has_cache(module) else False
+    key = None
+    # A check of the data reads them, and the cache has no problems to report.
+    if is_cached and problems is None:
+        key = cache_key(__version__, format_name, path, {**options, "": [split, task]})
+    if key is not None and (cached := _from_cache(key)) is not None:
+        return with_image_settings(cached, settings)
+    with noted_paths() as states, _without_collection():
+        reading, description = _read(spec, format_name, path, module, split, task, problems, options)
+        dataset = _dataset(reading, description)
+    if key is not None and reading.dataset is None and reading.decoder is None:
+        content = {
+            "description": dataset.info.description,
+            "labels": reading.labels,
+            "outlines": reading.outlines,
+            "numbered": dataset.features["image_id"].dtype == "int64",
+        }
+        store_table(key, dataset.data.table, reading.read_masks, content, states)
+    return with_image_settings(dataset, settings)
+
+
+def _read(
+    spec: str,
+    format_name: str,
+    path: str,
+    module: Any,
+    split: str | None,
+    task: str,
+    problems: ProblemList | None,
+    options: Mapping[str, Any],
+) -> tuple[Reading, DataDescription]:
+    """What the reader makes of the files."""
     splits = available_splits(spec, wanted=[split] if split else [], **options)
     split = split or splits[0]
     if split not in splits:
@@ -111,8 +151,49 @@ def load_segmentation_dataset(
         collected.error(path, f"split {split!r}", message)
     if problems is None:
         collected.raise_errors()
-    description = DataDescription(format_name, path, split, task, {}, reading.stuff_classes, list(reading.remarks))
-    return with_image_settings(_dataset(reading, description), settings)
+    return reading, DataDescription(format_name, path, split, task, {}, reading.stuff_classes, list(reading.remarks))
+
+
+def _from_cache(key: str) -> datasets.Dataset | None:
+    """The data set of a cached table."""
+    found = cached_table(key)
+    if found is None:
+        return None
+    table, content = found
+    try:
+        features = _features(content["labels"], content["outlines"], content["numbered"])
+        description = json.dumps(json.loads(content["description"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not table.schema.equals(features.arrow_schema, check_metadata=True):
+        return None  # of another version of `datasets`
+    dataset = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+    dataset.info.description = description
+    return dataset.with_transform(SampleDecoder(content["read_masks"]))
+
+
+def _has_cache(module: Any) -> bool:
+    """Whether `cache` is ours: a reader of another package may have an option of this name."""
+    return CACHE_OPTION not in inspect.signature(module.read).parameters
+
+
+def _checked_cache(value: Any, spec: str) -> bool:
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"{spec}: cache={value} is neither true nor false")
+    return text == "true"
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause the search for cyclic garbage, which goes through all of a million entries again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def image_settings_of(dataset: Any) -> ImageSettings:
@@ -296,7 +377,7 @@ def _refuse_unknown_options(options: Mapping[str, Any], format_name: str, module
     parameters = inspect.signature(module.read).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    known = [name for name in parameters if name not in NOT_OPTIONS] + list(IMAGE_OPTIONS)
+    known = [name for name in parameters if name not in NOT_OPTIONS] + [*IMAGE_OPTIONS, CACHE_OPTION]
     for name in options:
         if name not in known:
             raise ValueError(f"format {format_name} has no option {name!r}; {suggestion(name, known)}")
@@ -305,7 +386,8 @@ def _refuse_unknown_options(options: Mapping[str, Any], format_name: str, module
 def _dataset(reading: Reading, description: DataDescription) -> datasets.Dataset:
     dataset = reading.dataset
     if dataset is None:
-        features = _features(reading)
+        numbered = all(isinstance(row["image_id"], int) for row in reading.rows)
+        features = _features(reading.labels, reading.outlines, numbered)
         columns = {name: [row[name] for row in reading.rows] for name in features}
         if features["image_id"].dtype == "string":
             columns["image_id"] = [str(image_id) for image_id in columns["image_id"]]
@@ -320,16 +402,15 @@ def _dataset(reading: Reading, description: DataDescription) -> datasets.Dataset
     return dataset.with_transform(decoder)
 
 
-def _features(reading: Reading) -> datasets.Features:
+def _features(labels: Sequence[str], outlines: bool, numbered: bool) -> datasets.Features:
     text = datasets.Value("string")
     location = {"archive": text, "member": text}
-    numbered = all(isinstance(row["image_id"], int) for row in reading.rows)
     segment: dict[str, Any] = {
         "id": datasets.Value("int64"),
-        "label_id": datasets.ClassLabel(names=reading.labels),
+        "label_id": datasets.ClassLabel(names=list(labels)),
         "is_crowd": datasets.Value("bool"),
     }
-    if reading.outlines:
+    if outlines:
         segment["polygons"] = datasets.List(datasets.List(datasets.Value("float64")))
         segment["rle"] = {"size": datasets.List(datasets.Value("int32")), "counts": text}
         segment["area"] = datasets.Value("float64")
