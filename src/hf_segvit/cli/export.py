@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..export.formats import FORMATS, check_format, check_packages, parse_size
-from .model_options import check_minimum, model_folder, refuse_missing_models
+from ..export.formats import FORMATS, check_format, check_packages, check_quantization, parse_size
+from .model_options import check_minimum, errors_name_options, model_folder, refuse_missing_data, refuse_missing_models
 
 _EPILOG = """formats:
 {formats}
@@ -36,6 +36,15 @@ def add_parser(subparsers: Any) -> None:
         "--semantic-map", action="store_true", help="add an output with the class of every input pixel, uint8"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators, for older runtimes")
+    parser.add_argument("--quantize", metavar="Q", help="int8: of an EoMT in onnx or openvino; needs --calibration")
+    parser.add_argument(
+        "--calibration",
+        metavar="FORMAT:PATH",
+        help="data set like those the model will see; `hf-segvit check-data --help` lists the formats",
+    )
+    parser.add_argument(
+        "--calibration-images", type=int, default=64, metavar="N", help="how many of its images (default 64)"
+    )
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hub repository")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder at DST")
     parser.set_defaults(run=run)
@@ -44,10 +53,14 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export the model, and print what was done."""
     check_format(args.format)
-    check_minimum(args, batch=1)
+    check_minimum(args, batch=1, calibration_images=1)
     size = None if args.size is None else parse_size(args.size)
     refuse_missing_models(args.model)
     check_packages(args.format)
+    with errors_name_options():
+        check_quantization(args.quantize, args.calibration, args.format)
+    if args.calibration is not None:
+        refuse_missing_data(args.calibration)
     args.model = model_folder(args.model)
 
     from ..export.export import export_model
@@ -62,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         semantic_map=args.semantic_map,
         opset=args.opset,
+        quantize=args.quantize,
+        calibration=args.calibration,
+        calibration_images=args.calibration_images,
         overwrite=args.overwrite,
         revision=args.revision,
         progress=lambda line: print(line, flush=True),

@@ -281,6 +281,8 @@ def errors_name_options() -> Iterator[None]:
             ("allow_native_code=True", "--allow-native-code"),
             ("runtime=", "--runtime "),
             ("threads=", "--threads "),
+            ("quantize=", "--quantize "),
+            ("calibration=", "--calibration "),
         ):
             text = text.replace(name, option)
         raise ValueError(text.replace("task='semantic'", "--task semantic")) from error

@@ -20,12 +20,13 @@ from ..inference.export_record import MARK, RECORD_FILE, ExportRecord, GraphReco
 from ..inference.loading import checkpoint_type, load_point_classifier, load_universal_model
 from ..inference.runtimes import RuntimeSettings, open_graph
 from ..models.configuration_vit_p import ViTPConfig
-from .formats import FORMATS, check_format, check_packages
-from .graphs import Graph, Sizes, graphs_of
+from .formats import FORMATS, check_format, check_packages, check_quantization
+from .graphs import EoMTGraph, Graph, Sizes, graphs_of
+from .quantization import quantize_graph, read_calibration
 from .writers import WRITERS
 
 _OPSETS = range(18, 24)  # what torch.onnx writes
-_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch", "hf-segvit")
+_LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "executorch", "hf-segvit")
 _COPIED = ("results.json", "LICENSE", "LICENSE.txt")
 
 
@@ -39,6 +40,9 @@ def export_model(
     batch: int | None = None,
     semantic_map: bool = False,
     opset: int | None = None,
+    quantize: str | None = None,
+    calibration: str | None = None,
+    calibration_images: int = 64,
     overwrite: bool = False,
     revision: str | None = None,
     progress: Callable[[str], Any] | None = None,
@@ -55,6 +59,9 @@ def export_model(
         batch: the only number of images of a call; `None`: any.
         semantic_map: add an output with the class of every input pixel, uint8.
         opset: version of ONNX's operators, lower for older runtimes; `None`: PyTorch's default.
+        quantize: `int8`, for an EoMT in onnx or openvino; `None`: float32.
+        calibration: FORMAT:PATH of a data set whose images show the ranges of activations, for int8.
+        calibration_images: how many of its images.
         overwrite: replace an existing model folder.
         revision: branch, tag or commit of a Hub repository.
         progress: called with a line for each step.
@@ -70,6 +77,7 @@ def export_model(
     say = progress or (lambda line: None)
     check_format(file_format)
     check_packages(file_format)
+    check_quantization(quantize, calibration, file_format)
     if opset is not None and (file_format not in ("onnx", "openvino") or opset not in _OPSETS):
         raise ValueError(
             f"opset={opset} is for the formats onnx and openvino, from {_OPSETS.start} to {_OPSETS.stop - 1}"
@@ -85,12 +93,23 @@ def export_model(
     graphs = graphs_of(model, sizes, semantic_map)
     if sizes.height is not None:
         processor = _with_size(processor, sizes)
+    if quantize is not None and not all(isinstance(graph.module, EoMTGraph) for graph in graphs):
+        raise ValueError(f"a {type(model).__name__} cannot be quantised, only an EoMT can; export it without quantize")
+    calibrated = None if calibration is None else read_calibration(calibration, calibration_images, processor)
     with complete_folder(destination, overwrite) as folder:
-        records, checks = {}, []
+        records, checks, quantization = {}, [], None
         for graph in graphs:
             say(f"{graph.name}: tracing and writing {file_format}")
             records[graph.name] = _write(graph, file_format, folder, opset)
             checks += _check(graph, records[graph.name], file_format, folder, say)
+            if calibrated is not None:
+                say(f"{graph.name}: quantising to int8 with {len(calibrated.inputs)} images of {calibrated.name}")
+                written = records[graph.name]
+                records[graph.name], quantization = quantize_graph(graph, written, file_format, folder, calibrated)
+                say(
+                    f"{graph.name}: int8 differs from PyTorch by {quantization['difference']:.1e}, and changes the "
+                    f"class of {100 * quantization['changed_classes']:.2g} % of the pixels"
+                )
         record = ExportRecord(
             format=file_format,
             graphs=records,
@@ -98,6 +117,7 @@ def export_model(
             checks=checks,
             made_with=_versions(),
             options={"opset": opset, "semantic_map": semantic_map},
+            quantization=quantization,
         )
         write_json(folder / RECORD_FILE, record.content())
         model.config.save_pretrained(folder)
@@ -211,6 +231,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _quantization_facts(record: ExportRecord) -> dict[str, str]:
+    found = record.quantization
+    if found is None:
+        return {}
+    return {
+        "Quantised": f"int8, calibrated with {found['calibration_images']} images of `{found['calibration']}`",
+        "Difference of int8 from PyTorch": f"{found['difference']:.1e} of the largest output; "
+        f"{100 * found['changed_classes']:.2g} % of the pixels change their class ({found['measured_images']} images)",
+    }
+
+
 def _write_card(folder: Path, source: Any, model: Any, processor: Any, record: ExportRecord) -> None:
     """The source's card, or a new one, with a section on the export; other papers of the source travel along."""
     origin = Path(source) if source is not None and Path(source).is_dir() else None
@@ -229,10 +260,14 @@ def _write_card(folder: Path, source: Any, model: Any, processor: Any, record: E
         for name, graph in record.graphs.items()
     }
     worst = max(check["difference"] for check in record.checks)
+    in_float32 = ", in float32" if record.quantization else ""
     facts = {
         "Format": record.format,
         **sizes,
-        "Largest difference from PyTorch": f"{worst:.1e} of the largest output, in {len(record.checks)} comparisons",
+        f"Largest difference from PyTorch{in_float32}": (
+            f"{worst:.1e} of the largest output, in {len(record.checks)} comparisons"
+        ),
+        **_quantization_facts(record),
         "Made with": ", ".join(f"{name} {number}" for name, number in record.made_with.items()),
     }
     native = ", allow_native_code=True" if record.format == "pt2" else ""

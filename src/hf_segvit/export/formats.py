@@ -36,6 +36,10 @@ FORMATS = {
 }
 
 
+# Formats that have an int8 form, the module that makes it, and the extra that installs that.
+QUANTIZATIONS = {"onnx": ("onnxruntime", "onnx"), "openvino": ("nncf", "int8")}
+
+
 def check_format(name: str) -> None:
     """Refuse an unknown format, naming the nearest."""
     if name not in FORMATS:
@@ -49,6 +53,28 @@ def check_packages(name: str) -> None:
     if missing:
         raise ValueError(
             f"format {name} needs {', '.join(missing)}; install with `pip install 'hf-segvit[{chosen.extra}]'`"
+        )
+
+
+def check_quantization(quantize: str | None, calibration: str | None, file_format: str) -> None:
+    """Refuse a quantisation that does not exist, has no calibration set, or whose package is not installed."""
+    if quantize is None:
+        if calibration is not None:
+            raise ValueError(f"calibration={calibration!r} is for a quantised export; add quantize='int8'")
+        return
+    if quantize != "int8":
+        raise ValueError(f"quantize={quantize!r} is not known; int8 is")
+    if file_format not in QUANTIZATIONS:
+        raise ValueError(f"quantize='int8' is for the formats {' and '.join(QUANTIZATIONS)}, not {file_format}")
+    if calibration is None:
+        raise ValueError(
+            "quantize='int8' needs images to calibrate with: calibration='FORMAT:PATH' names a data set like those the "
+            "model will see"
+        )
+    module, extra = QUANTIZATIONS[file_format]
+    if find_spec(module) is None:
+        raise ValueError(
+            f"quantize='int8' for {file_format} needs {module}; install it with `pip install 'hf-segvit[{extra}]'`"
         )
 
 

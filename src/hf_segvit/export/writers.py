@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 from .graphs import Graph
 
 # Protocol buffers end at 2 GiB; weights beyond go to a file beside.
-_LARGEST_ONNX = 1_800_000_000
+LARGEST_ONNX = 1_800_000_000
 
 
 def write_onnx(program: ExportedProgram, graph: Graph, path: Path, opset: int | None) -> None:
@@ -34,7 +34,7 @@ def write_onnx(program: ExportedProgram, graph: Graph, path: Path, opset: int | 
         node.metadata_props.clear()  # the lines of code behind it, with the paths of this machine
         node.doc_string = None
     size = sum(weight.nbytes for weight in graph.module.parameters())
-    exported.save(str(path), external_data=size > _LARGEST_ONNX)
+    exported.save(str(path), external_data=size > LARGEST_ONNX)
 
 
 def write_openvino(program: ExportedProgram, graph: Graph, path: Path, opset: int | None) -> None:

@@ -51,6 +51,8 @@ class ExportRecord:
         tolerance: largest difference from PyTorch, relative to the largest output, at which the export was accepted.
         checks: batch, height, width and measured difference of each comparison.
         made_with: versions of the libraries.
+        quantization: of an int8 export its calibration set and how far its answers are from PyTorch's; `checks` are
+            then those of the graph in float32 that it was made from.
     """
 
     format: str
@@ -60,6 +62,7 @@ class ExportRecord:
     made_with: dict[str, str]
     version: int = RECORD_VERSION
     options: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
 
     def content(self) -> dict[str, Any]:
         """The record as JSON."""
