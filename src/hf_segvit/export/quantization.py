@@ -168,6 +168,10 @@ def _quantize_openvino(file: Path, feeds: list[Tensor], large: bool) -> None:
         subset_size=len(feeds),
         # Depthwise convolutions, whose inputs would be int8 by channel, with which OpenVINO fails at other sizes.
         ignored_scope=nncf.IgnoredScope(types=["GroupConvolution"], validate=False),
+        # Smoothing fails on matrix products of two computed operands, such as the resampling of a position table.
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1)
+        ),
     )
     written = file.with_name(f"int8-{file.name}")
     openvino.save_model(model, written, compress_to_fp16=False)
