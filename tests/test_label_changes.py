@@ -61,7 +61,7 @@ def test_segments_that_come_and_go():
     before = answer("panoptic", ["0011", "0011", "...."], {0: (ROAD, 0.9), 1: (DOG, 0.6)})
     after = answer("panoptic", ["00..", "00..", "1111"], {0: (ROAD, 0.9), 1: (CAR, 0.7)})
     assert sorted(told(before, after), key=str) == [("dog", 0.6, None, None, 4), (None, None, "car", 0.7, 4)]
-    assert {str(change.as_row(1)["id"]) for change in label_changes(before, after)} == {"None", "2"}
+    assert {str(change.as_row()["id"]) for change in label_changes(before, after)} == {"None", "1"}
     assert "dog 0.60 -> nothing" in changes_text(label_changes(before, after), 12)
 
 
@@ -148,8 +148,7 @@ def test_the_command_lists_and_draws_what_changed(kind, task, checkpoints, image
     content = json.loads((tmp_path / "out" / "one.segments.json").read_text())
     assert [row["label"] for row in content["segments"]] == [segment.label for segment in after.segments]
     assert (content["classifier"], content["alpha"]) == (str(checkpoints / "vit_p"), 0.9)
-    first = 0 if task == "semantic" else 1
-    assert content["label_changes"] == [change.as_row(first) for change in changes]
+    assert content["label_changes"] == [change.as_row() for change in changes]
     assert changes_text(changes, 70 * 50) in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "one.comparison.png") as sheet:
         assert sheet.width > 3 * 70

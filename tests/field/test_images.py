@@ -405,6 +405,7 @@ class TestChannels:
         four, three = tiny_model(tmp_path / "four", 4), tiny_model(tmp_path / "three", 3)
         out = tmp_path / "out"
         arguments = ["segment", str(images), "--value-range", "0-4095", "--output", str(out), "--device", "cpu"]
+        arguments.append("--no-resume")
         assert main([*arguments, "--model", str(four)]) == 0
         pixels = np.rint(values / 4095 * 255).astype(np.uint8)
         (answer,) = Segmenter.from_pretrained(str(four), device="cpu")([pixels])

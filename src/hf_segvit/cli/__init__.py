@@ -2,7 +2,7 @@
 
 Each subcommand is a module with `add_parser(subparsers)` and `run(args) -> int`. Exit codes: 0 success; 1 done, but not
 for every input, or not at all because the disk is full; 2 wrong usage, settings or files, with one line on stderr; 75
-training was asked to stop, has saved, and can be resumed; 130 interrupted.
+asked to stop, what was done is saved, and can be resumed; 130 interrupted.
 """
 
 import argparse

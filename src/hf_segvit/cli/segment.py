@@ -6,17 +6,16 @@ generator's masks; `--compare` shows and lists what it changed.
 """
 
 import argparse
-import math
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic_files import prepare_output_folder
-from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, is_shortened, output_names, pages_of
-from ..lookup import printable
+from ..inference.input_files import IMAGE_SUFFIXES, ImageFile, find_images, is_shortened, output_names
+from ..inference.jobs import Job, Shard
+from ..lookup import printable, suggestion
 from ..models.published_labels import TASKS
 from .model_options import (
     add_classifier_options,
@@ -39,9 +38,25 @@ from .model_options import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from ..inference.segmenter import Segmenter
 
-    from ..inference.segmenter import SegmentedImage, Segmenter
+SOURCES = (
+    "image files, folders, or globs in quotes; zip and tar archives, Parquet files and videos, by name or by a glob "
+    "that ends like theirs; dataset:FOLDER_OR_ID@SPLIT; @FILE for a list of them, and - for a list on stdin"
+)
+OUTPUTS: tuple[str, ...] = (
+    "overlay",
+    "json",
+    "panoptic",
+    "semantic",
+    "comparison",
+    "crops",
+    "masks",
+    "jsonl",
+    "parquet",
+    "coco",
+)
+OUTPUTS += ("coco-panoptic", "ade20k", "cityscapes", "labelme", "yolo", "cvat", "label-studio")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -55,9 +70,12 @@ def add_parser(subparsers: Any) -> None:
             "its ending, or with it if two images differ in nothing else; folders below a named folder are kept. Later "
             "pages of a TIFF or an animation are NAME.page-2 and so on."
         ),
-        epilog="Exit code 0: all images; 1: some could not be segmented; 2: stopped, the message says why.",
+        epilog=(
+            "Exit code 0: all images; 1: some could not be segmented; 2: stopped, the message says why; 75: stopped by "
+            "Ctrl-C or SIGTERM, and the same command goes on."
+        ),
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, or globs in quotes")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=SOURCES)
     add_model_options(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     parser.add_argument(
@@ -97,22 +115,63 @@ def add_parser(subparsers: Any) -> None:
     )
     add_view_options(parser)
     add_runtime_options(parser)
+    _add_job_options(parser)
     parser.set_defaults(run=run)
+
+
+def _add_job_options(parser: Any) -> None:
+    group = parser.add_argument_group("what is written, and large jobs")
+    group.add_argument(
+        "--outputs",
+        metavar="KIND,...",
+        help=f"what to write: {', '.join(OUTPUTS)}; default: overlay, json, and panoptic or semantic by task",
+    )
+    group.add_argument(
+        "--overlay-format",
+        choices=("png", "jpg"),
+        default="png",
+        help="of overlays: png is exact, jpg many times faster and smaller (default png)",
+    )
+    for kind, what in (("crops", "the image within the box of each segment"), ("masks", "a PNG mask of each segment")):
+        group.add_argument(f"--{kind}", action="store_true", help=f"also {what}, in the folder {kind}")
+    group.add_argument("--no-labels", action="store_true", help="no names in the overlays")
+    group.add_argument("--every", type=int, default=1, metavar="N", help="take every n-th frame of videos (default 1)")
+    group.add_argument("--workers", type=int, metavar="N", help="threads that read images (default: cores, at most 4)")
+    group.add_argument("--writers", type=int, metavar="N", help="threads that write files (default: cores, at most 4)")
+    group.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=(
+            "go on with the job in the output folder: images that are complete and have not changed are left out "
+            "(default); --no-resume begins anew"
+        ),
+    )
+    group.add_argument(
+        "--shard",
+        type=str,
+        metavar="I/N",
+        help=(
+            "segment part I of N only, counted from 1; which images these are follows from a hash of their names below "
+            "the named folders, so N machines divide a list among them, also into one output folder"
+        ),
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment the images; 1 if an image could not be segmented."""
-    check_minimum(args, batch_size=1, max_segments=1, threads=1)
+    check_minimum(args, batch_size=1, max_segments=1, threads=1, workers=1, writers=1, every=1)
     check_model_options(args)
     apply_pixel_limit(args)
-    images, missing = find_images(args.images)
+    kinds, shard = _kinds(args), Shard() if args.shard is None else Shard.parse(args.shard)
+    images, missing = find_images(args.images, sys.stdin)
     if not images:
         raise ValueError(
             f"no images match {' '.join(missing)}; name files, quoted globs, or folders with files that end in "
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
     for pattern in missing:
-        print(_message(f"{pattern}: no such image"), file=sys.stderr)
+        _say(f"{pattern}: no such image")
 
     prepare_output_folder(args.output)
     refuse_missing_models(args.model, args.classifier)
@@ -122,17 +181,146 @@ def run(args: argparse.Namespace) -> int:
         from ..drawing.fonts import use_font
 
         use_font(args.font)
+    with Job(args.output, shard, args.resume) as job:
+        return _run_job(args, job, shard, images, len(missing), kinds)
 
+
+def _kinds(args: argparse.Namespace) -> frozenset[str] | None:
+    """The kinds of `--outputs`, `--crops` and `--masks`; None: the usual ones."""
+    more = {kind for kind in ("crops", "masks") if getattr(args, kind)}
+    if args.outputs is None and not more:
+        return None
+    usual = "overlay,json,panoptic,semantic,comparison"
+    kinds = {kind.strip() for kind in (args.outputs or usual).split(",")}
+    for kind in sorted(kinds):
+        if kind not in OUTPUTS:
+            raise ValueError(f"--outputs: there is no {kind!r}; {suggestion(kind, OUTPUTS)}")
+    return frozenset(kinds | more)
+
+
+def _run_job(
+    args: argparse.Namespace,
+    job: Job,
+    shard: Shard,
+    images: list[ImageFile],
+    num_missing: int,
+    kinds: frozenset[str] | None,
+) -> int:
+    """Load the model and segment what is not complete."""
     from tqdm import tqdm
 
-    from ..inference.devices import pick_device
-    from ..inference.loading import is_exported, is_fused
-    from ..inference.output_files import OccupiedName, changes_text, label_changes, remark, write_segment_files
-    from ..inference.segmenter import Segmenter
-    from ..models.image_decoding import image_size
+    from ..inference.bulk import segment_files, with_pages
+    from ..inference.containers import is_video
+    from ..inference.exports import Classes, refuse_exports, write_folder_exports
+    from ..inference.jobs import rows
+    from ..inference.loading import is_fused
+    from ..inference.segmented_image import OutputChoice
     from ..models.image_values import checked_bands, checked_range
+    from ..training.signals import STOPPED_EXIT_CODE, StopSignals
 
     value_range, bands = checked_range(args.value_range, "--value-range"), checked_bands(args.bands, "--bands")
+    segmenter = _load(args)
+    settings = segmenter.file_settings
+    settings = replace(settings, value_range=value_range or settings.value_range, bands=bands or settings.bands)
+    about = {"model": args.model, "classifier": args.classifier, "threshold": segmenter.default_threshold}
+    if is_fused(segmenter.model):
+        about["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
+    classes = Classes(
+        segmenter.id2label, getattr(segmenter.processor, "stuff_classes", None) or segmenter.stuff_classes
+    )
+    refuse_exports(kinds or (), segmenter.task, classes)
+    job.begin(_job_settings(args, segmenter, kinds, settings))
+    model_names = args.model if args.classifier is None else f"{args.model} and {args.classifier}"
+    print(f"{segmenter.task} segmentation with {model_names} on {segmenter.device_description}", file=sys.stderr)
+
+    # Of all images, so that a shard gives the same names.
+    names = output_names([file.relative_path for file in images])
+    part = []
+    for file, name in zip(images, names, strict=True):
+        if not shard.has(str(file.relative_path)):
+            continue
+        if is_shortened(file.relative_path, name):
+            _say(f"{file.path}: its name is too long for results, which are called {name}")
+        part.append((file, name))
+    counts = _Counts(total=len(part))
+    with StopSignals() as signals, tqdm(total=len(part), unit="image", disable=None) as bar:
+
+        def pages_found(file: ImageFile, count: int) -> None:
+            counts.total += count - 1
+            bar.total = counts.total
+            if not is_video(file.path):
+                counts.with_pages.append(count)
+
+        def video_broken(error: ValueError) -> None:
+            counts.failed += 1
+            bar.write(_message(str(error)), file=sys.stderr)
+
+        def remaining() -> Iterator[Any]:
+            for work in with_pages(part, pages_found, video_broken, args.every):
+                if signals.requested is not None:
+                    return  # what is in flight is finished
+                if job.is_complete(work.file.source, work.file.version()):
+                    counts.complete += 1
+                    bar.update()
+                else:
+                    yield work
+
+        outcomes = segment_files(
+            segmenter,
+            remaining(),
+            args.output,
+            about=about,
+            choice=OutputChoice(kinds, args.overlay_format, not args.no_labels),
+            image_settings=settings,
+            job=job,
+            compare=args.compare,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            writers=args.writers,
+        )
+        for outcome in outcomes:
+            file = outcome.item.file
+            if outcome.error is not None:
+                counts.failed += 1
+                bar.write(_message(str(outcome.error)), file=sys.stderr)
+            else:
+                counts.done += 1
+                if outcome.value.remark:
+                    bar.write(_message(f"{file.path}: {outcome.value.remark}"), file=sys.stderr)
+                if outcome.value.changes is not None:
+                    bar.write(f"{printable(file.name)}:\n{outcome.value.changes}")
+            bar.update()
+    for path in write_folder_exports(sorted(kinds or ()), args.output, lambda: rows(args.output), classes):
+        print(f"written: {printable(str(path))}", file=sys.stderr)
+    if counts.with_pages:
+        pages = f"{len(counts.with_pages)} files have {sum(counts.with_pages)} pages"
+        print(f"{pages}, which are segmented one by one", file=sys.stderr)
+    already = f" ({counts.complete} of them before)" if counts.complete else ""
+    segmented = counts.done + counts.complete
+    print(f"{segmented} of {counts.total + num_missing} images segmented{already}; results in {args.output}")
+    if signals.requested is not None and segmented + counts.failed < counts.total:
+        _say(f"stopped by {signals.requested}; the same command goes on with the rest")
+        return STOPPED_EXIT_CODE
+    return 1 if counts.failed or num_missing else 0
+
+
+@dataclass
+class _Counts:
+    """Images of this run: all, complete before it, and done and failed in it."""
+
+    total: int
+    complete: int = 0
+    done: int = 0
+    failed: int = 0
+    with_pages: list[int] = field(default_factory=list)  # pages of each file that has several
+
+
+def _load(args: argparse.Namespace) -> "Segmenter":
+    """The model that the options name."""
+    from ..inference.devices import pick_device
+    from ..inference.loading import is_exported, is_fused
+    from ..inference.segmenter import Segmenter
+
     views = views_of(args)
     # An exported model's runtime has devices of its own.
     device = args.device if is_exported(args.model, args.revision) else pick_device(args.device)
@@ -155,124 +343,43 @@ def run(args: argparse.Namespace) -> int:
         )
     num_queries = getattr(segmenter.model.config, "num_queries", None)
     if args.max_segments is not None and num_queries is not None and args.max_segments > num_queries:
-        print(
-            _message(f"the model has {num_queries} queries, which is about the most objects that it can find"),
-            file=sys.stderr,
-        )
-    fused = is_fused(segmenter.model)
-    if args.compare and not fused:
+        _say(f"the model has {num_queries} queries, which is about the most objects that it can find")
+    if args.compare and not is_fused(segmenter.model):
         raise ValueError("--compare shows what a classifier changes; name one with --classifier")
-    model_names = args.model if args.classifier is None else f"{args.model} and {args.classifier}"
-    print(f"{segmenter.task} segmentation with {model_names} on {segmenter.device_description}", file=sys.stderr)
-
-    header = {"model": args.model, "classifier": args.classifier, "threshold": segmenter.default_threshold}
-    if fused:
-        header["alpha"] = segmenter.model.config.alpha_of(segmenter.task)
-    names = output_names([file.relative_path for file in images])
-    for file, name in zip(images, names, strict=True):
-        if is_shortened(file.relative_path, name):
-            print(_message(f"{file.path}: its name is too long for results, which are called {name}"), file=sys.stderr)
-    pages, prefixes = list[ImageFile](), dict[ImageFile, Path]()
-    for file, name in zip(images, names, strict=True):
-        for page in pages_of(file):
-            prefixes[page] = args.output / (f"{name}.page-{page.page + 1}" if page.page else name)
-            pages.append(page)
-    if len(pages) > len(images):
-        print(f"{len(images)} files have {len(pages)} pages, which are segmented one by one", file=sys.stderr)
-    images = pages
-    settings = segmenter.file_settings
-    settings = replace(settings, value_range=value_range or settings.value_range, bands=bands or settings.bands)
-    failures = 0
-    with tqdm(total=len(images), unit="image", disable=None) as bar, ThreadPoolExecutor(max_workers=4) as pool:
-        for batch, errors in _batches(images, args.batch_size, pool, settings):
-            answers, refusals = _segment(segmenter, batch, args.compare)
-            # In threads, as compressing the PNGs is slow and releases the GIL.
-            written = []
-            for file, image, answer, original in answers:
-                facts = {**header, "picture": file.name}
-                files = (prefixes[file], image, answer, segmenter.id2label, facts, original)
-                written.append((file, pool.submit(write_segment_files, *files)))
-                if text := remark(answer, segmenter.default_threshold):
-                    bar.write(_message(f"{file.path}: {text}"), file=sys.stderr)
-                if original is not None:
-                    text = changes_text(label_changes(original, answer), math.prod(image_size(image)))
-                    bar.write(f"{printable(file.name)}:\n{text}")
-            refusals += errors
-            for file, writing in written:
-                try:
-                    writing.result()  # raises what would go wrong for all, such as a full disk
-                except OccupiedName as error:
-                    refusals.append(f"{file.name}: {error}")
-                except MemoryError:
-                    refusals.append(_no_memory(file))
-            for refusal in refusals:
-                bar.write(_message(refusal), file=sys.stderr)
-            failures += len(refusals)
-            bar.update(len(batch) + len(errors))
-    print(f"{len(images) - failures} of {len(images) + len(missing)} images segmented; results in {args.output}")
-    return 1 if failures or missing else 0
+    return segmenter
 
 
-def _batches(
-    files: Sequence[ImageFile], batch_size: int, pool: ThreadPoolExecutor, settings: Any
-) -> Iterator[tuple[list[tuple[ImageFile, "Image"]], list[str]]]:
-    """Batches of images, with errors of those that cannot be read; the next batch is decoded meanwhile."""
-    from ..models.image_claims import FREE_FOR_INFERENCE
-    from ..models.image_decoding import open_image
+def _job_settings(
+    args: argparse.Namespace, segmenter: "Segmenter", kinds: frozenset[str] | None, image_settings: Any
+) -> dict[str, Any]:
+    """What decides about the results of a job, by the names of the options."""
+    from ..inference.loading import fingerprint
 
-    chunks = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-
-    def submit(file: ImageFile) -> Any:
-        return pool.submit(open_image, file.path, file.name, settings, file.page, FREE_FOR_INFERENCE)
-
-    ahead = [submit(file) for file in chunks[0]]
-    for index, chunk in enumerate(chunks):
-        reading, following = ahead, chunks[index + 1 : index + 2]
-        # Submitted before the yield, so that it runs while the caller works on this batch.
-        ahead = [submit(file) for files in following for file in files]
-        batch, errors = [], []
-        for file, image in zip(chunk, reading, strict=True):
-            try:
-                batch.append((file, image.result()))
-            except ValueError as error:
-                errors.append(str(error))
-            except MemoryError:
-                errors.append(_no_memory(file))
-        yield batch, errors
-
-
-def _segment(
-    segmenter: "Segmenter", batch: Sequence[tuple[ImageFile, "Image"]], compare: bool
-) -> tuple[list[tuple[ImageFile, "Image", "SegmentedImage", "SegmentedImage | None"]], list[str]]:
-    """Answers for a batch, and errors of images that the model cannot take, such as extremely long ones.
-
-    The last of each answer is the generator's own result, if that is to be compared.
-    """
-    from ..inference.memory import is_out_of_memory
-
-    images = [image for _, image in batch]
-    originals: Sequence[SegmentedImage | None] = [None] * len(batch)
-    try:
-        if compare:
-            originals, answers = (list(side) for side in zip(*segmenter.compare(images), strict=True))
-        else:
-            answers = segmenter(images)
-    except (ValueError, MemoryError, RuntimeError) as error:
-        is_memory = is_out_of_memory(error)
-        if not is_memory and not isinstance(error, ValueError):
-            raise
-        if len(batch) == 1:
-            return [], [_no_memory(batch[0][0], segmenter) if is_memory else f"{batch[0][0].name}: {error}"]
-        # One bad image must not cost the others of its batch.
-        singly = [_segment(segmenter, [pair], compare) for pair in batch]
-        return [row for rows, _ in singly for row in rows], [error for _, errors in singly for error in errors]
-    return [(*pair, answer, original) for pair, answer, original in zip(batch, answers, originals, strict=True)], []
+    return {
+        "model": args.model,
+        "classifier": args.classifier,
+        "weights": fingerprint(segmenter.model, segmenter.processor),
+        "task": segmenter.task,
+        "threshold": segmenter.default_threshold,
+        "alpha": args.alpha,
+        "label_mismatch": args.label_mismatch,
+        "max_segments": args.max_segments,
+        "dtype": args.dtype,
+        "token_merging": args.token_merging,
+        "runtime": args.runtime,
+        "tta_scales": args.tta_scales,
+        "tta_flip": args.tta_flip,
+        "value_range": image_settings.value_range,
+        "bands": image_settings.bands,
+        "compare": args.compare,
+        "outputs": None if kinds is None else sorted(kinds),
+        "overlay_format": args.overlay_format,
+        "no_labels": args.no_labels,
+    }
 
 
-def _no_memory(file: ImageFile, segmenter: "Segmenter | None" = None) -> str:
-    where = "" if segmenter is None else f" of {segmenter.device}"
-    remedy = "" if segmenter is None or segmenter.device.type == "cpu" else ", try --dtype bfloat16 or --device cpu"
-    return f"{file.name}: the memory{where} does not suffice for it; scale it down, cut it into pieces{remedy}"
+def _say(text: str) -> None:
+    print(_message(text), file=sys.stderr)
 
 
 def _message(text: str) -> str:

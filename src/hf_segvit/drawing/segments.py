@@ -50,6 +50,7 @@ def draw_segments(
     alpha: float = 0.5,
     scale: int = 1,
     measures: Sequence[Measure] | None = None,
+    labels: bool = True,
 ) -> Image.Image:
     """Draw segments over an image: tinted, outlined, and labelled with name and score where there is room.
 
@@ -61,6 +62,7 @@ def draw_segments(
         alpha: strength of the tint, from 0 (image only) to 1 (colour only).
         scale: whole factor by which the drawing is larger than the image, to make room for labels on small images.
         measures: area and (x, y, width, height) of each row's segment in pixels; None: measured here.
+        labels: whether names are written.
 
     Raises:
         ValueError: sizes differ, the map holds an id without a row, a label has no name, or an option is out of range.
@@ -90,7 +92,8 @@ def draw_segments(
     # One pixel per 500 of the shorter side keeps outlines equally visible at every image size.
     outline = Image.fromarray(_outlines(index, max(1, round(min(index.shape) / 500))) & (index > 0))
     drawing.paste(paint, mask=outline)
-    draw_labels(drawing, index, texts, row_colors, measures)
+    if labels:
+        draw_labels(drawing, index, texts, row_colors, measures)
     return drawing
 
 
@@ -229,8 +232,14 @@ def _row_numbers(segmentation: Any, segments_info: Sequence[Mapping[str, Any]]) 
     if ids.ndim != 2:
         raise ValueError(f"the segmentation has shape {ids.shape}; it must be (height, width)")
     row_ids = np.array([-1] + [row["id"] for row in segments_info], dtype=np.int64)
-    if (row_ids == np.arange(-1, len(segments_info))).all() and ids.min() >= -1 and ids.max() < len(segments_info):
-        return ids.astype(np.int32) + 1  # post-processing numbers ids like rows, so the usual case needs no look-up
+    # Post-processing numbers ids like rows, from 0, and answers from 1, so the usual cases need no look-up.
+    count = len(segments_info)
+    for first in (0, 1):
+        if (row_ids[1:] == np.arange(first, first + count)).all() and ids.min() >= -1 and ids.max() < first + count:
+            if first == 0:
+                return ids.astype(np.int32) + 1
+            if not (ids == 0).any():
+                return np.maximum(ids, 0).astype(np.int32)
     order = np.argsort(row_ids, kind="stable")
     position = np.minimum(np.searchsorted(row_ids[order], ids), len(order) - 1)
     is_known = row_ids[order][position] == ids

@@ -30,6 +30,8 @@ def model_identity(model: Any, processor: Any, name: str = "") -> dict[str, str]
     for key, tensor in sorted(model.state_dict().items()):
         weights.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         weights.update(_content(tensor))
+    for module in model.modules():  # an exported model has a graph instead of weights
+        weights.update(getattr(module, "graph_digest", "").encode())
     settings = [_settings(model.config), _settings(processor)]
     prefix = f"{name} " if name else ""
     return {f"{prefix}weights": weights.hexdigest()[:_DIGITS], f"{prefix}configuration": _hash(settings)}

@@ -6,6 +6,7 @@ classifier are two graphs, and points and fusion are computed as always. Tensors
 Shapes: B batch, N prompts, H W pixels.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class ExportedModel(nn.Module):
     device = torch.device("cpu")  # where tensors go in and come out, wherever the runtime computes
     dtype = torch.float32
     main_input_name = "pixel_values"
+    graph_digest = ""  # of the files, as such a model has no weights of its own that could tell it from others
 
     def __init__(self, config: Any, graph: Graph, record: GraphRecord, description: str) -> None:
         super().__init__()
@@ -175,7 +177,7 @@ def load_exported_model(folder: Path, settings: RuntimeSettings | None = None) -
     runtime = settings.runtime_for(record.format)
     threads = "" if settings.threads is None else f", {settings.threads} thread{'s' if settings.threads > 1 else ''}"
     description = f"{settings.device or 'cpu'} ({runtime}{threads})"
-    config: Any = AutoConfig.from_pretrained(folder)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(config, EoMTConfig | ViTPConfig | ViTPFusionConfig):
         raise ValueError(f"{folder} is an exported model of type {config.model_type!r}, which is not known here")
     expected = ["generator", "classifier"] if isinstance(config, ViTPFusionConfig) else ["model"]
@@ -185,9 +187,19 @@ def load_exported_model(folder: Path, settings: RuntimeSettings | None = None) -
     def part(name: str, part_config: Any) -> Any:
         cls = ExportedViTP if isinstance(part_config, ViTPConfig) else ExportedEoMT
         graph = open_graph(folder, record.graphs[name], record.format, settings)
-        return cls(part_config, graph, record.graphs[name], description).eval()
+        model = cls(part_config, graph, record.graphs[name], description).eval()
+        model.graph_digest = _digest(folder, record.graphs[name])
+        return model
 
     if isinstance(config, ViTPFusionConfig):
         generator = part("generator", config.generator_config)
         return ExportedViTPFusion.of(config, generator, part("classifier", config.classifier_config))
     return part("model", config)
+
+
+def _digest(folder: Path, record: GraphRecord) -> str:
+    digest = hashlib.sha256()
+    for name in record.files:
+        with open(folder / name, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -5,6 +5,7 @@
 `load_point_classifier` and `load_fused_checkpoint` take one type each. Models are in evaluation mode, on the CPU.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -424,3 +425,18 @@ def _exported_folder(source: str, revision: str | None) -> str:
         return snapshot_download(source, revision=revision, ignore_patterns=["*.safetensors", "*.py"])
     except OSError as error:
         raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
+
+
+def fingerprint(model: Any, processor: Any) -> str:
+    """A short hash that differs between models of other weights, classes, shapes or post-processing."""
+    described = {"id2label": model.config.to_dict().get("id2label")}
+    if hasattr(processor, "to_dict"):
+        described["processor"] = processor.to_dict()
+    digest = hashlib.sha256(json.dumps(described, default=repr, sort_keys=True).encode())
+    for name, weights in sorted(model.state_dict().items()):
+        # A few values of each tensor, as any training changes all tensors that it trains.
+        values = weights.flatten()[:64].detach().float().cpu()
+        digest.update(f"{name} {tuple(weights.shape)} {values.tolist()}".encode())
+    for module in model.modules():  # an exported model has a graph instead of weights
+        digest.update(getattr(module, "graph_digest", "").encode())
+    return digest.hexdigest()[:16]

@@ -1,24 +1,30 @@
 """Segment images: a model with its image processor on a device.
 
-`Segmenter` answers a batch of images for one task, with our models, any of Transformers' for universal segmentation, or
-one of them joined with a ViT-P. A call gives a `SegmentedImage` of `Segment`s for each image; `compare` adds what the
-generator alone would answer; `answers` is for metrics. All are made of two steps: `ask` runs the model, `post_process`
-turns its outputs into answers. H W pixels of the image as it was given, upright.
+`Segmenter` answers for one task, with our models, any of Transformers' for universal segmentation, or one joined with a
+ViT-P. A call gives a `SegmentedImage` for each image, `stream` those of any number of images; `compare` adds what the
+generator alone would answer; `answers` is for metrics. All are made of three steps: `prepare` makes inputs, `infer`
+runs the model, `post_process` turns its outputs into answers. H W pixels of the image as it was given, upright.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
+from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from scipy import ndimage
+from torch import Tensor
 
 from ..lookup import suggestion
 from ..models.configuration_vit_p import ViTPConfig
-from ..models.image_decoding import image_size, to_pixels
+from ..models.image_claims import checked_claims
+from ..models.image_decoding import image_size, is_address, open_image, to_pixels
+from ..models.image_files import read_content
 from ..models.image_post_processing import SegmentationPostProcessing, instance_segments
 from ..models.image_processing_eomt import TASKS
 from ..models.image_processing_plain_vit import image_settings
@@ -39,60 +45,12 @@ from .loading import (
     with_alpha,
 )
 from .memory import refuse_without_memory
+from .pipeline import Encoded, Steps, run_pipeline
 from .runtimes import RuntimeSettings
+from .segmented_image import Segment, SegmentedImage
 from .views import PLAIN, View, Views, merge_views, patch_size_of
 
 Change = Callable[[Any], Any]  # of a model's outputs, such as fusion with another alpha
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment of an image.
-
-    Attributes:
-        id: its value in the segment map; for semantic segmentation the label id.
-        score: class probability (panoptic), that times the mean mask probability inside (instance), or `None`
-            (semantic: a pixel's class is decided by all queries together).
-        area: pixels; of an instance's whole mask, hidden pixels included.
-        bbox: (x, y, width, height) in pixels, around the same pixels as `area`.
-        rle: an instance's mask in COCO's run-length encoding, since instances may overlap.
-    """
-
-    id: int
-    label_id: int
-    label: str
-    score: float | None
-    area: int
-    bbox: tuple[int, int, int, int]
-    rle: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class SegmentedImage:
-    """The answer for one image.
-
-    Attributes:
-        segment_map: (H, W) int32, the id of the segment at each pixel, void -1; the best of overlapping instances.
-        segments: in the order of their ids.
-        highest_score: where there are no segments, the best score that did not suffice; `None`: no object at all.
-        limit: the most segments that the answer could have had, if there is a limit.
-    """
-
-    task: str
-    segment_map: np.ndarray
-    segments: list[Segment]
-    highest_score: float | None = None
-    limit: int | None = None
-
-    @property
-    def segments_info(self) -> list[dict[str, Any]]:
-        """The rows of Transformers' post-processing: `id`, `label_id` and `score`."""
-        return [{"id": each.id, "label_id": each.label_id, "score": each.score} for each in self.segments]
-
-    @property
-    def measures(self) -> list[tuple[int, tuple[int, int, int, int]]] | None:
-        """Area and box of each segment in the map; `None` for instances, which the map may hide in part."""
-        return None if self.task == "instance" else [(each.area, each.bbox) for each in self.segments]
 
 
 @dataclass(frozen=True)
@@ -234,21 +192,120 @@ class Segmenter:
         processor = getattr(self.processor, "generator", self.processor)
         return image_settings(vars(processor)) if self._is_ours else ImageSettings(channels=3)
 
-    @torch.inference_mode()
-    def __call__(self, images: Sequence[Any], threshold: float | None = None) -> list[SegmentedImage]:
-        """Segment upright images, RGB or with the model's channels as (H, W, C) uint8, each at its own size.
+    def __call__(self, images: Any, threshold: float | None = None) -> Any:
+        """Segment an image or many.
 
-        `threshold` is the score that a segment needs; `None` takes the segmenter's or the processor's. One outside [0,
-        1], or given for semantic segmentation, is a `ValueError`, as is an image that does not fit the model's input.
+        Args:
+            images: a path or address, the bytes of a file, a Pillow image, an array (H, W, C) or (H, W) of uint8, or a
+                tensor (C, H, W) of uint8 or of floats in [0, 1]. Or a sequence of them, or one more dimension, which
+                run as one batch; or an iterator, for `stream`.
+            threshold: score that a segment needs; `None`: the segmenter's or the processor's.
+
+        Returns:
+            A `SegmentedImage`; for a sequence a list, for an iterator an iterator of them.
+
+        Raises:
+            ValueError: an image cannot be read or does not fit the model's input, the threshold is outside [0, 1], or
+                is given for semantic segmentation.
         """
         refuse_threshold(self.task, threshold)
+        if is_one_image(images):
+            return self._batch([images], threshold)[0]
+        if isinstance(images, Iterator):
+            return self.stream(images, threshold)
+        return self._batch(list(images), threshold)
+
+    @torch.inference_mode()
+    def _batch(self, sources: Sequence[Any], threshold: float | None) -> list[SegmentedImage]:
+        """The answers for images, in one batch where they may go together."""
         threshold = self.default_threshold if threshold is None else threshold
-        results: list[SegmentedImage] = []
-        for asked in self.ask(images, threshold, prune=True):
-            answers = self.post_process(asked, threshold)
-            answered = [self._image(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
-            results += self._with_highest_scores(asked, answered)
-        return results
+        images = [self.opened(source, f"images[{index}]") for index, source in enumerate(sources)]
+        results = [
+            result for asked in self.ask(images, threshold, prune=True) for result in self.results(asked, threshold)
+        ]
+        return [
+            replace(result, image=image, source=source_name(source))
+            for result, image, source in zip(results, images, sources, strict=True)
+        ]
+
+    def stream(
+        self,
+        images: Iterable[Any],
+        threshold: float | None = None,
+        *,
+        batch_size: int = 1,
+        workers: int | None = None,
+        writers: int | None = None,
+        failed: Callable[[Any, Exception], None] | None = None,
+    ) -> Iterator[SegmentedImage]:
+        """Segment any number of images, in order, with few of them in memory at a time; see pipeline.py.
+
+        Args:
+            images: each as for a call.
+            threshold: as for a call; batch_size, workers, writers: as for `run_pipeline`.
+            failed: is called for an image that cannot be segmented, which is then left out; `None` raises its error.
+        """
+        refuse_threshold(self.task, threshold)
+        names = {}
+
+        def numbered() -> Iterator[tuple[int, Any]]:
+            for index, source in enumerate(images):
+                names[index] = source_name(source) or f"images[{index}]"
+                yield index, source
+
+        def load(item: tuple[int, Any]) -> Encoded:
+            content = item[1]
+            if isinstance(content, str | PathLike) and not is_address(content):
+                content = read_content(content, names[item[0]])
+            if isinstance(content, bytes):
+                claims = checked_claims(content, names[item[0]])
+                return Encoded(content, 1 if claims is None else claims.width * claims.height)
+            return Encoded(content, math.prod(getattr(content, "size", (1,)) if isinstance(content, Image) else (1,)))
+
+        def finish(item: tuple[int, Any], image: Any, answer: SegmentedImage, _: Any) -> SegmentedImage:
+            return replace(answer, image=image, source=source_name(item[1]))
+
+        steps = Steps(
+            load, lambda item, content: self.opened(content, names[item[0]]), finish, lambda item: names[item[0]]
+        )
+        settings = {"batch_size": batch_size, "workers": workers, "writers": writers, "threshold": threshold}
+        for outcome in run_pipeline(self, numbered(), steps, **settings):  # type: ignore[arg-type]
+            names.pop(outcome.item[0])
+            if outcome.error is None:
+                yield outcome.value
+            elif failed is None:
+                raise outcome.error
+            else:
+                failed(outcome.item[1], outcome.error)
+
+    def opened(self, source: Any, name: str = "image") -> Any:
+        """An image of any kind that a call takes as upright pixels; errors call it `name`."""
+        if isinstance(source, Tensor):
+            source = _array(source, name)
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.ndim not in (2, 3):
+                raise ValueError(
+                    f"{name}: an array of {source.dtype} and shape {source.shape}; give uint8 (height, width, channels)"
+                )
+            if source.ndim == 2:
+                source = source[..., None] if self.image_settings.channels == 1 else np.stack([source] * 3, -1)
+            return to_pixels(source, name, ImageSettings(self.image_settings.channels))
+        if isinstance(source, str | PathLike | bytes | bytearray) or hasattr(source, "read"):
+            named = name if isinstance(source, bytes | bytearray) or hasattr(source, "read") else None
+            return open_image(source, named, self.file_settings)
+        return to_pixels(source, name, self.image_settings)
+
+    @property
+    def mixes_sizes(self) -> bool:
+        """Whether images of several sizes may go together in a batch without changing each other's answers."""
+        return mixes_sizes(self.processor)
+
+    @torch.inference_mode()
+    def results(self, asked: Asked, threshold: float | None = None) -> list[SegmentedImage]:
+        """The answers of a batch from the outputs of `infer`; `threshold` as there."""
+        answers = self.post_process(asked, threshold)
+        answered = [self._image(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
+        return self._with_highest_scores(asked, answered)
 
     def _with_highest_scores(self, asked: Asked, results: list[SegmentedImage]) -> list[SegmentedImage]:
         """The results, with the best score in images without segments, where the threshold may be too high."""
@@ -275,16 +332,18 @@ class Segmenter:
         if not is_fused(self.model):
             raise ValueError("there is nothing to compare: the model has no classifier; name one")
         threshold = self.default_threshold if threshold is None else threshold
-        pairs: list[tuple[SegmentedImage, SegmentedImage]] = []
-        for asked in self.ask(images, threshold):
-            # One pass of the model serves both: the answers differ only in how the class logits are fused.
-            alone, fused = (self.post_process(asked, threshold, change) for change in (self.with_alpha(0), None))
-            before, after = (
-                [self._image(answer, size) for answer, size in zip(side, asked.sizes, strict=True)]
-                for side in (alone, fused)
-            )
-            pairs += zip(before, self._with_highest_scores(asked, after), strict=True)
-        return pairs
+        return [pair for asked in self.ask(images, threshold) for pair in self.compared(asked, threshold)]
+
+    @torch.inference_mode()
+    def compared(self, asked: Asked, threshold: float | None = None) -> list[tuple[SegmentedImage, SegmentedImage]]:
+        """The pairs of `compare` for a batch, from the outputs of `infer`."""
+        # One pass of the model serves both: the answers differ only in how the class logits are fused.
+        alone, fused = (self.post_process(asked, threshold, change) for change in (self.with_alpha(0), None))
+        before, after = (
+            [self._image(answer, size) for answer, size in zip(side, asked.sizes, strict=True)]
+            for side in (alone, fused)
+        )
+        return list(zip(before, self._with_highest_scores(asked, after), strict=True))
 
     @torch.inference_mode()
     def answers(self, images: Sequence[Any]) -> list[Any]:
@@ -321,12 +380,15 @@ class Segmenter:
             alpha: fuse with this weight, and classify all queries.
             prune: let a model optimised for that leave out the queries that cannot reach the threshold.
         """
-        fusion: dict[str, Any] = {}
-        if is_fused(self.model):
-            fusion = {"pruning_threshold": threshold} if alpha is None else {"alpha": alpha}
-            fusion["task"] = self.task
-        elif prune and self._prunes:
-            fusion = {"pruning_threshold": threshold, "task": self.task}
+        for asked in self.prepare(images):
+            yield self.infer(asked, threshold, alpha, prune=prune)
+
+    def prepare(self, images: Sequence[Any]) -> Iterator[Asked]:
+        """The model's inputs for upright images, on the CPU, in batches that may go together; the model does not run.
+
+        Raises:
+            ValueError: an image has other channels, does not fit the model's input, or needs too much memory.
+        """
         # Four bands would pass as colours with transparency, so the number of channels is checked here.
         channels = ImageSettings(self.image_settings.channels)
         images = [to_pixels(image, f"images[{index}]", channels) for index, image in enumerate(images)]
@@ -334,15 +396,30 @@ class Segmenter:
             sizes = [image_size(image) for image in batch]
             names = [f"images[{index}]" for index in range(len(batch))]
             refuse_without_memory(sizes, self.processor, self.model.config, self.device, names)
-            views = list(self.views.of(batch, self.processor, patch_size_of(self.model)))
-            for view in views:
+            views = []
+            for view in self.views.of(batch, self.processor, patch_size_of(self.model)):
                 settings: dict[str, Any] = {} if view.size is None else {"size": view.size}
                 if self._is_oneformer:  # it takes the task as text
                     settings["task_inputs"] = [self.task] * len(batch)
-                view.inputs = self.processor(images=view.images, return_tensors="pt", **settings).to(self.device)
-                view.outputs = self.model(**view.inputs, **fusion)
-                refuse_non_finite(view.outputs)
+                view.inputs = self.processor(images=view.images, return_tensors="pt", **settings)
+                views.append(view)
             yield Asked(views, sizes)
+
+    def infer(
+        self, asked: Asked, threshold: float | None = None, alpha: float | None = None, *, prune: bool = False
+    ) -> Asked:
+        """Run the model on what `prepare` made, whose views get the outputs; arguments as for `ask`."""
+        fusion: dict[str, Any] = {}
+        if is_fused(self.model):
+            fusion = {"pruning_threshold": threshold} if alpha is None else {"alpha": alpha}
+            fusion["task"] = self.task
+        elif prune and self._prunes:
+            fusion = {"pruning_threshold": threshold, "task": self.task}
+        for view in asked.views:
+            view.inputs = view.inputs.to(self.device)
+            view.outputs = self.model(**view.inputs, **fusion)
+            refuse_non_finite(view.outputs)
+        return asked
 
     def with_alpha(self, alpha: float) -> Change:
         """Fusion of a fused model's outputs with another weight of ViT-P, for `post_process`; 0 is the generator."""
@@ -392,27 +469,66 @@ class Segmenter:
         """The answer for an image of size (H, W) with areas and boxes."""
         rows: Sequence[Mapping[str, Any]] = () if self.task == "semantic" else answer["segments_info"]
         rles: list[Any] = [None] * len(rows)
+        # As in files, where 0 is void; in semantic maps classes count from 0.
+        first = 0 if self.task == "semantic" else 1
         if self.task == "instance":
             rles, segment_map = answer["segmentation"], np.full(size, -1, dtype=np.int32)
             measures = {}
             for row, rle in sorted(zip(rows, rles, strict=True), key=lambda pair: pair[0]["score"]):
                 mask = decode_mask(rle)
-                segment_map[mask] = row["id"]  # by rising score, so that the best lies on top
-                measures[row["id"]] = _areas_and_boxes(mask.astype(np.int32) - 1)[0]
-        else:
-            segment_map = answer.int().numpy() if self.task == "semantic" else answer["segmentation"].numpy()
+                segment_map[mask] = row["id"] + first  # by rising score, so that the best lies on top
+                measures[row["id"] + first] = _areas_and_boxes(mask.astype(np.int32) - 1)[0]
+        elif self.task == "semantic":
+            segment_map = answer.int().numpy()
             measures = _areas_and_boxes(segment_map)
-        if self.task == "semantic":
-            rows = [{"id": label, "label_id": label, "score": None} for label in measures]
-            rles = [None] * len(rows)
+            rows, rles = [{"id": label, "label_id": label, "score": None} for label in measures], [None] * len(measures)
+        else:
+            segment_map = answer["segmentation"].numpy()
+            measures = {id_ + first: measure for id_, measure in _areas_and_boxes(segment_map).items()}
+            segment_map = np.where(segment_map < 0, np.int32(-1), segment_map + np.int32(first))
         segments = [
-            Segment(row["id"], row["label_id"], self.id2label[row["label_id"]], row["score"], *measures[row["id"]], rle)
+            Segment(
+                row["id"] + first,
+                row["label_id"],
+                self.id2label[row["label_id"]],
+                row["score"],
+                *measures[row["id"] + first],
+                rle,
+            )
             for row, rle in zip(rows, rles, strict=True)
         ]
         limit = None
         if self.task == "instance":
             limit = self.max_segments or getattr(self.processor, "num_instances", None)
-        return SegmentedImage(self.task, segment_map, segments, limit=limit)
+        return SegmentedImage(self.task, segment_map, segments, limit=limit, id2label=self.id2label)
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether this is a single image for a `Segmenter`, rather than several."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim < 4
+    # An open file is an iterator, too, of lines.
+    is_many = isinstance(images, Sequence | Iterator) and not hasattr(images, "read")
+    return not is_many or isinstance(images, str | bytes | bytearray)
+
+
+def source_name(source: Any) -> str:
+    """The path or address of an image; "" if it has none."""
+    return str(source) if isinstance(source, str | PathLike) else ""
+
+
+def _array(pixels: Tensor, name: str) -> np.ndarray:
+    """(H, W, C) uint8 of a tensor (C, H, W) or (H, W)."""
+    if pixels.ndim not in (2, 3):
+        raise ValueError(f"{name}: a tensor of shape {tuple(pixels.shape)}; give (channels, height, width)")
+    pixels = pixels.detach().cpu()
+    if pixels.is_floating_point():
+        low, high = (float(pixels.min()), float(pixels.max())) if pixels.numel() else (0.0, 0.0)
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise ValueError(f"{name}: floats from {low:g} to {high:g}; give values in [0, 1], or uint8")
+        pixels = (pixels.float() * 255).round().to(torch.uint8)
+    array = pixels.numpy()
+    return np.ascontiguousarray(array.transpose(1, 2, 0)) if array.ndim == 3 else array
 
 
 def optimize_model(model: Any, switches: Mapping[str, Any]) -> None:
@@ -459,14 +575,18 @@ def image_batches(processor: Any, images: Sequence[Any]) -> list[list[Any]]:
     """Images, in their order, in batches whose answers do not depend on the rest of the batch."""
     if not images:
         return []
+    if mixes_sizes(processor) or len({image_size(image) for image in images}) == 1:
+        return [list(images)]
+    return [[image] for image in images]
+
+
+def mixes_sizes(processor: Any) -> bool:
+    """Whether images of several sizes may go together in a batch without changing each other's answers."""
     # Processors of Transformers whose size is a rule pad a batch to its largest image. Models see that padding, and the
     # post-processing stretches it over the image, so only images of one size may go together there.
     image_processor = getattr(processor, "generator", processor)
     image_processor = getattr(image_processor, "image_processor", image_processor)
-    fixed = isinstance(image_processor, SegmentationPostProcessing) or dict(image_processor.size).get("height")
-    if fixed or len({image_size(image) for image in images}) == 1:
-        return [list(images)]
-    return [[image] for image in images]
+    return isinstance(image_processor, SegmentationPostProcessing) or bool(dict(image_processor.size).get("height"))
 
 
 def served_task(processor: Any, task: str | None = None) -> str:
