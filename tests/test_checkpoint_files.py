@@ -180,7 +180,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
         ({"a": [torch.zeros(1)]}, "entry 'a' is a list"),
         ({3: torch.zeros(1)}, "entry 3"),
         ([torch.zeros(1)], "holds a list"),
-        ({}, "holds a dict"),
+        ({}, "holds an empty table"),
         ({"state_dict": {"a": "text"}}, "entry 'a' is a str"),
         ({"a": torch.zeros(1).expand(10**12)}, "'a' of shape .* is not plain dense numbers"),
         ({"a": torch.eye(3).to_sparse()}, "not plain dense numbers"),

@@ -351,7 +351,7 @@ def test_damaged_folders_are_refused(damaged):
     (damaged / "export.json").write_text('{"version": 1, "graphs"')
     refuses("export.json is damaged")
     (damaged / "export.json").write_text('{"version": 1, "format": "onnx"}')
-    refuses("export.json is damaged .*graphs")
+    refuses("export.json is damaged: it lacks a field")
     (damaged / "export.json").unlink()
     refuses("an exported model without export.json")
 

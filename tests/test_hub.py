@@ -274,7 +274,7 @@ def pickle_only(folder):
         (bad_field, "num_attention_heads=3 does not divide"),
         (unknown_stuff, "stuff_classes names [5], but the classes of config.json are 0 to 4"),
         (base_model, "architectures is ['EoMTModel']"),
-        (truncated, "model.safetensors: damaged or incomplete"),
+        (truncated, "the file is cut short, fetch it again"),
         (not_finite, "class_predictor.bias holds NaN or infinity (6 of 6 values)"),
         (lacking, "1 parameters are missing, such as 'class_predictor.bias'; save model and"),
         (superfluous, "1 unknown to the model, such as 'extra'"),
@@ -296,7 +296,7 @@ def test_checkpoints_that_would_not_load_are_refused(hub, folder, damage, messag
     ("repo_id", "arguments", "message"),
     [
         ("tiny", {}, "lacks the owner"),
-        ("tester/with space", {}, "Repo id"),
+        ("tester/with space", {}, "is no name of a repository"),
         ("tester/tiny", {"create_pr": True, "revision": "v2"}, "drop one"),
         ("tester/tiny", {"commit_message": ""}, "commit_message is empty"),
     ],

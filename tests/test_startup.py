@@ -50,6 +50,22 @@ runpy.run_module("hf_segvit", run_name="__main__", alter_sys=True)
 """
 
 
+def test_ctrl_c_during_the_imports_is_one_line() -> None:
+    code = """
+import builtins
+real = builtins.__import__
+def interrupted(name, *rest):
+    if name == "argparse":
+        raise KeyboardInterrupt
+    return real(name, *rest)
+builtins.__import__ = interrupted
+from hf_segvit.__main__ import run
+print(run())
+"""
+    done = python("-c", code)
+    assert (done.stdout, done.stderr) == ("130\n", "hf-segvit: interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

@@ -122,6 +122,10 @@ def entry_points(group: str) -> dict[str, EntryPoint]:
     return points
 
 
+class _Refused(yaml.constructor.ConstructorError):
+    """YAML that is valid, but that no setting needs; its problem is in our words."""
+
+
 class _UniqueKeys(yaml.constructor.BaseConstructor):
     """Refuses duplicate keys, of which PyYAML would silently use the last."""
 
@@ -130,7 +134,7 @@ class _UniqueKeys(yaml.constructor.BaseConstructor):
         if len(mapping) < len(node.value):
             counts = Counter(str(key.value) for key, _ in node.value)
             duplicates = ", ".join(sorted(key[:100] for key, count in counts.items() if count > 1)[:5])
-            raise yaml.constructor.ConstructorError(None, None, f"the key {duplicates} occurs twice", node.start_mark)
+            raise _Refused(None, None, f"the key {duplicates} occurs twice", node.start_mark)
         return mapping
 
 
@@ -149,9 +153,7 @@ class _TextLoader(_UniqueKeys, _BaseLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         # PyYAML's own loader of text ignores tags instead of refusing them.
         if str(node.tag).removeprefix("tag:yaml.org,2002:") not in ("str", "seq", "map"):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the tag {node.tag!r} is unknown; values are text here", node.start_mark
-            )
+            raise _Refused(None, None, f"the tag {node.tag!r} is unknown; values are text here", node.start_mark)
         return super().construct_object(node, deep=deep)
 
 
@@ -172,19 +174,28 @@ def parse_yaml(text: str, source: str, *, as_text: bool = False) -> Any:
         _check_structure(text)
         return yaml.load(text, Loader=loader)
     except RecursionError as error:
-        raise ValueError(f"{source}: no valid YAML (nested too deep)") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source}: no valid YAML ({' '.join(str(error).split())[:_LONGEST_REASON]})") from error
+        raise ValueError(f"{source}: no valid YAML (nested too deep); give a flatter file") from error
+    except _Refused as error:
+        raise ValueError(
+            f"{source}: no valid YAML ({error.problem}, {_place(error.problem_mark)}); correct it"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        # Of PyYAML's problems, those whose place does not show them.
+        known = {"nesting depth": "nested too deep, ", "unhashable": "a key that is a list or table, "}
+        problem = next((words for text, words in known.items() if text in str(error)), "")
+        place = _place(error.problem_mark or error.context_mark)
+        raise ValueError(f"{source}: no valid YAML ({problem}{place}); correct the lines there") from error
+    except yaml.YAMLError as error:  # of characters, which have no line
+        raise ValueError(f"{source}: no valid YAML, nor even text; give a text file") from error
     except _SCALAR_ERRORS as error:
         # A scalar that does not fit its tag: a month of 13, `!!bool foo`, `!!int ''`, `!!timestamp x`.
         where = _wrong_scalar(text, loader)
         raise ValueError(
-            f"{source}: no valid YAML ({where or ' '.join(str(error).split())[:_LONGEST_REASON]})"
+            f"{source}: no valid YAML ({where or 'a value that does not fit its type'}); correct it"
         ) from error
 
 
 _SCALAR_ERRORS = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
-_LONGEST_REASON = 300
 _MOST_DEPTH = 50
 _MOST_ALIASES = 100  # a short file can make billions of values from aliases of aliases
 _MOST_VALUES = 1_000_000  # with aliases unrolled
@@ -227,7 +238,11 @@ def _check_structure(text: str) -> None:
 
 
 def _refusal(message: str, event: Any) -> yaml.YAMLError:
-    return yaml.composer.ComposerError(None, None, message, event.start_mark)
+    return _Refused(None, None, message, event.start_mark)
+
+
+def _place(mark: Any) -> str:
+    return "at an unknown place" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _wrong_scalar(text: str, loader: Any) -> str:

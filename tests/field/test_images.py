@@ -17,6 +17,7 @@ from hf_segvit.cli import main
 from hf_segvit.conversion.key_maps import PATCH_KERNEL, for_channels
 from hf_segvit.data.augmentation import jitter_colors
 from hf_segvit.data.checking import check_dataset
+from hf_segvit.data.data_report import sample_sheet
 from hf_segvit.data.reading import load_segmentation_dataset
 from hf_segvit.drawing.segments import draw_segments
 from hf_segvit.inference.point_classifier import PointClassifier
@@ -301,6 +302,13 @@ class TestScaling:
         one_call = EoMTImageProcessor(size=64, do_normalize=False)(values, value_range="0-4095")["pixel_values"]
         assert torch.equal(one_call, expected)
 
+    def test_a_range_below_zero_on_the_command_line(self, tmp_path: Path) -> None:
+        values = np.linspace(-1024, 3071, SIZE[0] * SIZE[1]).round().astype(np.int16).reshape(SIZE)
+        Image.fromarray(values.astype(np.int32)).save(tmp_path / "a.tif")
+        words = ["segment", str(tmp_path / "a.tif"), "--model", str(tiny_model(tmp_path / "model", 3))]
+        assert main([*words, "--value-range", "-1024-3071", "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+        assert (tmp_path / "out" / "a.semantic.png").is_file()
+
     @pytest.mark.parametrize("text", ["4095", "4095-0", "a-b", "", "5-5"])
     def test_ranges_that_are_none(self, text: str) -> None:
         with pytest.raises(ValueError, match="such as 0-4095"):
@@ -339,7 +347,10 @@ class TestReaders:
         assert np.array_equal(np.asarray(chosen), values[..., [3, 2, 1]])
         with pytest.raises(ValueError, match=r"there is no band 7, only 5 bands of 8 bits"):
             load_segmentation_dataset(f"{spec}?bands=7")[0]
-        assert not [problem for problem in check_dataset(spec).problems if problem.is_error]
+        report = check_dataset(spec)
+        assert not [problem for problem in report.problems if problem.is_error]
+        assert sample_sheet(report.samples).size == sample_sheet(check_dataset(f"{spec}?bands=3,2,1").samples).size
+        assert sample_sheet(report.samples, "eomt_semantic", 64).mode == "RGB"
 
     def test_options_that_are_none(self, tmp_path: Path) -> None:
         spec = image_folder(tmp_path, ramp(1, 4095))
@@ -414,6 +425,7 @@ class TestChannels:
         capsys.readouterr()
         assert main([*arguments, "--model", str(three)]) == 1
         assert "a.tif: 4 bands of 16 bits (uint16), but the model takes 3 channels" in capsys.readouterr().err
+        capsys.readouterr()
         assert main([*arguments, "--model", str(three), "--bands", "3,2,1"]) == 0
         (answer,) = Segmenter.from_pretrained(str(three), device="cpu")([Image.fromarray(pixels[..., 2::-1].copy())])
         with Image.open(out / "a.semantic.png") as written:

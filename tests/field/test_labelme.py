@@ -173,7 +173,7 @@ def test_masks_of_a_group_are_one_object(tmp_path: Path, group_id: Any) -> None:
 )
 def test_other_encodings_are_named(tmp_path: Path, encoding: str, label: str, said: str) -> None:
     spec = _write(tmp_path, _box(label, 10, 8, 40, 28), encoding=encoding)
-    message = rf"a\.json: no valid UTF-8 text \(byte \d+: .*perhaps .*{said}.*; save it as UTF-8"
+    message = rf"a\.json: no valid UTF-8 text \(byte \d+\), perhaps .*{said}.*; save it as UTF-8"
     with pytest.raises(ValueError, match=message):  # also where no file can be read
         load_segmentation_dataset(spec)
     _write(tmp_path, _box("dog", 10, 8, 40, 28), name="b")

@@ -126,6 +126,13 @@ class TestDataBeforeStep1:
             for name in ("x", "y"):
                 Image.fromarray(good).save(tmp_path / "data" / "annotations" / split / f"{name}.png")
 
+    def test_pixels_between_outlines_are_no_missing_class(self, tmp_path, said):
+        splits = {"train": (["cat"], [[("cat", SQUARE)]] * 2), "valid": (["cat"], [[("cat", SQUARE)]])}
+        data = coco_folder(tmp_path / "data", splits)
+        train(own_recipe(tmp_path / "run", data, "semantic"), cpu=True, progress=False)
+        assert "classes     2: background, cat" in "\n".join(said)
+        assert not [line for line in said if "WARNING" in line]
+
     def test_empty_masks_are_said(self, tmp_path, said):
         void = np.full((64, 64), 255, dtype=np.uint8)
         data = mask_folder(tmp_path / "data", ["x", "y"], [half(), void], ("train", "val"))
@@ -184,6 +191,18 @@ class TestDataBeforeStep1:
         assert entry["segments"] == [{"id": 1, "label_id": 1, "is_crowd": False}]
 
 
+def test_the_width_that_follows_is_said_for_points_too(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+    changes = {"model": "vit_p", "task": "points", "augmentation": "vit_p", "augmentation_options": {}}
+    for fields in (sizes, {**sizes, "intermediate_size": 48}):
+        task = task_for(tiny_recipe(tmp_path / "run", **changes, model_config=fields, image_size=56))
+        model, _ = task.build_model()
+        assert model.config.intermediate_size == fields.get("intermediate_size", 128)
+        remarks = [line for line in task.remarks if "intermediate_size" in line]
+        expected = [] if fields is not sizes else ["model_config: intermediate_size is 4 times hidden_size, 128"]
+        assert remarks == expected
+
+
 class TestSettingsBeforeData:
     @pytest.mark.parametrize(
         ("word", "message"),
@@ -192,6 +211,8 @@ class TestSettingsBeforeData:
             ("model_config.num_queries=abc", "model_config.num_queries='abc' does not fit; expected int"),
             ("augmentation_options.foo=1", "augmentation_options has no key 'foo'"),
             ("augmentation_options.scale_range=3", "augmentation_options.scale_range=3 does not fit"),
+            ("augmentation_options.size=9", "augmentation_options has no key 'size'"),
+            ("augmentation_options.name=x", "augmentation_options has no key 'name'"),
             ("augmentation_options.color_jitter=1", "augmentation_options.color_jitter=1 does not fit"),
             ("evaluate_every=100", "evaluate_every=100 epochs is 200 steps, but the run ends after 2 steps"),
             ("evaluate_every=7 steps", "evaluate_every=7 steps is 7 steps, but the run ends after 2 steps"),

@@ -380,7 +380,7 @@ def test_wrong_specifications(spec: str, message: str) -> None:
 def test_files_that_are_no_lists_of_classes(tmp_path: Path, file: str) -> None:
     (tmp_path / "data.txt").write_bytes(b"a\n\x00\x01\n")
     spec = masks(with_value(1), {"0": "road"})(tmp_path / "data")
-    with pytest.raises(ValueError, match=r"(passwd|zero|data\.txt): (no list of|is a folder, device)"):
+    with pytest.raises(ValueError, match=r"(passwd|zero|data\.txt): (no list of|is a (folder|pipe), )"):
         load_segmentation_dataset(f"{spec}?classes={tmp_path / file}")
 
 
@@ -406,7 +406,7 @@ def test_tens_of_thousands_of_classes_are_read_in_linear_time() -> None:
         (f"a: {BOMB}", "aliases that stand for too many values"),
         ("a: &x [*x]", "the alias .x is inside of what it stands for"),
         (f"a: {DEEP}", "(nested too deep|nesting depth)"),
-        ("? [1, 2]\n: 3", "unhashable key"),
+        ("? [1, 2]\n: 3", "a key that is a list or table, line 1"),
         ("a: 1\na: 2", "the key a occurs twice"),
     ],
 )

@@ -42,9 +42,9 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-def refused(folder: Path, hub: HubServer, capsys) -> str:
+def refused(folder: Path, hub: HubServer, capsys, code: int = 2) -> str:
     capsys.readouterr()
-    assert main(["push", str(folder), "tester/tiny"]) == 2
+    assert main(["push", str(folder), "tester/tiny"]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert hub.requests == []
     assert "Traceback" not in line
@@ -103,7 +103,7 @@ class TestOnlyFilesOfTheFolder:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(shutil, "copyfileobj", full)
-        assert "(No space left on device), as is done before checking" in refused(folder, hub, capsys)
+        assert "(No space left on device), as is done before checking" in refused(folder, hub, capsys, code=1)
 
 
 class TestWhatIsCheckedIsWhatIsUploaded:

@@ -18,7 +18,7 @@ from ..atomic_files import is_disk_full
 from ..lookup import printable
 from .terminal import escaped_output
 
-_NEGATIVE = re.compile(r"-[\d.]+(,[-\d.]+)+")  # numbers with commas, such as -5,240
+_NEGATIVE = re.compile(r"-[\d.]+([,-]-?[\d.]+)+")  # several numbers, such as -5,240 and -1024-3071
 # Modules import PyTorch in `run`, after all checks that do not need it, so that help and mistakes take no time.
 COMMANDS = (
     "segment",

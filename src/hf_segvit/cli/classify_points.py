@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"points classified with {args.model} on {where}", file=sys.stderr)
     try:
         answers = classifier.classify(image, points, boxes, top_k=args.top_k)
+    except ValueError as error:  # of prompts, such as one outside the image
+        raise ValueError(f"{args.image}: {error}") from error
     # Each prompt is a token in every block, so many of them need memory.
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

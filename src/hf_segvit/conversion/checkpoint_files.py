@@ -87,7 +87,10 @@ def _in_folder(folder: Path, names: Sequence[str]) -> Path:
         return others[0]
     if others:
         raise ValueError(f"{folder} holds several checkpoints; name one: {', '.join(file.name for file in others)}")
-    raise ValueError(f"{folder} holds no checkpoint; looked for {', '.join(names)} and any .safetensors, .pth or .ckpt")
+    raise ValueError(
+        f"{folder} holds no checkpoint; looked for {', '.join(names)} and any .safetensors, .pth or .ckpt; name the "
+        "file"
+    )
 
 
 def read_checkpoint(path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, Tensor]:
@@ -263,21 +266,28 @@ def _check_zip(path: Path) -> bytes:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        raise ValueError(f"{path}: a damaged archive ({error}); download it again") from error
+        raise ValueError(f"{path}: a damaged archive; download it again") from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(
         member.file_size for member in members
     ) > os.path.getsize(path):
-        raise ValueError(f"{path}: this archive is compressed, as no checkpoint of PyTorch is; not opened")
+        raise ValueError(
+            f"{path}: this archive is compressed, as no checkpoint of PyTorch is; unpack it and name the checkpoint "
+            "in it"
+        )
     pickles = [member for member in members if member.filename.endswith("data.pkl")]
     if len(pickles) != 1:
-        raise ValueError(f"{path}: this archive holds {len(pickles)} files data.pkl, not one; not opened")
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(pickles[0])
+        raise ValueError(f"{path}: this archive holds {len(pickles)} files data.pkl, not one; download it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(pickles[0])
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: a damaged archive; download it again") from error
 
 
 def _plain_tensors(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a table of tensors")
+        kind = "an empty table" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise ValueError(f"{path} holds {kind}, not a table of tensors; save the state dict alone and convert that")
     tensors = {}
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):

@@ -86,7 +86,10 @@ def read_official_eomt(
     state_dict = strip_prefixes(read_checkpoint(path, options.max_bytes))
     if "q.weight" not in state_dict or not any(name.startswith(_BACKBONE) for name in state_dict):
         hint = format_hint(state_dict, but="the official EoMT code")
-        raise ValueError(f"{path} is not of the official EoMT code: it lacks q.weight or {_BACKBONE}*{hint}")
+        raise ValueError(
+            f"{path} is not of the official EoMT code: it lacks q.weight or {_BACKBONE}*{hint}; check the file and "
+            "the kind of conversion"
+        )
     notes = []
     if state_dict.pop("criterion.empty_weight", None) is not None:
         notes.append("left out criterion.empty_weight: class weights of the loss, which follow from the config")

@@ -84,7 +84,10 @@ def read_official_vit_p(source: str, options: ConversionOptions, released: Relea
     missing = [name for name in _NEEDED if name not in state_dict]
     if missing:
         hint = format_hint(state_dict, but="the official ViT-P code")
-        raise ValueError(f"{path} is not of the official ViT-P code: it lacks {missing[0]}{hint}")
+        raise ValueError(
+            f"{path} is not of the official ViT-P code: it lacks {missing[0]}{hint}; check the file and the kind of "
+            "conversion"
+        )
     check_weights(state_dict, path)
     notes = [f"left out {name}: {reason}" for name, reason in _UNUSED.items() if state_dict.pop(name, None) is not None]
     head = {f"classifier.{part}": state_dict.pop(f"head.{part}") for part in ("weight", "bias")}

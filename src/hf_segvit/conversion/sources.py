@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedModel
 
 from ..lookup import suggestion
-from ..models.checkpoint_json import stored_config
+from ..models.checkpoint_json import path_of, stored_config
 from ..models.configuration_eomt import EoMTConfig
 from ..models.configuration_plain_vit import PlainViTConfig
 from ..models.configuration_vit_p import ViTPConfig
@@ -181,8 +181,8 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
     raw_config = stored_config(source, **at_revision)
     if not is_transformers_eomt(raw_config):
         raise ValueError(
-            f"{source} is of type {raw_config.get('model_type')!r}, not of Transformers' eomt or eomt_dinov3; give a "
-            "checkpoint of one of these, or another kind of conversion"
+            f"{path_of(raw_config)}: the model is of type {raw_config.get('model_type')!r}, not of Transformers' eomt "
+            "or eomt_dinov3; give a checkpoint of one of these, or another kind of conversion"
         )
     path = str(find_checkpoint(source, SAFETENSORS_NAMES + PICKLE_NAMES, options.revision))
     state_dict = read_checkpoint(path, options.max_bytes)
@@ -191,7 +191,8 @@ def from_transformers_eomt(source: str, options: ConversionOptions) -> Converted
     config = EoMTConfig.from_pretrained(source, **at_revision)
     if probabilities is not None:
         config.masked_attention_probabilities = probabilities
-    model = whole_model(EoMTForUniversalSegmentation, config, weights, f"{path} does not fit the config.json beside it")
+    remedy = f"{path} does not fit the config.json beside it; copy both again"
+    model = whole_model(EoMTForUniversalSegmentation, config, weights, remedy)
     processor = EoMTImageProcessor.from_pretrained(source, **at_revision)
     lines = mapping_lines(model.state_dict())
     if options.labels:
@@ -290,6 +291,8 @@ def _timm_model(source: str, options: ConversionOptions, lines: list[str]) -> to
         near = suggestion(architecture, timm.list_models(), 3, "timm.list_models() has all")
         raise ValueError(f"timm has no model {name!r}; {near}")
     if not Path(source).exists():
+        if options.model is not None and not is_timm_model(source.removeprefix("timm/").partition(".")[0]):
+            raise ValueError(f"there is no file or folder {source}, nor a timm model of this name; check the path")
         return timm.create_model(name, pretrained=True, num_classes=0).eval()
     path = find_checkpoint(source)
     state_dict = read_checkpoint(path, options.max_bytes)
@@ -299,7 +302,9 @@ def _timm_model(source: str, options: ConversionOptions, lines: list[str]) -> to
         # timm builds the model without a classifier, whatever the file was trained for.
         del state_dict[parameter]
         lines.append(f"left out {parameter}: classifier")
-    check_complete(state_dict, model.state_dict(), f"{path} does not hold the weights of timm's {architecture}")
+    check_complete(
+        state_dict, model.state_dict(), f"{path} does not hold the weights of timm's {architecture}; check --model"
+    )
     model.load_state_dict(state_dict)
     return model.eval()
 

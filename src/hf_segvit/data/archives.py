@@ -272,8 +272,8 @@ def parse_json(text: str, name: str) -> Any:
         return json.loads(text, parse_int=read_int)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{name}: no valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); a comma too many or a "
-            "truncated download are the usual causes"
+            f"{name}: no valid JSON at line {error.lineno}, column {error.colno}; a comma too many or a truncated "
+            "download are the usual causes: correct it, or get it again"
         ) from error
     except RecursionError as error:
         raise ValueError(f"{name}: nested too deep to be an annotation file; get it from its source again") from error
@@ -321,4 +321,4 @@ def encoding_fault(content: bytes, error: UnicodeDecodeError) -> str:
     candidates = [("Windows-1252", "cp1252")] if is_western else [("GBK", "gbk"), ("Shift JIS", "shift_jis")]
     names = [name for name, encoding in candidates if content.decode(encoding, "replace").find("\ufffd") < 0]
     perhaps = f", perhaps {' or '.join(names)}" if names else ""
-    return f"no valid {error.encoding.upper()} text (byte {error.start}: {error.reason}){perhaps}; save it as UTF-8"
+    return f"no valid {error.encoding.upper()} text (byte {error.start}){perhaps}; save it as UTF-8"

@@ -99,7 +99,7 @@ def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, index])
 
 
-def augmentation(name: str, size: int | tuple[int, int], **overrides: Any) -> Augmentation:
+def augmentation(name: str, size: int | tuple[int, int], /, **overrides: Any) -> Augmentation:
     """The augmentation of a published recipe, or one of your own.
 
     Args:

@@ -36,7 +36,9 @@ def read_coco_file(location: Location, files: FileList, problems: ProblemList) -
     content = read_json(location)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{name}: there is no list {key!r}; COCO files have images, annotations and categories")
+            raise ValueError(
+                f"{name}: there is no list {key!r}; COCO files have images, annotations and categories; export it again"
+            )
     images, locations = dict[Any, dict[str, Any]](), dict[Any, Location]()
     left_out, not_found = set[Any](), dict[Any, str]()
     for index, image in enumerate(content["images"]):

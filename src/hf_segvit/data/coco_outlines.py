@@ -128,7 +128,9 @@ def _outline(
             return None
         rle["counts"] = compressed_counts(outline["counts"])
     else:
-        problems.error(name, item, "it has no segmentation (polygons or RLE); boxes alone cannot train masks")
+        problems.error(
+            name, item, "it has no segmentation (polygons or RLE), only a box; draw its outline, or leave it out"
+        )
         return None
     if has_text:
         as_text.append(item)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..drawing.segments import contact_sheet, draw_segments
 from ..lookup import printable
+from ..models.image_decoding import shown_rgb
 from ..models.mask_encoding import decode_mask
 from .augmentation import AugmentedSample, augmentation, sample_generator
 from .class_lists import VOID
@@ -193,7 +194,7 @@ def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Imag
         # Largest first, so that small objects stay visible; one by one, as many of a large image fill the memory.
         for row in sorted(rows, key=lambda row: -mask_area(row["rle"])):
             segment_map[decode_mask(row["rle"])] = row["id"]
-    image = sample["image"]
+    image = shown_rgb(sample["image"])
     # Small images are enlarged before labels are written, which would cover them otherwise.
     scale = max(1, math.ceil(min(_PANEL[0] / image.width, _PANEL[1] / image.height)))
     crowds = {row["label_id"] for row in rows if row["is_crowd"]}
@@ -204,7 +205,7 @@ def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Imag
 
 
 def _drawn_augmented(sample: AugmentedSample, id2label: Mapping[int, str]) -> Image.Image:
-    image = Image.fromarray(np.ascontiguousarray(sample.pixels.permute(1, 2, 0).numpy()))
+    image = shown_rgb(sample.pixels.permute(1, 2, 0).numpy())
     labels = sample.labels.tolist()
     rows = [{"id": index, "label_id": label} for index, label in enumerate(labels)]
     segment_map = sample.segment_map.numpy().astype(np.int64)

@@ -93,7 +93,11 @@ class SampleDecoder:
                 decoded["segments"] = segments
         if content is not None:
             read_image = self.read_image or image_in_frame
-            image = read_image(content, name, size, self.image_settings)
+            try:
+                image = read_image(content, name, size, self.image_settings)
+            except OtherSize as error:
+                maps = ", ".join(map(location_name, row.get("segment_map") or ()))
+                raise ValueError(f"{error}{f'; the mask is {maps}' if maps else ''}") from error
             decoded["image"] = image
             if "segment_map" in row and decoded["segment_map"] is None and not decoded.get("segments"):
                 # Without outlines nothing else tells the size of the mask.
@@ -130,8 +134,12 @@ def image_in_frame(
         pixels = np.asarray(to_pixels(image, name, settings))
         return Image.fromarray(pixels) if pixels.shape[2] == 3 else pixels
     elif (stored[::-1] if sideways else stored) != size:
-        raise ValueError(_other_size(name, stored, size))
+        raise OtherSize(_other_size(name, stored, size))
     return to_pixels(image, name, settings)
+
+
+class OtherSize(ValueError):
+    """An image whose size is not that of its mask."""
 
 
 def _other_size(name: str, stored: tuple[int, int], size: tuple[int, int]) -> str:

@@ -147,7 +147,7 @@ def _read(
     collected = ProblemList() if problems is None else problems
     reading = module.read(path, split=split, task=task, problems=collected, **options)
     if not reading.rows and reading.dataset is None:
-        message = f"there are no images for {task} segmentation; expected {module.LAYOUT}"
+        message = f"there are no images for {task} segmentation; expected {module.LAYOUT}; check the path"
         collected.error(path, f"split {split!r}", message)
     if problems is None:
         collected.raise_errors()
@@ -238,7 +238,9 @@ def available_splits(spec: str, *, wanted: Sequence[str] = (), **options: Any) -
     chosen = {key: value for key, value in {**stated, **options}.items() if key in known}
     splits = set(module.splits(path, wanted=wanted, **chosen))
     if not splits:
-        raise ValueError(f"{path}: no split of a {format_name} data set is there; expected {module.LAYOUT}")
+        raise ValueError(
+            f"{path}: no split of a {format_name} data set is there; expected {module.LAYOUT}; check the path"
+        )
     rank = {"train": 0, "training": 0, "val": 1, "validation": 1, "valid": 1}
     return sorted(splits, key=lambda name: (rank.get(name, 2), name))
 

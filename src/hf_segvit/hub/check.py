@@ -12,7 +12,7 @@ import getpass
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -21,6 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..models.checkpoint_json import json_fault
+from ..models.safetensors_header import check_safetensors
 from ..weight_checks import check_complete, check_finite
 from .remote_code import AUTO_CLASSES, installed_class, whole_model_class
 
@@ -92,7 +94,7 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
         tensors.update(found)
     if weights != [WEIGHTS]:
         _compare_with_index(folder / WEIGHTS_INDEX, shard_of)
-    _compare_with_model(folder, config, tensors)
+    _compare_with_model(folder, config, tensors, weights)
     # An index beside unsharded weights is left over from an earlier save.
     index = (WEIGHTS_INDEX,) if weights != [WEIGHTS] else ()
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
@@ -117,7 +119,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deep to be real; {remedy} again") from error
     except ValueError as error:  # also of numbers with thousands of digits
-        raise ValueError(f"{path}: not JSON ({error}); {remedy} again") from error
+        raise ValueError(f"{path}: not JSON ({json_fault(error)}); {remedy} again") from error
     if not isinstance(values, dict):
         kind = {list: "a list", str: "a text", type(None): "null"}.get(type(values), "a single value")
         raise ValueError(f"{path}: holds {kind}, not a mapping; {remedy} again")
@@ -180,6 +182,7 @@ def weights_metadata(path: Path) -> str:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors on the meta device, after each has been read once and found finite."""
     tensors = {}
+    check_safetensors(path)
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - the file is no mapping
@@ -189,11 +192,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
                     "meta"
                 )  # only shapes are compared below, so memory holds one tensor at a time
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or incomplete ({error}); copy or save it again") from error
+        raise ValueError(f"{path}: damaged or incomplete; copy or save it again") from error
     return tensors
 
 
-def _compare_with_model(folder: Path, config: Any, tensors: dict[str, Tensor]) -> None:
+def _compare_with_model(folder: Path, config: Any, tensors: dict[str, Tensor], files: Sequence[str]) -> None:
     model_class = whole_model_class(config.model_type)
     if config.architectures != [model_class.__name__]:
         raise ValueError(
@@ -203,7 +206,7 @@ def _compare_with_model(folder: Path, config: Any, tensors: dict[str, Tensor]) -
     with torch.device("meta"):
         expected = model_class(config).state_dict()
     remedy = "save model and configuration together with model.save_pretrained(folder)"
-    check_complete(tensors, expected, remedy, f"{folder}: the weights do not fit {CONFIG}")
+    check_complete(tensors, expected, remedy, f"{folder / files[0]}: the weights do not fit {CONFIG}")
 
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..models.checkpoint_json import json_fault
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.configuration_vit_p_fusion import ViTPFusionConfig
 
@@ -213,8 +214,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     except RecursionError as error:
         raise ValueError(f"{path}: nested too deep to be results; evaluate again or delete it") from error
     except ValueError as error:  # also of bytes that are no UTF-8, and of numbers with thousands of digits
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
-        raise ValueError(f"{path}: not JSON ({reason}); evaluate again or delete it") from error
+        raise ValueError(f"{path}: not JSON ({json_fault(error)}); evaluate again or delete it") from error
     results = values if isinstance(values, list) else [values]
     for result in results:
         check_result(result, str(path))

@@ -32,6 +32,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import (
     BadRequestError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -298,7 +299,12 @@ def check_destination(repo_id: str, token: str | None = None) -> None:
 
 
 def _check_repo_id(repo_id: str) -> None:
-    validate_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"repo_id={repo_id!r} is no name of a repository; give 'owner/name', of letters, digits and single - _ ."
+        ) from error
     if repo_id.count("/") != 1:
         raise ValueError(f"repo_id={repo_id!r} lacks the owner; give 'owner/name'")
 

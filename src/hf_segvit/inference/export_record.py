@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..models.checkpoint_json import json_fault
+
 RECORD_FILE = "export.json"
 RECORD_VERSION = 1
 MARK = "exported"  # in config.json: the format
@@ -87,7 +89,9 @@ def read_record(folder: Path) -> ExportRecord:
     except OSError as error:
         raise ValueError(f"{folder} is an exported model without {RECORD_FILE}; {again}") from error
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {again}") from error
+        raise ValueError(f"{path} is damaged ({json_fault(error)}); {again}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is damaged (nested too deep); {again}") from error
     version = content.get("version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > RECORD_VERSION:
         raise ValueError(
@@ -104,7 +108,7 @@ def read_record(folder: Path) -> ExportRecord:
             for name, size in graph.files.items():
                 _check_file(folder, name, size)
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged (it lacks or misspells a field: {error}); {again}") from error
+        raise ValueError(f"{path} is damaged: it lacks a field, or one is of another type; {again}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}; {again}") from error
     return record

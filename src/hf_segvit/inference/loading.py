@@ -27,10 +27,10 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from ..models.checkpoint_guard import load_foreign_model
-from ..models.checkpoint_json import errors_name, shown, stored_config
+from ..models.checkpoint_json import errors_name, path_of, shown, stored_config
 from ..models.configuration_eomt import EoMTConfig
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.configuration_vit_p_fusion import ViTPFusionConfig
@@ -134,10 +134,12 @@ def _load_model(
                 f"{source} is a model exported to {exported_format(settings)}, which has no weights for PyTorch; name "
                 "the folder that it was exported from"
             )
+        if model_type is None:
+            raise ValueError(f"{path_of(settings)}: it has no model_type; copy it or save the model again")
         if model_type not in types:
             raise ValueError(
-                f"{source} is a model of type {shown(model_type)}; this command {purpose} with those of type "
-                f"{', '.join(types)}"
+                f"{path_of(settings)}: a model of type {shown(model_type)}; this command {purpose} with those of type "
+                f"{', '.join(types)}; name one of them"
             )
         with quiet_transformers():
             model, report = cls.from_pretrained(
@@ -151,7 +153,7 @@ def _load_model(
     except OSError as error:
         raise ValueError(f"cannot load {source}: {_reason(source, error)}") from error
     except SafetensorError as error:
-        raise ValueError(f"cannot load {source}: its weights are damaged ({error}); copy or save it again") from error
+        raise ValueError(f"cannot load {source}: its weights are damaged; copy or save it again") from error
     _refuse_incomplete(source, report)
     out_of_file(model)
     # NaN would load silently, and segment nothing.
@@ -168,8 +170,14 @@ def _refuse_incomplete(source: str, report: dict[str, Any]) -> None:
         sorted(report["mismatched_keys"]),
         "it is no complete model of its type; train it, copy it again, or save model and configuration together with "
         "model.save_pretrained(folder)",
-        f"{source}: the weights do not fit its config.json",
+        f"{_weights_name(source)}: the weights do not fit its config.json",
     )
+
+
+def _weights_name(source: str) -> str:
+    """The weights file of a local folder, or its index; the source itself if it is on the Hub."""
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    return next((str(Path(source) / name) for name in names if (Path(source) / name).is_file()), source)
 
 
 def out_of_file(model: torch.nn.Module) -> None:

@@ -4,6 +4,7 @@ Each is imported when it is used, and every failure is a `ValueError` with a rem
 of custom operators. An AOTInductor package is native code, which runs only if the caller allows it.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -199,6 +200,7 @@ def _check_names(file: Path, record: GraphRecord, inputs: Sequence[str], outputs
 def _unreadable(file: Path, runtime: str, version: str, error: Exception) -> ValueError:
     text = str(error).strip() or type(error).__name__
     last = text.splitlines()[-1] if runtime == "OpenVINO" else text.splitlines()[0]
+    last = re.sub(r"^\[ONNXRuntimeError\] : \d+ : ", "", last)
     # The words of ONNX Runtime and OpenVINO for a file from the future.
     newer = any(word in text for word in ("IR version", "ir_version", "pset", "IR with version"))
     remedy = (

@@ -69,12 +69,32 @@ def parse_table(text: bytes, where: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"{where}: cannot be read, as it is nested too deep") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError, too
-        # UnicodeDecodeError repeats nothing of the text, and the others one name at most.
-        raise ValueError(f"{where}: cannot be read as JSON ({error})") from error
+        raise ValueError(f"{where}: cannot be read as JSON ({json_fault(error)})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: holds a {type(values).__name__}, not a table of names and values")
+        raise ValueError(f"{where}: holds {json_kind(values)}, not a table of names and values")
     _check_depth(values, where)
     return values
+
+
+def json_fault(error: ValueError) -> str:
+    """What is wrong with bytes that are no JSON, from the error of reading them; a short text without a remedy."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        if not error.doc.strip():
+            return "it is empty"
+        return f"an error at line {error.lineno}, column {error.colno}"
+    if "digits" in str(error):  # Python's limit for whole numbers
+        return "a number of thousands of digits"
+    return str(error)  # our own, of duplicate names and numbers that are not finite
+
+
+def json_kind(value: Any) -> str:
+    """What a JSON value is, as a message says it."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds: dict[type, str] = {dict: "a table", list: "a list", str: "a text"}
+    return kinds.get(type(value), "a number")
 
 
 def _check_depth(values: dict[str, Any], where: str) -> None:
@@ -94,12 +114,17 @@ def read_table(path: str | os.PathLike[str]) -> "StoredFields":
         ValueError: it is no regular file, larger than `MAX_JSON_BYTES`, or not as `parse_table` demands.
     """
     if not os.path.isfile(path):  # such as a pipe, from which reading never ends
-        raise ValueError(f"{path}: no such file, or not a regular one")
+        raise ValueError(f"{path}: no such file, or not a regular one; copy or save it again")
     with open(path, "rb") as file:
         text = file.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: more than {MAX_JSON_BYTES} bytes, too many for this kind of file")
-    fields = StoredFields(parse_table(text, str(path)))
+        raise ValueError(
+            f"{path}: more than {MAX_JSON_BYTES} bytes, too many for this kind of file; copy or save it again"
+        )
+    try:
+        fields = StoredFields(parse_table(text, str(path)))
+    except ValueError as error:
+        raise ValueError(f"{error}; copy or save it again") from error
     fields.path = str(path)
     return fields
 
@@ -152,22 +177,31 @@ def errors_name(where: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if isinstance(error, ValueError) and text.startswith(where):
             raise
-        kind = "" if isinstance(error, ValueError | StrictDataclassError) else f"{type(error).__name__}: "
-        raise ValueError(f"{where}: {kind}{text[:600]}") from error
+        if not isinstance(error, ValueError):  # what Python or a library says of its own code
+            text = "a value is of a type or size that does not fit; write the file again with save_pretrained"
+        raise ValueError(f"{where}: {text[:600]}") from error
 
 
 def check_type(where: str, name: str, value: Any, expected: Any) -> None:
     """Refuse a value that is not of a declared type, or a number that is not finite or larger than any setting."""
     try:
-        type_validator(name, value, expected)
+        type_validator(name, _with_floats(value) if "float" in str(expected) else value, expected)
     except TypeError as error:
-        kind = "null" if value is None else type(value).__name__
         wanted = getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected)
-        raise ValueError(f"{where}: {name} is {shown(value)}, a {kind}, not {wanted}") from error
+        raise ValueError(
+            f"{where}: {name} is {shown(value)}, {json_kind(value)}, not {wanted}; correct it, or save the file again"
+        ) from error
     numbers = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
     for number in numbers:
         if isinstance(number, int | float) and not (math.isfinite(number) and abs(number) <= 1e12):
             raise ValueError(f"{where}: {name} is {shown(value)}, too large")
+
+
+def _with_floats(value: Any) -> Any:
+    """A value with its whole numbers as floats: JSON has one kind of number."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_with_floats, value))
+    return float(value) if type(value) is int and abs(value) < 2**53 else value
 
 
 def check_fields(config_class: Any, fields: Mapping[str, Any], where: str, prefix: str = "") -> None:

@@ -15,7 +15,17 @@ from PIL import Image, UnidentifiedImageError
 
 from .image_bands import Bands, read_bands
 from .image_claims import FREE_PIXELS, MAX_IMAGE_PIXELS, checked_claims, limit_remedy, max_image_pixels, refuse_pixels
-from .image_tiff import HEIGHT, ORIENTATION, WIDTH, exif_orientation, is_tiff, number, tiff_directories, tiff_pages
+from .image_tiff import (
+    HEIGHT,
+    ORIENTATION,
+    WIDTH,
+    DamagedTiff,
+    exif_orientation,
+    is_tiff,
+    number,
+    tiff_directories,
+    tiff_pages,
+)
 from .regular_files import read_regular_file
 
 # Pillow has many more decoders; those that data sets do not need would only widen the attack surface.
@@ -96,8 +106,9 @@ def named_damage(name: str) -> Iterator[None]:
     except Exception as error:  # decoders raise OSError, SyntaxError, IndexError, KeyError, struct.error and others
         if isinstance(error, ValueError) and str(error).startswith(f"{name}: "):
             raise
-        text = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{name}: the image is truncated or damaged ({text}); copy or download it again") from error
+        # What a decoder says of its own state helps nobody; our own errors of damage are of this class alone.
+        reason = f" ({error})" if isinstance(error, DamagedTiff) else ""
+        raise ValueError(f"{name}: the image is truncated or damaged{reason}; copy or download it again") from error
 
 
 def _no_image(name: str) -> ValueError:

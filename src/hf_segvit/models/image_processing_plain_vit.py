@@ -130,7 +130,10 @@ def stored_settings(source: Any, **kwargs: Any) -> dict[str, Any]:
     with errors_name(f"{source}: {PROCESSOR}"):
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source, **kwargs)
     if not isinstance(settings, dict) or not settings:
-        raise ValueError(f"{source}: {PROCESSOR} is {shown(settings)}, which is no settings of an image processor")
+        raise ValueError(
+            f"{source}: {PROCESSOR} is {shown(settings)}, which are no settings of an image processor; save them "
+            "again with save_pretrained"
+        )
     return settings
 
 

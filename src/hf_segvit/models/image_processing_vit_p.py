@@ -328,7 +328,7 @@ def _check_points(points: np.ndarray, size: Size, name: str) -> None:
         if not (0 <= x < width and 0 <= y < height):  # also refuses NaN
             raise ValueError(
                 f"{name}[{index}] is ({x:g}, {y:g}), outside the image of {width} x {height} pixels (width x "
-                f"height): x is from 0 to {width - 1}, y from 0 to {height - 1}"
+                f"height): give x from 0 to {width - 1}, y from 0 to {height - 1}"
             )
 
 

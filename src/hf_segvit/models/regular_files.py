@@ -31,7 +31,8 @@ def read_regular_file(path: str | os.PathLike[str], name: str, max_bytes: int, m
                     f"{name}: {status.st_size:,} bytes, more than the limit of {max_bytes:,}; such a file can be an "
                     "attack (a bomb). If it is not, split it into smaller files"
                 )
-            return file.read(max_bytes + 1)
+            # Not up to the limit: as much memory would be reserved, however short the file.
+            return file.read(status.st_size)
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file; check the path (it is read from {Path.cwd()})") from error
     except OSError as error:

@@ -38,7 +38,7 @@ def check_safetensors(path: str | os.PathLike[str]) -> Entries:
         ValueError: it is no regular file, or its header is too long, not JSON, or does not describe its bytes.
     """
     if not os.path.isfile(path):  # such as a pipe, from which reading never ends
-        raise ValueError(f"{path}: no such file, or not a regular one")
+        raise ValueError(f"{path}: no such file, or not a regular one; fetch it again")
     with open(path, "rb") as file:
         file_size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)

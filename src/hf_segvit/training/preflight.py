@@ -108,7 +108,10 @@ def check_training_data(
     else:
         lines.append(f"data: the masks of {sampled} sampled training images are fine")
     if counts[0] is not None and counts[1] is not None:
-        lines += _one_sided(counts[0], counts[1], ours.id2label, theirs.id2label)
+        grounds = [
+            Counter(label for label in [_background(dataset)] if label != VOID) for dataset in (train, validation)
+        ]
+        lines += _one_sided(counts[0] + grounds[0], counts[1] + grounds[1], ours.id2label, theirs.id2label)
     return lines
 
 
@@ -195,6 +198,12 @@ def _one_sided(
     if neither := [name for name in ours.values() if name in both and name not in learnt | scored]:
         lines.append(f"WARNING: no object at all for {_listed(neither)}")
     return lines
+
+
+def _background(dataset: Any) -> int:
+    """The label id of pixels that no outline covers, which no annotation lists; -1 where they are void."""
+    read_masks = getattr(decoder_of(dataset), "read_masks", None)
+    return int(getattr(read_masks, "background", VOID))
 
 
 def _sample(dataset: Any) -> tuple[Counter[int], list[Any], bool]:

@@ -340,9 +340,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     # A recipe without a name is called after its file.
-    values = {"name": path.stem, **_with_overrides(values, overrides)}
     try:
-        return Recipe(**values)
+        return Recipe(**{"name": path.stem, **_with_overrides(values, overrides)})
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 

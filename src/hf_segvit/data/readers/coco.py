@@ -44,10 +44,10 @@ def read(path: str, split: str, task: str, problems: ProblemList, void: Any = ()
     """
     folder, location, name = _annotation_file(path, split, task)
     if location is None:
-        raise ValueError(f"{path}: no {task} annotations of split {split!r}; expected {LAYOUT}")
+        raise ValueError(f"{path}: no {task} annotations of split {split!r}; expected {LAYOUT}; check the path")
     images = folder.files(name, f"images/{name}", suffixes=IMAGE_SUFFIXES)
     if not images:
-        raise ValueError(f"{path}: no images of split {split!r}; expected the folder {name}, or {name}.zip")
+        raise ValueError(f"{path}: no images of split {split!r}; add the folder {name}, or {name}.zip")
     file = read_coco_file(location, images, problems)
     table = label_table("coco_panoptic" if task == "panoptic" else "coco_instance")
     _check_categories(file, table)

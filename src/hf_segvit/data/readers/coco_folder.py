@@ -56,7 +56,8 @@ def splits(path: str, wanted: Sequence[str] = ()) -> list[str]:
     if not files and (names := _all_json(folder)):
         listed = ", ".join(names[:8]) + " ..." * (len(names) > 8)
         raise ValueError(
-            f"{path}: no split of a coco_folder data set is there; the JSON files are {listed}; expected {LAYOUT}"
+            f"{path}: no split of a coco_folder data set is there; the JSON files are {listed}; expected {LAYOUT}; "
+            "check the path"
         )
     names = list(files)
     return names + [name for name in wanted if name not in names and _key(name, files) in files]
@@ -87,7 +88,8 @@ def read(
     if kind not in kinds:
         listed = ", ".join(_all_json(folder)[:8]) or "none"
         raise ValueError(
-            f"{path}: no {task} annotations of split {split!r}; the JSON files are {listed}; expected {LAYOUT}"
+            f"{path}: no {task} annotations of split {split!r}; the JSON files are {listed}; expected {LAYOUT}; check "
+            "the path"
         )
     location = kinds[kind]
     file = read_coco_file(location, _images(folder, prefix, split_key, location), problems)
@@ -126,7 +128,9 @@ def read(
         subfolder = posixpath.splitext(posixpath.basename(location["member"].replace("\\", "/")))[0]
         maps = folder.files(f"{prefix}annotations/{subfolder}", f"{prefix}{subfolder}", suffixes=(".png",))
         if not maps:
-            raise ValueError(f"{location_name(location)}: there is no folder {subfolder} with panoptic PNGs beside it")
+            raise ValueError(
+                f"{location_name(location)}: there is no folder {subfolder} with panoptic PNGs beside it; add it"
+            )
         rows = panoptic_rows(file, maps, labels, problems, rule.crowds_are_objects)
         reader = PanopticMasks(task == "semantic", ground, any(label in (None, VOID) for label in labels.values()))
         _tell_crowds(file, rows, names, task, problems)
@@ -328,7 +332,7 @@ def _images(folder: DataFolder, prefix: str, split: str, location: Location) -> 
                     both |= {f"{inside}/{name}": location for name, location in images.items()}
                 return FileList({**both, **images})
     raise ValueError(
-        f"{folder.path}: no images of split {split!r}; expected them in {split}, images/{split} or images, beside "
+        f"{folder.path}: no images of split {split!r}; put them into {split}, images/{split} or images, beside "
         f"{location_name(location)}"
     )
 

@@ -120,7 +120,7 @@ def _files(folder: DataFolder) -> dict[str, ElementTree.Element]:
                     )
                 roots[name] = root
     if not roots:
-        raise ValueError(f"{folder.path}: there is no XML file of CVAT; expected {LAYOUT}")
+        raise ValueError(f"{folder.path}: there is no XML file of CVAT; expected {LAYOUT}; check the path")
     return {name: roots[name] for name in training_first(roots)}
 
 

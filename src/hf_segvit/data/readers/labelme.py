@@ -121,7 +121,9 @@ def read(
     if source is None and not labels:
         if unreadable:
             raise ValueError(f"{path}: {len(unreadable)} of {len(files)} JSON files cannot be read: {unreadable[0]}")
-        raise ValueError(f"{path}: no JSON file has a shape with a label and an area; expected {LAYOUT}")
+        raise ValueError(
+            f"{path}: no JSON file has a shape with a label and an area; expected {LAYOUT}; check the path"
+        )
     # The background first, as its label id is 0 wherever it is added.
     names = sorted(labels, key=lambda label: (label.lower().strip("_") != "background", label))
     if source is not None:
@@ -154,7 +156,7 @@ def read(
 
 def _checked(content: Any, name: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise ValueError(f"{name}: no list `shapes`; is this a file of labelme?")
+        raise ValueError(f"{name}: no list `shapes`, as labelme's files have; remove it, or save it again")
     if not is_size(content.get("imageHeight"), content.get("imageWidth")):
         raise ValueError(f"{name}: imageHeight and imageWidth must be whole numbers; save it with labelme again")
     return content

@@ -59,7 +59,7 @@ def read(path: str, split: str, task: str, problems: ProblemList, classes: Any =
     maps = by_stem(folder.files(*(f"{name}{ending}" for name in _MAPS), suffixes=IMAGE_SUFFIXES))
     source = classes if classes is not None else folder.file(*CLASS_FILES, LABEL_MAP)
     if source is None and not maps:
-        raise ValueError(f"{path}: there are no masks of split {split!r}; expected {LAYOUT}")
+        raise ValueError(f"{path}: there are no masks of split {split!r}; expected {LAYOUT}; check the path")
     if source is None:
         # Twenty masks are read within a second and show the values that the user has to name.
         values = [present_values(read_index_map(location)) for location in list(maps.values())[:20]]

@@ -62,7 +62,7 @@ def read(
     images = FileList((name, location) for name, location in files.items() if "_label_" not in name)
     releases = json_files(folder, is_release)
     if not releases:
-        raise ValueError(f"{path}: there is no release file of segments.ai; expected {LAYOUT}")
+        raise ValueError(f"{path}: there is no release file of segments.ai; expected {LAYOUT}; check the path")
     categories: dict[int, tuple[str, bool]] = {}
     for location, content in releases.values():
         categories |= _categories(content, location_name(location))

@@ -104,7 +104,7 @@ def _class_names(folder: DataFolder) -> tuple[list[str], str]:
     files = unwrapped_files(folder, (".json",))
     location = next((files[name] for name in files if posixpath.basename(name) == "meta.json"), None)
     if location is None:
-        raise ValueError(f"{folder.path}: there is no meta.json; expected {LAYOUT}")
+        raise ValueError(f"{folder.path}: there is no meta.json; expected {LAYOUT}; check the path")
     content, name = read_json(location), location_name(location)
     entries = content.get("classes") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(

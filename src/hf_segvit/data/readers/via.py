@@ -84,7 +84,7 @@ def read(
     files = unwrapped_files(folder, IMAGE_SUFFIXES)
     contents = _files(folder)
     if not contents:
-        raise ValueError(f"{path}: no file of VIA is there; expected {LAYOUT}")
+        raise ValueError(f"{path}: no file of VIA is there; expected {LAYOUT}; check the path")
     # All splits choose one attribute and number classes alike.
     regions = [region for content in contents.values() for _, rows in content for region in rows]
     attribute = attribute or _class_attribute(regions, path)

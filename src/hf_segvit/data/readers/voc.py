@@ -79,7 +79,7 @@ def read(
     plain = next((name for name in names if name.lower().strip("_") == _BACKGROUND), None)
     maps = _maps(folder, top, _CLASS_MAPS)
     if not maps:
-        raise ValueError(f"{path}: there are no masks in {top}SegmentationClass; expected {LAYOUT}")
+        raise ValueError(f"{path}: there are no masks in {top}SegmentationClass; expected {LAYOUT}; check the path")
     options: dict[str, Any] = {"background": background, "void": void, "drop": drop}
     listed = [name for name in names if name != plain]
     if task == "semantic" and plain and background is None:
@@ -142,7 +142,7 @@ def _top(folder: DataFolder) -> str:
     if len(tops) > 1:
         raise ValueError(f"{folder.path}: several folders hold SegmentationClass: {', '.join(sorted(tops))}; name one")
     if not tops:
-        raise ValueError(f"{folder.path}: there is no folder SegmentationClass; expected {LAYOUT}")
+        raise ValueError(f"{folder.path}: there is no folder SegmentationClass; expected {LAYOUT}; check the path")
     top = tops.pop().strip("/")
     return f"{top}/" if top else ""
 

@@ -178,7 +178,7 @@ def _layout(path: str, classes: Any) -> _Layout:
         others = [name for name in files if "/" not in name and name.lower().endswith((".yaml", ".yml"))]
         location = files[others[0]] if len(others) == 1 else folder.file(*_NAME_FILES)
     if location is None and classes is None:
-        raise ValueError(f"{folder.path}: there is no data.yaml and no classes.txt; expected {LAYOUT}")
+        raise ValueError(f"{folder.path}: there is no data.yaml and no classes.txt; expected {LAYOUT}; check the path")
     if location is not None:
         # Zip tools put everything into one folder; paths are relative to that of the settings.
         own = next(name for name, known in files.items() if known == location)
@@ -190,7 +190,7 @@ def _layout(path: str, classes: Any) -> _Layout:
         return _Layout(files, source, names, _shown_splits(files))
     settings = parse_yaml(_text(location, 2**20), source, as_text=True)
     if not isinstance(settings, dict):
-        raise ValueError(f"{source}: holds no settings; expected names, train and val")
+        raise ValueError(f"{source}: holds no settings; add names, train and val")
     if "kpt_shape" in settings:
         raise ValueError(
             f"{source}: kpt_shape says that these are labels of poses, boxes and keypoints, which cannot train masks; "
@@ -256,7 +256,8 @@ def _settings_names(names: Any, source: str) -> list[str]:
             return names
     stated = None if names in _NO_VALUE else names  # `reprlib`, as anchors can make a short file endless
     raise ValueError(
-        f"{source}: names is {reprlib.repr(stated)}; it must list every class once, in order or numbered from 0"
+        f"{source}: names is {reprlib.repr(stated)}; it must list every class once, in "
+        "order or numbered from 0: correct the list"
     )
 
 
@@ -315,13 +316,13 @@ def _segments(
         try:
             label, *shares = (float(word) for word in words)
         except ValueError:
-            problems.error(file, item, f"{line[:60]!r} is not a class and numbers")
+            problems.error(file, item, f"{line[:60]!r} is not a class and numbers; correct it, or export again")
             continue
         if not (abs(label) < 2**31 and label.is_integer()):  # also true for NaN, for which `int` would fail
             problems.error(file, item, f"the class is {words[0]!r}; it must be a whole number")
         elif not 0 <= label < len(layout.names):
             listed, last = posixpath.basename(layout.source), len(layout.names) - 1
-            problems.error(file, item, f"class {int(label)} is not in {listed}, whose last is {last}")
+            problems.error(file, item, f"class {int(label)} is not in {listed}, whose last is {last}; add it there")
         elif fault := _kind_fault(shares):
             problems.error(file, item, fault)
         elif words in seen:
@@ -331,7 +332,7 @@ def _segments(
             # `size` is (height, width), but x comes first.
             polygon = [share * size[1 - index % 2] for index, share in enumerate(shares)]
             if fault := polygon_fault(polygon, size):
-                problems.error(file, item, f"{fault}; coordinates are shares of width and height, in [0, 1]")
+                problems.error(file, item, f"{fault}; give coordinates as shares of width and height, in [0, 1]")
             elif fault := outlines_fault(length := length + outline_length(polygon)):
                 problems.error(file, item, f"{fault}; this line and those after it are left out")
                 break
@@ -346,7 +347,7 @@ def _segments(
 def _kind_fault(shares: Sequence[float]) -> str:
     """What tells that a line is no outline but another kind of YOLO label; "" if nothing does."""
     if len(shares) == 4:
-        return "a box, not an outline; these are detection labels, which cannot train masks"
+        return "a box, not an outline; these are labels for detection, which cannot train masks: export outlines"
     # x, y and a visibility of 0, 1 or 2 for each keypoint: as coordinates of an outline these are most unlikely.
     if len(shares) > 10 and len(shares) % 3 == 1 and all(value in (0, 1, 2) for value in shares[6::3]):
         return "a box and keypoints, not an outline; these are labels of poses, which cannot train masks"
@@ -381,7 +382,7 @@ def _note_unread_files(layout: _Layout, split: str, images: Collection[str], pro
     """Name label files that belong to no image of any split, and say where they would be read."""
     if not any(_label_file(image) in layout.files for image in images):
         first = next(iter(images))
-        message = f"none of its images has a label file; that of {first} would be {_label_file(first)}"
+        message = f"none of its images has a label file; that of {first} would be {_label_file(first)}: move it there"
         problems.warn(layout.source, f"split {split!r}", message)
     everywhere = dict.fromkeys(images)
     for other in layout.splits:

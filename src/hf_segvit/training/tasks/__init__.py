@@ -253,7 +253,9 @@ class DatasetTask(TrainingTask):
         """The recipe's training data."""
         if self._train is None:
             if self.recipe.data is None:
-                raise ValueError("the recipe names no data; add data=FORMAT:PATH, such as data=coco:/data/coco")
+                raise ValueError(
+                    f"the recipe {self.recipe.name!r} names no data; add data=FORMAT:PATH, such as data=coco:/data/coco"
+                )
             self._train = self._with_channels(self.read_data(self.recipe.data, self.recipe.train_split))
             if self.recipe.val_fraction is not None:
                 self.held_out = hold_out(self._train, self.recipe.val_fraction, self.recipe.seed)
@@ -264,6 +266,14 @@ class DatasetTask(TrainingTask):
         """The held-out images of the training split, or the others."""
         names = set() if self.held_out is None else self.held_out.names
         return dataset.select([index for index, name in enumerate(image_names(dataset)) if (name in names) is held_out])
+
+    def _remark_derived_width(self, fields: Mapping[str, Any]) -> None:
+        """Say that the width of the MLPs follows from that of the blocks, where the recipe sets only the latter."""
+        given = self.recipe.model_config
+        if "hidden_size" in given and "intermediate_size" not in given:
+            self.remarks.append(
+                f"model_config: intermediate_size is 4 times hidden_size, {fields['intermediate_size']}"
+            )
 
     @property
     def description(self) -> reading.DataDescription:

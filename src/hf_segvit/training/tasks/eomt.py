@@ -67,10 +67,8 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
             size = list(self.size) if self.size[0] != self.size[1] else self.size[0]
             if start is not None:  # as the packaged checkpoints have them
                 sizes |= model_fields(recipe.changed(init=None, backbone=None), sizes["num_hidden_layers"])
-            elif recipe.model_config.keys() & {"hidden_size"} and "intermediate_size" not in recipe.model_config:
-                self.remarks.append(
-                    f"model_config: intermediate_size is 4 times hidden_size, {fields['intermediate_size']}"
-                )
+            else:
+                self._remark_derived_width(fields)
             with config_errors(), torch.device("meta" if start is not None else "cpu"):
                 model = self.model_class(self._config_class(**{"image_size": size, **sizes, **fields}))
         elif recipe.init is not None:

@@ -66,6 +66,8 @@ class ViTPTask(ViTPDeclaration, DatasetTask):
         start = recipe.init or recipe.backbone
         sizes = {} if start is None else self.stand_in(start)
         if sizes is not None:
+            if start is None:
+                self._remark_derived_width(fields)
             with config_errors(), torch.device("meta" if start is not None else "cpu"):
                 model = ViTPForPointClassification(ViTPConfig(**{"image_size": list(self.size), **sizes, **fields}))
         elif recipe.init is not None:
