@@ -136,7 +136,7 @@ def test_every_import_is_of_a_declared_dependency():
     assert foreign >= {"torch", "PIL", "yaml", "peft"}  # modules whose distribution has another name among them
     distributions = packages_distributions()
     # gradio: only for a page on the Hub, which brings it
-    declared = set(requirements("lora", "tiff", "onnx", "int8", "executorch")) | {"gradio"}
+    declared = set(requirements("lora", "tiff", "onnx", "int8", "executorch", "video", "supervision")) | {"gradio"}
     assert {
         name for name in foreign if not set(map(canonicalize_name, distributions.get(name, [name]))) & declared
     } == set()

@@ -16,6 +16,7 @@ import importlib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,6 @@ import datasets
 import pyarrow as pa
 from transformers.utils import logging
 
-from .. import __version__
 from ..lookup import entry_points, suggestion
 from ..models.image_values import AS_STORED, ImageSettings, checked_bands, checked_range
 from .archives import noted_paths
@@ -112,7 +112,7 @@ def load_segmentation_dataset(
     key = None
     # A check of the data reads them, and the cache has no problems to report.
     if is_cached and problems is None:
-        key = cache_key(__version__, format_name, path, {**options, "": [split, task]})
+        key = cache_key(_version(), format_name, path, {**options, "": [split, task]})
     if key is not None and (cached := _from_cache(key)) is not None:
         return with_image_settings(cached, settings)
     with noted_paths() as states, _without_collection():
@@ -424,3 +424,8 @@ def _features(labels: Sequence[str], outlines: bool, numbered: bool) -> datasets
             "segments": datasets.List(segment),
         }
     )
+
+
+def _version() -> str:
+    """The version of the package, without importing it: its names lead back here."""
+    return str(sys.modules[__name__.partition(".")[0]].__version__)
