@@ -236,7 +236,8 @@ def broken(change):
     return official
 
 
-B = "network.encoder.backbone."
+E = "network.encoder."
+B = f"{E}backbone."
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,15 @@ B = "network.encoder.backbone."
         (lambda s: s.pop("network.mask_head.2.bias"), "missing, such as 'eomt.mask_head.fc2.bias'"),
         (lambda s: s.update({"network.mask_head.2.bias": torch.zeros(3)}), "has shape"),
         (lambda s: s.update({"network.attn_mask_probs": torch.tensor([0.0, 1.5])}), "are not probabilities"),
+        (lambda s: s.update({"network.attn_mask_probs": torch.zeros(5)}), r"attn_mask_probs has the shape \[5\]"),
+        (lambda s: s.update({"network.attn_mask_probs": torch.zeros(2, 1)}), r"attn_mask_probs has the shape \[2, 1\]"),
+        (lambda s: s.update({"network.attn_mask_probs": torch.tensor(0.0)}), r"attn_mask_probs has the shape \[\]"),
+        (lambda s: s.update({f"{E}pixel_mean": torch.ones(1, 4, 1, 1)}), r"pixel_mean has the shape \[1, 4, 1, 1\]"),
+        (lambda s: s.update({f"{E}pixel_mean": torch.ones(3, 3)}), r"pixel_mean has the shape \[3, 3\]"),
+        (lambda s: s.update({f"{E}pixel_std": torch.tensor(0.2)}), r"pixel_std has the shape \[\]"),
+        (lambda s: s.update({f"{E}pixel_std": torch.tensor([0.2, -0.2, 0.2])}), "pixel_std .* must be positive"),
+        (lambda s: s.update({f"{E}pixel_std": torch.tensor([1, 1, 1])}), r"encoder\.pixel_std has the dtype"),
+        (lambda s: s.update({f"{E}pixel_mean": torch.full((3,), torch.inf)}), r"encoder\.pixel_mean holds"),
         (lambda s: s.update({f"{B}blocks.0.attn.q_bias": torch.zeros(32)}), "EVA family"),
         (lambda s: s.pop(f"{B}pos_embed"), "neither position embeddings nor the names of DINOv3"),
     ],

@@ -135,6 +135,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and resource limits")
 def test_small_files_that_claim_much_take_little(tmp_path: Path) -> None:
     """Within 900 MB above what the imports take, and without ever running out of it."""

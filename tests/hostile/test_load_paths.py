@@ -8,6 +8,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -350,6 +351,28 @@ def test_pipes_and_claims_of_pickles_are_refused(tmp_path):
     torch.save({"blocks.1000000000.a": torch.zeros(1)}, tmp_path / "blocks.bin")
     with pytest.raises(ValueError, match=r"blocks\.bin: 'blocks\.1000000000\.a' has a number beyond"):
         read_checkpoint(tmp_path / "blocks.bin")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickles_cannot_claim_storages(zipped, tmp_path):
+    """A small file whose storage says that it has two billion numbers."""
+    from hf_segvit.conversion.checkpoint_files import read_checkpoint
+
+    path = tmp_path / "claim.bin"
+    torch.save({"a": torch.zeros(200)}, path, _use_new_zipfile_serialization=zipped)
+    number, claim = b"K\xc8", b"J" + (2 * 10**9).to_bytes(4, "little")
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content.replace(number, claim) if name.endswith("data.pkl") else content)
+    else:
+        assert path.read_bytes().count(number) == 2
+        path.write_bytes(path.read_bytes().replace(number, claim))
+    size = path.stat().st_size
+    with pytest.raises(ValueError, match=rf"its tensors claim 8000000000 bytes, but the file has {size}"):
+        read_checkpoint(path)
 
 
 def test_what_loads_still_loads(folders):

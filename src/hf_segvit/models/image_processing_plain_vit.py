@@ -100,6 +100,7 @@ class PlainViTImageProcessor(TorchvisionBackend):
 
 
 PROCESSOR = "preprocessor_config.json"
+NESTED = "processor_config.json"  # of a whole processor, which has that of images as a part
 # Arguments of Transformers' function that do not stand for settings.
 _READING = ("image_processor_filename", "_from_pipeline", "_from_auto")
 MAX_INPUT_PIXELS = 2**25
@@ -121,12 +122,17 @@ def stored_settings(source: Any, **kwargs: Any) -> dict[str, Any]:
         OSError: there is none, or the Hub cannot be reached.
     """
     folder = os.path.join(source, kwargs.get("subfolder") or "")
-    paths = [os.path.join(folder, name) for name in ("processor_config.json", PROCESSOR)]
+    paths = [os.path.join(folder, name) for name in (NESTED, PROCESSOR)]
     if os.path.isfile(source):
         paths = [os.fspath(source)]
     for path in paths:  # before Transformers reads them, which takes anything
         if os.path.isfile(path):
-            read_table(path)
+            fields = read_table(path)
+            if os.path.basename(path) == NESTED and not isinstance(fields.get("image_processor", {}), dict):
+                raise ValueError(
+                    f"{path}: image_processor is {shown(fields['image_processor'])}, which is no settings of an image "
+                    "processor"
+                )
     with errors_name(f"{source}: {PROCESSOR}"):
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source, **kwargs)
     if not isinstance(settings, dict) or not settings:

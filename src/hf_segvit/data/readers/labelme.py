@@ -288,7 +288,7 @@ def _outline(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         elif kind == "ellipse":
             points = (low + high) / 2 + circle * (high - low) / 2
         else:
-            with np.errstate(over="ignore"):  # an infinite radius is reported below
+            with np.errstate(over="ignore", invalid="ignore"):  # an infinite radius is reported below
                 points = points[0] + circle * np.hypot(*(points[1] - points[0]))
     polygon = points.reshape(-1).tolist()
     if fault := polygon_fault(polygon, size):
