@@ -124,6 +124,7 @@ def explained(fields: dict, where: str, tmp_path) -> None:
     assert any(word in last for word in where.split(".")), (last, where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", WITHIN)
 def test_no_value_within_a_field_escapes(field, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -177,6 +178,7 @@ class TestFiles:
             ("steps: !!timestamp 5", "r.yaml"),
             ("steps: !!int ''", "r.yaml"),
             ("compile: !!bool foo", "r.yaml"),
+            ("model_config: " + "[" * 30 + "]" * 30, "nested more than 12 deep"),
             ("model_config: " + "[" * 60 + "]" * 60, "nested too deep, more than 50 levels"),
             ("betas: &a [*a, *a]", "betas"),
             ("steps: " + "9" * 5000, "r.yaml"),
@@ -282,6 +284,16 @@ def test_weights_that_are_not_finite_are_not_scored_saved_or_drawn(tmp_path):
     recipe = tiny_recipe(tmp_path, steps=2, evaluate_every="2 steps", save_every="end", save_every_steps=None, draw=2)
     with pytest.raises(TrainingFailed, match=r"step 2: 1 weights are no longer finite.*Lower learning_rate"):
         train(recipe, cpu=True, callbacks=[Ruin()])
+    assert not list(tmp_path.glob("checkpoints/step-*"))
+    assert not list(tmp_path.glob("predictions/*"))
+
+
+def test_an_infinite_learning_rate_meets_the_guard(tmp_path):
+    """No recipe file can ask for it, but a program that changes its recipe can."""
+    recipe = tiny_recipe(tmp_path, steps=2, evaluate_every="1 steps", save_every_steps=1, warmup_steps=[0], draw=2)
+    object.__setattr__(recipe, "learning_rate", float("inf"))
+    with pytest.raises(TrainingFailed, match=r"step 1: \d+ weights are no longer finite.*Lower learning_rate"):
+        train(recipe, cpu=True, progress=False)
     assert not list(tmp_path.glob("checkpoints/step-*"))
     assert not list(tmp_path.glob("predictions/*"))
 
