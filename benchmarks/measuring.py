@@ -1,65 +1,30 @@
-"""Measuring for all benchmarks: paired timing, peak memory, and a description of the machine."""
+"""Measuring for all benchmarks: rows of ours beside a peer, on the harness of `hf_segvit.inference.measuring`."""
 
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-import torch
-import transformers
+from hf_segvit.inference.measuring import (
+    CLOCKS,
+    PeakMemory,
+    describe_machine,
+    spread,
+    synchronize,
+    time_interleaved,
+)
 
-from hf_segvit.models.cpu_kernels import processor_features
-
-
-def machine() -> str:
-    """One line with processor, threads, accelerator and versions."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    features = processor_features()
-    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (
-        f"{model} ({features}), {torch.get_num_threads()} threads{device}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
-    )
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+__all__ = ["CLOCKS", "PeakResidentMemory", "machine", "peak_memory", "report", "spread", "synchronize", "time_pair"]
+machine = describe_machine
+PeakResidentMemory = PeakMemory  # without a device
 
 
 def time_pair(
     ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 7, clock: str = "wall"
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call; the two take turns, so that a slower moment of the machine hits both.
-
-    On a machine that others use too, processor time on one thread is the steadier measure.
-    """
-    now = CLOCKS[clock]
-    ours(), theirs()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for function, record in ((ours, seconds[0]), (theirs, seconds[1])):
-            synchronize()
-            start = now()
-            function()
-            synchronize()
-            record.append(now() - start)
-    return seconds
-
-
-def spread(seconds: list[float]) -> str:
-    """Median and range of a list of durations, in milliseconds."""
-    return f"{1e3 * statistics.median(seconds):8.1f} ms [{1e3 * min(seconds):.1f}, {1e3 * max(seconds):.1f}]"
+    """Seconds of each call of two functions that take turns."""
+    first, second = time_interleaved((ours, theirs), repeats, clock)
+    return first, second
 
 
 def report(name: str, ours: list[float], theirs: list[float], budget: float | None = None) -> float:
@@ -84,20 +49,3 @@ def peak_memory(script: str, *arguments: str) -> float:
     if run.returncode:
         raise RuntimeError(run.stderr)
     return float(run.stdout.strip().splitlines()[-1])
-
-
-class PeakResidentMemory:
-    """Peak resident memory of this process above its size on entry, in MiB (Linux)."""
-
-    def __enter__(self) -> "PeakResidentMemory":
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        self.start = self._status("VmRSS")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.mebibytes = (self._status("VmHWM") - self.start) / 1024
-
-    @staticmethod
-    def _status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))

@@ -136,7 +136,8 @@ def test_every_import_is_of_a_declared_dependency():
     assert foreign >= {"torch", "PIL", "yaml", "peft"}  # modules whose distribution has another name among them
     distributions = packages_distributions()
     # gradio: only for a page on the Hub, which brings it
-    declared = set(requirements("lora", "tiff", "onnx", "int8", "executorch", "video", "supervision")) | {"gradio"}
+    extras = ("lora", "tiff", "onnx", "int8", "executorch", "video", "supervision", "quantization")
+    declared = set(requirements(*extras)) | {"gradio"}
     assert {
         name for name in foreign if not set(map(canonicalize_name, distributions.get(name, [name]))) & declared
     } == set()
@@ -147,7 +148,7 @@ def test_the_floor_is_the_lower_bound_of_every_dependency():
     pins = [line.split("==") for line in lines if not line.startswith("#")]
     bounds = {
         name: next(Version(part.version) for part in requirement.specifier if part.operator == ">=")
-        for name, requirement in requirements("lora").items()
+        for name, requirement in requirements("lora", "quantization").items()
     }
     assert {name: Version(version) for name, version in pins} == bounds
 

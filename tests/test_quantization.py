@@ -1,149 +1,230 @@
-"""int8 exports answer nearly like PyTorch, say how nearly, and are refused where they cannot be made."""
+"""Quantisation: which layers change and how little the answers do; every impossible request says what to use."""
 
-import json
+import copy
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch import nn
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from hf_segvit import Segmenter, ViTPImageProcessor, export_model
+from hf_segvit import EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.export.quantization import quantize_graph, read_calibration
-from hf_segvit.inference.exported_models import load_exported_model
-from hf_segvit.inference.loading import load_segmentation_model
+from hf_segvit.inference import quantization
+from hf_segvit.inference.measuring import relative_difference
+from hf_segvit.inference.quantization import check_quantization, quantize_model
+from hf_segvit.inference.segmenter import Segmenter
 
-from .test_export import processor_of, unmasked
-from .tiny_generators import noise_images, tiny_classifier
+from .tiny_models import tiny_config, tiny_eomt
 
-onnx_installed = pytest.mark.skipif(
-    not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="needs the extra onnx"
-)
-nncf_installed = pytest.mark.skipif(
-    not all(map(find_spec, ("onnx", "onnxscript", "openvino", "nncf"))), reason="needs the extra int8"
-)
-SCENES = "generated:easy?num_scenes=12&size=64"
+CPU = torch.device("cpu")
+INT8 = ("int8", "int8-weight-only")
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
+BLOCK_LAYERS = [f"attention.{name}_proj" for name in ("q", "k", "v", "out")] + ["mlp.fc1", "mlp.fc2"]
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("source")
-    unmasked(num_hidden_layers=2, num_query_layers=1).save_pretrained(folder)
-    processor_of().save_pretrained(folder)
-    return folder
+def rounded_to_int8(weight: torch.Tensor) -> torch.Tensor:
+    """Weights in 255 steps for each output channel, the largest of which is 127: the plain formula."""
+    step = weight.abs().amax(1, keepdim=True) / 127.5
+    return (weight / step).round().clamp(-128, 127) * step
 
 
-def export_int8(source: Path, folder: Path, file_format: str) -> dict:
-    words = ["--format", file_format, "--quantize", "int8", "--calibration", SCENES, "--calibration-images", "8"]
-    assert main(["export", str(source), str(folder), *words]) == 0
-    return json.loads((folder / "export.json").read_text())["quantization"]
+@needs_torchao
+@pytest.mark.parametrize("method", INT8)
+def test_linear_layers_of_the_blocks_and_nothing_else(method):
+    model = tiny_eomt()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    assert quantize_model(model, method) == 4 * len(BLOCK_LAYERS)
+    quantised = {name for name, parameter in model.named_parameters() if type(parameter.data) is not torch.Tensor}
+    assert quantised == {f"eomt.layers.{i}.{layer}.weight" for i in range(4) for layer in BLOCK_LAYERS}
+    for name, parameter in model.named_parameters():
+        if name in quantised:
+            step = before[name].abs().amax(1, keepdim=True) / 127.5
+            error = (parameter.dequantize() - before[name]).abs()
+            assert (error <= 0.51 * step + 1e-7).all()  # rounding to the nearest of 256 steps
+            assert error.max() > 0
+        else:
+            assert torch.equal(parameter, before[name])
 
 
+@needs_torchao
+@torch.inference_mode()
+def test_weight_only_is_the_model_with_rounded_weights():
+    model = tiny_eomt(masked_attention=False)
+    plain = copy.deepcopy(model)
+    for block in plain.eomt.layers:
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(rounded_to_int8(module.weight))
+    quantize_model(model, "int8-weight-only")
+    pixels = torch.randn(2, 3, 64, 64)
+    answer, expected = model(pixels), plain(pixels)
+    # The step is a 127th or a 127.5th of the largest weight, by torchao's release.
+    assert relative_difference(answer.class_queries_logits, expected.class_queries_logits) < 0.01
+    assert relative_difference(answer.masks_queries_logits, expected.masks_queries_logits) < 0.01
+
+
+@needs_torchao
+@pytest.mark.parametrize("method", INT8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_answers_stay_close(method, dtype):
+    model, pixels = tiny_eomt(masked_attention=False).to(dtype), torch.randn(2, 3, 64, 64, dtype=dtype)
+    expected = model(pixels)
+    quantize_model(model, method)
+    answer = model(pixels)
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        assert answer[name].dtype == dtype
+        assert 0 < relative_difference(answer[name], expected[name]) < 0.1
+
+
+@needs_torchao
+@torch.inference_mode()
+def test_goes_together_with_fused_projections():
+    model, pixels = tiny_eomt(masked_attention=False), torch.randn(1, 3, 64, 64)
+    quantised = copy.deepcopy(model)
+    quantize_model(quantised, "int8")
+    expected = quantised(pixels).masks_queries_logits
+    model.optimize_for_inference(fuse_qkv=True, compile=False)
+    quantize_model(model, "int8")  # the fused tensor is let go, or the product would be of the weights before
+    assert torch.equal(model(pixels).masks_queries_logits, expected)
+    model.optimize_for_inference(fuse_qkv=True, compile=False)
+    assert torch.equal(model(pixels).masks_queries_logits, expected)
+
+
+@needs_torchao
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "file_format",
-    [pytest.param("onnx", marks=onnx_installed), pytest.param("openvino", marks=nncf_installed)],
-)
-def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_path, capsys):
-    out, fp32 = tmp_path / "out", tmp_path / "fp32"
-    said = export_int8(source, out, file_format)
-    assert (said["calibration"], said["split"]) == ("generated:easy?num_scenes=12&size=64", "train")
-    assert (said["calibration_images"], said["measured_images"], said["measured_on_calibration_images"]) == (
-        8,
-        4,
-        False,
+@torch.inference_mode()
+def test_compiles():
+    model = tiny_eomt(masked_attention=False, num_hidden_layers=1, num_query_layers=1, num_upscale_blocks=1)
+    quantize_model(model, "int8")
+    pixels = torch.randn(1, 3, 64, 64)
+    expected = model(pixels)
+    model.optimize_for_inference(compile=True)
+    answer = model(pixels)
+    # Compiled, a token's scale may round the other way, which moves an activation by one of 255 steps.
+    assert relative_difference(answer.masks_queries_logits, expected.masks_queries_logits) < 0.01
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    tiny_eomt(num_queries=9).save_pretrained(tmp_path / "model")
+    processor = EoMTImageProcessor(task="semantic", size={"height": 64, "width": 64})
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@needs_torchao
+def test_segmenter_quantises_and_the_checkpoint_stays(checkpoint, tmp_path):
+    before = (checkpoint / "model.safetensors").read_bytes()
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    plain = Segmenter.from_pretrained(str(checkpoint), device="cpu")([image])[0]
+    segmenter = Segmenter.from_pretrained(str(checkpoint), device="cpu", quantization="int8", optimize=False)
+    answer = segmenter([image])[0]
+    assert (answer.segment_map == plain.segment_map).mean() > 0.9
+    assert type(segmenter.model.eomt.layers[0].mlp.fc1.weight.data) is not torch.Tensor
+    with pytest.raises(ValueError, match="save it before it is quantised"):
+        segmenter.model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    assert (checkpoint / "model.safetensors").read_bytes() == before
+
+
+@needs_torchao
+@pytest.mark.slow
+def test_segment_and_evaluate_take_it(checkpoint, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "hf_segvit.inference.segmenter.quantize_model", lambda model, method: asked.append((type(model), method))
     )
-    assert 1e-4 < said["difference"] < 0.3, "the answers of int8, neither of float32 nor of another model"
-    assert said["changed_classes"] < 0.2
-    assert "int8 differs from PyTorch by" in capsys.readouterr().out
-    assert "calibrated with 8 images" in (out / "README.md").read_text()
-    export_model(str(source), fp32, file_format)
-    weights = "model.onnx" if file_format == "onnx" else "model.bin"
-    assert (out / weights).stat().st_size < 0.7 * (fp32 / weights).stat().st_size
-    # Any size still goes, and what was measured is what the folder gives.
-    (model, _), exported = load_segmentation_model(str(source)), load_exported_model(out)
-    pixels = torch.randn(2, 3, 48, 96)
-    ours, theirs = exported(pixels).masks_queries_logits, model(pixels).masks_queries_logits
-    assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() < theirs.abs().max()
-    held_out = read_calibration(SCENES, 8, processor_of()).held_out
-    worst = 0.0
-    for pixels in held_out:
-        with torch.inference_mode():
-            answers, expected = exported(pixels), model(pixels)
-        for name in ("class_queries_logits", "masks_queries_logits"):
-            logits = getattr(expected, name)
-            difference = (getattr(answers, name) - logits).abs().max() / logits.abs().max().clamp(min=1)
-            worst = max(worst, difference.item())
-    assert worst == pytest.approx(said["difference"], rel=0.1)
-    assert Segmenter.from_pretrained(str(out))(noise_images([(80, 50)]))[0].segment_map.shape == (50, 80)
+    data = ["--data", "generated:easy", "--task", "semantic", "--limit", "1"]
+    words = ["--model", str(checkpoint), "--device", "cpu", "--quantization"]
+    main(["evaluate", *words, "int8", *data])
+    from PIL import Image
+
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    assert main(["segment", str(tmp_path / "a.png"), *words, "int8-weight-only", "--output", str(tmp_path / "o")]) == 0
+    assert asked[-1] == (EoMTForUniversalSegmentation, "int8-weight-only")
 
 
-def test_calibration_images_are_drawn_once_and_others_are_held_out(tmp_path):
-    for index in range(5):
-        for kind, size in (("images", (40, 30)), ("masks", (40, 30))):
-            folder = tmp_path / "set" / kind
-            folder.mkdir(parents=True, exist_ok=True)
-            content = np.full((*size[::-1], 3), 50 * index, np.uint8) if kind == "images" else np.ones(size[::-1], "u1")
-            Image.fromarray(content).save(folder / f"{index}.png")
-    (tmp_path / "set" / "classes.json").write_text(json.dumps({"1": "a"}))
-    data = f"mask_folder:{tmp_path / 'set'}"
-    some = read_calibration(data, 3, processor_of("semantic"))
-    assert (len(some.inputs), len(some.held_out)) == (3, 2)
-    values = sorted(round(float(x[0, 0, 0, 0]), 4) for x in (*some.inputs, *some.held_out))
-    assert len(set(values)) == 5, "no image twice"
-    everything = read_calibration(data, 99, processor_of("semantic"))
-    assert len(everything.inputs) == 5
-    assert everything.held_out[0] is everything.inputs[0]
-    assert some.name == "mask_folder:set", "no folders of this machine"
-
-
-@onnx_installed
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("method", "device", "dtype", "message"),
     [
-        (("--quantize", "int4"), "--quantize 'int4' is not known; int8 is"),
-        (("--quantize", "int8"), "--quantize 'int8' needs images to calibrate with: --calibration 'FORMAT:PATH'"),
-        (("--calibration", SCENES), "is for a quantised export; add --quantize 'int8'"),
-        (("--quantize", "int8", "--calibration", SCENES, "--format", "pt2"), "is for the formats onnx and openvino"),
-        (("--quantize", "int8", "--calibration", "scenes"), "'scenes': give FORMAT:PATH"),
-        (("--quantize", "int8", "--calibration", SCENES, "--calibration-images", "0"), "0 must be at least 1"),
-        (("--quantize", "int8", "--calibration", "mask_folder:empty"), "no split of a mask_folder data set is there"),
+        ("int9", "cpu", torch.float32, "there is no quantization 'int9'; did you mean int8"),
+        ("fp8", "cpu", torch.bfloat16, "has no fp8.*use quantization int8 or int8-weight-only"),
+        ("fp8", "mps", torch.bfloat16, "has no fp8.*use dtype bfloat16 or float16"),
+        ("int8", "mps", torch.float32, "mps has no fast int8 products.*use dtype float16 or auto"),
     ],
 )
-def test_impossible_quantisations_write_nothing(words, message, source, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty" / "images").mkdir(parents=True)
-    (tmp_path / "empty" / "masks").mkdir()
-    assert main(["export", str(source), "out", *words]) == 2
-    assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+def test_impossible_requests(monkeypatch, method, device, dtype, message):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: object())
+    with pytest.raises(ValueError, match=message):
+        check_quantization(method, torch.device(device), dtype)
 
 
-@onnx_installed
-def test_a_point_classifier_is_not_quantised(tmp_path):
-    model, processor = tiny_classifier(), ViTPImageProcessor(size={"height": 56, "width": 56})
-    with pytest.raises(ValueError, match="a ViTPForPointClassification cannot be quantised, only an EoMT can"):
-        export_model(model, tmp_path / "out", processor=processor, quantize="int8", calibration=SCENES)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("capability", "method", "dtype", "message"),
+    [
+        ((8, 0), "fp8", torch.bfloat16, "capability 8.9 on; use quantization int8"),
+        ((9, 0), "fp8", torch.float32, "bfloat16, not in float32; use dtype bfloat16"),
+        ((7, 5), "int8", torch.float16, "no fast int8 products"),
+        ((9, 0), "fp8", torch.bfloat16, None),
+        ((8, 0), "int8-weight-only", torch.float16, None),
+    ],
+)
+def test_what_a_gpu_has_decides(monkeypatch, capability, method, dtype, message):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(quantization, "describe_device", lambda device: "cuda:0 (a GPU)")
+    if message is None:
+        check_quantization(method, torch.device("cuda", 0), dtype)
+        return
+    with pytest.raises(ValueError, match=message):
+        check_quantization(method, torch.device("cuda", 0), dtype)
 
 
-def test_missing_nncf_names_the_command(source, tmp_path, capsys, monkeypatch):
-    installed = lambda name: None if name == "nncf" else name  # noqa: E731
-    monkeypatch.setattr("hf_segvit.export.formats.find_spec", installed)
-    words = ["--format", "openvino", "--quantize", "int8", "--calibration", SCENES]
-    assert main(["export", str(source), str(tmp_path / "out"), *words]) == 2
-    assert "for openvino needs nncf; install it with `pip install 'hf-segvit[int8]'`" in capsys.readouterr().err
+def test_without_torchao_the_error_names_the_extra(monkeypatch, checkpoint):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'pip install "hf-segvit\[quantization\]"'):
+        Segmenter.from_pretrained(str(checkpoint), device="cpu", quantization="int8")
 
 
-@onnx_installed
-def test_a_failing_tool_leaves_nothing(source, tmp_path, monkeypatch):
-    def fails(*args):
-        raise RuntimeError("no such kernel")
+def test_the_command_names_its_options(monkeypatch, checkpoint, tmp_path, capsys):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: object())
+    from PIL import Image
 
-    monkeypatch.setitem(quantize_graph.__globals__["_TOOLS"], "onnx", fails)
-    with pytest.raises(ValueError, match=r"model: the quantisation to int8 failed \(RuntimeError: no such kernel\)"):
-        export_model(str(source), tmp_path / "out", quantize="int8", calibration=SCENES, calibration_images=2)
-    assert list(tmp_path.iterdir()) == []
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    words = ["segment", str(tmp_path / "a.png"), "--model", str(checkpoint), "--output", str(tmp_path / "out")]
+    assert main([*words, "--device", "cpu", "--quantization", "fp8"]) == 2
+    assert "use --quantization int8 or int8-weight-only" in capsys.readouterr().err
+    assert main(["evaluate", "--task", "points", "--data", "generated:easy", "--model", "x", "--quantization", "int8"])
+    assert "--quantization is for segmentation" in capsys.readouterr().err
+
+
+@needs_torchao
+def test_models_without_layers_that_fit_are_refused():
+    model = EoMTForUniversalSegmentation(tiny_config(hidden_size=24, intermediate_size=20))
+    with pytest.raises(ValueError, match="EoMTForUniversalSegmentation cannot be quantised"):
+        quantize_model(model, "int8")
+    backbone = SwinConfig(
+        embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    config = Mask2FormerConfig(backbone_config=backbone, hidden_dim=32, feature_size=32, mask_feature_size=32)
+    config.update({"num_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 3})
+    model = Mask2FormerForUniversalSegmentation(config)
+    with pytest.raises(ValueError, match="Mask2FormerForUniversalSegmentation cannot be quantised"):
+        quantize_model(model, "int8")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_torchao
+@pytest.mark.parametrize("method", ["int8", "int8-weight-only", "fp8"])
+@torch.inference_mode()
+def test_cuda_answers_stay_close(method):
+    model = tiny_eomt(masked_attention=False, hidden_size=128, num_attention_heads=2, intermediate_size=256)
+    model, pixels = model.to("cuda", torch.bfloat16), torch.randn(2, 3, 64, 64).to("cuda", torch.bfloat16)
+    expected = model(pixels)
+    quantize_model(model, method)
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        assert relative_difference(model(pixels)[name], expected[name]) < 0.2

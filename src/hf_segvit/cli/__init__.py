@@ -27,6 +27,7 @@ COMMANDS = (
     "train",
     "compare",
     "evaluate",
+    "benchmark",
     "demo",
     "convert",
     "export",

@@ -23,6 +23,7 @@ from .model_options import (
     add_dtype_option,
     add_model_options,
     add_pixel_limit,
+    add_quantization_option,
     add_runtime_options,
     add_token_merging_option,
     add_view_options,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 ABOUT = (
     *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
     *("dtype", "classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip", "classes", "max_detections"),
-    *("runtime", "token_merging"),
+    *("runtime", "token_merging", "quantization"),
 )
 
 
@@ -65,6 +66,7 @@ def add_parser(subparsers: Any) -> None:
     add_model_options(parser)
     add_dtype_option(parser)
     add_token_merging_option(parser)
+    add_quantization_option(parser)
     parser.add_argument(
         "--data", required=True, metavar="FORMAT:PATH", help="data set; `hf-segvit check-data --help` lists the formats"
     )
@@ -185,6 +187,7 @@ def run_segmentation(args: argparse.Namespace) -> int:
             task=args.task,
             device=device,
             dtype=args.dtype,
+            quantization=args.quantization,
             revision=args.revision,
             threshold=args.threshold,
             stuff_classes=stuff_classes,
@@ -221,7 +224,7 @@ def check_task_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--max-detections {args.max_detections} is for task instance, not for {args.task}")
     if args.boundary and args.task in ("panoptic", "points"):
         raise ValueError(f"--boundary is for the tasks semantic and instance, not for {args.task}; leave it out")
-    for name in ("oracle", "classes"):
+    for name in ("oracle", "classes", "quantization"):
         if getattr(args, name) and args.task == "points":
             raise ValueError(f"--{name} is for segmentation, not for points; leave it out")
     check_fusion_options(args)

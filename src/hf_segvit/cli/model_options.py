@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..lookup import entry_points, suggestion
+
+QUANTIZATIONS = ("int8", "int8-weight-only", "fp8")
 
 
 def add_model_options(parser: Any) -> None:
@@ -89,6 +92,18 @@ def add_token_merging_option(parser: Any) -> None:
         help=(
             "merge tokens of EoMT from this cosine similarity on, such as 0.9, which is faster for large inputs and "
             "changes segments; off: also not where the checkpoint says so; default: the checkpoint's"
+        ),
+    )
+
+
+def add_quantization_option(parser: Any) -> None:
+    """Add quantisation."""
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help=(
+            "quantise the transformer blocks while loading (the checkpoint stays as it is); fp8 needs an NVIDIA GPU "
+            'that has it; needs pip install "hf-segvit[quantization]"'
         ),
     )
 
@@ -272,8 +287,9 @@ def errors_name_options() -> Iterator[None]:
         yield
     except ValueError as error:
         text = str(error).replace("label_mismatch='keep'", "--label-mismatch keep")
-        text = text.replace("leave optimize out", "leave --optimize out")
+        text = text.replace("leave optimize out", "leave --optimize out").replace("leave quant", "leave --quant")
         text = text.replace("model.merge_tokens(None)", "--token-merging off")
+        text = re.sub("(use|or) dtype ", r"\1 --dtype ", text).replace("use quantization ", "use --quantization ")
         for name, option in (
             ("compile=True", "--optimize compile"),
             ("max_segments=", "--max-segments "),

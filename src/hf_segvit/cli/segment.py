@@ -23,6 +23,7 @@ from .model_options import (
     add_model_options,
     add_optimize_option,
     add_pixel_limit,
+    add_quantization_option,
     add_runtime_options,
     add_token_merging_option,
     add_view_options,
@@ -98,6 +99,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default 1)")
     add_dtype_option(parser)
+    add_quantization_option(parser)
     add_optimize_option(parser)
     add_token_merging_option(parser)
     parser.add_argument(
@@ -332,6 +334,7 @@ def _load(args: argparse.Namespace) -> "Segmenter":
             revision=args.revision,
             dtype=args.dtype,
             optimize=optimize_switches(args.optimize),
+            quantization=args.quantization,
             threshold=args.threshold,
             views=views,
             classifier=args.classifier,
@@ -366,6 +369,7 @@ def _job_settings(
         "max_segments": args.max_segments,
         "dtype": args.dtype,
         "token_merging": args.token_merging,
+        "quantization": args.quantization,
         "runtime": args.runtime,
         "tta_scales": args.tta_scales,
         "tta_flip": args.tta_flip,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..data.label_tables import LabelTable, label_table
 from ..lookup import suggestion
@@ -76,6 +76,29 @@ class ReleasedModel:
         if self.task == "panoptic":
             return {"threshold": 0.8, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.8}
         return {}
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of an `EoMTConfig` of the same shape, for a model of random weights."""
+        family, _, size = self.backbone.rpartition("_")
+        if size == "7b":
+            raise ValueError(f"{self.id}: the shape of its backbone {self.backbone} is not in the catalogue")
+        hidden_size, depth = _BACKBONES[size]
+        fields = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": depth,
+            "num_attention_heads": hidden_size // 64,
+            "intermediate_size": 4 * hidden_size,
+            "image_size": self.image_size,
+            "num_queries": self.num_queries,
+            "num_query_layers": self.num_query_layers,
+            "num_labels": len(self.label_table.classes),
+        }
+        if size == "giant":
+            fields |= {"mlp_type": "swiglu", "intermediate_size": 4096}
+        if family == "dinov3":
+            fields |= {"position_embedding_type": "rope", "key_bias": False, "layer_norm_eps": 1e-5}
+        return fields
 
     def disagreement(self, dimensions: dict[str, int]) -> str | None:
         """The first of these config fields that shows a checkpoint not to be this model, or `None`."""

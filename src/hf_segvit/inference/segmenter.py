@@ -46,6 +46,7 @@ from .loading import (
 )
 from .memory import refuse_without_memory
 from .pipeline import Encoded, Steps, run_pipeline
+from .quantization import check_quantization, quantize_model
 from .runtimes import RuntimeSettings
 from .segmented_image import Segment, SegmentedImage
 from .views import PLAIN, View, Views, merge_views, patch_size_of
@@ -118,6 +119,7 @@ class Segmenter:
         revision: str | None = None,
         dtype: torch.dtype | str = torch.float32,
         optimize: bool | Mapping[str, Any] = False,
+        quantization: str | None = None,
         classifier: str | None = None,
         alpha: float | None = None,
         label_mismatch: str = "error",
@@ -130,9 +132,10 @@ class Segmenter:
         """Load a folder or Hub repository; arguments and errors as for `load_universal_model` and `load_fused_model`.
 
         `dtype` may be `"auto"`, see `pick_dtype`. `optimize` calls the model's `optimize_for_inference`, with these
-        switches if it is a mapping. `token_merging` is a threshold for the model's `merge_tokens`, or a mapping of its
-        arguments; `False` turns off what the checkpoint has on, `None` keeps that. `runtime`, `threads` and
-        `allow_native_code` are those of `RuntimeSettings`, for exported models; `threads` for PyTorch, too.
+        switches if it is a mapping. `quantization` is a method of `quantize_model`: `"int8"`, `"int8-weight-only"` or
+        `"fp8"`; the checkpoint stays as it is. `token_merging` is a threshold for the model's `merge_tokens`, or a
+        mapping of its arguments; `False` turns off what the checkpoint has on, `None` keeps that. `runtime`, `threads`
+        and `allow_native_code` are those of `RuntimeSettings`, for exported models; `threads` for PyTorch, too.
 
         `settings` are `task`, `threshold`, `stuff_classes`, `data_labels`, `views` and `max_segments` as for the class.
         """
@@ -147,12 +150,13 @@ class Segmenter:
             device = "cpu"  # of the tensors that go in and come out
             if dtype == "auto":  # the runtimes choose for themselves
                 dtype = torch.float32
-            if optimize is not False:
-                raise ValueError(
-                    f"{source} is an exported model, which is optimised by its runtime; leave optimize out"
-                )
+            for name, value in (("optimize", optimize or None), ("quantization", quantization)):
+                if value is not None:
+                    raise ValueError(f"{source} is an exported model, which its runtime optimises; leave {name} out")
         device = pick_device(device)  # an unknown device is refused before minutes of loading
         dtype = pick_dtype(dtype, device)
+        if quantization is not None:
+            check_quantization(quantization, device, dtype)
         if classifier is None and alpha is None:
             model, processor = load_universal_model(source, revision=revision, dtype=dtype, runtime=running)
         else:
@@ -162,6 +166,8 @@ class Segmenter:
         segmenter = cls(model, processor, device=device, **settings)
         if token_merging is not None:
             merge_tokens(segmenter.model, segmenter.processor, token_merging)
+        if quantization is not None:
+            quantize_model(segmenter.model, quantization)
         if optimize is not False:  # the device decides about some switches, so the model must be there
             optimize_model(segmenter.model, {} if optimize is True else optimize)
         return segmenter
