@@ -202,7 +202,7 @@ def test_views_of_the_fused_model(checkpoints, image, tmp_path):
         (["--classifier", "vit_p", "--alpha", "1.5"], "--alpha 1.5 is outside [0, 1]"),
         (["--alpha", "0.5"], "is no fused model (segvit_vit_p_fusion); name a classifier too"),
         (["--label-mismatch", "keep"], "--label-mismatch keep is about a --classifier; name one"),
-        (["--classifier", "segvit_eomt"], "is a model of type 'segvit_eomt'; this command classifies points"),
+        (["--classifier", "segvit_eomt"], "a model of type 'segvit_eomt'; this command classifies points"),
         (["--classifier", "others"], "horse"),
         (["--classifier", "others"], "; pass --label-mismatch keep to fuse"),
         (["--tta-flip"], "can be averaged for semantic segmentation only, not for panoptic; ask for --task semantic,"),

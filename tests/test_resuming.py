@@ -141,7 +141,7 @@ def test_what_cannot_change_names_a_command_that_works(tmp_path):
     source = re.search(r"with init=(\S+) and another output=", str(error.value))[1]
     assert source == str(tmp_path / "run" / "checkpoints" / "step-00000002")
     again = recipe.changed(image_size=32, freeze="backbone", init=source, output=str(tmp_path / "new"), steps=1)
-    train(again.changed(warmup_steps=[0], save_every="end"), cpu=True, progress=False)
+    train(again.changed(warmup_steps=[0], save_every_steps=1), cpu=True, progress=False)
     before, after = (load_file(f"{folder}/model.safetensors") for folder in (source, tmp_path / "new" / "model"))
     name = "eomt.layers.1.mlp.fc1.weight"
     assert torch.equal(before[name], after[name])

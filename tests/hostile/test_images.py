@@ -216,8 +216,8 @@ class TestNoRegularFiles:
             pytest.skip("no named pipes here")
         images = photos(tmp_path / "images", "a.png", "b.png")
 
-        def found_then_replaced(patterns):
-            found = find_images(patterns)
+        def found_then_replaced(*arguments):
+            found = find_images(*arguments)
             (images / "a.png").unlink()
             os.mkfifo(images / "a.png")
             return found

@@ -240,7 +240,7 @@ EMPTY = b'{"z":{"dtype":"F32","shape":[0,1000000000000],"data_offsets":[0,0]},'
         (lambda header: header.replace(b'{"format":"pt"}', b"[]", 1), "__metadata__"),
         (lambda header: header.replace(b"eomt", b"eom\xff", 1), "cannot be read"),
         (lambda header: b"[]", "holds a list"),
-        (lambda header: b"3", "holds a int"),
+        (lambda header: b"3", "holds a number"),
         (lambda header: b'{"' + b"q" * 10_000_000 + b'":3,' + header[1:], r"\(10000000 characters\) lacks"),
     ],
     ids=["padded", "empty tensor", "metadata", "not UTF-8", "list", "number", "long name"],

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         for dtype in dtypes:
             with errors_name_options(), tempfile.TemporaryDirectory() as folder:
                 segmenter = source.load(args, dtype, device)
-                pixels = tuple(size) if size is not None else input_size(segmenter)
+                pixels = (size[0], size[1]) if size is not None else input_size(segmenter)
                 channels = getattr(segmenter.model.config, "num_channels", 3)
                 wanted = optimizations(args, segmenter)
                 methods = [each for each in quantizations if each != "fp8" or dtype == torch.bfloat16]
@@ -150,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
                     batch_sizes=batch_sizes,
                     repeats=args.repeats,
                     clock=args.clock,
-                    reference=lambda given, model=reference: model(pixel_values=given),
+                    reference=partial(_outputs, reference),
                     with_images=not args.forward_only,
                 )
         inputs.append(f"{pixels[0]} x {pixels[1]}")
@@ -170,8 +171,8 @@ def run(args: argparse.Namespace) -> int:
         from ..atomic_files import replacing, write_json
 
         write_json(args.output / "benchmark.json", json_content(rows, facts))
-        with replacing(args.output / "benchmark.md") as partial:
-            partial.write_text(markdown(rows, facts), encoding="utf-8")
+        with replacing(args.output / "benchmark.md") as file:
+            file.write_text(markdown(rows, facts), encoding="utf-8")
         plot_speed(args.output / "benchmark.png", rows, facts["device"])
         print(f"results in {args.output}", file=sys.stderr)
     return 1 if any(row.failure for row in rows) else 0
@@ -323,6 +324,10 @@ def _transformers_variant(
     return replace(variant, segment=segment, facts={**variant.facts, "peer": "transformers"})
 
 
+def _outputs(model: Any, pixels: "torch.Tensor") -> Any:
+    return model(pixel_values=pixels)
+
+
 def _swin_variant(name: str, dtype: "torch.dtype", device: "torch.device") -> "Variant":
     """Mask2Former or OneFormer with a Swin-L and random weights, up to the logits."""
     import torch
@@ -343,17 +348,17 @@ def _swin_variant(name: str, dtype: "torch.dtype", device: "torch.device") -> "V
         num_heads=[6, 12, 24, 48],
         window_size=12,
         drop_path_rate=0.3,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
+        out_features=["stage1", "stage2", "stage3", "stage4"],  # type: ignore[call-arg]
     )
     torch.manual_seed(0)
     model: Any
     if name.startswith("mask2former"):
         model = Mask2FormerForUniversalSegmentation(
-            Mask2FormerConfig(backbone_config=backbone, num_queries=200, num_labels=133)
+            Mask2FormerConfig(backbone_config=backbone, num_queries=200, num_labels=133)  # type: ignore[call-arg]
         )
     else:
         model = OneFormerForUniversalSegmentation(
-            OneFormerConfig(backbone_config=backbone, num_queries=150, num_labels=133, is_training=False)
+            OneFormerConfig(backbone_config=backbone, num_queries=150, num_labels=133, is_training=False)  # type: ignore[call-arg]
         )
     model = model.to(device, dtype).eval()
 

@@ -84,7 +84,7 @@ class ReleasedModel:
         if size == "7b":
             raise ValueError(f"{self.id}: the shape of its backbone {self.backbone} is not in the catalogue")
         hidden_size, depth = _BACKBONES[size]
-        fields = {
+        fields: dict[str, Any] = {
             "hidden_size": hidden_size,
             "num_hidden_layers": depth,
             "num_attention_heads": hidden_size // 64,

@@ -84,7 +84,7 @@ def plot_speed(path: Path, rows: Sequence[Row], title: str = "") -> None:
         key = (row.model, row.parameters)
         fastest[key] = max(fastest.get(key, 0.0), row.images_per_second or 0.0)
     for (model, parameters), speed in fastest.items():
-        offset = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+        offset: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 8}
         axes.annotate(Path(model).name, (parameters / 1e6, speed), **offset)
     axes.set_xlabel("parameters, millions")
     axes.set_ylabel(f"images a second, batch {smallest}")

@@ -234,9 +234,8 @@ def benchmark(
         forward = dict(zip((each.name for each in running), time_interleaved(calls, repeats, clock), strict=True))
         whole: dict[str, list[float]] = {}
         if with_images:
-            able = [variant for variant in running if variant.segment is not None]
-            calls = [partial(variant.segment, images) for variant in able]  # type: ignore[arg-type]
-            whole = dict(zip((each.name for each in able), time_interleaved(calls, repeats, clock), strict=True))
+            able = {each.name: partial(each.segment, images) for each in running if each.segment is not None}
+            whole = dict(zip(able, time_interleaved(list(able.values()), repeats, clock), strict=True))
         for variant in variants:
             name = variant.name
             peak = None

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ..atomic_files import DiskFull, naming_full_disk
+
 FORMAT, VERSION = "hf-segvit job", 1
 PREFIX, SUFFIX = ".hf-segvit-job", ".jsonl"
 _SYNC_SECONDS = 5.0  # between waits for the disk, so that a crash of the machine loses little
@@ -94,7 +96,8 @@ class Job:
             with contextlib.suppress(OSError):  # a full disk has been reported by `record`
                 os.fsync(self._file.fileno())
             is_empty = os.fstat(self._file.fileno()).st_size == 0
-            self._file.close()
+            with contextlib.suppress(OSError):  # likewise; closing writes again what did not fit
+                self._file.close()
             if is_empty:  # refused before it began
                 self.path.unlink(missing_ok=True)
 
@@ -132,8 +135,11 @@ class Job:
     def _append(self, line: Mapping[str, Any]) -> None:
         data = json.dumps(line).encode() + b"\n"  # JSON escapes what is not ASCII, and names that are not UTF-8
         try:
-            self._file.write(data)
-            self._file.flush()  # in the system's hands, where a killed process loses nothing
+            with naming_full_disk(self.path):
+                self._file.write(data)
+                self._file.flush()  # in the system's hands, where a killed process loses nothing
+        except DiskFull:
+            raise
         except OSError as error:
             raise ValueError(f"cannot write {self.path}: {error.strerror or error}; check the disk") from error
 

@@ -313,9 +313,9 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         patch_offsets: Tensor | None,
     ) -> EoMTForUniversalSegmentationOutput:
         """The output with only those queries that may pass the threshold."""
-        assert outputs.query_hidden_states
-        assert outputs.mask_queries
-        assert outputs.mask_features
+        assert outputs.query_hidden_states is not None
+        assert outputs.mask_queries is not None
+        assert outputs.mask_features is not None
         predicted = self.predict_queries(outputs.query_hidden_states[-1])
         kept = queries_to_decode(predicted["class_logits"], task, threshold)
         predicted = {name: take_queries(values, kept) for name, values in predicted.items()}
