@@ -9,8 +9,8 @@ from PIL import Image
 
 from hf_segvit.cli import main
 from hf_segvit.evaluation import evaluate
-from hf_segvit.inference import output_files
-from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.inference import bulk
+from hf_segvit.inference.segmenter import Asked, Segmenter
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from tests.tiny_models import tiny_eomt
 
@@ -76,18 +76,24 @@ def test_segmenting_many_images(tmp_path, monkeypatch, capsys):
         os.link(folder / "0.png", folder / f"{number}.png")
     tiny_eomt().save_pretrained(tmp_path / "model")
     EoMTImageProcessor(size=64, task="semantic").save_pretrained(tmp_path / "model")
-    answers = []
+    answers, original, infer, results = [], Segmenter.prepare, Segmenter.infer, Segmenter.results
 
-    def stand_in(self, images):
+    def prepare(self, images):
         growth.add(len(images))
         if not answers:
-            answers.extend(original(self, images[:1]))
-        return answers * len(images)
+            (asked,) = original(self, images[:1])
+            answers.extend(self.results(self.infer(asked)))
+        yield Asked([], [(64, 64)] * len(images))
 
-    original = Segmenter.__call__
-    monkeypatch.setattr(Segmenter, "__call__", stand_in)
+    monkeypatch.setattr(Segmenter, "prepare", prepare)
+    monkeypatch.setattr(Segmenter, "infer", lambda self, asked, *_, **__: infer(self, asked) if asked.views else asked)
+    monkeypatch.setattr(
+        Segmenter,
+        "results",
+        lambda self, asked, *_: results(self, asked) if asked.views else answers * len(asked.sizes),
+    )
     written = []
-    monkeypatch.setattr(output_files, "write_segment_files", lambda prefix, image, *rest: written.append(image.size))
+    monkeypatch.setattr(bulk, "write_segment_files", lambda prefix, image, *rest: written.append(image.size))
     options = ["--model", str(tmp_path / "model"), "--device", "cpu", "--batch-size", "50"]
     assert main(["segment", str(folder), *options, "--output", str(tmp_path / "out")]) == 0
     assert f"{COUNT} of {COUNT} images segmented" in capsys.readouterr().out

@@ -182,6 +182,8 @@ def _check_adapter(config: str, weights: str | None, local: bool) -> None:
         raise ValueError(
             f"{config}: target_modules is {shown(targets)}, a regular expression; list the names of the modules"
         )
+    if not targets:
+        raise ValueError(f"{config}: target_modules is {shown(targets)}; list the names of the modules")
     rank = fields.get("r")
     if not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
         raise ValueError(f"{config}: r is {shown(rank)}; it must be between 1 and {MAX_RANK}")
