@@ -212,6 +212,13 @@ def _check_adapter(config: str, weights: str | None, local: bool) -> None:
             raise ValueError(f"{config}: r is {rank}, but {shown(name)} in {weights} has the shape {entry['shape']}")
     if not any(name.endswith(".lora_A.weight") for name in entries):
         raise ValueError(f"{weights}: holds no LoRA weights (*.lora_A.weight), which {ADAPTER_CONFIG} says")
+    adapted = [f".{name.removesuffix('.lora_A.weight')}" for name in entries if name.endswith(".lora_A.weight")]
+    for target in targets if not isinstance(targets, str) else ():
+        if not any(name.endswith(f".{target}") for name in adapted):
+            raise ValueError(
+                f"{config}: target_modules names {shown(target)}, for which {weights} has no weights; list the modules "
+                "that were adapted"
+            )
 
 
 def load_foreign_model(source: Any, **kwargs: Any) -> Any:
