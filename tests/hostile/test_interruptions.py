@@ -226,7 +226,7 @@ def test_states_of_another_form_are_set_aside(tmp_path, command, monkeypatch):
     assert json.loads(results(tmp_path))["num_images"] == 6
 
 
-def killed(tmp_path, command, output, restore=None, tries=24) -> dict:
+def killed(tmp_path, command, output, restore=None, tries=30) -> dict:
     """What `killed_processes.py` reports."""
     settings = {"command": command, "output": str(output), "tries": tries, "seed": 0, "restore": restore}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
@@ -277,7 +277,7 @@ def test_a_conversion_killed_at_any_moment_leaves_a_whole_folder_or_none(tmp_pat
     output.parent.mkdir()
     command = ["convert", "backbone", str(tmp_path / "source"), str(output)]
     restore = str(tmp_path / "old") if overwrite else None
-    report = killed(tmp_path, [*command, *(["--overwrite"] if overwrite else [])], output, restore, 15)
+    report = killed(tmp_path, [*command, *(["--overwrite"] if overwrite else [])], output, restore)
     assert report["whole"].keys() >= {"config.json", "model.safetensors", "preprocessor_config.json"}
     for row in report["tries"]:
         complete = row["left"] == report["whole"]
