@@ -1,6 +1,8 @@
 """int8 exports answer nearly like PyTorch, say how nearly, and are refused where they cannot be made."""
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,7 +39,11 @@ def source(tmp_path_factory) -> Path:
 
 def export_int8(source: Path, folder: Path, file_format: str) -> dict:
     words = ["--format", file_format, "--quantize", "int8", "--calibration", SCENES, "--calibration-images", "8"]
-    assert main(["export", str(source), str(folder), *words]) == 0
+    # In a process of its own: NNCF and the runtimes' threads stay out of the one that runs the other tests.
+    command = [sys.executable, "-m", "hf_segvit", "export", str(source), str(folder), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "int8 differs from PyTorch by" in done.stdout
     return json.loads((folder / "export.json").read_text())["quantization"]
 
 
@@ -46,7 +52,7 @@ def export_int8(source: Path, folder: Path, file_format: str) -> dict:
     "file_format",
     [pytest.param("onnx", marks=onnx_installed), pytest.param("openvino", marks=nncf_installed)],
 )
-def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_path, capsys):
+def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_path):
     out, fp32 = tmp_path / "out", tmp_path / "fp32"
     said = export_int8(source, out, file_format)
     assert (said["calibration"], said["split"]) == ("generated:easy?num_scenes=12&size=64", "train")
@@ -57,7 +63,6 @@ def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_pat
     )
     assert 1e-4 < said["difference"] < 0.3, "the answers of int8, neither of float32 nor of another model"
     assert said["changed_classes"] < 0.2
-    assert "int8 differs from PyTorch by" in capsys.readouterr().out
     assert "calibrated with 8 images" in (out / "README.md").read_text()
     export_model(str(source), fp32, file_format)
     weights = "model.onnx" if file_format == "onnx" else "model.bin"
