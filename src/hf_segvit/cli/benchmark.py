@@ -118,6 +118,9 @@ def run(args: argparse.Namespace) -> int:
     logging.set_verbosity_error()
     device = pick_device(args.device)
     dtypes = list(dict.fromkeys(pick_dtype(name.strip(), device) for name in args.dtype.split(",")))
+    exported = [peer for peer in args.peer if peer not in PEERS]
+    if exported and torch.float32 not in dtypes:
+        raise ValueError(f"--peer {exported[0]}: an exported model is measured in float32; add it to --dtype")
     with errors_name_options():
         for method in quantizations:
             # fp8 goes with bfloat16 only, so other types are measured without it.
@@ -137,7 +140,9 @@ def run(args: argparse.Namespace) -> int:
                 wanted = optimizations(args, segmenter)
                 methods = [each for each in quantizations if each != "fp8" or dtype == torch.bfloat16]
                 variants = variants_of(segmenter, dtype, wanted, methods)
-                variants += [peer_variant(peer, segmenter, dtype, device, Path(folder)) for peer in args.peer]
+                # An exported model takes float32 pixels, so it stands beside the model in float32.
+                peers = [peer for peer in args.peer if peer in PEERS or dtype == torch.float32]
+                variants += [peer_variant(peer, segmenter, dtype, device, Path(folder)) for peer in peers]
                 if dtype != torch.float32 and reference is None:
                     reference = source.load(args, torch.float32, device).model
                 elif reference is None:
@@ -281,7 +286,6 @@ def peer_variant(
     from ..inference.benchmarking import variant_of
     from ..inference.segmenter import Segmenter
 
-    # Its precision is that of the export, whatever the type of the weights beside it.
     exported = Segmenter.from_pretrained(name, task=segmenter.task, device=device, threshold=segmenter.threshold)
     variant = variant_of(exported.model, exported.answers, Path(name).name, dtype)
     return replace(variant, facts={**variant.facts, "peer": "exported", "exported": True})

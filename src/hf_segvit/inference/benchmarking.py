@@ -5,6 +5,7 @@ In order: variants, the models that they are made of, measuring. Outputs are com
 """
 
 import copy
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -273,7 +274,8 @@ def _difference(variant: Variant, pixels: Tensor, expected: Mapping[str, Tensor]
     wrong = [name for name in expected if logits[name].shape != expected[name].shape]
     if wrong:
         raise ValueError(f"{variant.name}: {wrong[0]} has shape {tuple(logits[wrong[0]].shape)}")
-    difference = max(relative_difference(logits[name], expected[name]) for name in expected)
+    found = [relative_difference(logits[name], expected[name]) for name in expected]
+    difference = math.nan if any(map(math.isnan, found)) else max(found)  # `max` passes NaN over
     rounds = variant.facts.get("quantization") is not None or variant.facts.get("exported")
     limit = _OTHER_LIMIT if rounds else LIMITS.get(variant.dtype, _OTHER_LIMIT)
     if not difference <= limit and not (first and variant.dtype != torch.float32):
