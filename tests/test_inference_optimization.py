@@ -216,3 +216,19 @@ def test_vit_p_and_fusion_are_optimised_part_by_part() -> None:
     assert fused.generator.eomt.layers[0].attention._uses_fused
     assert not fused.generator.prunes_masks
     torch.testing.assert_close(fused(**inputs).class_queries_logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@torch.inference_mode()
+def test_cuda_compiled_equals_plain(cuda_graphs):
+    model = tiny_eomt(masked_attention=False).cuda()
+    plain = copy.deepcopy(model)
+    model.optimize_for_inference(compile=True, cuda_graphs=cuda_graphs)
+    pixels = [torch.randn(2, 3, 64, 64, device="cuda") for _ in range(4)]
+    answers = [model(each) for each in pixels]  # all kept: a replay must not overwrite the answers before it
+    for given, answer in zip(pixels, answers, strict=True):
+        expected = plain(given)
+        for name in ("class_queries_logits", "masks_queries_logits"):
+            torch.testing.assert_close(answer[name], expected[name], rtol=1e-3, atol=1e-3)
