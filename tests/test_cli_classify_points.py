@@ -9,7 +9,8 @@ from PIL import Image
 
 from hf_segvit import ViTPConfig, ViTPForPointClassification, ViTPImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.drawing.segments import draw_prompts, segment_colors
+from hf_segvit.drawing.colors import segment_colors
+from hf_segvit.drawing.segments import draw_prompts
 
 from .tiny_models import randomize, tiny_eomt
 

@@ -1,6 +1,5 @@
 """Drawings: what is tinted, outlined, labelled and written, checked pixel by pixel where it can be."""
 
-import colorsys
 import itertools
 import re
 import threading
@@ -15,7 +14,8 @@ from hf_segvit.data.generated_scenes import generate_scene, scene_labels
 from hf_segvit.data.mask_files import MAX_ID, panoptic_png, read_color_ids
 from hf_segvit.drawing import fonts
 from hf_segvit.drawing import name_boxes as label_boxes
-from hf_segvit.drawing.segments import contact_sheet, draw_segments, plot_curves, segment_colors
+from hf_segvit.drawing.colors import COLOR_VISIONS, class_color, segment_colors
+from hf_segvit.drawing.segments import class_legend, contact_sheet, draw_segments, plot_curves
 
 NAMES = {0: "cat", 1: "dog", 2: "grass"}
 
@@ -42,7 +42,7 @@ def boxes(monkeypatch):
 
 @pytest.fixture
 def no_labels(monkeypatch):
-    monkeypatch.setattr("hf_segvit.drawing.segments.draw_labels", lambda *args: None)
+    monkeypatch.setattr("hf_segvit.drawing.segments.label_segments", lambda *args: set())
 
 
 def test_tint_outline_and_void(no_labels):
@@ -96,17 +96,49 @@ def test_scale_enlarges_without_moving(no_labels):
     assert (drawing[:, 30] == colors[1]).all()
 
 
+def oklab_distances(colors, vision):
+    """(N, N) distances of sRGB colours as seen with a kind of colour vision."""
+    rgb = np.array(colors) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ COLOR_VISIONS[vision].T, 0, 1)
+    # Linear sRGB to OKLab by Ottosson's own forward matrices; the code inverts the backward ones.
+    to_cones = [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+    to_lab = [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+    lab = np.cbrt(linear @ np.transpose(to_cones)) @ np.transpose(to_lab)
+    return np.linalg.norm(lab[:, None] - lab[None], axis=-1) + np.eye(len(lab))
+
+
+@pytest.mark.parametrize("vision", COLOR_VISIONS)
+def test_classes_look_different_to_everyone(vision):
+    colors = [class_color(label) for label in range(133)]
+    distances = oklab_distances(colors, vision)
+    # 0.02 is a difference that is just noticed in flat patches beside one another.
+    assert distances[:12, :12].min() > 0.075
+    assert distances[:20, :20].min() > 0.06
+    assert distances[:40, :40].min() > 0.045
+    assert min(distances[label, label + 8] for label in range(125)) > 0.04
+
+
 def test_colors_keep_their_label_and_differ():
-    many = [{"id": i, "label_id": i} for i in range(12)]
-    colors = list(segment_colors(many).values())
-    distances = [np.abs(np.subtract(a, b)).max() for a, b in itertools.combinations(colors, 2)]
-    assert min(distances) > 40
+    colors = [class_color(label) for label in range(256)]
+    assert len({*colors}) == 256
+    assert class_color(256 + 7) == class_color(7)
     assert segment_colors([{"id": 9, "label_id": 5}])[9] == colors[5]
-    instances = segment_colors([{"id": i, "label_id": 3} for i in range(6)])
-    assert len(set(instances.values())) == 6
-    hues = [colorsys.rgb_to_hsv(*(value / 255 for value in color))[0] for color in instances.values()]
-    assert max(abs((hue - hues[0] + 0.5) % 1 - 0.5) for hue in hues) < 0.12
     assert all(isinstance(value, int) and 0 <= value <= 255 for color in colors for value in color)
+    for label in range(20):
+        shades = [*segment_colors([{"id": i, "label_id": label} for i in range(6)]).values()]
+        assert shades[0] == colors[label]
+        distances = oklab_distances(shades, "normal")
+        assert min(distances[i, i + 1] for i in range(5)) > 0.05
+        assert distances[0].min() > 0.04
 
 
 def test_label_stands_at_the_innermost_point(boxes):
@@ -119,26 +151,74 @@ def test_label_stands_at_the_innermost_point(boxes):
     np.testing.assert_allclose([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2], [315, 220], atol=8)
 
 
-def test_labels_do_not_hide_one_another(boxes):
-    # 5 x 4 small segments in the middle, closer than their labels are large.
-    segmentation = np.full((480, 640), -1)
-    for number, (row, column) in enumerate(itertools.product(range(4), range(5))):
-        segmentation[200 + 16 * row :, 260 + 26 * column :][:12, :20] = number
-    draw_segments(np.zeros((480, 640, 3), np.uint8), segmentation, rows(*[0] * 20, score=0.5), NAMES)
-    assert len(boxes) == 20
-    for one, other in itertools.combinations(boxes, 2):
+def test_labels_lie_on_their_segments_and_never_on_one_another(boxes):
+    # 4 x 3 segments with room for a name each, and one around them that has none.
+    segmentation = np.zeros((480, 640), int)
+    for number, (row, column) in enumerate(itertools.product(range(4), range(3)), start=1):
+        segmentation[10 + 120 * row :, 10 + 212 * column :][:110, :200] = number
+    draw_segments(np.zeros((480, 640, 3), np.uint8), segmentation, rows(*[0] * 13, score=0.5), NAMES)
+    placed = np.array([box for box in boxes if box is not None])
+    assert len(placed) == 12
+    for one, other in itertools.combinations(placed, 2):
         assert (np.minimum(one[2:], other[2:]) <= np.maximum(one[:2], other[:2])).any()
-    corners = np.array(boxes)
-    assert corners.min() >= 0
-    assert (corners[:, 2:] < [640, 480]).all()
+    on = []
+    for x0, y0, x1, y1 in placed.round().astype(int):
+        ids, counts = np.unique(segmentation[y0:y1, x0:x1], return_counts=True)
+        on.append(ids[counts.argmax()])
+        assert counts.max() >= 0.8 * counts.sum()
+    assert sorted(on) == [*range(1, 13)]
 
 
-def test_labels_without_a_free_place_are_left_out(boxes):
-    # Room for three lines of text, and one label a line.
-    segmentation = np.arange(8).repeat(5)[:, None].repeat(60, axis=1)
-    draw_segments(np.zeros((40, 60, 3), np.uint8), segmentation, rows(*[0] * 8, score=0.5), NAMES)
-    assert len(boxes) == 8
-    assert sum(box is not None for box in boxes) == 2
+def test_small_segments_are_named_in_the_legend(boxes):
+    segmentation = np.zeros((150, 200), int)
+    segmentation[20:24, 30:36] = 1  # 24 pixels
+    segmentation[60:64, 30:36] = 2
+    image, info = np.full((150, 200, 3), 90, np.uint8), rows(2, 0, 0, score=0.5)
+    without = draw_segments(image, segmentation, info, NAMES)
+    assert without.size == (200, 150)
+    assert len(boxes) == 1, "only grass has room"
+    drawing = draw_segments(image, segmentation, info, NAMES, with_legend=True)
+    assert drawing.width == 200
+    assert 150 < drawing.height < 190
+    assert ImageChops.difference(drawing.crop((0, 0, 200, 150)), without).getbbox() is None
+    strip = np.asarray(drawing.crop((0, 150, *drawing.size)))
+    assert (strip == class_color(0)).all(-1).any()
+    assert not (strip == class_color(2)).all(-1).any(), "grass is named in the image"
+    # Where all names have room there is no legend, nor without names.
+    assert draw_segments(image, np.zeros((150, 200), int), rows(2), NAMES, with_legend=True).size == (200, 150)
+    assert draw_segments(image, segmentation, info, NAMES, labels=False, with_legend=True).size == (200, 150)
+
+
+def test_a_score_gives_way_to_its_name(boxes, monkeypatch):
+    written = []
+    monkeypatch.setattr(label_boxes, "_draw_box", lambda drawing, box, text, *rest: written.append(text))
+    for width in (300, 32, 12):
+        segmentation = np.full((300, 400), -1)
+        segmentation[:200, :width] = 0
+        draw_segments(np.zeros((300, 400, 3), np.uint8), segmentation, rows(2, score=0.5), NAMES)
+    assert written == ["grass 0.50", "grass"]
+
+
+def test_long_legends_are_cut_and_counted(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(label_boxes.ImageDraw.ImageDraw, "text", lambda self, xy, text, **style: drawn.append(text))
+    entries = {f"class number {number}": class_color(number) for number in range(200)}
+    strip = label_boxes.legend(300, entries, 12)
+    assert strip.size == (300, label_boxes.MAX_LEGEND_ROWS * 18 + 6)
+    shown = len(drawn) - 1
+    assert drawn[-1] == f"… and {200 - shown} more"
+    assert drawn[:shown] == [*entries][:shown]
+
+
+def test_a_sheet_has_one_legend_of_all_its_classes():
+    panel = Image.new("RGB", (300, 200), "gray")
+    entries = class_legend([rows(2, 0), rows(0, 1)], NAMES)
+    assert entries == {name: class_color(label) for label, name in NAMES.items()}
+    sheet, plain = contact_sheet([[panel]], entries=entries), contact_sheet([[panel]])
+    assert ImageChops.difference(sheet.crop((0, 0, *plain.size)), plain).getbbox() is None
+    strip = np.asarray(sheet.crop((0, plain.height, *sheet.size)))
+    for color in entries.values():
+        assert (strip == color).all(-1).sum() > 50
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (1, 300), (300, 1), (24, 32)])
@@ -162,15 +242,20 @@ def test_letters_grow_with_the_image(boxes):
     assert heights[0] >= 13
 
 
-def test_text_is_drawn_and_long_names_are_cut(boxes):
+def test_text_is_drawn_on_one_line(boxes):
     drawings = {
         name: draw_segments(np.zeros((200, 200, 3), np.uint8), np.zeros((200, 200), int), rows(0), {0: name})
-        for name in ("cat", "dog", "a very long name " * 20, "two\nlines")
+        for name in ("cat", "dog", "two\nlines")
     }
     assert ImageChops.difference(drawings["cat"], drawings["dog"]).getbbox() is not None
-    assert all(box[0] >= 0 and box[2] <= 200 for box in boxes)
-    assert boxes[2][2] - boxes[2][0] > 150
-    assert len({round(box[3] - box[1]) for box in boxes}) == 1, "every label is one line"
+    assert len({round(box[3] - box[1]) for box in boxes}) == 1
+    # A name that is wider than the image is for the legend, cut there.
+    wide = draw_segments(
+        np.zeros((200, 200, 3), np.uint8), np.zeros((200, 200), int), rows(0), {0: "long " * 99}, with_legend=True
+    )
+    assert wide.width == 200
+    assert 205 < wide.height < 230
+    assert boxes[3] is None
 
 
 def test_hidden_rows_and_empty_images_are_fine(boxes):
@@ -275,13 +360,14 @@ def test_noisy_curves_are_smoothed_to_their_ends_and_exact_ones_stay(tmp_path, m
     np.testing.assert_array_equal(drawn["rest"], schedule)
 
 
-def test_axes_have_no_offset(tmp_path):
-    history = {"memory in MiB": [(step, 1425 + step / 1000) for step in range(60)]}
+def test_axes_have_no_offset_and_do_not_magnify_rounding(tmp_path):
+    history = {"memory in MiB": [(step, 1494.88 + step / 500) for step in range(60)]}
     plot_curves(history, tmp_path / "curves.svg", exact=("memory in MiB",))
     # Text in an SVG is in comments beside its outlines.
     texts = re.findall(r"<!-- (.*) -->", (tmp_path / "curves.svg").read_text())
-    assert "1425.00" in texts
     assert not [text for text in texts if text.startswith("+")]
+    ticks = [float(text) for text in texts if re.fullmatch(r"1[45]\d\d(\.\d+)?", text)]
+    assert max(ticks) - min(ticks) >= 0.015 * 1494
 
 
 def test_bad_curves_are_named(tmp_path):

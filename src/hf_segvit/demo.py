@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
 from .atomic_files import replacing, replacing_folder, write_json
-from .drawing.segments import contact_sheet, draw_segments
+from .drawing.segments import class_legend, contact_sheet, draw_segments
 from .evaluation import EvaluationResult, evaluate
 from .inference.loading import quiet_transformers
 from .inference.segmenter import Segmenter
@@ -233,5 +233,7 @@ def draw_answers(
         )
         panels += [large, truth, prediction]
     rows = [panels[start : start + 6] for start in range(0, len(panels), 6)]
+    titles = ["input", "truth", "prediction"] * min(2, len(scenes))
+    drawn = [*(scene["segments"] for scene in scenes), *(answer["segments_info"] for answer in answers)]
     with replacing(path) as partial:
-        contact_sheet(rows, ["input", "truth", "prediction"] * min(2, len(scenes))).save(partial)
+        contact_sheet(rows, titles, entries=class_legend(drawn, id2label)).save(partial)

@@ -12,7 +12,8 @@ from PIL import Image, ImageFont
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
 from hf_segvit.drawing import fonts
-from hf_segvit.drawing.segments import contact_sheet, draw_prompts, draw_segments, segment_colors
+from hf_segvit.drawing.colors import segment_colors
+from hf_segvit.drawing.segments import contact_sheet, draw_prompts, draw_segments
 from hf_segvit.inference.segmenter import Segmenter, task_of_checkpoint
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 
@@ -38,12 +39,12 @@ def no_system_fonts(monkeypatch):
 def drawn(names, monkeypatch):
     """The texts that are drawn for segments of these names."""
     texts = []
-    monkeypatch.setattr("hf_segvit.drawing.segments.draw_labels", lambda *args: texts.extend(args[2]))
+    monkeypatch.setattr("hf_segvit.drawing.segments.label_segments", lambda *args: texts.extend(args[2]))
     side = 20 * len(names)
     segmentation = np.arange(side)[None].repeat(40, 0) // 20
     rows = [{"id": index, "label_id": index + 7, "score": 0.5} for index in range(len(names))]
     draw_segments(Image.new("RGB", (side, 40)), segmentation, rows, {i + 7: name for i, name in enumerate(names)})
-    return texts
+    return [with_score for with_score, _ in texts]
 
 
 def test_the_font_that_is_chosen_has_every_letter():
@@ -73,7 +74,7 @@ def test_without_a_font_accents_go_and_other_names_become_label_ids(no_system_fo
 
 def test_prompts_and_titles_are_never_boxes_either(no_system_fonts, monkeypatch):
     texts = []
-    monkeypatch.setattr("hf_segvit.drawing.segments.draw_labels", lambda *args: texts.extend(args[2]))
+    monkeypatch.setattr("hf_segvit.drawing.segments.label_marks", lambda *args: texts.extend(args[2]))
     draw_prompts(Image.new("RGB", (40, 40)), [(5, 5)], [], [3], ["猫 0.9"])
     assert texts == ["class 3"]
     plain, odd = (contact_sheet([[Image.new("RGB", (90, 90))]], row_titles=[title]) for title in ("?.png", "猫.png"))
@@ -101,7 +102,7 @@ def test_a_label_has_one_colour_in_every_image_and_its_neighbours_others():
         alone = colour(label)
         assert (alone == colour(label, others=(label + 1, label + 2))).all(), "whatever else is in the image"
         for step in (1, 2, 8, 16):
-            assert np.abs(alone - colour(label + step)).max() >= 30, (label, step)
+            assert np.abs(alone - colour(label + step)).max() >= 25, (label, step)
 
 
 @pytest.fixture(scope="module")

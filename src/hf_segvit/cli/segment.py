@@ -136,7 +136,7 @@ def _add_job_options(parser: Any) -> None:
     )
     for kind, what in (("crops", "the image within the box of each segment"), ("masks", "a PNG mask of each segment")):
         group.add_argument(f"--{kind}", action="store_true", help=f"also {what}, in the folder {kind}")
-    group.add_argument("--no-labels", action="store_true", help="no names in the overlays")
+    group.add_argument("--no-labels", action="store_true", help="neither names nor a legend in the overlays")
     group.add_argument("--every", type=int, default=1, metavar="N", help="take every n-th frame of videos (default 1)")
     group.add_argument("--workers", type=int, metavar="N", help="threads that read images (default: cores, at most 4)")
     group.add_argument("--writers", type=int, metavar="N", help="threads that write files (default: cores, at most 4)")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..drawing.segments import contact_sheet, draw_segments
+from ..drawing.colors import Color
+from ..drawing.segments import class_legend, contact_sheet, draw_segments
 from ..lookup import printable
 from ..models.image_decoding import shown_rgb
 from ..models.mask_encoding import decode_mask
@@ -177,14 +178,29 @@ def sample_sheet(
         titles = [str(sample["image_id"]) for sample, _ in samples]
         rows = [panels[start : start + _COLUMNS] for start in range(0, len(panels), _COLUMNS)]
         captions = ["   |   ".join(titles[start : start + _COLUMNS]) for start in range(0, len(titles), _COLUMNS)]
-        return contact_sheet(rows, row_titles=captions, panel_size=_PANEL)
+        return contact_sheet(rows, row_titles=captions, panel_size=_PANEL, entries=_legend(samples))
     augment = augmentation(recipe, size)
     rows, captions = [], []
     for index, (sample, names) in enumerate(samples):
         augmented = [augment(sample, sample_generator(0, epoch, index)) for epoch in range(_COLUMNS - 1)]
         rows.append([_drawn(sample, names), *(_drawn_augmented(version, names) for version in augmented)])
         captions.append(str(sample["image_id"]))
-    return contact_sheet(rows, ["as read", *[recipe] * (_COLUMNS - 1)], row_titles=captions, panel_size=_PANEL)
+    titles = ["as read", *[recipe] * (_COLUMNS - 1)]
+    return contact_sheet(rows, titles, row_titles=captions, panel_size=_PANEL, entries=_legend(samples))
+
+
+def _legend(samples: Sequence[tuple[dict[str, Any], Mapping[int, str]]]) -> dict[str, Color]:
+    marked = [_with_crowds(sample["segments"], names) for sample, names in samples]
+    return {name: color for rows, names in marked for name, color in class_legend([rows], names).items()}
+
+
+def _with_crowds(
+    rows: Sequence[Mapping[str, Any]], id2label: Mapping[int, str]
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Rows and names where crowds have labels of their own, to be named as such: they are no training targets."""
+    crowds = {row["label_id"] for row in rows if row["is_crowd"]}
+    names = {**id2label, **{label + len(id2label): f"{id2label[label]} (crowd)" for label in crowds}}
+    return [{**row, "label_id": row["label_id"] + len(id2label) * row["is_crowd"]} for row in rows], names
 
 
 def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Image:
@@ -197,10 +213,7 @@ def _drawn(sample: Mapping[str, Any], id2label: Mapping[int, str]) -> Image.Imag
     image = shown_rgb(sample["image"])
     # Small images are enlarged before labels are written, which would cover them otherwise.
     scale = max(1, math.ceil(min(_PANEL[0] / image.width, _PANEL[1] / image.height)))
-    crowds = {row["label_id"] for row in rows if row["is_crowd"]}
-    # Crowds get labels of their own, to be named as such: they are no training targets.
-    names = {**id2label, **{label + len(id2label): f"{id2label[label]} (crowd)" for label in crowds}}
-    marked = [{**row, "label_id": row["label_id"] + len(id2label) * row["is_crowd"]} for row in rows]
+    marked, names = _with_crowds(rows, id2label)
     return draw_segments(image, segment_map, marked, names, scale=min(scale, _MOST_ENLARGED))
 
 

@@ -1,17 +1,18 @@
 """Draw segments and prompts on images, contact sheets, and curves.
 
-- `draw_segments`: an image with its segments tinted, outlined and labelled, in the colours of `segment_colors`.
+- `draw_segments`: an image with its segments tinted, outlined and labelled, in the colours of colors.py.
 - `draw_prompts`: an image with points and boxes, each with its answer beside it.
 - `contact_sheet`: rows of images under column titles, such as input, truth and prediction.
 - `plot_curves`: histories of numbers, one panel per quantity.
 
-A label has the same hue in every image. H W pixels, R segments (rows of `segments_info`).
+A class has the same colour in every image. H W pixels, R segments (rows of `segments_info`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,11 @@ from PIL import Image, ImageDraw
 
 from ..atomic_files import replacing
 from ..models.image_decoding import shown_rgb
+from .colors import Color, class_color, segment_colors
 from .fonts import drawable, font_of, shortened
-from .name_boxes import Measure, draw_labels
-
-Color = tuple[int, int, int]
+from .name_boxes import Measure, label_marks, label_segments, legend, letter_size
 
 _LONG = 50  # points; shorter histories get a dot at each point, longer ones a running mean
-# OKLab to cube roots of cone responses, and cone responses to linear sRGB; from Ottosson, "A perceptual color space for
-# image processing", 2020.
-_OKLAB_TO_CONES = [
-    [1, 0.3963377774, 0.2158037573],
-    [1, -0.1055613458, -0.0638541728],
-    [1, -0.0894841775, -1.2914855480],
-]
-_CONES_TO_RGB = [
-    [4.0767416621, -3.3077115913, 0.2309699292],
-    [-1.2684380046, 2.6097574011, -0.3413193965],
-    [-0.0041960863, -0.7034186147, 1.7076147010],
-]
 
 
 def draw_segments(
@@ -51,8 +39,11 @@ def draw_segments(
     scale: int = 1,
     measures: Sequence[Measure] | None = None,
     labels: bool = True,
+    with_legend: bool = False,
 ) -> Image.Image:
     """Draw segments over an image: tinted, outlined, and labelled with name and score where there is room.
+
+    A name is written only inside of its segment, and never over another name.
 
     Args:
         image: image or (H, W, 3) uint8 array.
@@ -63,6 +54,7 @@ def draw_segments(
         scale: whole factor by which the drawing is larger than the image, to make room for labels on small images.
         measures: area and (x, y, width, height) of each row's segment in pixels; None: measured here.
         labels: whether names are written.
+        with_legend: whether classes without a written name are listed below the image, which makes the drawing higher.
 
     Raises:
         ValueError: sizes differ, the map holds an id without a row, a label has no name, or an option is out of range.
@@ -79,7 +71,6 @@ def draw_segments(
             f"{index.shape[1]} (height x width); pass target_sizes= to the post-processing"
         )
     names = {label: _name(label, id2label) for label in {row["label_id"] for row in segments_info}}
-    texts = [_label_text(row, names) for row in segments_info]
     if scale > 1:
         measures = None  # they are in pixels of the unscaled map
         canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
@@ -92,24 +83,27 @@ def draw_segments(
     # One pixel per 500 of the shorter side keeps outlines equally visible at every image size.
     outline = Image.fromarray(_outlines(index, max(1, round(min(index.shape) / 500))) & (index > 0))
     drawing.paste(paint, mask=outline)
-    if labels:
-        draw_labels(drawing, index, texts, row_colors, measures)
-    return drawing
+    if not labels:
+        return drawing
+    texts = [_label_texts(row, names) for row in segments_info]
+    written = label_segments(drawing, index, texts, row_colors, measures)
+    if not with_legend:
+        return drawing
+    visible = np.bincount(index.ravel(), minlength=len(segments_info) + 1)[1:]
+    counts = Counter(row["label_id"] for row, area in zip(segments_info, visible, strict=True) if area)
+    unnamed = sorted({*counts} - {segments_info[number]["label_id"] for number in written})
+    if not unnamed:
+        return drawing
+    entries = {
+        names[label] + (f" ({counts[label]})" if counts[label] > 1 else ""): class_color(label) for label in unnamed
+    }
+    return _stacked(drawing, legend(drawing.width, entries, letter_size(drawing, len(texts))))
 
 
-def segment_colors(segments_info: Sequence[Mapping[str, Any]]) -> dict[int, Color]:
-    """(red, green, blue) in [0, 255] by segment id: a hue for each label, shades for its segments, always the same."""
-    colors: dict[int, Color] = {}
-    num_segments: dict[int, int] = {}
-    for row in segments_info:
-        label, number = row["label_id"], num_segments.get(row["label_id"], 0)
-        num_segments[label] = number + 1
-        # Multiples of the golden ratio spread any number of hues evenly. Lightness tells labels of similar hue apart,
-        # such as k and k + 8, which are 20 degrees apart; with five levels those up to k + 40.
-        hue = 360 * ((0.08 + label * 0.6180339887) % 1) + (0, 16, -16, 8, -8)[number % 5]
-        lightness = (0.74, 0.58, 0.84, 0.66, 0.5)[label // 8 % 5] + (0, -0.13, 0.07, -0.2, 0.12, -0.07)[number % 6]
-        colors[row["id"]] = _oklch_color(min(lightness, 0.9), 0.17, hue)
-    return colors
+def class_legend(answers: Iterable[Sequence[Mapping[str, Any]]], id2label: Mapping[int, str]) -> dict[str, Color]:
+    """The legend of several drawings: colour by name of all classes in the `segments_info` of any, in their order."""
+    labels = {row["label_id"] for rows in answers for row in rows}
+    return {_name(label, id2label): class_color(label) for label in sorted(labels)}
 
 
 def contact_sheet(
@@ -118,6 +112,7 @@ def contact_sheet(
     *,
     row_titles: Sequence[str] = (),
     panel_size: tuple[int, int] | None = None,
+    entries: Mapping[str, Color] | None = None,
 ) -> Image.Image:
     """Lay out rows of images on white; each is scaled to fit its cell, with its aspect ratio kept.
 
@@ -125,6 +120,7 @@ def contact_sheet(
         panels: rows of images.
         column_titles: one for each column, or none; likewise `row_titles`.
         panel_size: (width, height) of a cell in pixels; None: the largest width and height of all images.
+        entries: colour by name for a legend below, see `class_legend`.
 
     Raises:
         ValueError: there is no image, or not as many titles as rows or columns.
@@ -161,7 +157,7 @@ def contact_sheet(
             x = gap + column * (cell_width + gap) + (cell_width - panel.width) // 2
             sheet.paste(panel, (x, y + caption + (row_heights[index] - caption - gap - panel.height) // 2))
         y += row_heights[index]
-    return sheet
+    return _stacked(sheet, legend(sheet.width, entries, font_size)) if entries else sheet
 
 
 def plot_curves(
@@ -213,6 +209,7 @@ def plot_curves(
         whole_steps = all(float(step).is_integer() for name in names for step, _ in history[name])
         axes.xaxis.set_major_locator(MaxNLocator(integer=whole_steps, nbins=6))
         axes.ticklabel_format(axis="y", useOffset=False)  # no "+1.425e3" above an axis with ticks like 0.1
+        _widen(axes)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
@@ -222,6 +219,14 @@ def plot_curves(
             figure.savefig(partial)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+
+
+def _widen(axes: Any) -> None:
+    """Show at least 2 % of the values' size, lest rounding errors of a constant fill the panel."""
+    low, high = axes.get_ylim()
+    missing = 0.02 * max(abs(low), abs(high)) - (high - low)
+    if missing > 0:
+        axes.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def _row_numbers(segmentation: Any, segments_info: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -255,9 +260,16 @@ def _name(label_id: int, id2label: Mapping[int, str]) -> str:
     return drawable(shortened(str(id2label[label_id])), f"class {label_id}")
 
 
-def _label_text(row: Mapping[str, Any], names: Mapping[int, str]) -> str:
+def _label_texts(row: Mapping[str, Any], names: Mapping[int, str]) -> list[str]:
     name = names[row["label_id"]]
-    return name if row.get("score") is None else f"{name} {row['score']:.2f}"
+    return [name] if row.get("score") is None else [f"{name} {row['score']:.2f}", name]
+
+
+def _stacked(above: Image.Image, below: Image.Image) -> Image.Image:
+    both = Image.new("RGB", (above.width, above.height + below.height), "white")
+    both.paste(above, (0, 0))
+    both.paste(below, (0, above.height))
+    return both
 
 
 def _outlines(index: np.ndarray, thickness: int) -> np.ndarray:
@@ -270,16 +282,6 @@ def _outlines(index: np.ndarray, thickness: int) -> np.ndarray:
         edges[:, shift:] |= horizontal
         edges[:, :-shift] |= horizontal
     return edges
-
-
-def _oklch_color(lightness: float, chroma: float, hue: float) -> Color:
-    """sRGB of an OKLCH colour, a space in which equal steps look equal; hue in degrees."""
-    a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
-    cones = np.array(_OKLAB_TO_CONES) @ [lightness, a, b]
-    linear = np.clip(np.array(_CONES_TO_RGB) @ cones**3, 0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)  # gamma of sRGB
-    red, green, blue = (int(value) for value in np.rint(255 * encoded))
-    return red, green, blue
 
 
 def _scaled_to_fit(panel: Image.Image, width: int, height: int) -> Image.Image:
@@ -322,7 +324,7 @@ def draw_prompts(
     # One row for each label, so that all prompts of a label get its first shade.
     colors = segment_colors([{"id": label, "label_id": label} for label in sorted(set(label_ids))])
     radius, line = max(2, round(side / 90)), max(1, round(side / 250))
-    # A segment map of the marks, as `draw_labels` needs it; points are drawn last, as a box would hide them.
+    # A map of the marks, as `label_marks` needs it; points are drawn last, as a box would hide them.
     marks = Image.new("I", drawing.size, 0)
     canvas, mark = ImageDraw.Draw(drawing), ImageDraw.Draw(marks)
     for index, box in enumerate(boxes, start=len(points)):
@@ -335,5 +337,5 @@ def draw_prompts(
         canvas.ellipse(dot, fill=colors[label_ids[index]], outline="white", width=max(1, radius // 3))
         mark.ellipse(dot, fill=index + 1)
     texts = [drawable(shortened(text), f"class {label}") for text, label in zip(texts, label_ids, strict=True)]
-    draw_labels(drawing, np.array(marks, dtype=np.int64), texts, [colors[label] for label in label_ids])
+    label_marks(drawing, np.array(marks, dtype=np.int64), texts, [colors[label] for label in label_ids])
     return drawing

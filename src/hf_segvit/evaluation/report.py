@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import replacing
-from ..drawing.segments import contact_sheet, draw_segments
+from ..drawing.segments import class_legend, contact_sheet, draw_segments
 from ..inference.segmenter import Segmenter
 from ..models.image_decoding import image_size, shown_rgb, to_pixels
 from ..models.image_values import AS_STORED
@@ -74,19 +74,25 @@ def draw_worst(
     task = evaluation_task(segmenter.task, len(id2label))
     table = match_labels(segmenter.id2label, id2label).table
     # Answers are not kept during an evaluation, which would fill the memory, so the model runs again on these few.
-    panels = []
+    panels, drawn = [], []
     for score in scores:
         entry = dataset[score.index]
         image = to_pixels(entry["image"], settings=AS_STORED)
         (answer,) = segmenter.answers([image])
         answer = answer if table is None else task.relabel(answer, table)
         size = image_size(image)
-        drawings = [
-            draw_segments(image, *task.segments(side, size), id2label) for side in (task.reference(entry), answer)
-        ]
+        sides = [task.segments(side, size) for side in (task.reference(entry), answer)]
+        drawings = [draw_segments(image, *side, id2label) for side in sides]
+        drawn += [rows for _, rows in sides]
         panels.append([shown_rgb(image), *drawings])
     titles = [f"{score.image_id}: {_cell(score.score)}" for score in scores]
-    sheet = contact_sheet(panels, ("image", "truth", "answer"), row_titles=titles, panel_size=(480, 360))
+    sheet = contact_sheet(
+        panels,
+        ("image", "truth", "answer"),
+        row_titles=titles,
+        panel_size=(480, 360),
+        entries=class_legend(drawn, id2label),
+    )
     try:
         with replacing(path) as partial:
             sheet.save(partial)

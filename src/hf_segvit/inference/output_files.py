@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..drawing.segments import contact_sheet
+from ..drawing.segments import class_legend, contact_sheet
 from ..lookup import printable
 from .segmented_image import DEFAULT_CHOICE, OutputChoice, Segment, SegmentedImage, prepare_paths, save_image
 
@@ -35,7 +35,9 @@ def write_segment_files(
     comparison = prefix.with_name(f"{prefix.name}.comparison.png")
     prepare_paths([comparison])
     alone = replace(before, image=image, id2label=id2label).plot(labels=choice.labels)
-    save_image(contact_sheet([[image, alone, answer.plot(labels=choice.labels)]], TITLES), comparison)
+    entries = class_legend([before.segments_info, answer.segments_info], id2label) if choice.labels else None
+    sheet = contact_sheet([[image, alone, answer.plot(labels=choice.labels)]], TITLES, entries=entries)
+    save_image(sheet, comparison)
     changes = [change.as_row() for change in label_changes(before, answer)]
     return [comparison, *answer.save(prefix, about=about, choice=choice, further={"label_changes": changes})]
 

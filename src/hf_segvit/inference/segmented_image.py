@@ -5,7 +5,7 @@ what `hf-segvit segment` writes, as `OutputChoice` says:
 
 - `NAME.overlay.png` (or jpg): the image with its segments tinted, outlined and labelled.
 - `NAME.panoptic.png` (panoptic): segment ids in COCO's encoding, id = R + 256 * G + 65536 * B, void 0.
-- `NAME.semantic.png` (semantic): one channel of class ids.
+- `NAME.semantic.png` (semantic): one channel of class ids, with a palette.
 - `NAME.segments.json`: what the segments are; its form is described at `description`.
 
 H W pixels, R segments.
@@ -24,6 +24,7 @@ from PIL import Image
 from ..atomic_files import replacing, write_json
 from ..data.mask_files import panoptic_png
 from ..data.outlines import Polygon, mask_polygons
+from ..drawing.colors import class_color
 from ..drawing.segments import draw_segments
 from ..models.image_decoding import shown_rgb
 from ..models.mask_encoding import decode_mask, encode_mask
@@ -164,8 +165,11 @@ class SegmentedImage:
             crop.putalpha(Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
         return crop
 
-    def plot(self, image: Any = None, *, labels: bool = True, alpha: float = 0.5) -> Image.Image:
-        """The image (or another of its size) with its segments tinted, outlined and, on request, labelled."""
+    def plot(self, image: Any = None, *, labels: bool = True, alpha: float = 0.5, legend: bool = False) -> Image.Image:
+        """The image (or another of its size) with its segments tinted, outlined and, on request, labelled.
+
+        A legend lists the classes whose names have no room, in a strip below the image.
+        """
         names = dict(self.id2label) or {each.label_id: each.label for each in self.segments}
         return draw_segments(
             self._image() if image is None else image,
@@ -175,6 +179,7 @@ class SegmentedImage:
             alpha=alpha,
             measures=self.measures,
             labels=labels,
+            with_legend=legend,
         )
 
     def to_coco(self, image_id: int = 1, category_ids: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
@@ -292,7 +297,7 @@ class SegmentedImage:
         paths = {ending.partition(".")[0]: prefix.with_name(f"{prefix.name}.{ending}") for ending in endings}
         prepare_paths(paths.values())
         if "overlay" in paths:
-            save_image(self.plot(labels=choice.labels), paths["overlay"])
+            save_image(self.plot(labels=choice.labels, legend=choice.labels), paths["overlay"])
         if "panoptic" in paths:
             panoptic_png(np.maximum(self.segment_map, 0) - 1, paths["panoptic"])  # adds one to what it is given
         elif "semantic" in paths:
@@ -302,8 +307,15 @@ class SegmentedImage:
         return list(paths.values())
 
     def label_image(self) -> Image.Image:
-        """The semantic map as a greyscale image of 8 bits, or 16 for more than 256 classes."""
-        return Image.fromarray(self.segment_map.astype(np.uint8 if len(self.id2label) <= 256 else np.uint16))
+        """The semantic map as an image of class ids: 8 bits with the classes' colours as palette, or 16 bits.
+
+        The palette only shows the ids in colour; 16 bits, for more than 256 classes, cannot have one.
+        """
+        if len(self.id2label) > 256:
+            return Image.fromarray(self.segment_map.astype(np.uint16))
+        image = Image.fromarray(self.segment_map.astype(np.uint8))
+        image.putpalette([value for label in range(256) for value in class_color(label)])
+        return image
 
     def _image(self) -> Any:
         if self.image is None:

@@ -25,6 +25,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from ...data import reading
+from ...drawing.colors import Color
 from ...drawing.segments import contact_sheet
 from ...hub.check import published_data_name
 from ...hub.model_card import make_model_card
@@ -436,6 +437,6 @@ def validation_split(spec: str) -> str:
     )
 
 
-def side_by_side(panels: Sequence[Image.Image]) -> Image.Image:
-    """Image, truth and answer in a row, under these titles."""
-    return contact_sheet([panels], ("image", "truth", "answer"))
+def side_by_side(panels: Sequence[Image.Image], entries: Mapping[str, Color] | None = None) -> Image.Image:
+    """Image, truth and answer in a row, under these titles, over a legend of colours by name."""
+    return contact_sheet([panels], ("image", "truth", "answer"), entries=entries)

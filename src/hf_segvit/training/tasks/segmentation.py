@@ -17,7 +17,7 @@ from PIL import Image
 from ...data.augmentation import AugmentedDataset, augmentation
 from ...data.collation import MaskCollator, binary_masks, normalize_pixels, placed_pixels
 from ...data.reading import DataDescription
-from ...drawing.segments import draw_segments
+from ...drawing.segments import class_legend, draw_segments
 from ...evaluation import evaluate
 from ...evaluation.tasks import evaluation_task
 from ...inference.segmenter import Segmenter
@@ -117,9 +117,13 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
             image = to_pixels(entry["image"], settings=segmenter.image_settings)
             (answer,) = segmenter.answers([image])
             size = image_size(image)
-            truth = draw_segments(image, *task.segments(task.reference(entry), size), description.id2label)
-            drawing = draw_segments(image, *task.segments(answer, size), segmenter.id2label)
-            strips.append(side_by_side([shown_rgb(image), truth, drawing]))
+            sides = [
+                (*task.segments(task.reference(entry), size), description.id2label),
+                (*task.segments(answer, size), segmenter.id2label),
+            ]
+            entries = {name: color for _, rows, names in sides for name, color in class_legend([rows], names).items()}
+            panels = [shown_rgb(image), *(draw_segments(image, *side) for side in sides)]
+            strips.append(side_by_side(panels, entries))
         return strips
 
     def _augmentation(self) -> Any:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from ...data.collation import PointCollator, normalize_pixels
 from ...data.mixture import MixedDataset, MixturePart
 from ...data.prompts import IGNORED
 from ...data.reading import DataDescription, available_tasks, describe, load_segmentation_dataset
-from ...drawing.segments import draw_segments
+from ...drawing.segments import draw_prompts
 from ...evaluation.points import evaluate_points, point_source
 from ...inference.loading import load_point_classifier
 from ...inference.point_classifier import PointClassifier
@@ -258,14 +257,11 @@ def _draw_points(
 ) -> Image.Image:
     """A disc at every point, in the colour and with the name of its class."""
     image = shown_rgb(image)  # it may have other bands
-    radius = max(2.0, 0.02 * min(image.size))  # pixels
-    rows, columns = np.mgrid[: image.height, : image.width] + 0.5  # pixel centres
-    discs = np.full((image.height, image.width), -1, dtype=np.int64)
-    info = []
-    for index, ((x, y), label) in enumerate(zip(points.tolist(), labels, strict=True)):
-        discs[(columns - x * image.width) ** 2 + (rows - y * image.height) ** 2 <= radius**2] = index
-        info.append({"id": index, "label_id": label, **({} if scores is None else {"score": scores[index]})})
-    return draw_segments(image, discs, info, id2label, alpha=0.9)
+    scale = torch.tensor([image.width, image.height])
+    names = [id2label[label] for label in labels]
+    texts = names if scores is None else [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+    # Integers are pixel centres there.
+    return draw_prompts(image, (points.cpu() * scale - 0.5).tolist(), [], labels, texts)
 
 
 @dataclass(frozen=True)
