@@ -3,6 +3,7 @@
     python benchmarks/vit_p_scenes.py classes --output runs/vit_p --seed 0 [--eomt FOLDER]
     python benchmarks/vit_p_scenes.py attention --output runs/vit_p --seed 0
     python benchmarks/vit_p_scenes.py boxes --output runs/vit_p --seed 0
+    python benchmarks/vit_p_scenes.py "mixed boxes" --output runs/vit_p --seed 0    # boxes beside fine labels
     python benchmarks/vit_p_scenes.py coarse --output runs/vit_p --seed 0
     python benchmarks/vit_p_scenes.py alone --output runs/vit_p --seed 0    # boxes and coarse labels without fine ones
     python benchmarks/vit_p_scenes.py pretrained --output runs/vit_p --seed 0 --eomt FOLDER
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from measuring import machine
 from torch import Tensor
@@ -38,7 +40,9 @@ from hf_segvit.data.augmentation import AugmentedDataset
 from hf_segvit.data.collation import PointCollator, normalize_pixels
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels
 from hf_segvit.data.mixture import MixedDataset, MixturePart
-from hf_segvit.data.prompts import PointAugmentation
+from hf_segvit.data.prompts import PointAugmentation, segment_boxes
+from hf_segvit.evaluation.points import labelled_segments
+from hf_segvit.metrics.point_accuracy import PointAccuracy
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
@@ -68,17 +72,24 @@ class Stage:
 
     labels: tuple[Labels, ...]
     share: float = 1.0  # of the steps
+    rate: float = 1.0  # of the learning rate
 
 
 FINE, FEW_FINE = Labels("mask"), Labels("mask", 0, FEW)
 BOXES, COARSE = Labels("box", FEW), Labels("coarse", FEW)
+# Boxes as prompts without points anywhere in them, whose labels are wrong wherever a box covers another segment.
+BOX_PROMPTS = Labels("box prompts", FEW)
 CELLS: dict[str, tuple[str, tuple[Stage, ...]]] = {
     "joint": ("joint", (Stage((FINE,)),)),
     "isolated": ("isolated", (Stage((FINE,)),)),
     "few fine": ("joint", (Stage((FEW_FINE,)),)),
     "boxes, then few fine": ("joint", (Stage((BOXES,), 0.7), Stage((FEW_FINE,), 0.3))),
+    "boxes, then few fine gently": ("joint", (Stage((BOXES,), 0.7), Stage((FEW_FINE,), 0.3, rate=0.3))),
+    "few fine + boxes": ("joint", (Stage((FEW_FINE, Labels("box", FEW, share=3.0))),)),
+    "few fine + box prompts": ("joint", (Stage((FEW_FINE, Labels("box prompts", FEW, share=3.0))),)),
     "few fine + coarse": ("joint", (Stage((FEW_FINE, Labels("coarse", FEW, share=3.0))),)),
     "boxes alone": ("joint", (Stage((BOXES,)),)),
+    "box prompts alone": ("joint", (Stage((BOX_PROMPTS,)),)),
     "coarse alone": ("joint", (Stage((COARSE,)),)),
     "EoMT's encoder": ("joint", (Stage((FINE,)),)),
 }
@@ -86,8 +97,9 @@ EXPERIMENTS = {
     "classes": ("joint",),
     "attention": ("joint", "isolated"),
     "boxes": ("few fine", "boxes, then few fine"),
+    "mixed boxes": ("few fine", "boxes, then few fine gently", "few fine + boxes", "few fine + box prompts"),
     "coarse": ("few fine", "few fine + coarse"),
-    "alone": ("boxes alone", "coarse alone"),
+    "alone": ("boxes alone", "box prompts alone", "coarse alone"),
     "pretrained": ("EoMT's encoder",),
 }
 
@@ -129,7 +141,11 @@ def training_samples(stage: Stage, scenes: Scenes, seed: int, num_points: int) -
     parts = []
     for labels in stage.labels:
         augment = PointAugmentation(
-            (IMAGE_SIZE, IMAGE_SIZE), num_points=num_points, source=labels.source, max_rotation=0.0
+            (IMAGE_SIZE, IMAGE_SIZE),
+            num_points=num_points,
+            source="box" if labels.source == "box prompts" else labels.source,
+            box_share=1.0 if labels.source == "box prompts" else 0.5,
+            max_rotation=0.0,
         )
         parts.append(MixturePart(scenes.rows[labels.start : labels.stop], augment, labels.share))
     if len(parts) == 1:
@@ -159,7 +175,7 @@ def train(
         for step in tqdm(range(stage_steps), desc=f"{cell}, seed {seed}", disable=None):
             factor = learning_rate_factor(step, idle=0, warmup=WARMUP_STEPS, total_steps=stage_steps, schedule="cosine")
             for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * factor
+                group["lr"] = LEARNING_RATE * stage.rate * factor
             outputs = model(**collate([samples[key] for key in order.step_samples(step)]))
             outputs.loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
@@ -173,13 +189,25 @@ def train(
 
 @torch.inference_mode()
 def accuracy(model: Any, tests: Scenes) -> dict[str, Any]:
-    """Scores by kind of points."""
-    return score(
+    """Scores by kind of points, and of boxes around the segments."""
+    results = score(
         tests,
         model.config.num_labels,
         NUM_POINTS,
         lambda entry, points: model(pixel_values(entry), as_prompts(points)).logits[0],
     )
+    metric = PointAccuracy(model.config.num_labels)
+    for index in range(len(tests)):
+        segment_map, labels = labelled_segments(tests[index])
+        boxes, present = segment_boxes(segment_map)
+        corners, size = torch.from_numpy(boxes[:, :2]), torch.from_numpy(boxes[:, 2:] - boxes[:, :2])
+        prompts = torch.cat([corners + size / 2, size], dim=1).float()[None]
+        metric.add_batch(
+            predictions=[model(pixel_values(tests[index]), prompts).logits[0]],
+            references=[torch.from_numpy(np.asarray(labels)[present].astype(np.int64))],
+        )
+    results["boxes"] = {"top_1": metric.compute()["top_1"]}
+    return results
 
 
 def pixel_values(entry: Any) -> Tensor:

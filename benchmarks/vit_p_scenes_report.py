@@ -17,7 +17,11 @@ ORDER = (
     "isolated",
     "few fine",
     "boxes, then few fine",
+    "boxes, then few fine gently",
+    "few fine + boxes",
+    "few fine + box prompts",
     "boxes alone",
+    "box prompts alone",
     "few fine + coarse",
     "coarse alone",
     "EoMT's encoder",
@@ -48,6 +52,7 @@ def markdown_table(results: dict[str, list[dict[str, Any]]], timing: dict[str, A
                 "innermost points: top-1",
                 "class-balanced",
                 "rare classes",
+                "boxes: top-1",
                 "seeds",
                 "steps",
                 "CPU min",
@@ -60,6 +65,7 @@ def markdown_table(results: dict[str, list[dict[str, Any]]], timing: dict[str, A
                 *([scores[name] for scores in random] for name in ("top_1", "top_5", "expected_calibration_error")),
                 *([scores[name] for scores in interior] for name in ("top_1", "class_balanced")),
                 [rare_accuracy(scores) for scores in interior],
+                [run["scores"].get("boxes", {}).get("top_1") for run in runs],
             ]
             minutes = [run["seconds"] / 60 for run in runs if "seconds" in run]
             steps = str(runs[0]["steps"]) if minutes else ""
