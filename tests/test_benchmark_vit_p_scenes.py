@@ -62,7 +62,7 @@ def test_runs_are_told_once_and_reported(tmp_path, capsys):
     path = tmp_path / "boxes-then-few-fine-seed0.json"
     result = json.loads(path.read_text())
     assert [step for step, _ in result["history"]] == [2, 4]
-    assert set(result["scores"]) == {"random", "interior"}
+    assert set(result["scores"]) == {"random", "interior", "boxes"}
     assert result["scores"]["random"]["num_points"] == 12
     before = path.stat().st_mtime_ns
     run(tmp_path, "boxes")
@@ -87,7 +87,10 @@ def test_peers_answer_at_the_same_points(tmp_path):
     assert set(results) == {"joint", "linear baseline", "EoMT"}
     assert timing is None
     points = [
-        {kind: [row["points"] for row in scores["per_class"].values()] for kind, scores in cell[0]["scores"].items()}
+        {
+            kind: [row["points"] for row in cell[0]["scores"][kind]["per_class"].values()]
+            for kind in ("random", "interior")
+        }
         for cell in results.values()
     ]
     assert points[0] == points[1] == points[2]
