@@ -1,7 +1,6 @@
 """Exports give PyTorch's answers at any size, are used like any other model, and are refused where damaged."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,9 +25,8 @@ from hf_segvit import (
 )
 from hf_segvit.cli import main
 from hf_segvit.data.generated_scenes import GeneratedScenes
-from hf_segvit.demo import run_demo
-from hf_segvit.evaluation import evaluate
-from hf_segvit.inference.export_record import GraphRecord
+from hf_segvit.hub.export_record import GraphRecord
+from hf_segvit.hub.push import push_to_hub
 from hf_segvit.inference.exported_models import ExportedEoMT, load_exported_model
 from hf_segvit.inference.loading import load_segmentation_model
 from hf_segvit.inference.point_classifier import PointClassifier
@@ -36,7 +34,8 @@ from hf_segvit.inference.runtimes import RuntimeSettings
 from hf_segvit.models.position_resampling import antialiased_weights, official_weights, resample_by_products
 from hf_segvit.models.prompt_layers import resample_as_official
 
-from .tiny_generators import LABELS, noise_images, tiny_classifier
+from .hub_server import HubServer
+from .tiny_generators import LABELS, noise_images, tiny_classifier, tiny_generator
 from .tiny_models import FAMILIES, tiny_eomt
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "onnx_only.py"
@@ -45,6 +44,10 @@ onnx_installed = pytest.mark.skipif(
 )
 openvino_installed = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxscript", "openvino"))), reason="needs the extra openvino"
+)
+executorch_installed = pytest.mark.skipif(find_spec("executorch") is None, reason="needs the extra executorch")
+compiler_installed = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler"
 )
 EVA = {"position_embedding_type": "learned_rope", "rope_reference_grid": 16, "mlp_type": "swiglu", "mlp_norm": True}
 SIGLIP = {"use_cls_token": False, "num_register_tokens": 0, "layer_scale_init_value": None}
@@ -180,14 +183,21 @@ def test_openvino_reads_its_own_and_onnx_files(onnx_folder, openvino_folder, sou
 def test_the_pipeline_gives_the_same_masks(onnx_folder, source):
     (image,) = noise_images([(80, 50)])
     exported = Segmenter.from_pretrained(str(onnx_folder))
-    ours = pipeline("image-segmentation", model=exported.model, image_processor=exported.processor)
-    theirs = pipeline("image-segmentation", model=str(source))
     settings = {"threshold": 0.3, "overlap_mask_area_threshold": 0.05}
-    answers, expected = ours(image, **settings), theirs(image, **settings)
-    assert [row["label"] for row in answers] == [row["label"] for row in expected]
+    expected = pipeline("image-segmentation", model=str(source))(image, **settings)
     assert expected
-    for row, other in zip(answers, expected, strict=True):
-        assert (np.asarray(row["mask"]) != np.asarray(other["mask"])).mean() < 1e-3
+    for ours in (
+        pipeline("image-segmentation", model=exported.model, image_processor=exported.processor),
+        pipeline("image-segmentation", model=str(onnx_folder), model_kwargs={"threads": 1}),
+    ):
+        assert isinstance(ours.model, ExportedEoMT)
+        answers = ours(image, **settings)
+        assert [row["label"] for row in answers] == [row["label"] for row in expected]
+        for row, other in zip(answers, expected, strict=True):
+            assert (np.asarray(row["mask"]) != np.asarray(other["mask"])).mean() < 1e-3
+    # Weights of PyTorch are never expected in such a folder.
+    with pytest.raises(ValueError, match="runtime='aotinductor' does not read onnx files"):
+        EoMTForUniversalSegmentation.from_pretrained(onnx_folder, runtime="aotinductor")
 
 
 @onnx_installed
@@ -261,6 +271,7 @@ def refused(code: str, *words: str, capsys) -> None:
         (("--opset", "9"), "opset=9 is for the formats onnx and openvino, from 18"),
         (("--format", "pt2", "--opset", "18"), "opset=18 is for the formats"),
         (("--batch", "0"), "--batch 0 must be at least 1"),
+        (("--max-size", "64"), "max_size=(64, 64) is for executorch; in the format onnx a model takes any size"),
     ],
 )
 @onnx_installed
@@ -275,6 +286,11 @@ def test_masked_and_unknown_models_are_refused(tmp_path, onnx_folder):
         export_model(tiny_eomt(), tmp_path / "out", processor=processor_of())
     with pytest.raises(ValueError, match="Linear cannot be exported"):
         export_model(torch.nn.Linear(1, 1), tmp_path / "out", processor=processor_of())
+    mask2former = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
+        tiny_generator("mask2former"), tiny_classifier()
+    )
+    with pytest.raises(ValueError, match=r"generator .* is a Mask2Former.* of Transformers, .* fuse with an EoMT"):
+        export_model(mask2former, tmp_path / "out", processor=processor_of())
     with pytest.raises(ValueError, match="a ViT-P classifies points"):
         export_model(tiny_classifier(), tmp_path / "out", processor=ViTPImageProcessor(), semantic_map=True)
     with pytest.raises(ValueError, match="exported to onnx, which has no weights for PyTorch"):
@@ -487,6 +503,25 @@ def test_a_fused_model_is_exported(attention, tmp_path):
 
 @pytest.mark.slow
 @onnx_installed
+@pytest.mark.parametrize("kind", ["eomt", "eomt_dinov3"])
+def test_an_eomt_of_transformers_is_translated_for_the_export(kind, tmp_path):
+    generator = tiny_generator(kind)
+    generator.attn_mask_probs.zero_()
+    model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(generator, tiny_classifier())
+    processor = ViTPFusionImageProcessor.from_generator_and_classifier(
+        processor_of(), ViTPImageProcessor(size={"height": 56, "width": 56}), config=model.config
+    )
+    export_model(model, tmp_path / "out", "onnx", processor)
+    assert model.generator is generator, "the caller's own stays as it is"
+    exported, inputs = load_exported_model(tmp_path / "out"), processor(noise_images([(80, 50)]))
+    with torch.inference_mode():
+        ours, theirs = exported(**inputs), model(**inputs)
+    for name in ("generator_class_queries_logits", "masks_queries_logits", "class_queries_logits"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+@onnx_installed
 def test_fixed_sizes_take_nothing_else(source, tmp_path):
     out = tmp_path / "out"
     record = export_model(str(source), out, "onnx", size=(48, 96), batch=2, opset=18)
@@ -504,6 +539,7 @@ def test_fixed_sizes_take_nothing_else(source, tmp_path):
 
 
 @pytest.mark.slow
+@compiler_installed
 def test_native_code_runs_only_if_allowed(source, tmp_path, capsys):
     out = tmp_path / "out"
     export_model(str(source), out, "pt2")
@@ -519,51 +555,193 @@ def test_native_code_runs_only_if_allowed(source, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("executorch") is None, reason="needs the extra executorch")
-def test_an_executorch_program_is_exported(source, tmp_path):
-    export_model(str(source), tmp_path / "out", "executorch")
+@executorch_installed
+def test_an_executorch_program_takes_sizes_up_to_the_largest(source, tmp_path):
+    record = export_model(str(source), tmp_path / "out", "executorch", max_size=(64, 96))
+    assert record.graphs["model"].limits == {"height": 64, "width": 96}
+    assert len({(check["height"], check["width"]) for check in record.checks}) == 3
+    exported, (model, _) = load_exported_model(tmp_path / "out"), load_segmentation_model(str(source))
+    for shape in ((1, 3, 64, 96), (3, 3, 16, 48), (1, 3, 64, 64)):  # images beyond one are run in turns
+        pixels = torch.randn(shape)
+        ours, theirs = exported(pixels).masks_queries_logits, model(pixels).masks_queries_logits
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"80 x 64 pixels, but memory was planned for 64 x 96 at most .* larger max_s"):
+        exported(torch.randn(1, 3, 80, 64))
     same_answers(tmp_path / "out", source)
 
 
 @pytest.mark.slow
-@onnx_installed
-@openvino_installed
-def test_pytorch_and_every_export_score_the_same(tmp_path, request):
-    if os.environ.get("HF_SEGVIT_OWN_PROCESS") is None:
-        # Training and all runtimes in one process have ended it later, when it started another one.
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-n",
-            "0",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "slow",
-            request.node.nodeid,
-        ]
-        environment = {**os.environ, "HF_SEGVIT_OWN_PROCESS": "1"}
-        done = subprocess.run(command, env=environment, cwd=request.config.rootpath, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:]
-        assert "1 passed" in done.stdout
-        return
-    run_demo(tmp_path, seed=0, steps=200, num_training_scenes=800, num_test_scenes=4)
-    source = tmp_path / "model"
-    scenes = GeneratedScenes(40, "test", seed=0, size=(64, 64))
-    stuff = EoMTImageProcessor.from_pretrained(source).stuff_classes
+@executorch_installed
+@pytest.mark.parametrize("attention", ["joint", "isolated"])
+def test_executorch_programs_classify_points(attention, tmp_path):
+    model, processor = tiny_classifier(prompt_attention=attention), ViTPImageProcessor(size={"height": 56, "width": 56})
+    export_model(model, tmp_path / "out", "executorch", processor)
+    exported = load_exported_model(tmp_path / "out")
+    for number in (1, 9, 512, 600):
+        pixels, prompts = torch.randn(2, 3, 56, 56), torch.rand(2, number, 4)
+        if number > 512 and attention == "joint":
+            with pytest.raises(ValueError, match="600 prompts of an image, but memory was planned for 512 at most"):
+                exported(pixels, prompts)
+            continue
+        torch.testing.assert_close(
+            exported(pixels, prompts).logits, model(pixels, prompts).logits, atol=1e-4, rtol=1e-4
+        )
 
-    def scores(folder: Path) -> list[float]:
-        values = []
-        for task, name in (("panoptic", "pq"), ("semantic", "mean_iou")):
-            segmenter = Segmenter.from_pretrained(str(folder), task=task)
-            result = evaluate(segmenter, scenes, scenes.id2label, stuff_classes=stuff, batch_size=10)
-            values.append(result.metrics[name])
-        return values
 
-    expected = scores(source)
+SCORES = """
+import json, sys
+from pathlib import Path
+from hf_segvit import EoMTImageProcessor, Segmenter, export_model
+from hf_segvit.data.generated_scenes import GeneratedScenes
+from hf_segvit.demo import run_demo
+from hf_segvit.evaluation import evaluate
+
+source, file_format, folder = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+if file_format == "pytorch":
+    run_demo(source.parent, seed=0, steps=200, num_training_scenes=800, num_test_scenes=4)
+    folder = str(source)
+else:
+    export_model(str(source), folder, file_format)
+settings = {"allow_native_code": True} if file_format == "pt2" else {}
+scenes = GeneratedScenes(40, "test", seed=0, size=(64, 64))
+stuff, values = EoMTImageProcessor.from_pretrained(source).stuff_classes, []
+for task, name in (("panoptic", "pq"), ("semantic", "mean_iou")):
+    segmenter = Segmenter.from_pretrained(folder, task=task, **settings)
+    result = evaluate(segmenter, scenes, scenes.id2label, stuff_classes=stuff, batch_size=10)
+    values.append(result.metrics[name])
+Path(sys.argv[4]).write_text(json.dumps(values))
+"""
+
+
+def scores_of(source: Path, file_format: str, folder: Path) -> list[float]:
+    """PQ and mIoU, from a process of its own, as training and several runtimes in one process do not end well."""
+    answer = folder.parent / f"{file_format}.json"
+    command = [sys.executable, "-c", SCORES, str(source), file_format, str(folder), str(answer)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(answer.read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, list[float]]:
+    """A trained model, and its scores in PyTorch."""
+    source = tmp_path_factory.mktemp("trained") / "model"
+    return source, scores_of(source, "pytorch", source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file_format",
+    [
+        pytest.param("onnx", marks=onnx_installed),
+        pytest.param("openvino", marks=openvino_installed),
+        pytest.param("pt2", marks=compiler_installed),
+        pytest.param("executorch", marks=executorch_installed),
+    ],
+)
+def test_pytorch_and_every_export_score_the_same(file_format, trained, tmp_path):
+    source, expected = trained
     assert min(expected) > 0.05, "a model that finds nothing would score the same everywhere"
-    for file_format in ("onnx", "openvino"):
-        export_model(str(source), tmp_path / file_format, file_format)
-        assert scores(tmp_path / file_format) == pytest.approx(expected, abs=1e-3)
+    assert scores_of(source, file_format, tmp_path / "out") == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with HubServer() as server:
+        server.stand_in(monkeypatch, tmp_path / "cache")
+        yield server
+
+
+USE_BY_NAME = """
+import json
+from pathlib import Path
+from transformers import pipeline
+from hf_segvit import Segmenter
+from hf_segvit.cli import main
+
+def labels(revision):
+    segmenter = Segmenter.from_pretrained("tester/tiny-onnx" if revision is None else "tester/tiny", revision=revision)
+    return [segment.label for segment in segmenter("image.png").segments]
+
+answers = {"labels": labels(None), "branch": labels("onnx")}
+answers["pipeline"] = type(pipeline("image-segmentation", model="tester/tiny-onnx").model).__name__ == "ExportedEoMT"
+assert main(["segment", "image.png", "--model", "tester/tiny-onnx", "--output", "results"]) == 0
+data = ["--data", "generated:easy?num_scenes=2&size=48", "--task", "semantic"]
+assert main(["evaluate", "--model", "tester/tiny-onnx", *data, "--json", "scores.json"]) == 0
+answers["mean_iou"] = json.loads(Path("scores.json").read_text())["metrics"]["mean_iou"]
+Path("answers.json").write_text(json.dumps(answers))
+"""
+
+
+@onnx_installed
+def test_an_export_is_published_and_used_by_its_name(onnx_folder, source, hub, tmp_path, monkeypatch, capsys):
+    folder = Path(shutil.copytree(onnx_folder, tmp_path / "folder"))
+    (folder / "model.onnx.data").write_bytes(b"of an earlier export")
+    assert main(["push", str(folder), "tester/tiny-onnx", "--dry-run"]) == 0
+    assert hub.requests == []
+    assert "left out: model.onnx.data" in capsys.readouterr().out
+    assert main(["push", str(folder), "tester/tiny-onnx"]) == 0
+    published = hub.files("tester/tiny-onnx")
+    assert set(published) == {"README.md", "config.json", "export.json", "model.onnx", "preprocessor_config.json"}
+    assert published["model.onnx"] == (folder / "model.onnx").read_bytes()
+    assert b'Segmenter.from_pretrained("tester/tiny-onnx")' in published["README.md"]
+    assert len([path for method, path in hub.requests if "/commit/" in path]) == 1
+    # A later export of another format leaves nothing of the first.
+    other = Path(shutil.copytree(onnx_folder, tmp_path / "other"))
+    (other / "model.onnx").rename(other / "generator.onnx")
+    record = json.loads((other / "export.json").read_text())
+    record["graphs"]["model"]["files"] = {"generator.onnx": (other / "generator.onnx").stat().st_size}
+    (other / "export.json").write_text(json.dumps(record))
+    push_to_hub(other, "tester/tiny-onnx", revision="next")
+    assert {name for name in hub.files("tester/tiny-onnx", "next") if "onnx" in name} == {"generator.onnx"}
+    # Weights and exports do not replace one another on the main branch by mistake.
+    push_to_hub(source, "tester/tiny")
+    with pytest.raises(ValueError, match=r"tester/tiny holds weights for PyTorch.* such as tester/tiny-exported"):
+        push_to_hub(folder, "tester/tiny")
+    push_to_hub(folder, "tester/tiny", revision="onnx")
+    assert "model.safetensors" not in hub.files("tester/tiny", "onnx")
+    script = tmp_path / "use.py"
+    noise_images([(80, 50)])[0].save(tmp_path / "image.png")
+    script.write_text(USE_BY_NAME)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=hub.environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    expected = Segmenter.from_pretrained(str(source))(tmp_path / "image.png")
+    assert answers["labels"] == answers["branch"] == [segment.label for segment in expected.segments]
+    assert answers["pipeline"]
+    assert (tmp_path / "results" / "image.panoptic.png").is_file()
+    assert 0 <= answers["mean_iou"] <= 1
+
+
+@onnx_installed
+def test_a_damaged_export_is_not_published(damaged, hub):
+    def refuses(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            push_to_hub(damaged, "tester/tiny")
+        assert hub.requests == []
+
+    config = json.loads((damaged / "config.json").read_text())
+    (damaged / "config.json").write_text(json.dumps({**config, "exported": "pt2"}))
+    refuses("says that the model is exported to 'pt2', and export.json that it is onnx")
+    (damaged / "config.json").write_text(json.dumps(config))
+    record = json.loads((damaged / "export.json").read_text())
+    for files, message in (
+        ({"config.json": (damaged / "config.json").stat().st_size}, "'config.json', which is no file of an export"),
+        ({"model.onnx": 5}, "instead of 5, so it is truncated"),
+        ({"../model.onnx": 5}, "is not in the folder itself"),
+    ):
+        record["graphs"]["model"]["files"] = files
+        (damaged / "export.json").write_text(json.dumps(record))
+        refuses(message)
+    record["graphs"] = {"generator": {**record["graphs"]["model"], "files": {}}}
+    (damaged / "export.json").write_text(json.dumps(record))
+    refuses(r"has the graphs \['generator'\], not \['model'\]")
+    (damaged / "export.json").unlink()
+    refuses("an exported model without export.json")

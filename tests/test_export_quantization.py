@@ -11,14 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_segvit import Segmenter, ViTPImageProcessor, export_model
+from hf_segvit import (
+    Segmenter,
+    ViTPFusionForUniversalSegmentation,
+    ViTPFusionImageProcessor,
+    ViTPImageProcessor,
+    export_model,
+)
 from hf_segvit.cli import main
 from hf_segvit.export.quantization import quantize_graph, read_calibration
 from hf_segvit.inference.exported_models import load_exported_model
 from hf_segvit.inference.loading import load_segmentation_model
 
 from .test_export import processor_of, unmasked
-from .tiny_generators import noise_images, tiny_classifier
+from .tiny_generators import LABELS, noise_images, tiny_classifier
 
 onnx_installed = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="needs the extra onnx"
@@ -84,6 +90,33 @@ def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_pat
             worst = max(worst, difference.item())
     assert worst == pytest.approx(said["difference"], rel=0.1)
     assert Segmenter.from_pretrained(str(out))(noise_images([(80, 50)]))[0].segment_map.shape == (50, 80)
+
+
+@pytest.mark.slow
+@onnx_installed
+def test_of_a_fused_model_the_generator_is_quantised(tmp_path):
+    model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
+        unmasked(num_hidden_layers=2, num_query_layers=1, id2label=dict(LABELS)), tiny_classifier()
+    )
+    processor = ViTPFusionImageProcessor.from_generator_and_classifier(
+        processor_of(), ViTPImageProcessor(size={"height": 56, "width": 56}), config=model.config
+    )
+    model.save_pretrained(tmp_path / "source")
+    processor.save_pretrained(tmp_path / "source")
+    said = export_int8(tmp_path / "source", tmp_path / "out", "onnx")
+    assert said["graph"] == "generator"
+    inputs = processor(noise_images([(80, 50)]))
+    with torch.inference_mode():
+        ours, theirs = load_exported_model(tmp_path / "out")(**inputs), model(**inputs)
+    difference = (ours.masks_queries_logits - theirs.masks_queries_logits).abs().max()
+    assert 1e-4 < difference / theirs.masks_queries_logits.abs().max() < 0.3
+    # The classifier is as it was.
+    classifier = load_exported_model(tmp_path / "out").classifier
+    prompts = torch.rand(1, 5, 4)
+    images = inputs["classifier_pixel_values"]
+    with torch.inference_mode():
+        expected = model.classifier(images, prompts).logits
+    torch.testing.assert_close(classifier(images, prompts).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_calibration_images_are_drawn_once_and_others_are_held_out(tmp_path):

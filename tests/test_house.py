@@ -28,8 +28,11 @@ ROOMS = (
     "atomic_files",
     "lookup",
 )
-# `from_backbone` is offered on the model class, and only where the package is installed.
-ALLOWED = {("models.modeling_plain_vit", "conversion.backbones")}
+# `from_backbone` and exported folders are offered on the model class, and only where the package is installed.
+ALLOWED = {
+    ("models.modeling_plain_vit", "conversion.backbones"),
+    ("models.checkpoint_guard", "inference.loading"),
+}
 
 
 def modules() -> dict[str, Path]:

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hf_segvit.cli import main
-from hf_segvit.inference.export_record import ExportRecord, GraphRecord
+from hf_segvit.hub.export_record import ExportRecord, GraphRecord
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor

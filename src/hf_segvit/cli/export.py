@@ -31,12 +31,21 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("destination", metavar="DST", help="folder to write")
     parser.add_argument("--format", default="onnx", metavar="F", help=f"{', '.join(FORMATS)} (default onnx); see below")
     parser.add_argument("--size", metavar="HxW", help="take only this height and width; default: any")
-    parser.add_argument("--batch", type=int, metavar="N", help="take only N images at a time; default: any")
+    parser.add_argument(
+        "--max-size", metavar="HxW", help="largest height and width for executorch; default: the model's longer side"
+    )
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="take only N images at a time; default: any, executorch 1"
+    )
     parser.add_argument(
         "--semantic-map", action="store_true", help="add an output with the class of every input pixel, uint8"
     )
     parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators, for older runtimes")
-    parser.add_argument("--quantize", metavar="Q", help="int8: of an EoMT in onnx or openvino; needs --calibration")
+    parser.add_argument(
+        "--quantize",
+        metavar="Q",
+        help="int8: an EoMT, or the generator of a fused model, in onnx or openvino; needs --calibration",
+    )
     parser.add_argument(
         "--calibration",
         metavar="FORMAT:PATH",
@@ -54,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     """Export the model, and print what was done."""
     check_format(args.format)
     check_minimum(args, batch=1, calibration_images=1)
-    size = None if args.size is None else parse_size(args.size)
+    size, max_size = (None if text is None else parse_size(text) for text in (args.size, args.max_size))
     refuse_missing_models(args.model)
     check_packages(args.format)
     with errors_name_options():
@@ -72,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         args.destination,
         args.format,
         size=size,
+        max_size=max_size,
         batch=args.batch,
         semantic_map=args.semantic_map,
         opset=args.opset,

@@ -14,10 +14,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="publish a checkpoint on the Hugging Face Hub",
         description=(
             "Check a checkpoint and publish it in one commit: weights, configuration, image processor, model card and "
-            "the code that loads it without this package. Other files of the folder are left out."
+            "the code that loads it without this package; of an export its graphs instead of weights and code. "
+            "Other files of the folder are left out."
         ),
     )
-    parser.add_argument("folder", help="folder with config.json, preprocessor_config.json and safetensors weights")
+    parser.add_argument("folder", help="folder of a model with its image processor, or of `hf-segvit export`")
     parser.add_argument("repo", help="repository as owner/name; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to publish to; created if it does not exist")

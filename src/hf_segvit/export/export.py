@@ -7,6 +7,7 @@ model's. It appears once each graph has given PyTorch's answers in its own runti
 import copy
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any
 import torch
 
 from ..atomic_files import check_destination, complete_folder, write_json
-from ..hub.model_card import make_model_card, rows
-from ..inference.export_record import MARK, RECORD_FILE, ExportRecord, GraphRecord
-from ..inference.loading import checkpoint_type, load_point_classifier, load_universal_model
+from ..hub.export_record import MARK, RECORD_FILE, ExportRecord, GraphRecord
+from ..hub.model_card import REPOSITORY_PLACEHOLDER, make_model_card, rows
+from ..inference.loading import checkpoint_type, load_point_classifier, load_universal_model, out_of_file
 from ..inference.runtimes import RuntimeSettings, open_graph
 from ..models.configuration_vit_p import ViTPConfig
+from ..models.modeling_eomt import EoMTForUniversalSegmentation
+from ..models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
+from ..models.transformers_eomt import TRANSFORMERS_EOMT_TYPES
 from .formats import FORMATS, check_format, check_packages, check_quantization
 from .graphs import EoMTGraph, Graph, Sizes, graphs_of
 from .quantization import quantize_graph, read_calibration
@@ -37,6 +41,7 @@ def export_model(
     processor: Any = None,
     *,
     size: tuple[int, int] | None = None,
+    max_size: tuple[int, int] | None = None,
     batch: int | None = None,
     semantic_map: bool = False,
     opset: int | None = None,
@@ -54,12 +59,13 @@ def export_model(
         destination: the folder, which appears complete or not at all.
         file_format: one of `FORMATS`.
         processor: image processor of a model in memory.
-        size: the only (height, width) that the export shall take; `None`: any multiples of the patch size. ExecuTorch
-            always has one size and batch, by default the model's own and 1.
-        batch: the only number of images of a call; `None`: any.
+        size: the only (height, width) that the export shall take; `None`: any multiples of the patch size.
+        max_size: the largest (height, width), for ExecuTorch, which reserves memory for it; `None`: the model's own
+            longer side for both.
+        batch: the only number of images of a call; `None`: any, for ExecuTorch 1.
         semantic_map: add an output with the class of every input pixel, uint8.
         opset: version of ONNX's operators, lower for older runtimes; `None`: PyTorch's default.
-        quantize: `int8`, for an EoMT in onnx or openvino; `None`: float32.
+        quantize: `int8`, for an EoMT in onnx or openvino, of a fused model the generator; `None`: float32.
         calibration: FORMAT:PATH of a data set whose images show the ranges of activations, for int8.
         calibration_images: how many of its images.
         overwrite: replace an existing model folder.
@@ -88,21 +94,24 @@ def export_model(
         model, processor = _load(os.fspath(source), revision)
     elif processor is None:
         raise ValueError("a model in memory needs its image processor, which travels with it; pass processor=")
-    model = _in_float32(model)
-    sizes = _sizes(file_format, model, size, batch)
+    model = _with_own_eomt(_in_float32(model))
+    sizes = _sizes(file_format, size, max_size, batch)
     graphs = graphs_of(model, sizes, semantic_map)
     if sizes.height is not None:
         processor = _with_size(processor, sizes)
-    if quantize is not None and not all(isinstance(graph.module, EoMTGraph) for graph in graphs):
+    _refuse_larger_inputs(graphs, processor)
+    if quantize is not None and not any(isinstance(graph.module, EoMTGraph) for graph in graphs):
         raise ValueError(f"a {type(model).__name__} cannot be quantised, only an EoMT can; export it without quantize")
-    calibrated = None if calibration is None else read_calibration(calibration, calibration_images, processor)
+    # Of a fused model the generator, whose images those of its own processor are.
+    images = getattr(processor, "generator", processor)
+    calibrated = None if calibration is None else read_calibration(calibration, calibration_images, images)
     with complete_folder(destination, overwrite) as folder:
         records, checks, quantization = {}, [], None
         for graph in graphs:
             say(f"{graph.name}: tracing and writing {file_format}")
             records[graph.name] = _write(graph, file_format, folder, opset)
             checks += _check(graph, records[graph.name], file_format, folder, say)
-            if calibrated is not None:
+            if calibrated is not None and isinstance(graph.module, EoMTGraph):
                 say(f"{graph.name}: quantising to int8 with {len(calibrated.inputs)} images of {calibrated.name}")
                 written = records[graph.name]
                 records[graph.name], quantization = quantize_graph(graph, written, file_format, folder, calibrated)
@@ -141,15 +150,53 @@ def _in_float32(model: Any) -> Any:
     return copy.deepcopy(model).to("cpu", torch.float32).eval()  # the caller's own stays as it is
 
 
-def _sizes(file_format: str, model: Any, size: tuple[int, int] | None, batch: int | None) -> Sizes:
+def _with_own_eomt(model: Any) -> Any:
+    """The model with an EoMT of Transformers, its own or its generator, translated to ours, which can be traced."""
+    generator = getattr(model, "generator", model)
+    if getattr(getattr(generator, "config", None), "model_type", None) not in TRANSFORMERS_EOMT_TYPES:
+        return model
+    with tempfile.TemporaryDirectory() as folder:
+        generator.save_pretrained(folder)
+        ours = EoMTForUniversalSegmentation.from_pretrained(folder)
+        out_of_file(ours)
+    if generator is model:
+        return ours.eval()
+    config = copy.deepcopy(model.config)
+    config.generator_config = ours.config
+    with torch.device("meta"):  # the parts that are replaced take neither memory nor time
+        joined = ViTPFusionForUniversalSegmentation(config)
+    joined.generator, joined.classifier = ours, model.classifier
+    joined._adopt()
+    return joined.eval()
+
+
+def _sizes(
+    file_format: str, size: tuple[int, int] | None, max_size: tuple[int, int] | None, batch: int | None
+) -> Sizes:
     if file_format == "executorch":
-        if getattr(model.config, "num_queries", None) is None:
+        if size is not None and max_size is not None:
             raise ValueError(
-                "ExecuTorch programs have fixed sizes, but the number of a ViT-P's prompts changes with the image; "
-                "only an EoMT can be exported to executorch"
+                f"size={size} is the only size and leaves nothing to max_size={max_size}; drop one of them"
             )
-        size, batch = size or model.config.image_height_width, batch or 1
+        # More images are run one batch after the other, so that memory is reserved for one only.
+        return Sizes(batch or 1, *(size or (None, None)), True, *(max_size or (None, None)))
+    if max_size is not None:
+        raise ValueError(f"max_size={max_size} is for executorch; in the format {file_format} a model takes any size")
     return Sizes(batch, *(size or (None, None)))
+
+
+def _refuse_larger_inputs(graphs: list[Graph], processor: Any) -> None:
+    """Refuse a processor whose inputs are larger than those that memory is planned for."""
+    for graph in graphs:
+        if not {"height", "width"} <= graph.limits.keys():
+            continue
+        size = getattr(processor, graph.name, processor).size  # of a fused model, the part's
+        if size["height"] > graph.limits["height"] or size["width"] > graph.limits["width"]:
+            raise ValueError(
+                f"{graph.name}: the image processor makes inputs of {size['height']} x {size['width']} pixels, and "
+                f"memory would be planned for {graph.limits['height']} x {graph.limits['width']}; pass max_size="
+                f"({size['height']}, {size['width']}), or set the processor's size"
+            )
 
 
 def _with_size(processor: Any, sizes: Sizes) -> Any:
@@ -181,6 +228,7 @@ def _write(graph: Graph, file_format: str, folder: Path, opset: int | None) -> G
         batch=graph.sizes.batch,
         height=graph.sizes.height,
         width=graph.sizes.width,
+        limits=graph.limits,
     )
 
 
@@ -236,7 +284,8 @@ def _quantization_facts(record: ExportRecord) -> dict[str, str]:
     if found is None:
         return {}
     return {
-        "Quantised": f"int8, calibrated with {found['calibration_images']} images of `{found['calibration']}`",
+        "Quantised": f"`{found['graph']}` to int8, calibrated with {found['calibration_images']} images of "
+        f"`{found['calibration']}`",
         "Difference of int8 from PyTorch": f"{found['difference']:.1e} of the largest output; "
         f"{100 * found['changed_classes']:.2g} % of the pixels change their class ({found['measured_images']} images)",
     }
@@ -272,8 +321,7 @@ def _write_card(folder: Path, source: Any, model: Any, processor: Any, record: E
     }
     native = ", allow_native_code=True" if record.format == "pt2" else ""
     card += f"\n## Exported\n\n| | |\n|---|---|\n{rows(facts.items())}\n\n"
-    card += "This folder has no weights for PyTorch. Used with hf-segvit:\n\n"
-    card += (
-        f'```python\nfrom hf_segvit import Segmenter\n\nsegmenter = Segmenter.from_pretrained("folder"{native})\n```\n'
-    )
+    card += "These files have no weights for PyTorch. Used with hf-segvit:\n\n"
+    card += "```python\nfrom hf_segvit import Segmenter\n\n"
+    card += f'segmenter = Segmenter.from_pretrained("{REPOSITORY_PLACEHOLDER}"{native})\n```\n'
     (folder / "README.md").write_text(card, encoding="utf-8")

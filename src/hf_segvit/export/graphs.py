@@ -7,7 +7,7 @@ Shapes: B batch, Q queries, C classes without no-object, N prompts, H W pixels, 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,19 +22,47 @@ from ..models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 
 # Bounds of what one file takes, which AOTInductor checks: images, patches along a side, prompts of an image.
 MAX_BATCH, MAX_PATCHES, MAX_PROMPTS = 1024, 1024, 4096
-# Rows, columns and batch of the traced input: all different, so that none is taken for another.
-_TRACED_GRID, _TRACED_BATCH, _TRACED_PROMPTS = (5, 7), 2, 3
+_PLANNED_PROMPTS = 512  # where memory is reserved for all of them
+# Rows, columns and batch of the traced input: all different, so that none is taken for another, and no position
+# table's own. The second is for graphs of few patches.
+_TRACED_GRIDS, _TRACED_BATCH, _TRACED_PROMPTS = ((5, 7), (2, 3)), 2, 3
 # Of the inputs that are compared with PyTorch.
 _CHECKED_PROMPTS = (1, 5, 37)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The only batch, height and width that an export takes; `None`: any."""
+    """The only batch, height and width that an export takes; `None`: any, of a planned one up to the largest.
+
+    `planned` is for ExecuTorch, which reserves the memory of the largest input: by default the model's own size.
+    """
 
     batch: int | None = None
     height: int | None = None
     width: int | None = None
+    planned: bool = False
+    max_height: int | None = None
+    max_width: int | None = None
+
+    @property
+    def max_prompts(self) -> int:
+        """The most prompts of an image."""
+        return _PLANNED_PROMPTS if self.planned else MAX_PROMPTS
+
+    def for_model(self, config: Any) -> "Sizes":
+        """With the largest sides for a model of this configuration; `ValueError` for sizes that it cannot take."""
+        patch = config.patch_size
+        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
+            raise ValueError(f"batch={self.batch} must be from 1 to {MAX_BATCH}")
+        for name in ("height", "width", "max_height", "max_width"):
+            side, least = getattr(self, name), 1 if name in ("height", "width") else _TRACED_GRIDS[-1][-1]
+            if side is not None and (side < least * patch or side % patch):
+                near = patch * max(least, round(side / patch))
+                raise ValueError(f"{name}={side} must be a multiple of patch_size={patch}; the nearest is {near}")
+        if not self.planned:
+            return self
+        own = max(*config.image_height_width, patch * _TRACED_GRIDS[-1][-1])  # either way round
+        return replace(self, max_height=self.max_height or own, max_width=self.max_width or own)
 
 
 class EoMTGraph(nn.Module):
@@ -88,6 +116,16 @@ class Graph:
         """Side of a patch in pixels."""
         return self.module.model.config.patch_size
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """The largest height, width and number of prompts, where memory is planned for them."""
+        sizes = self.sizes
+        if not sizes.planned:
+            return {}
+        sides = (("height", sizes.height, sizes.max_height), ("width", sizes.width, sizes.max_width))
+        found = {name: largest for name, fixed, largest in sides if fixed is None and largest is not None}
+        return found if isinstance(self.module, EoMTGraph) else {**found, "prompts": sizes.max_prompts}
+
     def inputs(self, batch: int, height: int, width: int, num_prompts: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Random inputs; of each image but the first, the last prompt is padding."""
         generator = torch.Generator().manual_seed(seed)
@@ -105,18 +143,20 @@ class Graph:
         """The graph, of symbolic sizes where they are not fixed."""
         sizes, patch = self.sizes, self.patch_size
         batch = sizes.batch or _TRACED_BATCH
-        sides = [fixed or patch * n for fixed, n in zip((sizes.height, sizes.width), _TRACED_GRID, strict=True)]
+        most = [MAX_PATCHES if side is None else side // patch for side in (sizes.max_height, sizes.max_width)]
+        grid = next(grid for grid in _TRACED_GRIDS if grid[0] <= most[0] and grid[1] <= most[1])
+        sides = [fixed or patch * n for fixed, n in zip((sizes.height, sizes.width), grid, strict=True)]
         dims: dict[int, Any] = {}
         if sizes.batch is None:
             dims[0] = Dim("batch", min=1, max=MAX_BATCH)
         if sizes.height is None:
-            dims[2] = patch * Dim("rows", min=1, max=MAX_PATCHES)
+            dims[2] = patch * Dim("rows", min=1, max=most[0])
         if sizes.width is None:
-            dims[3] = patch * Dim("columns", min=1, max=MAX_PATCHES)
+            dims[3] = patch * Dim("columns", min=1, max=most[1])
         shapes: tuple[Any, ...] = (dims,)
         if isinstance(self.module, ViTPGraph):
             of_prompts = {axis: dim for axis, dim in dims.items() if axis == 0}
-            of_prompts[1] = Dim("prompts", min=1, max=MAX_PROMPTS)
+            of_prompts[1] = Dim("prompts", min=1, max=sizes.max_prompts)
             shapes = (dims, of_prompts, dict(of_prompts))
         sample = self.inputs(batch, sides[0], sides[1], _TRACED_PROMPTS)
         with torch.no_grad():
@@ -129,7 +169,10 @@ class Graph:
         smaller = tuple(patch * max(1, side // patch * 3 // 4) for side in own)
         oblong = (patch * (own[0] // patch // 2 + 1), patch * (own[1] // patch + 2))
         for index, (batch, size) in enumerate(((1, own), (2, smaller), (1, oblong))):
-            height, width = self.sizes.height or size[0], self.sizes.width or size[1]
+            sides = zip(
+                (self.sizes.height, self.sizes.width), size, (self.sizes.max_height, self.sizes.max_width), strict=True
+            )
+            height, width = (fixed or min(side, largest or side) for fixed, side, largest in sides)
             yield self.inputs(self.sizes.batch or batch, height, width, _CHECKED_PROMPTS[index], seed=index)
 
 
@@ -138,23 +181,24 @@ def graphs_of(model: Any, sizes: Sizes, semantic_map: bool) -> list[Graph]:
     if isinstance(model, ViTPFusionForUniversalSegmentation):
         if not isinstance(model.generator, EoMTForUniversalSegmentation):
             raise ValueError(
-                f"the generator of the fused model is a {type(model.generator).__name__} of Transformers, and only an "
-                "EoMT of this package can be exported; fuse with that"
+                f"the generator of the fused model is a {type(model.generator).__name__} of Transformers, whose "
+                "attention is not exported at any size; fuse with an EoMT, whose export works, or run this model in "
+                "PyTorch"
             )
         if semantic_map:
             raise ValueError(
                 "a fused model names its masks outside of its graphs, so they cannot give a semantic map; leave "
                 "semantic_map out, or export the generator alone"
             )
-        # A fixed size is that of the generator: its processor has one input size, while the classifier sees images
-        # without padding.
-        parts = graphs_of(model.generator, sizes, False) + graphs_of(model.classifier, Sizes(sizes.batch), False)
+        # A fixed or largest size is that of the generator; the classifier sees images without padding.
+        of_classifier = Sizes(sizes.batch, planned=sizes.planned)
+        parts = graphs_of(model.generator, sizes, False) + graphs_of(model.classifier, of_classifier, False)
         names = ("generator", "classifier")
         return [
             Graph(name, part.module, part.sizes, part.output_names) for name, part in zip(names, parts, strict=True)
         ]
     if isinstance(model, EoMTForUniversalSegmentation):
-        _check_size(sizes, model.config.patch_size)
+        sizes = sizes.for_model(model.config)
         _refuse_masked(model)
         outputs: tuple[str, ...] = ("class_queries_logits", "masks_queries_logits")
         if semantic_map:
@@ -163,7 +207,7 @@ def graphs_of(model: Any, sizes: Sizes, semantic_map: bool) -> list[Graph]:
             outputs = (*outputs, SEMANTIC_MAP)
         return [Graph("model", EoMTGraph(model, semantic_map), sizes, outputs)]
     if isinstance(model, ViTPForPointClassification):
-        _check_size(sizes, model.config.patch_size)
+        sizes = sizes.for_model(model.config)
         if semantic_map:
             raise ValueError("a ViT-P classifies points and has no semantic map; leave semantic_map out")
         return [Graph("model", ViTPGraph(model), sizes, ("logits",))]
@@ -171,15 +215,6 @@ def graphs_of(model: Any, sizes: Sizes, semantic_map: bool) -> list[Graph]:
         f"{type(model).__name__} cannot be exported; EoMT, ViT-P and fused models of this package can "
         "(`hf-segvit convert` brings other checkpoints into its form)"
     )
-
-
-def _check_size(sizes: Sizes, patch: int) -> None:
-    for name, side in (("height", sizes.height), ("width", sizes.width)):
-        if side is not None and (side < patch or side % patch):
-            near = patch * max(1, round(side / patch))
-            raise ValueError(f"{name}={side} must be a multiple of patch_size={patch}; the nearest is {near}")
-    if sizes.batch is not None and not 1 <= sizes.batch <= MAX_BATCH:
-        raise ValueError(f"batch={sizes.batch} must be from 1 to {MAX_BATCH}")
 
 
 def _refuse_masked(model: EoMTForUniversalSegmentation) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data.reading import describe, load_segmentation_dataset
-from ..inference.export_record import GraphRecord
+from ..hub.export_record import GraphRecord
 from ..inference.runtimes import Graph as Runtime
 from ..inference.runtimes import RuntimeSettings, open_graph
 from ..models.image_decoding import to_pixels
@@ -109,6 +109,7 @@ def quantize_graph(
     differences = _differences(graph, run, calibration, batch)
     return record, {
         "type": "int8",
+        "graph": graph.name,
         "calibration": calibration.name,
         "split": calibration.split,
         "calibration_images": len(calibration.inputs),

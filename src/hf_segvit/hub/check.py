@@ -1,7 +1,8 @@
 """Check that a checkpoint folder is complete and loads correctly.
 
-`check_checkpoint` reads configuration, image processor and every tensor of the safetensors files, and refuses a folder
-that would not load or would load wrongly. It runs no code from the folder and opens no pickles.
+`check_checkpoint` reads configuration, image processor and every tensor of the safetensors files, or the record of an
+exported model, and refuses a folder that would not load or would load wrongly. It runs no code from the folder and
+opens no pickles.
 
 `published_data_name` and `published_path_name` name a data set or model without telling where it lies on this machine;
 `refuse_local_details` refuses texts that tell it all the same.
@@ -24,6 +25,7 @@ from torch import Tensor
 from ..models.checkpoint_json import json_fault
 from ..models.safetensors_header import check_safetensors
 from ..weight_checks import check_complete, check_finite
+from .export_record import RECORD_FILE, exported_format, graph_names, read_record
 from .remote_code import AUTO_CLASSES, installed_class, whole_model_class
 
 CONFIG = "config.json"
@@ -34,6 +36,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 # Fields of a configuration that name weight files: `from_pretrained` follows them past the usual names.
 _OTHER_WEIGHTS = ("transformers_weights",)
 _SHARD = re.compile(r"model-\d{1,9}-of-\d{1,9}\.safetensors")  # as `save_pretrained` calls them
+_GRAPH_FILE = re.compile(r"(model|generator|classifier)\.(onnx|onnx\.data|xml|bin|pt2|pte)")  # as an export calls them
 _FOREIGN_TYPES = ("eomt", "eomt_dinov3")  # the model types of Transformers' own EoMT
 
 
@@ -44,13 +47,13 @@ class Checkpoint:
     folder: Path
     config: Any  # of this package's class, not of one in the folder
     processor: Any
-    weights: tuple[str, ...]  # names of the weight files
-    files: tuple[str, ...]  # names of configuration, processor, weight files and their index
-    num_parameters: int
+    weights: tuple[str, ...]  # names of the weight files; none of an exported model
+    files: tuple[str, ...]  # names of configuration, processor, weight files and their index, or exported graphs
+    num_parameters: int | None  # unknown of an exported model
 
 
 def check_checkpoint(folder: str | Path) -> Checkpoint:
-    """Check a folder to which a model and its image processor were saved with `save_pretrained`.
+    """Check a folder to which a model and its image processor were saved with `save_pretrained`, or of an export.
 
     Raises:
         ValueError: a file is missing, damaged or contradicts another one, or a weight is not finite.
@@ -82,6 +85,9 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder / PROCESSOR}: stuff_classes names {unknown[:5]}, but the classes of {CONFIG} are 0 to "
             f"{len(config.id2label) - 1}; save the image processor that belongs to this model"
         )
+    if exported_format(settings) is not None:
+        files = (CONFIG, PROCESSOR, RECORD_FILE, *graph_files(folder, settings))
+        return Checkpoint(folder, config, processor, (), files, None)
     weights = weight_files(folder)
     tensors: dict[str, Tensor] = {}
     shard_of: dict[str, str] = {}
@@ -100,6 +106,28 @@ def check_checkpoint(folder: str | Path) -> Checkpoint:
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     files = (CONFIG, PROCESSOR, *index, *weights)
     return Checkpoint(folder, config, processor, tuple(weights), files, num_parameters)
+
+
+def graph_files(folder: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Names of the graphs' files of an exported folder with this config.json, or a `ValueError`."""
+    record = read_record(folder)
+    if exported_format(settings) != record.format:
+        raise ValueError(
+            f"{folder / CONFIG}: says that the model is exported to {exported_format(settings)!r}, and {RECORD_FILE} "
+            f"that it is {record.format}; export the model again"
+        )
+    expected = graph_names(settings.get("model_type"))
+    if list(record.graphs) != expected:
+        raise ValueError(
+            f"{folder / RECORD_FILE}: has the graphs {list(record.graphs)}, not {expected}; export the model again"
+        )
+    names = [name for graph in record.graphs.values() for name in graph.files]
+    for name in names:
+        if not _GRAPH_FILE.fullmatch(name):
+            raise ValueError(
+                f"{folder / RECORD_FILE}: names {name!r}, which is no file of an export; export the model again"
+            )
+    return names
 
 
 def read_text(path: Path) -> str:

@@ -45,11 +45,13 @@ from .check import (
     WEIGHTS,
     WEIGHTS_INDEX,
     check_checkpoint,
+    graph_files,
     read_text,
     refuse_local_details,
     weight_files,
     weights_metadata,
 )
+from .export_record import RECORD_FILE, exported_format
 from .model_card import GENERATED_MARK, complete_card, make_model_card, read_results
 from .remote_code import code_files, with_auto_map
 
@@ -57,6 +59,14 @@ CARD, RESULTS = "README.md", "results.json"
 _EXTRA_FILES = (RESULTS, "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")  # published unchanged if the folder has them
 # Weights that an earlier push may have left in the repository; `from_pretrained` would prefer them to new shards.
 _WEIGHT_PATTERNS = (WEIGHTS, WEIGHTS_INDEX, "model-*-of-*.safetensors")
+_GRAPH_PATTERNS = (
+    RECORD_FILE,
+    *(
+        f"{name}.{end}"
+        for name in ("model", "generator", "classifier")
+        for end in ("onnx*", "xml", "bin", "pt2", "pte")
+    ),
+)
 _MAX_TEXT_BYTES = 16 * 1024**2  # of a card, a configuration, an index: the largest real ones have a hundredth of it
 # Ours, and a sentence from the card that Transformers' own `push_to_hub` writes.
 _GENERATED_MARKS = (GENERATED_MARK, "This model card has been automatically generated")
@@ -93,6 +103,7 @@ def push_to_hub(
 ) -> CommitInfo:
     """Publish weights, configuration, image processor, model card and code in one commit.
 
+    Of an exported folder its graphs are published, without code. They never replace weights on the main branch.
     Everything is checked before anything is sent. The repository is created if it does not exist, and weights in it
     that do not belong to the new checkpoint are deleted by the same commit. A README.md in the folder is published with
     the repository's name filled in; without one, a card is generated, which replaces only generated ones.
@@ -160,18 +171,28 @@ def _copy_files(folder: Path, copies: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; name the folder that save_pretrained or training wrote")
     present = set(os.listdir(folder))
-    texts = {CONFIG, PROCESSOR, CARD, *_EXTRA_FILES} & present
-    if WEIGHTS in present:
+    for name in sorted({CONFIG, PROCESSOR, CARD, *_EXTRA_FILES} & present):
+        _copy(folder / name, copies / name, _MAX_TEXT_BYTES)
+    settings = _settings(copies / CONFIG)
+    if exported_format(settings) is not None:
+        weights = [RECORD_FILE, *graph_files(folder, settings)]
+    elif WEIGHTS in present:
         weights = [WEIGHTS]
     else:
         if WEIGHTS_INDEX in present:
-            texts.add(WEIGHTS_INDEX)
             _copy(folder / WEIGHTS_INDEX, copies / WEIGHTS_INDEX, _MAX_TEXT_BYTES)
-        weights = weight_files(folder) if texts >= {CONFIG, PROCESSOR} else []
-    for name in sorted(texts):
-        _copy(folder / name, copies / name, _MAX_TEXT_BYTES)
+        weights = weight_files(folder) if {CONFIG, PROCESSOR} <= present else []
     for name in weights:
         _copy(folder / name, copies / name)
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    """The fields of a config.json; none if it is damaged, which the check says."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _copy(source: Path, copy: Path, most_bytes: int | None = None) -> None:
@@ -214,6 +235,7 @@ def _checked_files(
     """The files to publish of a folder that nobody else changes, and whether its card is generated."""
     checkpoint = check_checkpoint(folder)
     model_type = checkpoint.config.model_type
+    with_code = with_code and bool(checkpoint.weights)  # the code loads weights, no graphs
     files: dict[str, Path | str] = {name: folder / name for name in checkpoint.files}
     for name in (CONFIG, PROCESSOR):
         files[name] = with_auto_map(read_text(folder / name), model_type, code=with_code)
@@ -279,6 +301,11 @@ def publish(
         if private and not present.private:
             raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or drop private=True")
         names = [file.rfilename for file in present.siblings or ()]
+        if RECORD_FILE in plan.files and revision is None and not create_pr and {WEIGHTS, WEIGHTS_INDEX} & set(names):
+            raise ValueError(
+                f"{repo_id} holds weights for PyTorch, which an exported model would replace; publish it to another "
+                f"repository, such as {repo_id}-exported, or to a branch with revision="
+            )
         # One commit, so that nobody loads half a checkpoint: `upload_folder` may split a large folder into several.
         return api.create_commit(
             repo_id,
@@ -329,7 +356,8 @@ def _operations(
     stale = [
         name
         for name in present
-        if name not in files and any(fnmatch.fnmatchcase(name, pattern) for pattern in _WEIGHT_PATTERNS)
+        if name not in files
+        and any(fnmatch.fnmatchcase(name, pattern) for pattern in (*_WEIGHT_PATTERNS, *_GRAPH_PATTERNS))
     ]
     return [CommitOperationDelete(name) for name in stale] + [
         CommitOperationAdd(name, content.encode() if isinstance(content, str) else content)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
+from ..hub.export_record import GraphRecord, graph_names, read_record
 from ..models.configuration_eomt import EoMTConfig
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.configuration_vit_p_fusion import ViTPFusionConfig
 from ..models.modeling_eomt import EoMTForUniversalSegmentationOutput
 from ..models.modeling_vit_p import ViTPForPointClassificationOutput
 from ..models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
-from .export_record import GraphRecord, read_record
 from .runtimes import Graph, RuntimeSettings, open_graph
 
 SEMANTIC_MAP = "semantic_map"
@@ -68,6 +68,12 @@ class ExportedModel(nn.Module):
             raise ValueError(
                 f"pixel_values of {height} x {width} pixels, but the model was exported for {fixed[0]} x {fixed[1]} "
                 "only; set the processor's size to that, or export it without a fixed size"
+            )
+        largest = record.limits.get("height", height), record.limits.get("width", width)
+        if height > largest[0] or width > largest[1]:
+            raise ValueError(
+                f"pixel_values of {height} x {width} pixels, but memory was planned for {largest[0]} x {largest[1]} at "
+                "most when the model was exported; lower the processor's size, or export it with a larger max_size"
             )
         if height % patch or width % patch or not height or not width:
             raise ValueError(
@@ -133,8 +139,17 @@ class ExportedViTP(ExportedModel):
         if len(shape) != 3 or shape[0] != len(pixel_values) or shape[1] == 0 or shape[2] != 4:
             raise ValueError(f"prompts of shape {shape} for {len(pixel_values)} images must be (images, N, 4)")
         real = torch.ones(shape[:2], dtype=torch.bool) if prompt_mask is None else prompt_mask.bool()
-        outputs = self.run({"pixel_values": pixel_values, "prompts": prompts, "prompt_mask": real})
-        return ViTPForPointClassificationOutput(logits=outputs["logits"], prompt_mask=prompt_mask)
+        most = self.record.limits.get("prompts", shape[1])
+        if shape[1] > most and self.config.prompt_attention != "isolated":
+            raise ValueError(
+                f"{shape[1]} prompts of an image, but memory was planned for {most} at most, and this ViT-P lets "
+                "prompts see one another, so that they cannot be asked in turns; ask fewer, or export to onnx"
+            )
+        logits = [
+            self.run({"pixel_values": pixel_values, "prompts": asked, "prompt_mask": mask})["logits"]
+            for asked, mask in zip(prompts.split(most, 1), real.split(most, 1), strict=True)
+        ]
+        return ViTPForPointClassificationOutput(logits=torch.cat(logits, 1), prompt_mask=prompt_mask)
 
 
 class ExportedViTPFusion(ViTPFusionForUniversalSegmentation):
@@ -180,7 +195,7 @@ def load_exported_model(folder: Path, settings: RuntimeSettings | None = None) -
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(config, EoMTConfig | ViTPConfig | ViTPFusionConfig):
         raise ValueError(f"{folder} is an exported model of type {config.model_type!r}, which is not known here")
-    expected = ["generator", "classifier"] if isinstance(config, ViTPFusionConfig) else ["model"]
+    expected = graph_names(config.model_type)
     if list(record.graphs) != expected:
         raise ValueError(f"{folder}: export.json has the graphs {list(record.graphs)}, not {expected}; export it again")
 

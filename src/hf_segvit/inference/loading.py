@@ -29,6 +29,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from ..hub.export_record import exported_format
 from ..models.checkpoint_guard import load_foreign_model
 from ..models.checkpoint_json import errors_name, path_of, shown, stored_config
 from ..models.configuration_eomt import EoMTConfig
@@ -43,7 +44,6 @@ from ..models.modeling_vit_p import ViTPForPointClassification
 from ..models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 from ..models.transformers_eomt import TRANSFORMERS_EOMT_TYPES
 from ..weight_checks import check_finite, refuse_misfits
-from .export_record import exported_format
 from .exported_models import load_exported_model
 from .runtimes import RuntimeSettings
 
@@ -423,6 +423,11 @@ def _is_exported(source: str, revision: str | None, runtime: RuntimeSettings | N
     if runtime is not None and runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     return False
+
+
+def load_export(source: str, revision: str | None = None, **settings: Any) -> Any:
+    """The model of an exported folder or repository; `settings` are those of `RuntimeSettings`."""
+    return load_exported_model(Path(_exported_folder(source, revision)), RuntimeSettings(**settings))
 
 
 def _exported_folder(source: str, revision: str | None) -> str:

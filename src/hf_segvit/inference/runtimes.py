@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .export_record import RUNTIMES, GraphRecord
+from ..hub.export_record import RUNTIMES, GraphRecord
 
 # The extra that installs each runtime; AOTInductor is part of PyTorch.
 EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino", "executorch": "executorch"}

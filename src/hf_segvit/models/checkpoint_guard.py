@@ -32,6 +32,35 @@ _GROWTH = 2
 _NEW_ELEMENTS = 2**26
 
 
+def exported_model(cls: Any, source: Any, kwargs: dict[str, Any]) -> Any:
+    """The model of an exported folder or repository, which has graphs instead of weights; `None` for weights.
+
+    Of the arguments of `from_pretrained`, `revision`, `dtype` and those of `RuntimeSettings` count.
+    """
+    if source is None or kwargs.get("state_dict") is not None:
+        return None
+    where = hub_arguments(kwargs)
+    try:
+        settings = stored_config(source, **where)
+    except OSError:
+        return None  # the loader of weights names the reason
+    file_format = settings.get("exported")
+    if not isinstance(file_format, str) or settings.get("architectures") != [cls.__name__]:
+        return None
+    # Inside `try`, as a checkpoint that carries this file as remote code has to load without the package.
+    try:
+        from hf_segvit.inference.loading import load_export
+    except ImportError as error:
+        raise ValueError(
+            f"{source} is a model exported to {file_format}, which needs the package: `pip install hf-segvit`"
+        ) from error
+    names = ("runtime", "threads", "device", "allow_native_code")
+    options = {name: kwargs[name] for name in names if name in kwargs}
+    if isinstance(kwargs.get("dtype"), torch.dtype):  # not "auto", which pipelines pass
+        options["dtype"] = kwargs["dtype"]
+    return load_export(os.fspath(source), where.get("revision"), **options)
+
+
 def checked_arguments(cls: Any, source: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a `from_pretrained` of ours, after the files of `source` were checked.
 

@@ -22,7 +22,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoint_guard import checked_arguments
+from .checkpoint_guard import checked_arguments, exported_model
 from .configuration_plain_vit import PlainViTConfig
 from .inference_optimization import fuse_projections, set_channels_last
 from .plain_vit_layers import PlainMLP, PlainViTAttention, SwiGLU, rotary_embeddings
@@ -210,6 +210,9 @@ class PlainViTPreTrainedModel(PreTrainedModel):
         For a new label set pass `num_labels=...` or `id2label=...` with `ignore_mismatched_sizes=True`, which resets
         only the class head.
         """
+        exported = exported_model(cls, pretrained_model_name_or_path, kwargs)
+        if exported is not None:
+            return exported
         kwargs = checked_arguments(cls, pretrained_model_name_or_path, kwargs)
         with misfits_name_the_flag(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

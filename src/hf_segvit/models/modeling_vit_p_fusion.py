@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTAT
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .checkpoint_guard import checked_arguments
+from .checkpoint_guard import checked_arguments, exported_model
 from .class_fusion import check_alpha, fuse_class_logits, queries_that_matter
 from .configuration_eomt import EoMTConfig
 from .configuration_vit_p_fusion import ViTPFusionConfig
@@ -73,6 +73,9 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         For a new label set pass `num_labels=...` or `id2label=...` with `ignore_mismatched_sizes=True`, which resets
         the class heads of both.
         """
+        exported = exported_model(cls, pretrained_model_name_or_path, kwargs)
+        if exported is not None:
+            return exported
         kwargs = checked_arguments(cls, pretrained_model_name_or_path, kwargs)
         with misfits_name_the_flag(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.checkpoint_json import json_fault
+from ..models.configuration_vit_p_fusion import ViTPFusionConfig
 
 RECORD_FILE = "export.json"
 RECORD_VERSION = 1
@@ -33,6 +34,7 @@ class GraphRecord:
         batch: the only number of images that it takes; `None`: any.
         height: the only height in pixels; `None`: any multiple of the patch size.
         width: the same.
+        limits: the largest `height`, `width` and number of `prompts`, where memory was planned for them.
     """
 
     files: dict[str, int]
@@ -42,6 +44,7 @@ class GraphRecord:
     batch: int | None = None
     height: int | None = None
     width: int | None = None
+    limits: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ def exported_format(settings: Mapping[str, Any]) -> str | None:
     return settings.get(MARK)
 
 
+def graph_names(model_type: Any) -> list[str]:
+    """Names of the graphs of a model type."""
+    return ["generator", "classifier"] if model_type == ViTPFusionConfig.model_type else ["model"]
+
+
 def read_record(folder: Path) -> ExportRecord:
     """The record of a folder, whose files are there and as long as they should be.
 
@@ -105,6 +113,8 @@ def read_record(folder: Path) -> ExportRecord:
         if record.format not in RUNTIMES:
             raise ValueError(f"format {record.format!r} is not one of {', '.join(RUNTIMES)}")
         for graph in graphs.values():
+            if not all(isinstance(limit, int) for limit in graph.limits.values()):
+                raise TypeError("limits")
             for name, size in graph.files.items():
                 _check_file(folder, name, size)
     except (AttributeError, KeyError, TypeError) as error:
