@@ -12,6 +12,7 @@ PACKAGE = ROOT / "src" / "hf_segvit"
 # A room may import from those after it; files at the root that import nothing of ours come last.
 ROOMS = (
     "cli",
+    "app",
     "demo",
     "training",
     "export",

@@ -135,9 +135,8 @@ def test_every_import_is_of_a_declared_dependency():
     foreign = imported - sys.stdlib_module_names - {"hf_segvit"}
     assert foreign >= {"torch", "PIL", "yaml", "peft"}  # modules whose distribution has another name among them
     distributions = packages_distributions()
-    # gradio: only for a page on the Hub, which brings it
-    extras = ("lora", "tiff", "onnx", "int8", "executorch", "video", "supervision", "quantization")
-    declared = set(requirements(*extras)) | {"gradio"}
+    extras = ("lora", "app", "tiff", "onnx", "int8", "executorch", "video", "supervision", "quantization")
+    declared = set(requirements(*extras))
     assert {
         name for name in foreign if not set(map(canonicalize_name, distributions.get(name, [name]))) & declared
     } == set()

@@ -91,6 +91,8 @@ print(run())
         ("convert official-eomt nowhere.pth y", 2, "nowhere.pth is neither a file nor a folder"),
         ("export a/b y --format onx", 2, "unknown format 'onx'; did you mean onnx?"),
         ("export ./nowhere y", 2, "there is no folder ./nowhere"),
+        ("app --model ./nowhere", 2, "there is no folder ./nowhere"),
+        ("app --model owner/name --host 203.0.113.1", 2, "cannot listen on 203.0.113.1 port 7860"),
         ("train nowhere.yaml", 2, "nowhere.yaml: there is no such file"),
         ("train --replay nowhere", 2, "nowhere: no such folder"),
         ("push nowhere owner/name", 2, "nowhere: no such folder"),

@@ -29,6 +29,7 @@ COMMANDS = (
     "evaluate",
     "benchmark",
     "demo",
+    "app",
     "convert",
     "export",
     "push",

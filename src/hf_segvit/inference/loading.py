@@ -352,18 +352,32 @@ def load_fused_model(
                 f"{generator} is a fused model, which has a classifier already; name its generator instead"
             )
         # `revision` names a commit of the generator's repository only.
-        classifier_model, classifier_processor = load_point_classifier(classifier, dtype=dtype)
-        model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
-            generator_model,
-            classifier_model,
-            0.4 if alpha is None else alpha,
-            generator_processor=generator_processor,
+        classifier_pair = load_point_classifier(classifier, dtype=dtype)
+        model, processor = join_models(
+            (generator_model, generator_processor),
+            classifier_pair,
+            alpha=0.4 if alpha is None else alpha,
             label_mismatch=label_mismatch,
-            task=getattr(generator_processor, "task", "panoptic"),
         )
-        processor = ViTPFusionImageProcessor.from_generator_and_classifier(
-            generator_processor, classifier_processor, config=model.config
-        )
+    return model, processor
+
+
+def join_models(
+    generator: tuple[Any, Any], classifier: tuple[Any, Any], *, alpha: float = 0.4, label_mismatch: str = "error"
+) -> tuple[ViTPFusionForUniversalSegmentation, ViTPFusionImageProcessor]:
+    """Join a generator and a ViT-P in memory, each with its image processor; their weights are shared, not copied."""
+    (generator_model, generator_processor), (classifier_model, classifier_processor) = generator, classifier
+    model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
+        generator_model,
+        classifier_model,
+        alpha,
+        generator_processor=generator_processor,
+        label_mismatch=label_mismatch,
+        task=getattr(generator_processor, "task", "panoptic"),
+    )
+    processor = ViTPFusionImageProcessor.from_generator_and_classifier(
+        generator_processor, classifier_processor, config=model.config
+    )
     return model, processor
 
 
