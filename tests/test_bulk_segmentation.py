@@ -8,6 +8,7 @@ import sys
 import threading
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from hf_segvit.inference.input_files import ImageFile
 from hf_segvit.inference.jobs import Job, Shard, manifests, read_lines
 from hf_segvit.inference.pipeline import Encoded, Steps, run_pipeline
 from hf_segvit.inference.segmented_image import ImageFault
+from hf_segvit.inference.segmenter import NonFiniteOutputs, refuse_non_finite
 
 from .tiny_models import tiny_eomt
 
@@ -357,3 +359,14 @@ def test_a_file_that_changes_while_it_is_read(model, tmp_path, capsys, monkeypat
     assert "a.png: changed while it was read" in capsys.readouterr().err
     monkeypatch.undo()
     assert segment(mine, tmp_path / "out", model) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_logits_that_are_no_numbers_are_told_from_large_ones(dtype):
+    masks = torch.full((3, 4, 200, 200), torch.finfo(dtype).max / 2, dtype=dtype)  # their sum is no number
+    outputs = SimpleNamespace(class_queries_logits=torch.zeros(3, 4, 5), masks_queries_logits=masks)
+    refuse_non_finite(outputs)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        masks[1, 2, 100, 3] = value
+        with pytest.raises(NonFiniteOutputs, match="for 1 of 3 inputs"):
+            refuse_non_finite(outputs)

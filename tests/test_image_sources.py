@@ -197,3 +197,31 @@ class TestVideos:
         assert "3 of 4 images segmented" in printed.out
         assert "breaks off after 3 of 7 frames" in printed.err
         assert len(list((tmp_path / "out").glob("*.segments.json"))) == 3
+
+    @pytest.mark.parametrize(
+        ("name", "options", "told"),
+        [
+            ("film.mkv", {}, "after frame {last}, at {seconds:.1f} of 3.0 s"),
+            ("film.mp4", {"movflags": "+faststart"}, "after frame {last} "),
+            ("film.avi", {}, "after {count} of 30 frames"),
+        ],
+    )
+    def test_files_that_are_cut_short(self, name, options, told, model, tmp_path, capsys):  # noqa: F811
+        av = pytest.importorskip("av")
+        path = tmp_path / name
+        with av.open(str(path), "w", options=options) as file:
+            stream = file.add_stream("mjpeg", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+            for index in range(30):
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(self.pixels(index), format="rgb24")))
+            file.mux(stream.encode())
+        whole = path.read_bytes()
+        assert segment(path, tmp_path / "whole", model, "--outputs", "panoptic") == 0
+        path.write_bytes(whole[: len(whole) // 2])
+        assert segment(path, tmp_path / "out", model, "--outputs", "panoptic") == 1
+        kept, before = contents(tmp_path / "out"), contents(tmp_path / "whole")
+        assert 10 < len(kept) < len(before) == 30
+        end = told.format(count=len(kept), last=len(kept) - 1, seconds=(len(kept) - 1) / 10)
+        assert f"{name}: the video breaks off {end}" in capsys.readouterr().err
+        last = max(kept)  # decoders give what there is of the frame in which the file ends
+        assert {key: before[key] for key in kept if key != last} == {key: kept[key] for key in kept if key != last}

@@ -135,7 +135,7 @@ def test_every_import_is_of_a_declared_dependency():
     foreign = imported - sys.stdlib_module_names - {"hf_segvit"}
     assert foreign >= {"torch", "PIL", "yaml", "peft"}  # modules whose distribution has another name among them
     distributions = packages_distributions()
-    extras = ("lora", "app", "tiff", "onnx", "int8", "executorch", "video", "supervision", "quantization")
+    extras = ("lora", "app", "tiff", "onnx", "int8", "executorch", "video", "ray", "supervision", "quantization")
     declared = set(requirements(*extras))
     assert {
         name for name in foreign if not set(map(canonicalize_name, distributions.get(name, [name]))) & declared

@@ -78,7 +78,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=SOURCES)
     add_model_options(parser)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder for the results; with --engine ray also s3://BUCKET/FOLDER",
+    )
     parser.add_argument(
         "--task",
         choices=TASKS,
@@ -118,6 +123,7 @@ def add_parser(subparsers: Any) -> None:
     add_view_options(parser)
     add_runtime_options(parser)
     _add_job_options(parser)
+    _add_cluster_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -160,12 +166,39 @@ def _add_job_options(parser: Any) -> None:
     )
 
 
+def _add_cluster_options(parser: Any) -> None:
+    group = parser.add_argument_group("more than one machine")
+    group.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help=(
+            'ray: on a Ray cluster (pip install "hf-segvit[ray]"), of images that all nodes see or s3://BUCKET/FOLDER '
+            "and the like; writes segments/*.parquet and failures/*.parquet, and nothing else (default local)"
+        ),
+    )
+    group.add_argument(
+        "--address", metavar="HOST:PORT", help="of the Ray cluster, or auto; default: one is started on this machine"
+    )
+    group.add_argument("--actors", type=int, metavar="N", help="most models in the cluster (default: its GPUs or CPUs)")
+    group.add_argument("--gpus-per-actor", type=float, metavar="X", help="perhaps a part (default 1 where GPUs are)")
+    group.add_argument("--cpus-per-actor", type=int, default=1, metavar="N", help="threads beside a model (default 1)")
+    group.add_argument(
+        "--rows-per-file", type=int, default=512, metavar="N", help="images in a Parquet file (default 512)"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Segment the images; 1 if an image could not be segmented."""
     check_minimum(args, batch_size=1, max_segments=1, threads=1, workers=1, writers=1, every=1)
+    check_minimum(args, actors=1, cpus_per_actor=1, rows_per_file=1)
     check_model_options(args)
     apply_pixel_limit(args)
     kinds, shard = _kinds(args), Shard() if args.shard is None else Shard.parse(args.shard)
+    if args.engine == "ray":
+        return _run_on_ray(args, shard, kinds)
+    _refuse_cluster_options(args)
+    args.output = Path(args.output)
     images, missing = find_images(args.images, sys.stdin)
     if not images:
         raise ValueError(
@@ -185,6 +218,100 @@ def run(args: argparse.Namespace) -> int:
         use_font(args.font)
     with Job(args.output, shard, args.resume) as job:
         return _run_job(args, job, shard, images, len(missing), kinds)
+
+
+def _refuse_cluster_options(args: argparse.Namespace) -> None:
+    """Refuse what only a cluster can do, and its results as the place for others."""
+    for option in ("address", "actors", "gpus_per_actor"):
+        if getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} is for --engine ray; add that, or leave it out")
+    if "://" in args.output:
+        raise ValueError(f"--output {args.output}: only --engine ray writes to addresses; name a folder")
+    if (Path(args.output) / "_hf_segvit_job.json").exists():
+        raise ValueError(f"{args.output} holds results of a job with --engine ray; choose another --output")
+
+
+def _run_on_ray(args: argparse.Namespace, shard: Shard, kinds: frozenset[str] | None) -> int:
+    """Segment the images on a Ray cluster."""
+    from tqdm import tqdm
+
+    from ..inference.containers import is_video
+    from ..inference.ray_jobs import Counts, RemoteImage, Resources, find_remote, is_remote, run_ray_job
+    from ..inference.row_segmenter import RowSegmenter
+    from ..models.image_values import checked_bands, checked_range
+    from ..training.signals import STOPPED_EXIT_CODE, StopRequested, StopSignals
+
+    if kinds not in (None, frozenset({"parquet"})) or args.compare or args.overlay_format != "png" or args.no_labels:
+        raise ValueError("--engine ray writes Parquet only; leave --outputs, --compare and the options of overlays out")
+    value_range, bands = checked_range(args.value_range, "--value-range"), checked_bands(args.bands, "--bands")
+    remote = [image for text in args.images if is_remote(text) for image in find_remote(text)]
+    files, missing = find_images([text for text in args.images if not is_remote(text)], sys.stdin)
+    if not files and not remote:
+        raise ValueError(f"no images match {' '.join(args.images)}; name files, folders, or addresses of folders")
+    videos = [file.path for file in files if is_video(file.path)]
+    if videos:
+        raise ValueError(f"{videos[0]}: --engine ray takes no videos; segment them with --engine local and --shard")
+    for pattern in missing:
+        _say(f"{pattern}: no such image")
+    pages = [page for file in files for page in (_pages(file) if shard.has(str(file.relative_path)) else ())]
+    images = [RemoteImage.of(page, name) for page, name in zip(pages, _page_names(pages), strict=True)]
+    images += [image for image in remote if shard.has(image.name)]
+
+    refuse_missing_models(args.model, args.classifier)
+    args.model = str(Path(model).absolute()) if Path(model := model_folder(args.model)).is_dir() else model
+    args.classifier = args.classifier and model_folder(args.classifier)
+    # On this machine only to check the options, and for what the results depend on.
+    here = {"device": "cpu", "dtype": "float32", "quantization": None, "optimize": None}
+    segmenter = _load(argparse.Namespace(**{**vars(args), **here}))
+    settings = _job_settings(args, segmenter, frozenset({"parquet"}), segmenter.file_settings)
+    settings |= {"value_range": value_range, "bands": bands}
+    with errors_name_options():
+        chosen = _model_settings(args)
+    rows = RowSegmenter(args.model, batch_size=args.batch_size, value_range=value_range, bands=bands, **chosen)
+    resources = Resources(args.actors, args.gpus_per_actor, args.cpus_per_actor, args.device)
+    counts = Counts()
+    with StopSignals() as signals, tqdm(total=len(images), unit="image", disable=None) as bar:
+
+        def told(now: Counts, errors: list[str]) -> None:
+            vars(counts).update(vars(now))
+            bar.update(now.complete + now.done + now.failed - bar.n)
+            for error in errors:
+                bar.write(_message(error), file=sys.stderr)
+
+        try:
+            with signals.interruptible():
+                counts = run_ray_job(
+                    images,
+                    rows,
+                    args.output,
+                    settings=settings,
+                    address=args.address,
+                    resources=resources,
+                    rows_per_file=args.rows_per_file,
+                    resume=args.resume,
+                    told=told,
+                )
+        except (StopRequested, SystemExit):  # Ray ends the process itself at SIGTERM
+            _say(f"stopped by {signals.requested or 'SIGTERM'}; the same command goes on with the rest")
+            return STOPPED_EXIT_CODE
+    already = f" ({counts.complete} of them before)" if counts.complete else ""
+    total = len(images) + len(missing)
+    print(f"{counts.done + counts.complete} of {total} images segmented{already}; results in {args.output}")
+    return 1 if counts.failed or missing else 0
+
+
+def _pages(file: ImageFile) -> list[ImageFile]:
+    """The pages of a file; a JPEG has one, so that millions of them are not opened."""
+    from ..inference.input_files import pages_of
+
+    return [file] if file.path.suffix.lower() in (".jpg", ".jpeg", ".bmp") else pages_of(file)
+
+
+def _page_names(pages: list[ImageFile]) -> list[str]:
+    """Names of results, as without a cluster."""
+    firsts = [page for page in pages if page.page == 0]
+    names = dict(zip(firsts, output_names([page.relative_path for page in firsts]), strict=True))
+    return [names[replace(page, page=0)] + (f".page-{page.page + 1}" if page.page else "") for page in pages]
 
 
 def _kinds(args: argparse.Namespace) -> frozenset[str] | None:
@@ -323,33 +450,35 @@ def _load(args: argparse.Namespace) -> "Segmenter":
     from ..inference.loading import is_exported, is_fused
     from ..inference.segmenter import Segmenter
 
-    views = views_of(args)
     # An exported model's runtime has devices of its own.
     device = args.device if is_exported(args.model, args.revision) else pick_device(args.device)
     with errors_name_options():
-        segmenter = Segmenter.from_pretrained(
-            args.model,
-            task=args.task,
-            device=device,
-            revision=args.revision,
-            dtype=args.dtype,
-            optimize=optimize_switches(args.optimize),
-            quantization=args.quantization,
-            threshold=args.threshold,
-            views=views,
-            classifier=args.classifier,
-            alpha=args.alpha,
-            label_mismatch=args.label_mismatch,
-            token_merging=args.token_merging,
-            max_segments=args.max_segments,
-            **runtime_options(args),
-        )
+        segmenter = Segmenter.from_pretrained(args.model, device=device, **_model_settings(args))
     num_queries = getattr(segmenter.model.config, "num_queries", None)
     if args.max_segments is not None and num_queries is not None and args.max_segments > num_queries:
         _say(f"the model has {num_queries} queries, which is about the most objects that it can find")
     if args.compare and not is_fused(segmenter.model):
         raise ValueError("--compare shows what a classifier changes; name one with --classifier")
     return segmenter
+
+
+def _model_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `Segmenter.from_pretrained` that the options mean, without model and device."""
+    return {
+        "task": args.task,
+        "revision": args.revision,
+        "dtype": args.dtype,
+        "optimize": optimize_switches(args.optimize),
+        "quantization": args.quantization,
+        "threshold": args.threshold,
+        "views": views_of(args),
+        "classifier": args.classifier,
+        "alpha": args.alpha,
+        "label_mismatch": args.label_mismatch,
+        "token_merging": args.token_merging,
+        "max_segments": args.max_segments,
+        **runtime_options(args),
+    }
 
 
 def _job_settings(

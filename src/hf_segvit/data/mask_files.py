@@ -21,6 +21,7 @@ from ..models.image_files import open_image_file
 from ..models.mask_encoding import decode_counts, encode_counts
 from .annotation_values import shown, whole_number
 from .archives import Location, location_name, read_location
+from .png_files import png_bytes
 
 
 def read_index_map(location: Location) -> np.ndarray:
@@ -341,6 +342,12 @@ def mask_area(rle: Mapping[str, Any]) -> int:
 MAX_ID = 2**24 - 2  # three bytes a pixel, and 0 is void: files hold our ids plus one
 
 
+def id_png(ids: np.ndarray) -> bytes:
+    """The PNG of a map (H, W) of ids from 0, as colours: id = R + 256 * G + 65536 * B."""
+    # The low three bytes of a little-endian 32-bit id are its red, green and blue.
+    return png_bytes(ids.astype("<i4", order="C").view(np.uint8).reshape(*ids.shape, 4)[..., :3])
+
+
 def panoptic_png(segmentation: Any, path: str | PathLike[str]) -> None:
     """Write an id map (H, W), with void -1, as COCO's panoptic PNG, completely or not at all.
 
@@ -357,10 +364,8 @@ def panoptic_png(segmentation: Any, path: str | PathLike[str]) -> None:
         raise ValueError(f"{path}: need an integer id map (height, width), not {ids.dtype} of shape {ids.shape}")
     if ids.min() < -1 or ids.max() > MAX_ID:
         raise ValueError(f"{path}: ids {ids.min()} to {ids.max()} do not fit; a PNG holds -1 (void) to {MAX_ID}")
-    # The low three bytes of a little-endian 32-bit id are its red, green and blue.
-    rgb = (ids.astype("<i4", order="C") + 1).view(np.uint8).reshape(*ids.shape, 4)[..., :3]
     try:
         with replacing(path) as partial:
-            Image.fromarray(np.ascontiguousarray(rgb)).save(partial, format="PNG")
+            partial.write_bytes(id_png(ids + 1))
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error

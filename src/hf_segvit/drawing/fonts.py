@@ -59,7 +59,7 @@ def font_of(text: str, size: float) -> Font:
         font = _opened(Path(chosen), size, VARIABLE)
         if _has(font, text):
             return font
-    if _has(default, text):
+    if _default_has("".join(sorted({letter for letter in text if not letter.isascii()}))):
         return default
     path = _system_font("".join(sorted(set(text))))
     return default if path is None else ImageFont.truetype(path, size)
@@ -122,6 +122,12 @@ def _has(font: Font, text: str) -> bool:
         return all(_image(font, letter) not in (missing, None) for letter in letters)
     except (UnicodeError, OSError):  # Pillow's bitmap font, which has Latin letters only
         return False
+
+
+@lru_cache(maxsize=4096)
+def _default_has(letters: str) -> bool:
+    """Whether Pillow's own font has all letters, at any size; drawing them to see takes longer than drawing a name."""
+    return _has(ImageFont.load_default(24), letters)
 
 
 def _image(font: Font, letter: str) -> tuple[tuple[int, int], bytes] | None:

@@ -247,20 +247,43 @@ def frames_of(path: Path, every: int = 1) -> Iterator[tuple[int, Any]]:
         import av
     except ImportError as error:
         raise ValueError(f"{path}: videos need PyAV: pip install 'hf-segvit[video]'") from error
-    index = -1
+    index, end = -1, 0.0
     try:
         with av.open(str(path)) as video:
             if not video.streams.video:
                 raise ValueError(f"{path}: has no video stream")
             stream = video.streams.video[0]
             stream.thread_type = "AUTO"
+            start = float((stream.start_time or 0) * (stream.time_base or 0))
             for index, frame in enumerate(video.decode(stream)):
+                end = max(end, (frame.time or 0.0) - start)
                 if index % every == 0:
                     image = frame.to_image()
                     turn = round(getattr(frame, "rotation", 0) or 0) % 360
                     yield index, image.rotate(turn, expand=True) if turn else image
-            expected = stream.frames
+            expected, seconds = stream.frames, _seconds_of(video, stream)
     except av.FFmpegError as error:
-        raise ValueError(f"{path}: the video breaks off after frame {index} ({error}); copy it again") from error
+        after = f"after frame {index}" if index >= 0 else "before its first frame"
+        raise ValueError(f"{path}: the video breaks off {after} ({error}); copy it again") from error
     if expected and index + 1 < expected:
         raise ValueError(f"{path}: the video breaks off after {index + 1} of {expected} frames; copy it again")
+    # Many containers know how long they are, but not how many frames they have. The last frame is shown for a while.
+    if not expected and seconds - end > _LONGEST_FRAME:
+        raise ValueError(
+            f"{path}: the video breaks off after frame {index}, at {end:.1f} of {seconds:.1f} s; copy it again"
+        )
+
+
+_LONGEST_FRAME = 0.75  # seconds
+
+
+def _seconds_of(video: Any, stream: Any) -> float:
+    """How long the stream of a video should be; 0 if the file does not say so."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    try:  # Matroska: hours, minutes, seconds
+        hours, minutes, seconds = map(float, stream.metadata["DURATION"].split(":"))
+    except (KeyError, ValueError):
+        # Of the file, whose sound may be longer.
+        return (video.duration or 0) / 1e6 if len(video.streams) == 1 else 0.0
+    return 3600 * hours + 60 * minutes + seconds

@@ -7,7 +7,6 @@ Polygons are at most `TOLERANCE` pixels from the exact outlines; masks, RLE and 
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -17,7 +16,7 @@ from PIL import Image
 
 from ..atomic_files import replacing, write_json
 from ..data.label_tables import LABEL_TABLES, LabelTable, label_table
-from ..data.mask_files import panoptic_png
+from ..data.mask_files import id_png, panoptic_png
 from ..data.outlines import joined, mask_polygons
 from ..models.mask_encoding import decode_mask
 from .segmented_image import SegmentedImage, prepare_paths, save_image
@@ -197,6 +196,23 @@ def _parquet(folder: Path, rows: Rows, classes: Classes) -> Path:
     import pyarrow
     from pyarrow import parquet
 
+    schema, path = table_schema(), folder / "segments.parquet"
+    try:
+        with replacing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
+            for chunk in _chunks(rows()):
+                content = [
+                    {**_public(row), "path": row["picture"], "panoptic_png": id_png(_id_map(row))} for row in chunk
+                ]
+                writer.write_table(pyarrow.Table.from_pylist(content, schema=schema))
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    return path
+
+
+def table_schema() -> Any:
+    """The columns of Parquet files as a `pyarrow.Schema`."""
+    import pyarrow
+
     rle = pyarrow.struct([("size", pyarrow.list_(pyarrow.int64())), ("counts", pyarrow.string())])
     segment = pyarrow.struct(
         [
@@ -209,7 +225,7 @@ def _parquet(folder: Path, rows: Rows, classes: Classes) -> Path:
             ("segmentation", rle),
         ]
     )
-    schema = pyarrow.schema(
+    return pyarrow.schema(
         [
             ("path", pyarrow.string()),
             ("name", pyarrow.string()),
@@ -220,15 +236,6 @@ def _parquet(folder: Path, rows: Rows, classes: Classes) -> Path:
             ("panoptic_png", pyarrow.binary()),
         ]
     )
-    path = folder / "segments.parquet"
-    try:
-        with replacing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
-            for chunk in _chunks(rows()):
-                content = [{**_public(row), "path": row["picture"], "panoptic_png": _png_bytes(row)} for row in chunk]
-                writer.write_table(pyarrow.Table.from_pylist(content, schema=schema))
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
-    return path
 
 
 def _coco(folder: Path, rows: Rows, classes: Classes) -> Path:
@@ -393,13 +400,6 @@ def _id_map(row: Mapping[str, Any]) -> np.ndarray:
         # Classes of semantic maps count from 0, which is void here.
         ids[decode_mask(segment["segmentation"])] = segment["id"] + (row["task"] == "semantic")
     return ids
-
-
-def _png_bytes(row: Mapping[str, Any]) -> bytes:
-    rgb = _id_map(row).astype("<i4", order="C").view(np.uint8).reshape(row["height"], row["width"], 4)[..., :3]
-    content = BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb)).save(content, "PNG")
-    return content.getvalue()
 
 
 def _write_coco(

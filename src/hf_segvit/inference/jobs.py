@@ -105,13 +105,7 @@ class Job:
         """Keep the settings; a ValueError if the folder was begun with others, which names what differs."""
         settings = dict(json.loads(json.dumps(settings)))  # tuples become lists, as in the file
         if self.settings is not None:
-            names = [name for name in {**self.settings, **settings} if self.settings.get(name) != settings.get(name)]
-            if names:
-                changes = "; ".join(f"{name} was {self.settings.get(name)}, is {settings.get(name)}" for name in names)
-                raise ValueError(
-                    f"{self.folder} holds results with other settings ({changes}); choose another --output, or forget "
-                    "what is complete there with --no-resume"
-                )
+            refuse_other_settings(str(self.folder), self.settings, settings)
         self.settings = dict(settings)
         if os.fstat(self._file.fileno()).st_size == 0:
             self._append({"format": FORMAT, "version": VERSION, "settings": settings})
@@ -119,12 +113,12 @@ class Job:
 
     def is_complete(self, source: str, version: str) -> bool:
         """Whether the image is complete, in the version of its source (size and time) that is there now."""
-        return self._complete.get(_digest(source)) == _number(version)
+        return self._complete.get(digest_of(source)) == _number(version)
 
     def record(self, source: str, version: str, row: Mapping[str, Any]) -> None:
         """Note that all files of an image are in place; `row` is kept for `rows`."""
         self._append({"source": source, "version": version, **row})
-        self._complete[_digest(source)] = _number(version)
+        self._complete[digest_of(source)] = _number(version)
         self._sync_sometimes()
 
     def record_failure(self, source: str, error: str) -> None:
@@ -150,7 +144,7 @@ class Job:
 
     def _refuse_others(self, shard: Shard) -> None:
         """Refuse a folder in which another process works, unless on another shard of the same number of shards."""
-        if not _lock(self._file):
+        if not try_lock(self._file):
             part = "it" if shard.count == 1 else f"shard {shard.index}/{shard.count} of it"
             raise ValueError(f"{self.folder}: another job is working on {part}; wait, or choose another --output")
         for path in manifests(self.folder):
@@ -158,7 +152,7 @@ class Job:
             if path == self.path or (ends and shard.count > 1):
                 continue
             with contextlib.suppress(OSError), open(path, "rb") as file:
-                if not _lock(file):
+                if not try_lock(file):
                     raise ValueError(
                         f"{self.folder}: another job is working in it ({path.name}), which is no shard of "
                         f"{shard.count}; wait for it, or choose another --output"
@@ -187,7 +181,18 @@ class Job:
                 if self.settings is None:
                     self.settings = line["settings"]
             elif "error" not in line:
-                self._complete[_digest(line["source"])] = _number(line["version"])
+                self._complete[digest_of(line["source"])] = _number(line["version"])
+
+
+def refuse_other_settings(folder: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names what differs from the settings that a folder was begun with."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        changes = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in names)
+        raise ValueError(
+            f"{folder} holds results with other settings ({changes}); choose another --output, or forget what is "
+            "complete there with --no-resume"
+        )
 
 
 def manifests(folder: Path) -> list[Path]:
@@ -224,14 +229,15 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
     for part, path in enumerate(paths):
         for number, line in enumerate(read_lines(path)):
             if "settings" not in line and "error" not in line:
-                latest[_digest(line["source"])] = part, number
+                latest[digest_of(line["source"])] = part, number
     for part, path in enumerate(paths):
         for number, line in enumerate(read_lines(path)):
-            if "source" in line and latest.get(_digest(line["source"])) == (part, number):
+            if "source" in line and latest.get(digest_of(line["source"])) == (part, number):
                 yield line
 
 
-def _digest(text: str) -> bytes:
+def digest_of(text: str) -> bytes:
+    """12 bytes that stand for the source of an image."""
     # Millions of paths take a fraction of their memory so.
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
@@ -240,7 +246,7 @@ def _number(version: str) -> int:
     return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=6).digest(), "big")
 
 
-def _lock(file: IO[bytes]) -> bool:
+def try_lock(file: IO[bytes]) -> bool:
     """Lock an open file until it is closed, if nobody else has; the system gives it free when a process dies."""
     try:
         import fcntl
