@@ -1,5 +1,5 @@
 # All targets run in one environment: the active one, or else `.venv`, which the first of them makes.
-.PHONY: demo check test test-slow test-floor test-upstream bench environment
+.PHONY: demo check docs test test-slow test-floor test-upstream bench environment
 
 # Which Python makes `.venv`: `make PYTHON=python3.12 test`.
 PYTHON ?= python3
@@ -18,6 +18,10 @@ check: environment
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
 	$(run) -m mypy
+
+# The documentation, as a site in site/; a link or reference that leads nowhere is an error.
+docs: environment
+	NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict
 
 # The quick suite: no network, under 15 minutes on two cores.
 test: environment

@@ -84,6 +84,19 @@ def test_the_wheel_of_the_sdist_holds_the_package_and_its_data(distributions):
     assert {Path(name).suffix for name in package} == {".py", ".json", ".yaml", ".md", ".typed"}
     assert not any(name.startswith("tests") for name in names)
     assert f"\nVersion: {literal_version()}\n" in metadata
+    # On an index, relative links lead nowhere and relative images are not shown.
+    page = metadata.partition("\n\n")[2]
+    assert page.startswith("# hf_segvit\n")
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    ours = f"{PROJECT['urls']['Repository']}/"
+    assert len(links) > 20
+    for link in links:
+        assert link.startswith("https://"), link
+        if link.startswith(ours):
+            kind, branch, path = link.removeprefix(ours).split("/", 2)
+            assert (branch, path) != ("main", "")
+            assert kind == ("raw" if path.endswith(".jpg") else "blob")
+            assert path in present or any(name.startswith(f"{path}/") for name in present)
 
 
 # One process for both, as starting takes seconds; `run_module` is what `python -m hf_segvit` does.
@@ -112,7 +125,7 @@ def test_an_unpacked_wheel_works(distributions, tmp_path):
 
 
 def test_the_version_stands_in_one_file():
-    assert PROJECT["dynamic"] == ["version"]
+    assert PROJECT["dynamic"] == ["version", "readme"]
     assert "version" not in PROJECT
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     changelog = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -169,7 +182,7 @@ def test_the_workflow_runs_what_there_is():
     commands = [step["run"] for step in steps if "run" in step]
     assert commands == ["bash .ci/run", "make test-floor"]
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
-    assert made(script) == {"check", "test", "test-slow"}
+    assert made(script) == {"check", "docs", "test", "test-slow"}
     assert made("\n".join([*commands, script])) <= make_targets()
     pythons = {
         f"Programming Language :: Python :: {minor}"

@@ -52,7 +52,9 @@ class Tracking:
             accepted = (bool, int, float, str)  # by trackers; everything else becomes text
             settings = plan.recipe.to_dict().items()
             config = {name: value if isinstance(value, accepted) else str(value) for name, value in settings}
-            accelerator.init_trackers("logs")
+            # The run by the name of its folder; without, these would invent one.
+            named = {"wandb": {"name": folder.name, "dir": str(folder)}, "trackio": {"name": folder.name}}
+            accelerator.init_trackers("logs", init_kwargs=named)
             for tracker in accelerator.trackers:
                 if tracker.name == "tensorboard":  # its table of settings would appear as a second run
                     text = "\n".join(f"    {name}: {value}" for name, value in config.items())
