@@ -142,6 +142,30 @@ def roboflow_masks(root: Path) -> str:
     return f"roboflow_masks:{root}"
 
 
+def anomaly(name: str, values: tuple[int, int] = (0, 1)) -> Callable[[Path], str]:
+    def write(root: Path) -> str:
+        write_image(root / "images" / "train" / "a.jpg")
+        write_mask(root / "labels_masks" / "train" / "a.png", halves(*values))
+        return f"{name}:{root}"
+
+    return write
+
+
+def lost_and_found(root: Path) -> str:
+    write_image(root / "leftImg8bit" / "train" / "01_Street" / "01_Street_000000_000010_leftImg8bit.png")
+    folder = root / "gtCoarse" / "train" / "01_Street"
+    write_mask(folder / "01_Street_000000_000010_gtCoarse_labelIds.png", halves(1, 40))
+    return f"lost_and_found:{root}"
+
+
+def bravo(root: Path) -> str:
+    folder = root / "bravo_SMIYC" / "RoadAnomaly21" / "images"
+    write_image(folder / "a.jpg")
+    write_mask(folder / "a_labels_semantic_fake.png", halves(0, 0))
+    write_mask(folder / "a_labels_semantic.png", halves())
+    return f"bravo:{root}"
+
+
 def generated(root: Path) -> str:
     return "generated:easy?num_scenes=3&size=32"
 
@@ -159,8 +183,15 @@ WRITERS = {
     "yolo": yolo,
     "hub": hub,
     "generated": generated,
+    "anomaly": anomaly("anomaly"),
+    "smiyc": anomaly("smiyc"),
+    "fishyscapes": anomaly("fishyscapes"),
+    "road_anomaly": anomaly("road_anomaly", (0, 2)),
+    "lost_and_found": lost_and_found,
+    "bravo": bravo,
     **{name: written(name) for name in WRITERS_OF_TOOLS},
 }
+FIRST_SPLIT = {"bravo": "SMIYC"}  # its subsets
 # Of the other tasks of these formats the folders have no files.
 TASKS_WITH_FILES = {
     "coco": ("instance",),
@@ -187,7 +218,7 @@ def test_samples_have_the_same_columns_and_ids(spec):
         facts = describe(dataset)
         assert facts.task == task
         assert f"{facts.format}:{facts.path}" == spec.partition("?")[0]
-        assert facts.split == available_splits(spec)[0] == "train"
+        assert facts.split == available_splits(spec)[0] == FIRST_SPLIT.get(facts.format, "train")
         assert set(facts.stuff_classes) <= set(facts.id2label)
         assert set(dataset.column_names) == {"image", "image_id", "segment_map", "segments"}
         for sample in dataset:

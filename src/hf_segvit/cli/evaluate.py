@@ -5,7 +5,8 @@ are still the same (evaluation/identity.py). The table, all numbers and a drawin
 Several processes share the work under `accelerate launch -m hf_segvit evaluate ...`.
 
 With `--classifier` a ViT-P corrects the labels. With `--sweep-alpha`, or `--oracle`, generator and ViT-P run once per
-image and are scored with several weights alpha, and alpha.png replaces worst.png. `--task points` scores a ViT-P alone.
+image and are scored with several weights alpha, and alpha.png replaces worst.png. `--task points` scores a ViT-P alone,
+`--task anomaly` how well confidences tell anomalous pixels from known ones.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..lookup import import_object, suggestion
 from ..models.published_labels import TASKS
 from .model_options import (
+    CONFIDENCES,
     add_cache_option,
     add_classifier_options,
     add_dtype_option,
@@ -49,6 +51,8 @@ ABOUT = (
     *("dtype", "classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip", "classes", "max_detections"),
     *("runtime", "token_merging", "quantization"),
 )
+# evaluation.anomaly.DEFAULT_SCORES, whose import takes seconds
+DEFAULT_SCORES = "msp,maxlogit,entropy,energy,rba"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -59,7 +63,7 @@ def add_parser(subparsers: Any) -> None:
         description=(
             "Score a model on a data set: panoptic quality, mask AP or mean IoU, as the data sets' own evaluators do. "
             "Takes this package's models and any of Transformers' for universal segmentation; with task points, "
-            "a ViT-P and its accuracy."
+            "a ViT-P and its accuracy; with task anomaly, how well a model knows what it does not know."
         ),
         epilog="With --output DIR: results.json, results.txt and worst.png; an interrupted run resumes from there.",
     )
@@ -68,14 +72,23 @@ def add_parser(subparsers: Any) -> None:
     add_token_merging_option(parser)
     add_quantization_option(parser)
     parser.add_argument(
-        "--data", required=True, metavar="FORMAT:PATH", help="data set; `hf-segvit check-data --help` lists the formats"
+        "--data",
+        required=True,
+        action="append",
+        metavar="FORMAT:PATH",
+        help="data set; `hf-segvit check-data --help` lists the formats; task anomaly takes --data several times",
     )
     parser.add_argument(
         "--split", metavar="S", help="part of the data set; default: the first of val, validation, valid and test"
     )
-    parser.add_argument("--task", choices=(*TASKS, "points"), help="default: what the model was trained for")
+    parser.add_argument("--task", choices=(*TASKS, "points", "anomaly"), help="default: what the model was trained for")
     parser.add_argument(
-        "--classes", metavar="NAME,NAME", help="score only these classes of the data set; the means are over them"
+        "--classes",
+        metavar="NAME,NAME",
+        help=(
+            "score only these classes of the data set; the means are over them. Task anomaly: the classes that are "
+            "anomalies, in a data set that has others than known and anomaly"
+        ),
     )
     parser.add_argument(
         "--max-detections",
@@ -101,6 +114,21 @@ def add_parser(subparsers: Any) -> None:
         "--boundary", action="store_true", help="also boundary IoU (semantic) or boundary AP (instance)"
     )
     parser.add_argument(
+        "--calibration",
+        action="store_true",
+        help=(
+            "also whether scores (task semantic: the largest class score of a pixel) are as high as the share of right "
+            "answers: ECE on one half of the images, before and after a temperature found on the other; reliability.png"
+        ),
+    )
+    parser.add_argument(
+        "--save-temperature",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="with --calibration: save the temperature in the image processor of FOLDER (default: of --model)",
+    )
+    parser.add_argument(
         "--metrics",
         nargs="+",
         default=[],
@@ -111,6 +139,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--worst", type=int, default=8, metavar="N", help="worst images to draw (default 8)")
     add_pixel_limit(parser)
     add_point_options(parser)
+    group = parser.add_argument_group("task anomaly")
+    group.add_argument(
+        "--scores",
+        metavar="NAME,NAME",
+        help=(
+            f"confidences whose negative is the anomaly score: {', '.join(CONFIDENCES)}; NAME@T with a temperature; "
+            f"the first one also ranks images (default {DEFAULT_SCORES})"
+        ),
+    )
     add_classifier_options(parser)
     parser.add_argument(
         "--sweep-alpha",
@@ -130,7 +167,9 @@ def run(args: argparse.Namespace) -> int:
     check_model_options(args)
     apply_pixel_limit(args)
     refuse_missing_models(args.model, args.classifier, args.generator)
-    refuse_missing_data(args.data)
+    for data in args.data:
+        refuse_missing_data(data)
+    specs, args.data = args.data, args.data[0]
     if args.task is not None:  # before the seconds that imports take
         check_task_options(args)
     args.model = model_folder(args.model)
@@ -149,7 +188,11 @@ def run(args: argparse.Namespace) -> int:
         lacking = f", which have no {own} labels" if own != args.task else ""
         print(f"hf-segvit evaluate: task {args.task}, as of {args.model} and the data{lacking}", file=sys.stderr)
         check_task_options(args)
+    if len(specs) > 1 and args.task != "anomaly":
+        raise ValueError(f"--data is given {len(specs)} times, which is for task anomaly, not for {args.task}")
     with _alone(args.output):
+        if args.task == "anomaly":
+            return run_anomaly(args, specs)
         return run_points(args) if args.task == "points" else run_segmentation(args)
 
 
@@ -170,42 +213,31 @@ def _alone(folder: Path | None) -> Iterator[None]:
 
 def run_segmentation(args: argparse.Namespace) -> int:
     """Evaluate a segmentation model."""
-    views = views_of(args)
-
     from ..data.reading import describe
     from ..evaluation import evaluate
     from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas
     from ..evaluation.report import draw_worst
-    from ..inference.segmenter import Segmenter
 
     dataset, device, settings = _prepare(args, args.task, ABOUT)
     id2label, stuff_classes = describe(dataset).id2label, describe(dataset).stuff_classes
     classes = None if args.classes is None else class_ids(args.classes, id2label)
-    with errors_name_options():
-        segmenter = Segmenter.from_pretrained(
-            args.model,
-            task=args.task,
-            device=device,
-            dtype=args.dtype,
-            quantization=args.quantization,
-            revision=args.revision,
-            threshold=args.threshold,
-            stuff_classes=stuff_classes,
-            data_labels=id2label,
-            views=views,
-            classifier=args.classifier,
-            alpha=args.alpha,
-            label_mismatch=args.label_mismatch,
-            token_merging=args.token_merging,
-            max_segments=_more_than_default(args.max_detections),
-            **runtime_options(args),
-        )
+    segmenter = _segmenter(
+        args,
+        device,
+        task=args.task,
+        threshold=args.threshold,
+        stuff_classes=stuff_classes,
+        data_labels=id2label,
+        max_segments=_more_than_default(args.max_detections),
+    )
     settings |= {"identity": _identity(args, dataset, {"": segmenter})}
-    more_metrics = [name for name in ("oracle", "boundary") if getattr(args, name)]
+    more_metrics = [name for name in ("oracle", "boundary", "calibration") if getattr(args, name)]
     settings |= {"stuff_classes": stuff_classes, "absent": args.absent_classes, "more_metrics": more_metrics}
     settings |= {"max_detections": args.max_detections, "classes": classes}
     alphas = alphas_to_score(args, segmenter)
     if alphas is not None:
+        if args.calibration:
+            raise ValueError("--calibration is for one answer to each image; leave --sweep-alpha and --oracle out")
         sweep = sweep_alphas(segmenter, alphas, dataset, id2label, **settings)
         if _write(args, sweep, settings) and args.output is not None:
             plot_sweep(args.output / "alpha.png", sweep, title=f"{Path(args.model).name} and ViT-P: {args.data}")
@@ -216,20 +248,125 @@ def run_segmentation(args: argparse.Namespace) -> int:
     return _finish(settings)
 
 
+def _segmenter(args: argparse.Namespace, device: Any, **settings: Any) -> "Segmenter":
+    """The model that the options name."""
+    from ..inference.segmenter import Segmenter
+
+    with errors_name_options():
+        return Segmenter.from_pretrained(
+            args.model,
+            device=device,
+            dtype=args.dtype,
+            quantization=args.quantization,
+            revision=args.revision,
+            views=views_of(args),
+            classifier=args.classifier,
+            alpha=args.alpha,
+            label_mismatch=args.label_mismatch,
+            token_merging=args.token_merging,
+            **settings,
+            **runtime_options(args),
+        )
+
+
+def run_anomaly(args: argparse.Namespace, specs: list[str]) -> int:
+    """Evaluate the anomaly scores of a model on each data set."""
+    from accelerate import PartialState
+
+    from ..atomic_files import replacing, write_json
+    from ..data.reading import describe
+    from ..evaluation.anomaly import (
+        anomalous_classes,
+        anomaly_content,
+        anomaly_text,
+        draw_worst_anomalies,
+        evaluate_anomalies,
+        plot_anomaly_curves,
+    )
+    from ..inference.segmenter import checked_confidence
+    from ..models.confidence import confidences_named
+
+    with errors_name_options():
+        wanted = confidences_named((args.scores or DEFAULT_SCORES).split(","))
+        for each in wanted:
+            checked_confidence("semantic", each, views_of(args))
+    split, segmenter = args.split, None
+    runs: list[tuple[str, Any, dict[int, str], Any, dict[str, Any]]] = []
+    for number, spec in enumerate(specs, start=1):
+        args.data, args.split = spec, split
+        dataset, device, settings = _prepare(args, "semantic", (*ABOUT, "scores"))
+        id2label = describe(dataset).id2label
+        settings["classes"] = None if args.classes is None else class_ids(args.classes, id2label)
+        with errors_name_options():
+            anomalous_classes(id2label, settings["classes"])  # of all data sets before the first image
+        if settings.pop("metrics"):
+            raise ValueError("--metrics are for segmentation and points, not for anomaly; leave them out")
+        if args.output is not None:
+            settings["partial_folder"] = args.output / f"partial-{number}"
+        name = f"{spec}, {args.split}"
+        if name in [before[0] for before in runs]:
+            raise ValueError(f"--data {spec} is given twice; leave one of them out")
+        runs.append((name, dataset, id2label, device, settings))
+    results = {}
+    for name, dataset, id2label, device, settings in runs:
+        segmenter = segmenter or _segmenter(args, device, task="semantic")
+        settings["identity"] = _identity(args, dataset, {"": segmenter})
+        results[name] = evaluate_anomalies(segmenter, dataset, id2label, wanted, **settings)
+    if not PartialState().is_main_process:
+        return 0
+    text, report = anomaly_text(results), {**runs[0][-1]["about"], "data": specs, **anomaly_content(results)}
+    print(text)
+    if args.json is not None:
+        write_json(args.json, report)
+    if args.output is not None:
+        with replacing(args.output / "results.txt") as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
+        write_json(args.output / "results.json", report)
+        plot_anomaly_curves(args.output / "curves.png", results, title=Path(args.model).name)
+        for number, (name, dataset, id2label, _, settings) in enumerate(runs, start=1):
+            path = args.output / ("worst.png" if len(runs) == 1 else f"worst-{number}.png")
+            classes = settings["classes"]
+            if args.worst:
+                draw_worst_anomalies(path, segmenter, dataset, id2label, results[name], args.worst, classes)
+    for *_, settings in runs:
+        _finish(settings)
+    return 0
+
+
 def check_task_options(args: argparse.Namespace) -> None:
     """Refuse options that the task has no use for."""
     if args.threshold is not None and args.task != "panoptic":
         raise ValueError(f"--threshold {args.threshold} has no meaning for task {args.task}; leave it out")
     if args.max_detections is not None and args.task != "instance":
         raise ValueError(f"--max-detections {args.max_detections} is for task instance, not for {args.task}")
-    if args.boundary and args.task in ("panoptic", "points"):
+    if args.scores is not None and args.task != "anomaly":
+        raise ValueError(f"--scores is for task anomaly, not for {args.task}; leave it out")
+    if args.save_temperature is not None:
+        _check_temperature_folder(args)
+    for name in ("oracle", "calibration", "sweep_alpha"):
+        if args.task == "anomaly" and getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} is about answers, not about anomalies; leave it out")
+    if args.calibration and args.sweep_alpha is not None:
+        raise ValueError("--calibration is for one answer to each image; leave --sweep-alpha out")
+    if args.boundary and args.task in ("panoptic", "points", "anomaly"):
         raise ValueError(f"--boundary is for the tasks semantic and instance, not for {args.task}; leave it out")
     for name in ("oracle", "classes", "quantization"):
         if getattr(args, name) and args.task == "points":
             raise ValueError(f"--{name} is for segmentation, not for points; leave it out")
     check_fusion_options(args)
-    if not views_of(args).is_plain and args.task != "semantic":
+    if not views_of(args).is_plain and args.task not in ("semantic", "anomaly"):
         raise ValueError(f"--tta-scales and --tta-flip are for task semantic, not for {args.task}; leave them out")
+
+
+def _check_temperature_folder(args: argparse.Namespace) -> None:
+    """Refuse to save a temperature where none is found, or where it cannot be stored."""
+    from ..evaluation.calibration import temperature_file
+
+    if not args.calibration:
+        raise ValueError("--save-temperature needs --calibration, which finds it")
+    if args.classifier is not None:
+        raise ValueError("--save-temperature is for one checkpoint; save the fused model first, and name it --model")
+    temperature_file(args.save_temperature or model_folder(args.model))
 
 
 def _more_than_default(max_detections: int | None) -> int | None:
@@ -323,6 +460,7 @@ def _write(args: argparse.Namespace, result: Any, settings: Mapping[str, Any]) -
     if not PartialState().is_main_process:
         return False
     is_sweep = isinstance(result, AlphaSweep)
+    calibration = None if is_sweep else result.calibration
     text, content = (sweep_text, sweep_content) if is_sweep else (result_text, result_content)
     print(text(result, args.rows))
     report = {**settings["about"], **content(result)}
@@ -332,6 +470,18 @@ def _write(args: argparse.Namespace, result: Any, settings: Mapping[str, Any]) -
         with replacing(args.output / "results.txt") as partial:
             partial.write_text(text(result, sys.maxsize) + "\n", encoding="utf-8")
         write_json(args.output / "results.json", report)
+    if calibration is not None:
+        from ..evaluation.calibration import plot_reliability, save_temperature
+
+        if args.output is not None:
+            title = f"{Path(args.model).name}: {args.data}"
+            plot_reliability(args.output / "reliability.png", calibration, title)
+        if args.save_temperature is not None:
+            message = f"no temperature is saved: {calibration.undefined}"
+            if calibration.temperature is not None:
+                path = save_temperature(args.save_temperature or args.model, calibration.temperature)
+                message = f"temperature {calibration.temperature:g} saved in {path}"
+            print(f"hf-segvit evaluate: {message}", file=sys.stderr)
     return True
 
 
@@ -404,6 +554,7 @@ def run_points(args: argparse.Namespace) -> int:
     if args.generator is not None:
         generator = Segmenter.from_pretrained(args.generator, task="panoptic", device=device, dtype=args.dtype)
     settings |= {"identity": _identity(args, dataset, {"": classifier, "generator": generator})}
+    settings |= {"more_metrics": ["calibration"] if args.calibration else []}
     source = point_source(args.points, id2label, num_points=args.num_points, seed=args.seed, generator=generator)
     _write(args, evaluate_points(classifier, dataset, id2label, source, **settings), settings)
     return _finish(settings)

@@ -13,6 +13,8 @@ from typing import Any
 from ..lookup import entry_points, suggestion
 
 QUANTIZATIONS = ("int8", "int8-weight-only", "fp8")
+# models.confidence.CONFIDENCES, whose import takes seconds
+CONFIDENCES = ("maxscore", "msp", "maxlogit", "entropy", "energy", "rba", "rejection")
 
 
 def add_model_options(parser: Any) -> None:
@@ -293,6 +295,8 @@ def errors_name_options() -> Iterator[None]:
         for name, option in (
             ("compile=True", "--optimize compile"),
             ("max_segments=", "--max-segments "),
+            ("confidence=", "--confidence "),
+            ("say with classes which", "say with --classes which"),
             ("token_merging=", "--token-merging "),
             ("allow_native_code=True", "--allow-native-code"),
             ("runtime=", "--runtime "),

@@ -18,6 +18,7 @@ from ..inference.jobs import Job, Shard
 from ..lookup import printable, suggestion
 from ..models.published_labels import TASKS
 from .model_options import (
+    CONFIDENCES,
     add_classifier_options,
     add_dtype_option,
     add_model_options,
@@ -51,6 +52,8 @@ OUTPUTS: tuple[str, ...] = (
     "panoptic",
     "semantic",
     "comparison",
+    "confidence",
+    "confidence-png",
     "crops",
     "masks",
     "jsonl",
@@ -97,6 +100,14 @@ def add_parser(subparsers: Any) -> None:
         "--max-segments", type=int, metavar="N", help="most objects in an image (task instance); default: the model's"
     )
     parser.add_argument(
+        "--confidence",
+        metavar="NAME",
+        help=(
+            f"also how sure the model is of each pixel (task semantic): {', '.join(CONFIDENCES)}, and NAME@T with a "
+            "temperature; writes NAME.confidence.npy, and overlays fade where it is low"
+        ),
+    )
+    parser.add_argument(
         "--font",
         type=Path,
         metavar="FILE",
@@ -132,7 +143,10 @@ def _add_job_options(parser: Any) -> None:
     group.add_argument(
         "--outputs",
         metavar="KIND,...",
-        help=f"what to write: {', '.join(OUTPUTS)}; default: overlay, json, and panoptic or semantic by task",
+        help=(
+            f"what to write: {', '.join(OUTPUTS)}; default: overlay, json, panoptic or semantic by task, and a "
+            "confidence if asked for"
+        ),
     )
     group.add_argument(
         "--overlay-format",
@@ -243,6 +257,8 @@ def _run_on_ray(args: argparse.Namespace, shard: Shard, kinds: frozenset[str] | 
 
     if kinds not in (None, frozenset({"parquet"})) or args.compare or args.overlay_format != "png" or args.no_labels:
         raise ValueError("--engine ray writes Parquet only; leave --outputs, --compare and the options of overlays out")
+    if args.confidence is not None:
+        raise ValueError("--confidence is not for --engine ray, which writes no maps; segment with --engine local")
     value_range, bands = checked_range(args.value_range, "--value-range"), checked_bands(args.bands, "--bands")
     remote = [image for text in args.images if is_remote(text) for image in find_remote(text)]
     files, missing = find_images([text for text in args.images if not is_remote(text)], sys.stdin)
@@ -319,11 +335,14 @@ def _kinds(args: argparse.Namespace) -> frozenset[str] | None:
     more = {kind for kind in ("crops", "masks") if getattr(args, kind)}
     if args.outputs is None and not more:
         return None
-    usual = "overlay,json,panoptic,semantic,comparison"
+    usual = "overlay,json,panoptic,semantic,comparison,confidence"
     kinds = {kind.strip() for kind in (args.outputs or usual).split(",")}
     for kind in sorted(kinds):
         if kind not in OUTPUTS:
             raise ValueError(f"--outputs: there is no {kind!r}; {suggestion(kind, OUTPUTS)}")
+    unasked = sorted(kind for kind in kinds if kind.startswith("confidence")) if args.outputs is not None else []
+    if unasked and args.confidence is None:
+        raise ValueError(f"--outputs {unasked[0]} needs --confidence NAME, such as --confidence maxscore")
     return frozenset(kinds | more)
 
 
@@ -477,6 +496,7 @@ def _model_settings(args: argparse.Namespace) -> dict[str, Any]:
         "label_mismatch": args.label_mismatch,
         "token_merging": args.token_merging,
         "max_segments": args.max_segments,
+        "confidence": args.confidence,
         **runtime_options(args),
     }
 
@@ -505,6 +525,7 @@ def _job_settings(
         "value_range": image_settings.value_range,
         "bands": image_settings.bands,
         "compare": args.compare,
+        "confidence": args.confidence,
         "outputs": None if kinds is None else sorted(kinds),
         "overlay_format": args.overlay_format,
         "no_labels": args.no_labels,

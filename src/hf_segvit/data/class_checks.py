@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from .class_lists import similar_names
-from .data_report import ClassCounts, DataReport, SplitReport
+from .class_lists import ANOMALY_CLASSES, similar_names
+from .data_report import ClassCounts, DataReport, SplitReport, numbered
 from .label_tables import LABEL_TABLES, label_table
-from .problems import some_of
+from .problems import ProblemList, some_of
 from .readers import FORMATS
 
 _MOST_VOID = 0.5  # of all pixels; more is hardly meant, and the background was
@@ -42,7 +42,9 @@ def check_classes(split: SplitReport, path: str, report: DataReport, outline_for
     """Look for classes that cannot be learnt; `outline_format` is the format if it stores outlines."""
     item, problems = f"split {split.split!r}", report.problems
     present = [row for row in split.classes if row.segments]
-    if split.images and not present:
+    if [row.name for row in split.classes] == list(ANOMALY_CLASSES) and (present or not split.images):
+        _check_anomalies(split, path, item, problems)
+    elif split.images and not present:
         problems.error(path, item, "no image has a segment of any class; all is void or crowd")
     elif split.task != "semantic" or not split.void_share:
         return
@@ -66,6 +68,17 @@ def check_classes(split: SplitReport, path: str, report: DataReport, outline_for
             f"all pixels are {present[0].name!r} or void, so that nothing can be learnt; if masks are binary, saved as "
             "0 and 255, list 255 as a class",
         )
+
+
+def _check_anomalies(split: SplitReport, path: str, item: str, problems: ProblemList) -> None:
+    """Say where nothing could be told apart."""
+    for row in split.classes:
+        if split.images and not row.images:
+            message = f"no pixel of any image is {row.name!r}, so that AUROC, AUPRC and FPR are undefined"
+            problems.error(path, item, f"{message}; check the values in the masks (known=, anomaly=, void=)")
+        elif row.images < split.images:
+            count = split.images - row.images
+            problems.warn(path, item, f"{numbered(count, 'image')} of {split.images} without a pixel of {row.name!r}")
 
 
 def check_across_splits(report: DataReport, format_name: str) -> None:

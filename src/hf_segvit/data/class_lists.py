@@ -25,6 +25,7 @@ from .archives import MAX_TEXT_BYTES, Location, encoding_fault, location_name, r
 
 VOID = -1  # label of pixels that neither train nor count
 CLASS_FILES = ("classes.json", "classes.txt", "labels.txt")
+ANOMALY_CLASSES = ("known", "anomaly")  # of data sets of the readers anomaly and bravo, by label id
 _LIST_SUFFIXES = (".txt", ".names")
 
 _VOID_NAMES = ("void", "ignore", "unlabeled", "unlabelled", "__ignore__")

@@ -40,6 +40,7 @@ def draw_segments(
     measures: Sequence[Measure] | None = None,
     labels: bool = True,
     with_legend: bool = False,
+    strength: np.ndarray | None = None,
 ) -> Image.Image:
     """Draw segments over an image: tinted, outlined, and labelled with name and score where there is room.
 
@@ -55,6 +56,7 @@ def draw_segments(
         measures: area and (x, y, width, height) of each row's segment in pixels; None: measured here.
         labels: whether names are written.
         with_legend: whether classes without a written name are listed below the image, which makes the drawing higher.
+        strength: (H, W) in [0, 1], by which tint and outlines are weakened pixel by pixel; None: 1 everywhere.
 
     Raises:
         ValueError: sizes differ, the map holds an id without a row, a label has no name, or an option is out of range.
@@ -75,14 +77,16 @@ def draw_segments(
         measures = None  # they are in pixels of the unscaled map
         canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.BICUBIC)
         index = index.repeat(scale, axis=0).repeat(scale, axis=1)
+        strength = None if strength is None else strength.repeat(scale, axis=0).repeat(scale, axis=1)
 
     colors = segment_colors(segments_info)
     row_colors = [colors[row["id"]] for row in segments_info]
     paint = Image.fromarray(np.array([(0, 0, 0), *row_colors], dtype=np.uint8)[index])
-    drawing = Image.composite(Image.blend(canvas, paint, alpha), canvas, Image.fromarray(index > 0))
+    tinted = index > 0 if strength is None else np.where(index > 0, np.rint(255 * strength), 0).astype(np.uint8)
+    drawing = Image.composite(Image.blend(canvas, paint, alpha), canvas, Image.fromarray(tinted))
     # One pixel per 500 of the shorter side keeps outlines equally visible at every image size.
-    outline = Image.fromarray(_outlines(index, max(1, round(min(index.shape) / 500))) & (index > 0))
-    drawing.paste(paint, mask=outline)
+    outline = _outlines(index, max(1, round(min(index.shape) / 500))) & (index > 0)
+    drawing.paste(paint, mask=Image.fromarray(outline if strength is None else tinted * outline))
     if not labels:
         return drawing
     texts = [_label_texts(row, names) for row in segments_info]

@@ -25,11 +25,12 @@ from ..metrics.accumulation import ImageMetric, Metric, merge_across_processes
 from .oracle import OracleClassification
 from .tasks import EvaluationTask
 
-MAIN, ORACLE = "main", "oracle"
+MAIN, ORACLE, CALIBRATION = "main", "oracle", "calibration"
 # Further metrics by name; their values get it as a prefix, such as `oracle_pq`.
 METRICS: dict[str, Callable[[EvaluationTask], Metric]] = {
     ORACLE: lambda task: OracleClassification(_of_classes(task, task.new_metric())),
     "boundary": lambda task: _of_classes(task, task.new_boundary_metric()),
+    CALIBRATION: lambda task: task.new_calibration(),
 }
 
 

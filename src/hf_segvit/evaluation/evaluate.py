@@ -7,9 +7,10 @@ launch`, each process takes its share of the images and the counts are merged at
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,23 @@ from transformers.utils import logging
 
 from ..inference.segmenter import NonFiniteOutputs, Segmenter
 from ..metrics.mean_iou import Absent
+from ..models.confidence import Confidence
 from ..models.image_decoding import to_pixels
 from ..models.image_values import AS_STORED
 from ..models.label_spaces import match_labels
-from .counts import MAIN, ORACLE, EvaluationCounts, PartialResults, VariantCounts, further_metrics, import_path
+from .calibration import CalibrationResult
+from .counts import (
+    CALIBRATION,
+    MAIN,
+    ORACLE,
+    EvaluationCounts,
+    PartialResults,
+    VariantCounts,
+    further_metrics,
+    import_path,
+)
 from .oracle import masks_to_label
-from .tasks import EvaluationTask, MaskedAnswer, evaluation_task
+from .tasks import EvaluationTask, RichAnswer, evaluation_task
 
 CHUNK_SIZE = 200  # images that an interruption can cost each process
 
@@ -42,7 +54,8 @@ class EvaluationSettings:
     Attributes:
         absent: how mean IoU treats classes that occur nowhere, see `MeanIoU`.
         max_detections: predictions of a class in an image that mask AP counts; `None`: 100, COCO's rule.
-        more_metrics: "oracle" (see oracle.py) and "boundary", boundary IoU or boundary AP.
+        more_metrics: "oracle" (see oracle.py), "calibration" (see calibration.py) and "boundary", boundary IoU or
+            boundary AP.
         metrics: classes of further metrics, fed with the same answers and truths as the task's own, see `Metric`.
         partial_folder: keep counts here and resume from them; the caller deletes them once the result is written.
         about: says what is evaluated; counts of something else in the folder are an error.
@@ -93,6 +106,7 @@ class EvaluationResult:
             would rise if the class were perfect), the columns of the task, and the main one of further metrics.
         images: the score of every image, the worst first.
         notes: remarks for readers of the numbers.
+        calibration: of scores, if it was asked for.
     """
 
     task: str
@@ -101,6 +115,7 @@ class EvaluationResult:
     classes: list[dict[str, Any]]
     images: list[ImageScore]
     notes: list[str] = field(default_factory=list)
+    calibration: CalibrationResult | None = None
 
 
 def evaluate(segmenter: Segmenter, dataset: Any, id2label: Mapping[int, str], **settings: Any) -> EvaluationResult:
@@ -118,11 +133,14 @@ def evaluate(segmenter: Segmenter, dataset: Any, id2label: Mapping[int, str], **
     """
     # Only a Segmenter gives masks from before labels decided; of other models the oracle relabels the answers
     # themselves.
-    with_masks = ORACLE in settings.get("more_metrics", ()) and isinstance(segmenter, Segmenter)
+    more = settings.get("more_metrics", ()) if isinstance(segmenter, Segmenter) else ()
+    with_masks, with_confidence = ORACLE in more, CALIBRATION in more and segmenter.task == "semantic"
+    if CALIBRATION in more:
+        segmenter = uncalibrated(segmenter)
 
     def predict(images: list[Image.Image]) -> list[list[Any]]:
-        if with_masks:
-            return variant_answers(segmenter, images, with_masks=True)
+        if with_masks or with_confidence:
+            return variant_answers(segmenter, images, with_masks=with_masks, with_confidence=with_confidence)
         return [[answer] for answer in segmenter.answers(images)]
 
     return evaluate_variants(segmenter, predict, dataset, id2label, (MAIN,), **settings)[MAIN]
@@ -165,8 +183,11 @@ def evaluate_variants(
                 if labels.table is not None:
                     answer = task.relabel_both(answer, labels.table)
                 others = {}
-                if isinstance(answer, MaskedAnswer):
-                    answer, others = answer.answer, {ORACLE: answer.masks}
+                if isinstance(answer, RichAnswer):
+                    others = {ORACLE: answer.masks} if answer.masks is not None else {}
+                    if answer.confidence is not None:
+                        others[CALIBRATION] = answer.answer, answer.confidence
+                    answer = answer.answer
                 variant.count(index, entry["image_id"], reference, answer, others)
 
     notes = [labels.warning]
@@ -181,25 +202,47 @@ def variant_answers(
     images: Sequence[Image.Image],
     alphas: Sequence[float] | None = None,
     with_masks: bool = False,
+    with_confidence: bool = False,
 ) -> list[list[Any]]:
     """The answers to upright RGB images with each weight of a ViT-P, from one pass of generator and ViT-P.
 
     Args:
         alphas: weights of the fused model's ViT-P; `None`: one answer, as the model is.
-        with_masks: make each answer a `MaskedAnswer`; the masks are the same for each alpha.
+        with_masks: make each answer a `RichAnswer` with masks, which are the same for each alpha.
+        with_confidence: make each answer a `RichAnswer` with the confidence of its pixels (task semantic).
     """
     threshold = segmenter.ranking_threshold
     changes = [None] if alphas is None else [segmenter.with_alpha(alpha) for alpha in alphas]
     rows: list[list[Any]] = []
     # With alpha 1 every query is classified, so that the logits of ViT-P serve any alpha.
     for asked in segmenter.ask(images, threshold, alpha=None if alphas is None else 1.0):
-        columns = [segmenter.post_process(asked, threshold, change) for change in changes]
+        columns: list[list[Any]] = []
+        for change in changes:
+            if with_confidence:
+                found = segmenter.post_process_with_confidences(asked, [Confidence("maxscore")], change)
+                columns.append([RichAnswer(labels, None, maps["maxscore"]) for labels, maps in found])
+            else:
+                columns.append(segmenter.post_process(asked, threshold, change))
         batch = [list(answers) for answers in zip(*columns, strict=True)]
         if with_masks:
             masks = masks_to_label(segmenter, asked)
-            batch = [[MaskedAnswer(one, mask) for one in row] for row, mask in zip(batch, masks, strict=True)]
+            batch = [[_with_masks(one, mask) for one in row] for row, mask in zip(batch, masks, strict=True)]
         rows += batch
     return rows
+
+
+def _with_masks(answer: Any, masks: Any) -> RichAnswer:
+    return replace(answer, masks=masks) if isinstance(answer, RichAnswer) else RichAnswer(answer, masks)
+
+
+def uncalibrated(segmenter: Segmenter) -> Segmenter:
+    """The same model, whose scores are as it gives them, whatever temperature its processor has stored."""
+    if getattr(segmenter.processor, "temperature", None) is None:
+        return segmenter
+    segmenter, processor = copy.copy(segmenter), copy.copy(segmenter.processor)
+    processor.temperature = None
+    segmenter.processor = processor
+    return segmenter
 
 
 def count_images(
@@ -212,7 +255,22 @@ def count_images(
     further: Callable[[], Mapping[str, Any]] = dict,
     notes: Sequence[str] = (),
 ) -> dict[str, EvaluationResult]:
-    """Count all images of a data set; every process of the run must call it, and all get the same results.
+    """Results by variant from `all_counts`, whose arguments these are, with `notes`."""
+    counts = all_counts(task, dataset, id2label, count_batch, settings, variants, further)
+    notes = [note for note in notes if note]
+    return {name: _result(task, variant, id2label, notes) for name, variant in counts.counts.items()}
+
+
+def all_counts(
+    task: EvaluationTask,
+    dataset: Any,
+    id2label: Mapping[int, str],
+    count_batch: Callable[[VariantCounts, list[tuple[int, Any]]], None],
+    settings: EvaluationSettings,
+    variants: Sequence[str] = (MAIN,),
+    further: Callable[[], Mapping[str, Any]] = dict,
+) -> VariantCounts:
+    """Count all images of a data set; every process of the run must call it, and all get the same counts.
 
     Args:
         count_batch: adds a batch of (index in the data set, entry) to counts.
@@ -263,8 +321,7 @@ def count_images(
     if chunk.images:
         _move(chunk, counts, partial)
     counts.merge_across_processes()
-    notes = [note for note in notes if note]
-    return {name: _result(task, variant, id2label, notes) for name, variant in counts.counts.items()}
+    return counts
 
 
 def _move(chunk: VariantCounts, counts: VariantCounts, partial: PartialResults | None) -> None:
@@ -293,7 +350,9 @@ def _result(
     task: EvaluationTask, counts: EvaluationCounts, id2label: Mapping[int, str], notes: list[str]
 ) -> EvaluationResult:
     metric, column, values = counts.metrics[MAIN], task.columns[0], counts.values()
-    per_class = {name: each.compute()["per_class"] for name, each in counts.metrics.items() if ":" not in name}
+    computed = {name: each.compute() for name, each in counts.metrics.items() if ":" not in name}
+    per_class = {name: each["per_class"] for name, each in computed.items() if "per_class" in each}
+    calibration = computed.get(CALIBRATION, {}).get("result")
     num_classes = max(values["num_classes"], 1)
     rows = []
     for label, of_class in per_class.pop(MAIN).items():
@@ -313,4 +372,4 @@ def _result(
     # NaN compares with nothing, so images without a score are put last by hand.
     images.sort(key=lambda image: (math.isnan(image.score), image.score, image.index))
     notes = [*notes, *filter(None, [task.note(metric)])]
-    return EvaluationResult(task.name, metric.num_images, values, rows, images, notes)
+    return EvaluationResult(task.name, metric.num_images, values, rows, images, notes, calibration)

@@ -27,6 +27,7 @@ from ..models.image_decoding import to_pixels
 from ..models.image_values import AS_STORED
 from ..models.label_spaces import match_labels
 from ..models.mask_points import points_from_masks
+from .calibration import PointCalibration
 from .counts import MAIN, VariantCounts
 from .evaluate import EvaluationResult, EvaluationSettings, count_images
 from .tasks import EvaluationTask, mostly_taken_for
@@ -195,6 +196,10 @@ class PointTask(EvaluationTask):
     def new_metric(self) -> PointAccuracy:
         """An empty metric."""
         return PointAccuracy(self.num_labels)
+
+    def new_calibration(self) -> PointCalibration:
+        """An empty metric of how well probabilities are calibrated."""
+        return PointCalibration(self.num_labels)
 
     def image_score(self, metric: PointAccuracy) -> float:
         """Top-1."""

@@ -13,6 +13,7 @@ from ..inference.segmenter import Segmenter
 from ..models.image_decoding import image_size, shown_rgb, to_pixels
 from ..models.image_values import AS_STORED
 from ..models.label_spaces import match_labels
+from .calibration import calibration_lines
 from .evaluate import EvaluationResult, ImageScore
 from .tasks import evaluation_task
 
@@ -35,6 +36,8 @@ def result_text(result: EvaluationResult, max_rows: int = 20) -> str:
     if "absent" in result.metrics:
         treatment = {"exclude": "left out of the means", "zero": "counted as zero"}[result.metrics["absent"]]
         lines.append(f"  classes that occur nowhere are {treatment}; the mean is over {result.metrics['num_classes']}")
+    if result.calibration is not None:
+        lines += ["", *calibration_lines(result.calibration)]
     shown = result.classes[:max_rows]
     if shown:
         lines += ["", "What costs most:"]
@@ -58,6 +61,7 @@ def result_content(result: EvaluationResult) -> dict[str, Any]:
         "notes": result.notes,
         "metrics": result.metrics,
         "classes": result.classes,
+        **({} if result.calibration is None else {"calibration": vars(result.calibration)}),
         # The key's name is part of the file format.
         "pictures": [vars(image) for image in result.images],
     }

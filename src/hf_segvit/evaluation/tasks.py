@@ -18,17 +18,24 @@ from ..data.entries import replace_ids
 from ..lookup import suggestion
 from ..metrics.boundary import BoundaryAveragePrecision, BoundaryIoU
 from ..metrics.instance_masks import decoded_masks
-from ..metrics.mask_average_precision import MAX_DETECTIONS, MaskAveragePrecision, cut_note, unpack
+from ..metrics.mask_average_precision import MAX_DETECTIONS, MaskAveragePrecision, cut_note, instance_records, unpack
 from ..metrics.mean_iou import Absent, MeanIoU
-from ..metrics.panoptic_quality import PanopticQuality
+from ..metrics.panoptic_quality import PanopticQuality, right_segments
+from .calibration import HeldOutCalibration, RightAnswers
 
 
 @dataclass(frozen=True)
-class MaskedAnswer:
-    """An answer as the task's metric takes it, and the masks that the oracle labels instead (see oracle.py)."""
+class RichAnswer:
+    """An answer as the task's metric takes it, and what further metrics take instead.
+
+    Attributes:
+        masks: what the oracle labels (see oracle.py), if it is asked.
+        confidence: (H, W) of a semantic answer, for its calibration, if that is asked for.
+    """
 
     answer: Any
-    masks: Any
+    masks: Any = None
+    confidence: Any = None
 
 
 class EvaluationTask(ABC):
@@ -53,6 +60,10 @@ class EvaluationTask(ABC):
         raise ValueError(
             f"boundaries are scored for the tasks semantic and instance, not for {self.name}; leave them out"
         )
+
+    @abstractmethod
+    def new_calibration(self) -> Any:
+        """An empty metric of how well scores are calibrated."""
 
     @abstractmethod
     def image_score(self, metric: Any) -> float:
@@ -83,12 +94,22 @@ class SegmentationTask(EvaluationTask):
         return {**prediction, "segments_info": _relabelled_rows(prediction["segments_info"], table)}
 
     def relabel_both(self, answer: Any, table: np.ndarray) -> Any:
-        """`relabel` of an answer and, in a `MaskedAnswer`, of its masks too."""
-        if isinstance(answer, MaskedAnswer):
+        """`relabel` of an answer and, in a `RichAnswer`, of its masks too."""
+        if not isinstance(answer, RichAnswer):
+            return self.relabel(answer, table)
+        masks = answer.masks
+        if masks is not None:
             # The masks have rows in every task, so semantic's own relabel does not fit them.
-            masks = {**answer.masks, "segments_info": _relabelled_rows(answer.masks["segments_info"], table)}
-            return MaskedAnswer(self.relabel(answer.answer, table), masks)
-        return self.relabel(answer, table)
+            masks = {**masks, "segments_info": _relabelled_rows(masks["segments_info"], table)}
+        return RichAnswer(self.relabel(answer.answer, table), masks, answer.confidence)
+
+    def new_calibration(self) -> HeldOutCalibration:
+        """An empty metric of how well scores are calibrated."""
+        return HeldOutCalibration(self.right_answers)
+
+    @abstractmethod
+    def right_answers(self, prediction: Any, reference: Any, name: str) -> RightAnswers:
+        """The scores of an image's pixels or segments, which of them are right, and which do not count."""
 
     def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """An answer (or truth) for an image of size (H, W) as an id map and its rows, to draw it."""
@@ -122,6 +143,11 @@ class PanopticTask(SegmentationTask):
         """The columns of a class."""
         return {**{name: values[name] for name in ("pq", "sq", "rq")}, "missed": values["fn"], "false": values["fp"]}
 
+    def right_answers(self, prediction: Any, reference: Any, name: str) -> RightAnswers:
+        """Scores of segments; right is a true positive of panoptic quality."""
+        right, counts = right_segments(prediction, reference, self.num_labels, (-1, 0), name)
+        return RightAnswers(np.array([row["score"] for row in prediction["segments_info"]], float), right, ~counts)
+
     def segments(self, answer: Any, size: tuple[int, int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """An id map and its rows."""
         id_map, rows = super().segments(answer, size)
@@ -140,6 +166,13 @@ class SemanticTask(SegmentationTask):
     def new_metric(self) -> MeanIoU:
         """An empty metric."""
         return MeanIoU(self.num_labels, ignore_index=None, absent=self.absent)
+
+    def right_answers(self, prediction: Any, reference: Any, name: str) -> RightAnswers:
+        """Confidences of pixels, of a pair of label map and confidence."""
+        if not isinstance(prediction, tuple):
+            raise ValueError(f"{name}: calibration needs confidences of pixels, which only a Segmenter gives")
+        label_map, confidence = (np.asarray(side) for side in prediction)
+        return RightAnswers(np.clip(confidence, 0, 1), label_map == reference, np.asarray(reference) < 0)
 
     def new_boundary_metric(self) -> BoundaryIoU:
         """Boundary IoU."""
@@ -187,6 +220,15 @@ class InstanceTask(SegmentationTask):
     def new_metric(self) -> MaskAveragePrecision:
         """An empty metric."""
         return MaskAveragePrecision(self.num_labels, self.max_detections)
+
+    def right_answers(self, prediction: Any, reference: Any, name: str) -> RightAnswers:
+        """Scores of instances; right is one that matches at IoU 0.5."""
+        records = instance_records(
+            prediction, reference, self.num_labels, name=name, max_detections=self.max_detections
+        )
+        # Index 0 is all areas, and the lowest IoU threshold, 0.5.
+        right, void = (unpack(records[f"prediction_{side}"])[:, 0, 0] for side in ("matched", "ignored"))
+        return RightAnswers(np.clip(records["prediction_score"], 0, 1), right, void)
 
     def new_boundary_metric(self) -> BoundaryAveragePrecision:
         """Boundary AP."""

@@ -6,6 +6,8 @@ what `hf-segvit segment` writes, as `OutputChoice` says:
 - `NAME.overlay.png` (or jpg): the image with its segments tinted, outlined and labelled.
 - `NAME.panoptic.png` (panoptic): segment ids in COCO's encoding, id = R + 256 * G + 65536 * B, void 0.
 - `NAME.semantic.png` (semantic): one channel of class ids, with a palette.
+- `NAME.confidence.npy`: with a confidence, it as (H, W) float32, higher where the model is surer; `confidence-png`
+  writes it as `NAME.confidence.png` of 16 bits, see `confidence_image`. Overlays then fade where the model is unsure.
 - `NAME.segments.json`: what the segments are; its form is described at `description`.
 
 H W pixels, R segments.
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers.utils import logging
 
 from ..atomic_files import replacing, write_json
 from ..data.mask_files import panoptic_png
@@ -27,11 +30,14 @@ from ..data.outlines import Polygon, mask_polygons
 from ..data.png_files import png_bytes
 from ..drawing.colors import class_color
 from ..drawing.segments import draw_segments
+from ..models.confidence import Confidence
 from ..models.image_decoding import shown_rgb
 from ..models.mask_encoding import decode_mask, encode_mask
 
 FORMAT, VERSION = "hf-segvit segments", 1
-IMAGE_OUTPUTS = ("overlay", "json", "panoptic", "semantic", "comparison")
+IMAGE_OUTPUTS = ("overlay", "json", "panoptic", "semantic", "comparison", "confidence")
+
+logger = logging.get_logger(__name__)
 
 
 class ImageFault(ValueError):
@@ -69,7 +75,7 @@ class OutputChoice:
     """What is written for an image.
 
     Attributes:
-        kinds: of `IMAGE_OUTPUTS`, and those of exports.py; None: the first four, and a comparison if there is one.
+        kinds: of `IMAGE_OUTPUTS`, `confidence-png`, and those of exports.py; None: all of the first that there are.
         overlay_format: `png`, exact, or `jpg`, many times faster and smaller.
         labels: whether overlays name the segments.
     """
@@ -98,6 +104,7 @@ class SegmentedImage:
         image: what was segmented, upright, for `crop` and `plot`.
         source: what the image was given as, for files; "" if it has no name.
         id2label: names of all classes of the model.
+        confidence: (H, W) float32, how sure the model is of each pixel, if asked for; `confidence_score` says by what.
     """
 
     task: str
@@ -108,6 +115,8 @@ class SegmentedImage:
     image: Any = field(default=None, repr=False, compare=False)
     source: str = ""
     id2label: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
+    confidence: np.ndarray | None = field(default=None, repr=False, compare=False)
+    confidence_score: Confidence | None = None
 
     def __len__(self) -> int:
         return len(self.segments)
@@ -181,6 +190,7 @@ class SegmentedImage:
             measures=self.measures,
             labels=labels,
             with_legend=legend,
+            strength=None if self.confidence is None else np.clip(self._relative_confidence(), 0, 1),
         )
 
     def to_coco(self, image_id: int = 1, category_ids: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
@@ -223,7 +233,7 @@ class SegmentedImage:
         )
 
     # The JSON file has this form (null threshold: none; `classifier` and `alpha` follow `model` if there is a
-    # classifier):
+    # classifier; `confidence`, its name, follows `height` if there is one):
     #
     #     {"format": "hf-segvit segments", "version": 1, "model": "...", "task": "panoptic", "threshold": 0.8,
     #      "picture": "cat.jpg", "width": 640, "height": 480,
@@ -264,6 +274,7 @@ class SegmentedImage:
             "picture": about.get("picture", self.source),
             "width": width,
             "height": height,
+            **({} if self.confidence_score is None else {"confidence": str(self.confidence_score)}),
             "segments": segments,
         }
         if not segments and self.highest_score is not None:
@@ -293,18 +304,26 @@ class SegmentedImage:
         prefix = Path(prefix)
         endings = [f"overlay.{choice.overlay_format}"] if choice.has("overlay") else []
         endings += [f"{self.task}.png"] if self.task != "instance" and choice.has(self.task) else []
+        if self.confidence is not None:
+            endings += ["confidence.npy"] if choice.has("confidence") else []
+            endings += ["confidence.png"] if choice.has("confidence-png") else []
         endings += ["segments.json"] if choice.has("json") else []
         # The list is written last, as it must never name a file that is missing.
-        paths = {ending.partition(".")[0]: prefix.with_name(f"{prefix.name}.{ending}") for ending in endings}
+        paths = {ending: prefix.with_name(f"{prefix.name}.{ending}") for ending in endings}
         prepare_paths(paths.values())
-        if "overlay" in paths:
-            save_image(self.plot(labels=choice.labels, legend=choice.labels), paths["overlay"])
-        if "panoptic" in paths:
-            panoptic_png(np.maximum(self.segment_map, 0) - 1, paths["panoptic"])  # adds one to what it is given
-        elif "semantic" in paths:
-            save_image(self.label_image(), paths["semantic"])
-        if "segments" in paths:
-            write_json(paths["segments"], {**self.description(about), **(further or {})})
+        for ending, path in paths.items():
+            if ending.startswith("overlay"):
+                save_image(self.plot(labels=choice.labels, legend=choice.labels), path)
+            elif ending == "panoptic.png":
+                panoptic_png(np.maximum(self.segment_map, 0) - 1, path)  # adds one to what it is given
+            elif ending == "semantic.png":
+                save_image(self.label_image(), path)
+            elif ending == "confidence.npy":
+                _save_array(self.confidence, path)
+            elif ending == "confidence.png":
+                save_image(self.confidence_image(), path)
+            else:
+                write_json(path, {**self.description(about), **(further or {})})
         return list(paths.values())
 
     def label_image(self) -> Image.Image:
@@ -317,6 +336,29 @@ class SegmentedImage:
         image = Image.fromarray(self.segment_map.astype(np.uint8))
         image.putpalette([value for label in range(256) for value in class_color(label)])
         return image
+
+    def confidence_image(self) -> Image.Image:
+        """The confidence as a greyscale image of 16 bits.
+
+        0 is a pixel that no class claims and 65535 one that a single class claims wholly (`Confidence.bounds`), for
+        `maxscore` 0 and 1; what lies outside is clipped, and said once.
+        """
+        relative = self._relative_confidence()
+        # Written without clipping, 1.01 would become 0.01.
+        if ((relative < -1e-4) | (relative > 1 + 1e-4)).any():
+            logger.warning_once(
+                f"confidences of {self.confidence_score} beyond the range of a 16-bit PNG are clipped there, since "
+                "several queries may claim a pixel; the kind confidence (.npy) holds all values"
+            )
+        levels = np.rint(np.clip(relative, 0, 1) * 65535).astype(np.uint16)
+        return Image.fromarray(levels)
+
+    def _relative_confidence(self) -> np.ndarray:
+        """The confidence between its bounds, in [0, 1] where it does not exceed them."""
+        if self.confidence is None or self.confidence_score is None:
+            raise ValueError("this answer has no confidence; ask for one with Segmenter(..., confidence=NAME)")
+        low, high = self.confidence_score.bounds(max(len(self.id2label), 2))
+        return (self.confidence.astype(np.float64) - low) / (high - low)
 
     def _image(self) -> Any:
         if self.image is None:
@@ -333,6 +375,15 @@ def prepare_paths(paths: Iterable[Path]) -> None:
             raise OccupiedName(f"cannot write to {path.parent}: a file is in its way; move it") from error
         if path.is_dir():
             raise OccupiedName(f"cannot write {path}: it is a folder; move it, or choose another --output")
+
+
+def _save_array(values: Any, path: Path) -> None:
+    """Save an array, whole or not at all; a ValueError if it cannot be written."""
+    try:
+        with replacing(path) as partial, open(partial, "wb") as file:
+            np.save(file, values, allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
 
 
 def save_image(image: Image.Image, path: Path) -> None:

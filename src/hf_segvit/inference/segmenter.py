@@ -21,6 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..lookup import suggestion
+from ..models.confidence import Confidence, calibrated, confidences_named
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.image_claims import checked_claims
 from ..models.image_decoding import image_size, is_address, open_image, to_pixels
@@ -49,7 +50,7 @@ from .pipeline import Encoded, Steps, run_pipeline
 from .quantization import check_quantization, quantize_model
 from .runtimes import RuntimeSettings
 from .segmented_image import Segment, SegmentedImage
-from .views import PLAIN, View, Views, merge_views, patch_size_of
+from .views import PLAIN, View, Views, merge_confidences, merge_views, patch_size_of
 
 Change = Callable[[Any], Any]  # of a model's outputs, such as fusion with another alpha
 
@@ -76,6 +77,8 @@ class Segmenter:
         views: views of each image, for semantic segmentation only.
         max_segments: the most objects in an image, the best ones, for instance segmentation only; `None`: the
             processor's `num_instances`.
+        confidence: add a map of how sure the model is of each pixel, by a name in models/confidence.py, such as
+            `"rba"`, for semantic segmentation only.
     """
 
     def __init__(
@@ -90,9 +93,11 @@ class Segmenter:
         data_labels: Mapping[int, str] | None = None,
         views: Views = PLAIN,
         max_segments: int | None = None,
+        confidence: str | Confidence | None = None,
     ) -> None:
         self.task = served_task(processor, task)
         refuse_max_segments(self.task, max_segments)
+        self.confidence = checked_confidence(self.task, confidence, views)
         refuse_views(self.task, views)
         refuse_threshold(self.task, threshold)
         self.device = pick_device(device)
@@ -137,7 +142,8 @@ class Segmenter:
         mapping of its arguments; `False` turns off what the checkpoint has on, `None` keeps that. `runtime`, `threads`
         and `allow_native_code` are those of `RuntimeSettings`, for exported models; `threads` for PyTorch, too.
 
-        `settings` are `task`, `threshold`, `stuff_classes`, `data_labels`, `views` and `max_segments` as for the class.
+        `settings` are `task`, `threshold`, `stuff_classes`, `data_labels`, `views`, `max_segments` and `confidence`, as
+        for the class.
         """
         running = RuntimeSettings(runtime, threads, allow_native_code=allow_native_code)
         if is_exported(source, revision):
@@ -309,9 +315,49 @@ class Segmenter:
     @torch.inference_mode()
     def results(self, asked: Asked, threshold: float | None = None) -> list[SegmentedImage]:
         """The answers of a batch from the outputs of `infer`; `threshold` as there."""
+        if self.confidence is not None:
+            return self._with_confidences(asked)
         answers = self.post_process(asked, threshold)
         answered = [self._image(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
         return self._with_highest_scores(asked, answered)
+
+    def _with_confidences(self, asked: Asked) -> list[SegmentedImage]:
+        """The answers of a batch, with the confidence that is asked for."""
+        assert self.confidence is not None
+        answers = self.post_process_with_confidences(asked, [self.confidence])
+        return [
+            replace(
+                self._image(label_map, size),
+                confidence=maps[str(self.confidence)].numpy(),
+                confidence_score=self.confidence,
+            )
+            for (label_map, maps), size in zip(answers, asked.sizes, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def confidences(
+        self, images: Sequence[Any], confidences: str | Confidence | Sequence[str | Confidence]
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """For each image its label map (H, W) and confidences (H, W) float32 by name, on the CPU, from one pass.
+
+        Args:
+            images: as for `answers`.
+            confidences: names in models/confidence.py; higher is surer, and the negative is the anomaly score.
+
+        Raises:
+            ValueError: the task is not semantic, a confidence is unknown, or is not defined for several views.
+        """
+        wanted = confidences_named(confidences)
+        for each in wanted:
+            checked_confidence(self.task, each, self.views)
+        return [pair for asked in self.ask(images) for pair in self.post_process_with_confidences(asked, wanted)]
+
+    def post_process_with_confidences(
+        self, asked: Asked, wanted: Sequence[Confidence], change: Change | None = None
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """The pairs of `confidences`, from the outputs of `ask`."""
+        found = merge_confidences(self.processor, asked.views, asked.sizes, wanted, change)
+        return [(labels.cpu(), {name: values.cpu() for name, values in maps.items()}) for labels, maps in found]
 
     def _with_highest_scores(self, asked: Asked, results: list[SegmentedImage]) -> list[SegmentedImage]:
         """The results, with the best score in images without segments, where the threshold may be too high."""
@@ -324,6 +370,10 @@ class Segmenter:
             max((row["score"] for row in answer["segments_info"]), default=None)
             for answer in self.post_process(asked, 0.0)
         ]
+        if (temperature := getattr(self.processor, "temperature", None)) is not None:
+            # Thresholds are about scores before calibration, which this undoes.
+            raw = [None if score is None else calibrated(torch.tensor(score), 1 / temperature) for score in scores]
+            scores = [None if score is None else round(float(score), 6) for score in raw]
         return [
             result if result.segments else replace(result, highest_score=score)
             for result, score in zip(results, scores, strict=True)
@@ -349,6 +399,8 @@ class Segmenter:
             [self._image(answer, size) for answer, size in zip(side, asked.sizes, strict=True)]
             for side in (alone, fused)
         )
+        if self.confidence is not None:
+            after = self._with_confidences(asked)
         return list(zip(before, self._with_highest_scores(asked, after), strict=True))
 
     @torch.inference_mode()
@@ -640,6 +692,24 @@ def refuse_threshold(task: str, threshold: float | None) -> None:
         raise ValueError(f"threshold={threshold}: in semantic segmentation every pixel has a class; leave it out")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} is outside [0, 1]")
+
+
+def checked_confidence(task: str, confidence: str | Confidence | None, views: Views) -> Confidence | None:
+    """The confidence of a name; refused for tasks other than semantic, and where it is not defined."""
+    if confidence is None:
+        return None
+    (wanted,) = confidences_named(confidence)
+    if task != "semantic":
+        raise ValueError(
+            f"confidence={str(wanted)!r}: the confidence of pixels is that of semantic segmentation, not of {task}, "
+            "whose segments have scores of their own; ask for task='semantic', which the model must serve"
+        )
+    if wanted.name == "rejection" and not views.is_plain:
+        raise ValueError(
+            "confidence='rejection' is about queries, which several views do not share; leave the views out, or choose "
+            "another confidence"
+        )
+    return wanted
 
 
 def refuse_max_segments(task: str, max_segments: int | None) -> None:

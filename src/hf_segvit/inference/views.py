@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..models.confidence import Confidence, calibrated, confidence_maps
 from ..models.image_post_processing import SegmentationPostProcessing
 from ..models.image_processing_eomt import EoMTImageProcessor
+from ..models.semantic_segments import semantic_segments
 
 MAX_SCALE = 8.0  # 64 times the pixels; papers use 0.5 to 2
 _OTHERS_MULTIPLE = 32  # total stride of Swin and ResNet backbones, and of the pixel decoders on them
@@ -100,6 +102,51 @@ def merge_views(
     # A single view is the processor's own answer, exactly, and needs no memory for scores (C, H, W).
     if len(views) == 1 and not views[0].flipped:
         return post_processed(processor, views[0], target_sizes, change)
+    return [total.argmax(0) for total in _summed(processor, views, target_sizes, change)]
+
+
+@torch.no_grad()
+def merge_confidences(
+    processor: Any,
+    views: Sequence[View],
+    target_sizes: Sequence[tuple[int, int]],
+    confidences: Sequence[Confidence],
+    change: Callable[[Any], Any] | None = None,
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """For each image the map of `merge_views`, and confidences (H, W) float32 by name, of the averaged scores."""
+    if len(views) > 1 or views[0].flipped:
+        results = []
+        for total in _summed(processor, views, target_sizes, change):
+            labels = total.argmax(0)
+            maps = confidence_maps(total.div_(len(views)), confidences)
+            if "maxscore" in maps:
+                maps["maxscore"] = calibrated(maps["maxscore"], getattr(processor, "temperature", None))
+            results.append((labels, maps))
+        return results
+    if isinstance(processor, SegmentationPostProcessing):
+        answers = post_processed(processor, views[0], target_sizes, change, return_confidence=list(confidences))
+        return [(answer["segmentation"], answer["confidence"]) for answer in answers]
+    # Transformers' processors stretch masks over the image, some of them from a grid of 384 x 384.
+    answers = post_processed(processor, views[0], target_sizes, change)
+    outputs = views[0].outputs if change is None else change(views[0].outputs)
+    name = type(getattr(processor, "image_processor", processor)).__name__
+    found = semantic_segments(
+        outputs.class_queries_logits,
+        outputs.masks_queries_logits,
+        target_sizes,
+        input_size=(384, 384) if name.startswith("Mask2Former") else None,
+        confidences=confidences,
+    )
+    return [(label_map, maps) for label_map, (_, _, maps) in zip(answers, found, strict=True)]
+
+
+def _summed(
+    processor: Any,
+    views: Sequence[View],
+    target_sizes: Sequence[tuple[int, int]],
+    change: Callable[[Any], Any] | None,
+) -> list[Tensor]:
+    """For each image the scores (C, H, W), summed over its views."""
     totals: list[Tensor] = []
     for view in views:
         answers = post_processed(processor, view, target_sizes, change, return_segmentation_scores=True)
@@ -108,7 +155,7 @@ def merge_views(
             scores = [score.flip(-1) for score in scores]
         # In place: two sets of scores in memory at a time, however many views there are.
         totals = scores if not totals else [total.add_(score) for total, score in zip(totals, scores, strict=True)]
-    return [total.argmax(0) for total in totals]
+    return totals
 
 
 def scaled_size(processor: Any, scale: float, patch_size: int = 1) -> dict[str, int]:

@@ -9,6 +9,7 @@ of equal (reference, prediction) ids. Source: Kirillov et al., "Panoptic Segment
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,46 @@ def panoptic_counts(
     name: str = "the image",
 ) -> np.ndarray:
     """(C, 4) float64 counts of one image, see the module; arguments and errors as for `PanopticQuality`."""
+    matches = _matches(prediction, reference, num_labels, void_ids, name)
+    matched_rows, matched_columns = np.nonzero(matches.matched)
+    matched_labels = matches.reference_labels[matched_rows]
+    columns = [
+        np.bincount(matched_labels, minlength=num_labels),
+        np.bincount(matches.prediction_labels[matches.is_false], minlength=num_labels),
+        np.bincount(matches.reference_labels[matches.is_missed], minlength=num_labels),
+        np.bincount(matched_labels, matches.iou[matched_rows, matched_columns], minlength=num_labels),
+    ]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def right_segments(
+    prediction: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    num_labels: int,
+    void_ids: Sequence[int] = (-1,),
+    name: str = "the image",
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) bool, for each predicted row: whether it is a true positive, and whether it counts at all."""
+    matches = _matches(prediction, reference, num_labels, void_ids, name)
+    right: np.ndarray = np.asarray(matches.matched.any(0))
+    return right, np.asarray(right | matches.is_false)
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """How P predicted and R true segments of an image match."""
+
+    matched: np.ndarray  # (R, P) bool
+    iou: np.ndarray  # (R, P)
+    is_false: np.ndarray  # (P,) bool; what is neither matched nor false lies on void or crowds
+    is_missed: np.ndarray  # (R,) bool
+    prediction_labels: np.ndarray
+    reference_labels: np.ndarray
+
+
+def _matches(
+    prediction: Mapping[str, Any], reference: Mapping[str, Any], num_labels: int, void_ids: Sequence[int], name: str
+) -> _Matches:
     prediction_name, reference_name = f"{name}, prediction", f"{name}, reference"
     prediction_map, prediction_rows = _map_and_rows(prediction, prediction_name)
     reference_map, reference_rows = _map_and_rows(reference, reference_name)
@@ -129,16 +170,7 @@ def panoptic_counts(
         forgiven += intersection[row] * (prediction_labels == label)
     is_false = ~matched.any(0) & (forgiven / prediction_areas <= 0.5)
     is_missed = ~matched.any(1) & ~is_crowd
-
-    matched_rows, matched_columns = np.nonzero(matched)
-    matched_labels, matched_iou = reference_labels[matched_rows], iou[matched_rows, matched_columns]
-    columns = [
-        np.bincount(matched_labels, minlength=num_labels),
-        np.bincount(prediction_labels[is_false], minlength=num_labels),
-        np.bincount(reference_labels[is_missed], minlength=num_labels),
-        np.bincount(matched_labels, matched_iou, minlength=num_labels),
-    ]
-    return np.stack(columns, axis=1).astype(np.float64)
+    return _Matches(matched, iou, is_false, is_missed, prediction_labels, reference_labels)
 
 
 def _map_and_rows(side: Mapping[str, Any], name: str) -> tuple[np.ndarray, Sequence[Mapping[str, Any]]]:

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
+from .confidence import Confidence, calibrated, check_temperature, confidences_named
 from .image_geometry import Size, patch_offsets, whole_geometry, window_geometry
 from .published_labels import TASKS
 from .segment_masks import instance_segments, panoptic_segments
@@ -41,6 +42,7 @@ class PostProcessingSettings(TypedDict, total=False):
     overlap_mask_area_threshold: float
     instance_threshold: float
     num_instances: int
+    temperature: float | int | None
 
 
 class served_by_tasks:
@@ -82,6 +84,8 @@ class SegmentationPostProcessing:
     instance_threshold: float
     num_instances: int
     stuff_classes: list[int] | None
+    # Of scores and of the confidence `maxscore`, as `hf-segvit evaluate --calibration` finds it; see `calibrated`.
+    temperature: float | None = None
 
     def check_post_processing(self) -> None:
         """Check the settings that belong to post-processing, and sort `stuff_classes`."""
@@ -90,6 +94,8 @@ class SegmentationPostProcessing:
         for name in PostProcessingSettings.__annotations__:
             if name.endswith("threshold") and not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} is outside [0, 1]")
+        if self.temperature is not None:
+            check_temperature(self.temperature)
         self.stuff_classes = sorted({int(label) for label in self.stuff_classes or ()})
 
     def __dir__(self) -> list[str]:
@@ -104,6 +110,7 @@ class SegmentationPostProcessing:
         target_sizes: Any = None,
         return_segmentation_scores: bool = False,
         size: Any = None,
+        return_confidence: str | Confidence | Sequence[str | Confidence] | None = None,
     ) -> list[Any]:
         """A label for every pixel: for each image an (H, W) int64 map of label ids in [0, C).
 
@@ -113,28 +120,50 @@ class SegmentationPostProcessing:
                 model's input, padding included (with windows: of the scaled image).
             return_segmentation_scores: return objects with `segmentation` and `segmentation_scores` (C, H, W) instead.
             size: the input size, if the call that made the input overrode the processor's.
+            return_confidence: a name in confidence.py, such as `"rba"`: return objects that also have `confidence`,
+                (H, W) float32, higher where the model is surer. For several names, it is maps by name. `maxscore`
+                heeds the stored `temperature`.
 
         Raises:
-            ValueError: the number of sizes is not that of the images, or windows of an image are missing.
+            ValueError: the number of sizes is not that of the images, windows of an image are missing, there is no such
+                confidence, or it is NaN.
         """
-        logits = outputs.class_queries_logits, outputs.masks_queries_logits
+        wanted = [] if return_confidence is None else confidences_named(return_confidence)
+        settings: dict[str, Any] = {"return_segmentation_scores": return_segmentation_scores, "confidences": wanted}
         # Outputs without sizes are taken to be prepared as the processor would; a call of a windowed processor with
         # do_split_image=False gives its content_sizes.
         unknown = getattr(outputs, "content_sizes", None) is None
         if patch_offsets(outputs) is not None or (self.do_split_image and unknown):
             windows = window_geometry(outputs, target_sizes, self._input_size(size))
-            results = semantic_segments_from_windows(
-                *logits, **windows, return_segmentation_scores=return_segmentation_scores
+            results: list[Any] = semantic_segments_from_windows(
+                outputs.class_queries_logits, outputs.masks_queries_logits, **(windows | settings)
             )
         else:
             geometry = self._geometry(outputs, target_sizes, size)
-            results = semantic_segments(*logits, **geometry, return_segmentation_scores=return_segmentation_scores)
+            results = semantic_segments(
+                outputs.class_queries_logits, outputs.masks_queries_logits, **(geometry | settings)
+            )
+        if wanted:
+            return [
+                self._with_confidence(segmentation, scores, maps, return_confidence)
+                for segmentation, scores, maps in results
+            ]
         if not return_segmentation_scores:
             return results
         return [
             SemanticSegmentationPostProcessorOutput({"segmentation": segmentation, "segmentation_scores": scores})
             for segmentation, scores in results
         ]
+
+    def _with_confidence(self, segmentation: Tensor, scores: Tensor | None, maps: dict[str, Tensor], asked: Any) -> Any:
+        """An object of what is asked for; `asked` is a name, or several."""
+        if "maxscore" in maps:
+            maps["maxscore"] = calibrated(maps["maxscore"], self.temperature)
+        confidence = next(iter(maps.values())) if isinstance(asked, str | Confidence) else maps
+        data = {"segmentation": segmentation, "segmentation_scores": scores, "confidence": confidence}
+        return SemanticSegmentationPostProcessorOutput(
+            {name: value for name, value in data.items() if value is not None}
+        )
 
     @served_by_tasks("instance", "panoptic")
     def post_process_instance_segmentation(
@@ -176,6 +205,7 @@ class SegmentationPostProcessing:
             num_instances=self.num_instances,
             return_coco_annotation=return_coco_annotation,
             return_binary_maps=return_binary_maps,
+            temperature=self.temperature,
         )
 
     @served_by_tasks("panoptic")
@@ -219,6 +249,7 @@ class SegmentationPostProcessing:
                 "overlap_mask_area_threshold", overlap_mask_area_threshold, self.overlap_mask_area_threshold
             ),
             stuff_classes=self._classes_to_fuse(label_ids_to_fuse, stuff_classes),
+            temperature=self.temperature,
         )
 
     def _classes_to_fuse(

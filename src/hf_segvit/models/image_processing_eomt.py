@@ -64,6 +64,8 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
         overlap_mask_area_threshold: share of its own mask that a panoptic segment must keep.
         instance_threshold: score from which instance post-processing keeps an object.
         num_instances: maximum number of objects per image in instance post-processing.
+        temperature: calibrates the scores of segments and the confidence `maxscore`, but changes no segment, see
+            `calibrated` in confidence.py; `None`: scores are as the model gives them.
     """
 
     valid_kwargs = EoMTImageProcessorKwargs  # only what this processor heeds
@@ -84,6 +86,7 @@ class EoMTImageProcessor(SegmentationPostProcessing, PlainViTImageProcessor):
     overlap_mask_area_threshold = 0.8
     instance_threshold = 0.5
     num_instances = 100
+    temperature: float | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -86,6 +86,8 @@ class PlainViTImageProcessor(TorchvisionBackend):
         # Where the code is not saved along, an `auto_map` would make a loader look for files that are missing.
         if self._auto_class is None:
             settings.pop("auto_map", None)
+        if settings.get("temperature") is None:  # a field that few models have
+            settings.pop("temperature", None)
         return settings
 
     def _standardize_kwargs(self, size: Any = None, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -108,6 +110,7 @@ _RANGES = {
     **dict.fromkeys(("threshold", "mask_threshold", "overlap_mask_area_threshold", "instance_threshold"), (0, 1)),
     "resample": (0, 5),
     "rescale_factor": (1e-12, 1e6),
+    "temperature": (1e-3, 1e3),
     "num_instances": (1, 100_000),
     "num_labels": (1, 100_000),
     "patch_size": (1, 512),

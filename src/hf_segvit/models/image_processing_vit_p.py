@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.image_processing_utils import BatchFeature
 
+from .confidence import check_temperature
 from .configuration_vit_p import POINT_ORIGINS
 from .image_geometry import Size, normalized_batch
 from .image_processing_plain_vit import (
@@ -34,6 +35,7 @@ class ViTPImageProcessorKwargs(PixelSettings, total=False):
     patch_size: int | None
     point_origin: str
     id2label: dict[int, str] | dict[str, str] | None
+    temperature: float | int | None
 
 
 class ViTPImageProcessor(PlainViTImageProcessor):
@@ -52,6 +54,7 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         point_origin: what a point (x, y) means: `"center"`, the middle of that pixel, or `"corner"`, its upper left
             corner (official weights); must equal that of the model's config.
         id2label: names of the classes, for post-processing and for checking labels.
+        temperature: post-processing divides logits by it, as `hf-segvit evaluate --calibration` finds it; `None`: 1.
     """
 
     valid_kwargs = ViTPImageProcessorKwargs  # only what this processor heeds
@@ -61,9 +64,12 @@ class ViTPImageProcessor(PlainViTImageProcessor):
     patch_size: int | None = 14
     point_origin = "center"
     id2label: Mapping[Any, str] | None = None
+    temperature: float | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if self.temperature is not None:
+            check_temperature(self.temperature)
         if self.id2label is not None:  # keys read from JSON are strings
             self.id2label = {int(index): name for index, name in self.id2label.items()}
 
@@ -159,7 +165,8 @@ class ViTPImageProcessor(PlainViTImageProcessor):
         if names is not None and (missing := [index for index in range(num_labels) if index not in names]):
             raise ValueError(f"id2label has no name for class {missing[0]} of the {num_labels} that the model knows")
         # In float32, since bfloat16 has too few digits to rank probabilities near 1.
-        scores, label_ids = logits.float().softmax(dim=-1).topk(min(top_k, num_labels), dim=-1)
+        scaled = logits.float() if self.temperature is None else logits.float() / self.temperature
+        scores, label_ids = scaled.softmax(dim=-1).topk(min(top_k, num_labels), dim=-1)
         mask = getattr(outputs, "prompt_mask", None)
         results = []
         for index in range(len(logits)):

@@ -184,6 +184,7 @@ class ViTPFusionImageProcessor(SegmentationPostProcessing, PlainViTImageProcesso
         stuff_classes: classes whose segments panoptic post-processing merges; `None`: the generator's.
         threshold, mask_threshold, overlap_mask_area_threshold, instance_threshold, num_instances: as in
             `EoMTImageProcessor`; `None`: the generator's, if it has one.
+        temperature: as in `EoMTImageProcessor`; that of a part alone would not fit the fused scores.
     """
 
     valid_kwargs = ViTPFusionImageProcessorKwargs  # type: ignore[assignment] # only what this processor heeds

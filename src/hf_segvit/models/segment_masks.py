@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .confidence import calibrated
 from .image_geometry import Size
 from .mask_encoding import encode_mask
 from .mask_resampling import ROUNDING, MaskTiles, code_of_largest, image_sizes, tile_members, tiled_masks
@@ -33,6 +34,7 @@ def panoptic_segments(
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     stuff_classes: Collection[int] = (),
+    temperature: float | None = None,
 ) -> list[dict[str, Any]]:
     """Segments that do not overlap: things one by one, the stuff of a class as one.
 
@@ -47,6 +49,8 @@ def panoptic_segments(
         target_sizes: (height, width) of each result; None: the input size, padding included.
         input_size: (height, width) of the padded model input.
         content_sizes: (height, width) of each image within the input, at its top left; None if it fills the input.
+        temperature: calibrates the scores that are returned, and not what is compared with a threshold or with other
+            queries, so that the segments are the same; see `calibrated`.
 
     Returns:
         For each image `segmentation` (H, W) int32 and `segments_info`, a row per segment: `id`, `label_id`, `was_fused`
@@ -68,7 +72,7 @@ def panoptic_segments(
         won_areas = count_labels(winners, 2 * len(queries) + 2)[2:].view(-1, 2).flip(0)
         ids, rows = _panoptic_rows(
             labels[image, queries].tolist(),
-            scores[image, queries].tolist(),
+            calibrated(scores[image, queries], temperature).tolist(),
             torch.column_stack([mask_areas, won_areas]).tolist(),
             overlap_mask_area_threshold,
             set(stuff_classes),
@@ -166,13 +170,14 @@ def instance_segments(
     mask_threshold: float = 0.5,
     return_binary_maps: bool = False,
     return_coco_annotation: bool = False,
+    temperature: float | None = None,
 ) -> list[dict[str, Any]]:
     """Objects, each with a class, a score and a mask; masks may overlap.
 
     The `num_instances` most probable (query, class) pairs are candidates. A mask is where the mask probability exceeds
     `mask_threshold`; its score is the class probability x the mean mask probability inside. Candidates with an empty
-    mask or a score below `threshold` are dropped; there is no non-maximum suppression. Logits and sizes are those of
-    `panoptic_segments`.
+    mask or a score below `threshold` are dropped; there is no non-maximum suppression. Logits, sizes and temperature
+    are those of `panoptic_segments`.
 
     Returns:
         For each image `segmentation` and `segments_info`, a row per instance: `id`, `label_id`, `was_fused` (False)
@@ -205,7 +210,10 @@ def instance_segments(
         rows = [
             (pair % num_classes, score, mask)
             for pair, mask, score, keep in zip(
-                pairs.tolist(), mask_of_pair.tolist(), *torch.stack([scores, kept.to(scores)]).tolist(), strict=True
+                pairs.tolist(),
+                mask_of_pair.tolist(),
+                *torch.stack([calibrated(scores, temperature), kept.to(scores)]).tolist(),
+                strict=True,
             )
             if keep
         ]

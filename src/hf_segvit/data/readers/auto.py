@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..archives import Location, location_name, open_archive, read_location
+from ..bravo_files import BRAVO_FOLDERS
 from ..class_lists import CLASS_FILES
 from ..folders import IMAGE_SUFFIXES, DataFolder
 from ..problems import ProblemList
@@ -32,6 +33,10 @@ _MASK_FOLDERS = ("annotations", "masks", "labels")
 _VIA_COLUMNS = re.compile(rb"region_shape_attributes|temporal_coordinates")
 # `0 0.5 0.5 0.2 0.2` of YOLO, and `car,5,5,20,10,a.jpg,60,40` of makesense.ai.
 _BOX_LINES = {".txt": re.compile(rb"\d+( [\d.]+){4}\s*"), ".csv": re.compile(rb"[^,\n]+(,\d+){4},[^,\n]+,\d+,\d+\s*")}
+# Masks of NN_STREET_NNNNNN_NNNNNN, in Fishyscapes with a number before it.
+_LOST_AND_FOUND = re.compile(r"gtCoarse/\w+/\d\d_[^/]+/\d\d_[^/]+_gtCoarse_labelIds\.png$")
+_ROAD_ANOMALY = re.compile(r"\.labels/labels_semantic\.png$")
+_FISHYSCAPES = re.compile(r"(^|/)\d{4}_[^/]+_labels\.png$")
 _YAML = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 
 
@@ -124,7 +129,19 @@ def _by_names(files: dict[str, Location]) -> dict[str, str]:
         found["voc"] = f"there is a folder {min(folders)}{lists}"
     if "_classes.csv" in bare and any(name.lower().endswith("_mask.png") for name in bare):
         found["roboflow_masks"] = "there are _classes.csv and masks NAME_mask.png"
-    if "leftImg8bit" in parts:
+    if bravo := {part for part in parts if part in BRAVO_FOLDERS}:
+        found["bravo"] = f"there is a folder {min(bravo)}"
+    elif name := next(filter(_LOST_AND_FOUND.search, files), None):
+        found["lost_and_found"] = f"{name} is named like Lost and Found's"
+    elif name := next(filter(_ROAD_ANOMALY.search, files), None):
+        found["road_anomaly"] = f"{name} is named like RoadAnomaly's"
+    elif any(name.endswith("_labels_semantic.png") for name in files):
+        found["smiyc"] = "there are masks NAME_labels_semantic.png, as of SegmentMeIfYouCan"
+    elif name := next(filter(_FISHYSCAPES.search, files), None):
+        found["fishyscapes"] = f"{name} is named like Fishyscapes'"
+    elif {"images", "labels_masks"} <= parts:
+        found["anomaly"] = "there are folders images and labels_masks"
+    elif "leftImg8bit" in parts:
         kind = "cityscapes" if "gtFine" in parts or "gtCoarse" not in parts else "cityscapes_coarse"
         found[kind] = "there is a folder leftImg8bit"
     is_ade = {"images/training", "annotations/training"} <= {name.rpartition("/")[0] for name in files}

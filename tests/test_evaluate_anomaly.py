@@ -1,0 +1,191 @@
+"""`evaluate --task anomaly`: scores against scikit-learn over pooled pixels, resuming, and what is refused."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from hf_segvit.cli import main
+from hf_segvit.cli.evaluate import DEFAULT_SCORES as OFFERED
+from hf_segvit.data.generated_scenes import GeneratedScenes
+from hf_segvit.data.reading import describe, load_segmentation_dataset
+from hf_segvit.evaluation.anomaly import DEFAULT_SCORES, anomaly_text, evaluate_anomalies
+from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
+
+from .data_folders import write_image, write_mask
+from .tiny_models import tiny_eomt
+
+SCORES = ["rba", "msp@0.5", "maxscore", "rejection"]
+
+
+def segmenter() -> Segmenter:
+    model = tiny_eomt(num_queries=9)
+    with torch.no_grad():
+        model.class_predictor.weight *= 4
+    return Segmenter(model, EoMTImageProcessor(task="semantic", size=64), device="cpu")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with masks of 0, 1 and 255, one of them without an anomaly."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data"
+    for index in range(5):
+        name = f"{index}"
+        (root / "images").mkdir(parents=True, exist_ok=True)
+        blocks = rng.integers(0, 256, (5, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(blocks).save(root / "images" / f"{name}.png")
+        mask = rng.choice([0, 0, 1, 255], (5, 8)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+        write_mask(root / "labels_masks" / f"{name}.png", np.where(mask == 1, 0, mask) if index == 3 else mask)
+    return root
+
+
+def save(folder, task="semantic"):
+    ours = segmenter()
+    ours.model.save_pretrained(folder)
+    EoMTImageProcessor(task=task, size=64).save_pretrained(folder)
+    return folder
+
+
+def pooled(dataset, name) -> tuple[np.ndarray, np.ndarray]:
+    """Anomaly scores and truth of all pixels that are not void."""
+    scores, truth = [], []
+    ours = segmenter()
+    for entry in dataset:
+        ids = np.asarray(entry["segment_map"])
+        labels = np.full(ids.shape, 255)
+        for row in entry["segments"]:
+            labels[ids == row["id"]] = row["label_id"]
+        ((_, maps),) = ours.confidences([entry["image"]], name)
+        scores.append(-maps[name].numpy()[labels != 255])
+        truth.append(labels[labels != 255])
+    return np.concatenate(scores), np.concatenate(truth)
+
+
+def test_the_command_has_the_defaults_of_the_library():
+    assert tuple(OFFERED.split(",")) == DEFAULT_SCORES
+
+
+def test_scores_are_those_of_scikit_learn(data):
+    dataset = load_segmentation_dataset(f"anomaly:{data}", split="val", task="semantic")
+    id2label = describe(dataset).id2label
+    result = evaluate_anomalies(segmenter(), dataset, id2label, SCORES, batch_size=2)
+    assert list(result.scores) == SCORES
+    for name, values in result.scores.items():
+        scores, truth = pooled(dataset, name)
+        assert values["anomaly_pixels"] == (truth == 1).sum()
+        assert values["auprc"] == pytest.approx(average_precision_score(truth, scores), abs=1e-9)
+        assert values["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
+        false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+        assert values["fpr95"] == pytest.approx(false[np.searchsorted(true, 0.95)], abs=1e-9)
+        recall, precision = zip(*result.curves[name]["precision_recall"], strict=True)
+        assert (recall[-1], precision[-1]) == (1, pytest.approx(truth.mean()))
+        assert result.curves[name]["roc"][-1] == (1, 1)
+    scored = [image.score for image in result.images]
+    assert np.isnan(scored[-1])
+    assert scored[:-1] == sorted(scored[:-1])
+    by_id = {image.image_id: image.score for image in result.images}
+    one = dataset.select([0])
+    assert by_id[one[0]["image_id"]] == pytest.approx(average_precision_score(*pooled(one, "rba")[::-1]), abs=1e-9)
+
+
+def test_classes_that_a_model_does_not_know_are_anomalies():
+    scenes = GeneratedScenes(4, "val", size=(64, 64), seed=1)
+    label = next(label for label, name in scenes.id2label.items() if name == "water")
+    result = evaluate_anomalies(segmenter(), scenes, scenes.id2label, "msp", classes=[label])
+    entries = [scenes[index] for index in range(4)]
+    pixels = sum(
+        (np.asarray(entry["segment_map"]) == row["id"]).sum()
+        for entry in entries
+        for row in entry["segments"]
+        if row["label_id"] == label
+    )
+    assert result.scores["msp"]["anomaly_pixels"] == pixels
+    assert result.notes[0] == "anomalies are the classes water"
+    with pytest.raises(ValueError, match="say with classes which of them are anomalies"):
+        evaluate_anomalies(segmenter(), scenes, scenes.id2label, "msp")
+
+
+def test_without_anomalies_it_says_so(tmp_path):
+    write_image(tmp_path / "images" / "a.png")
+    write_mask(tmp_path / "labels_masks" / "a.png", np.zeros((20, 30), np.uint8))
+    dataset = load_segmentation_dataset(f"anomaly:{tmp_path}", split="val", task="semantic")
+    result = evaluate_anomalies(segmenter(), dataset, describe(dataset).id2label, "msp")
+    assert result.scores["msp"]["auprc"] is None
+    text = anomaly_text({"a": result})
+    assert "note: no anomalous pixel in 1 images" in text
+    assert text.splitlines()[-1].split() == ["msp", "-", "-", "-", "-"]
+
+
+def test_the_command_resumes_and_asks_once_for_all_scores(data, tmp_path, monkeypatch, capsys):
+    model = save(tmp_path / "model")
+    words = ["evaluate", "--model", str(model), "--device", "cpu", "--task", "anomaly", "--scores", "rba,msp@0.5"]
+    words += ["--data", f"anomaly:{data}", "--data", f"anomaly:{data}?anomaly=0&known=1"]
+    words += ["--output", str(tmp_path / "out")]
+    # The package has a function of the module's name.
+    monkeypatch.setattr(sys.modules["hf_segvit.evaluation.evaluate"], "CHUNK_SIZE", 2)
+    asked = []
+    confidences = Segmenter.confidences
+
+    def counted(self, images, names):
+        if len(asked) == 7:
+            raise KeyboardInterrupt
+        asked.append(len(images))
+        return confidences(self, images, names)
+
+    monkeypatch.setattr(Segmenter, "confidences", counted)
+    assert main(words) == 130
+    asked.clear()
+    assert main([*words, "--worst", "0"]) == 0
+    assert sum(asked) == 3  # all images of the first data set and 2 of the second were counted before
+    monkeypatch.setattr(Segmenter, "confidences", confidences)
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert not list((tmp_path / "out").glob("partial*"))
+    first, second = report["results"].values()
+    dataset = load_segmentation_dataset(f"anomaly:{data}", split="val", task="semantic")
+    scores, truth = pooled(dataset, "msp@0.5")
+    assert first["scores"]["msp@0.5"]["auprc"] == pytest.approx(average_precision_score(truth, scores), abs=1e-9)
+    assert second["scores"]["msp@0.5"]["auroc"] == pytest.approx(roc_auc_score(1 - truth, scores), abs=1e-9)
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 5000
+    printed = capsys.readouterr().out
+    assert f"{100 * first['scores']['rba']['auprc']:.2f}" in printed
+    assert not list((tmp_path / "out").glob("worst*"))
+    assert main([*words[:-2], "--output", str(tmp_path / "drawn"), "--worst", "2"]) == 0
+    assert Image.open(tmp_path / "drawn" / "worst-2.png").width > 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scores", "rbb"], "there is no confidence 'rbb'"),
+        (["--scores", "rejection", "--tta-flip"], "--confidence 'rejection' is about queries"),
+        (["--oracle"], "--oracle is about answers"),
+        (["--calibration"], "--calibration is about answers"),
+        (["--threshold", "0.5"], "--threshold 0.5 has no meaning for task anomaly"),
+        (["--task", "semantic"], "--scores is for task anomaly, not for semantic"),
+        (["--task", "semantic", "--data", "generated:easy", "--scores", ""], "--scores is for task anomaly"),
+        (["--data", "generated:easy?num_scenes=2"], "say with --classes which of them are anomalies"),
+    ],
+)
+def test_wrong_options_end_in_one_line(options, message, data, tmp_path, capsys):
+    words = ["evaluate", "--model", str(save(tmp_path / "model")), "--device", "cpu", "--task", "anomaly"]
+    words += ["--data", f"anomaly:{data}", *(["--scores", "msp"] if "--scores" not in options else [])]
+    assert main([*words, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_without_semantic_task_is_refused(data, tmp_path, capsys):
+    words = ["evaluate", "--model", str(save(tmp_path / "model", "instance")), "--device", "cpu", "--task", "anomaly"]
+    assert main([*words, "--data", f"anomaly:{data}"]) == 2
+    assert "cannot do task 'semantic'" in capsys.readouterr().err
+
+
+def test_several_data_sets_are_for_anomalies_alone(tmp_path, capsys):
+    words = ["evaluate", "--model", str(save(tmp_path / "model")), "--device", "cpu", "--task", "semantic"]
+    assert main([*words, "--data", "generated:easy", "--data", "generated:hard"]) == 2
+    assert "--data is given 2 times, which is for task anomaly" in capsys.readouterr().err
