@@ -24,7 +24,7 @@ from .test_bulk_segmentation import draw
 from .tiny_models import tiny_eomt
 
 THRESHOLDS = {"panoptic": {"threshold": 0.3}, "instance": {"instance_threshold": 0.02}, "semantic": {}}
-GENERAL = sorted({*FOLDER_EXPORTS, *IMAGE_EXPORTS} - {"ade20k", "cityscapes", "coco-panoptic"})
+GENERAL = sorted({*FOLDER_EXPORTS, *IMAGE_EXPORTS} - {"ade20k", "cityscapes", "bravo", "coco-panoptic"})
 
 
 def save_model(folder: Path, task: str, names: list[str]) -> Path:

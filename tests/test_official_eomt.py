@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from transformers import DINOv3ViTConfig, DINOv3ViTModel, EomtDinov3Config, EomtDinov3ForUniversalSegmentation
 
+from hf_segvit.cli import main
 from hf_segvit.conversion import official_catalogue
 from hf_segvit.conversion.convert import convert
 from hf_segvit.conversion.official_catalogue import recognise_released_model, released_model, released_models
@@ -63,6 +64,35 @@ def test_every_wrapping_is_the_same_file(tmp_path, kind):
     assert all(torch.equal(tensor, result.state_dict[name]) for name, tensor in model.state_dict().items())
     assert result.pixel_std == list(STD)
     assert any("criterion.empty_weight" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("prefix", ["network.", ""])
+def test_weights_that_projects_on_anomalies_share(tmp_path, prefix):
+    """`eomt_cityscapes.bin`: a plain pickle of tensors, of Cityscapes, from which only the task cannot be read."""
+    labels = {label: row.name for label, row in enumerate(label_table("cityscapes").classes)}
+    model = tiny_eomt(
+        hidden_size=64,
+        num_attention_heads=1,
+        num_register_tokens=4,
+        masked_attention_probabilities=[0.0, 0.0],
+        id2label=labels,
+        label2id={name: label for label, name in labels.items()},
+    )
+    official = official_state_dict(model)
+    path = tmp_path / "eomt_cityscapes.bin"
+    torch.save({name.replace("network.", prefix, 1): tensor for name, tensor in official.items()}, path)
+    with pytest.raises(ValueError, match=r"its weights do not show its task; pass --task .* and --labels"):
+        from_official_eomt(str(path), ConversionOptions())
+    command = ["convert", "official-eomt", str(path), str(tmp_path / "out"), "--task", "semantic"]
+    assert main([*command, "--labels", "cityscapes"]) == 0
+    loaded = EoMTForUniversalSegmentation.from_pretrained(tmp_path / "out")
+    assert loaded.config.id2label == labels
+    assert loaded.config.image_size == 64
+    assert EoMTImageProcessor.from_pretrained(tmp_path / "out").task == "semantic"
+    with torch.no_grad():
+        ours, theirs = loaded.eval()(PIXELS), model.eval()(PIXELS)
+    assert torch.equal(ours.class_queries_logits, theirs.class_queries_logits)
+    assert torch.equal(ours.masks_queries_logits, theirs.masks_queries_logits)
 
 
 def test_the_pickle_comes_before_safetensors_of_another_format(tmp_path):

@@ -1,6 +1,7 @@
 """Data sets of anomalies as they are delivered, and BRAVO's files: read, written, read back, damaged."""
 
 import json
+import shutil
 import struct
 import tarfile
 import zlib
@@ -24,12 +25,17 @@ from hf_segvit.data.bravo_files import (
     write_prediction,
 )
 from hf_segvit.data.checking import check_dataset
+from hf_segvit.data.label_tables import label_table
 from hf_segvit.data.mask_files import read_index_map
 from hf_segvit.data.readers.auto import recognise
 from hf_segvit.data.reading import available_splits, describe, load_segmentation_dataset, validation_split
+from hf_segvit.inference.exports import Classes, refuse_exports
+from hf_segvit.inference.segmenter import Segmenter
 from hf_segvit.metrics.bravo import BravoSubset, quantized_confidence, sampled_pixels
+from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 
 from .data_folders import SIZE, halves, write_image, write_mask
+from .tiny_models import tiny_eomt
 
 MASK = np.zeros(SIZE, dtype=np.uint8)
 MASK[:5], MASK[10:12] = 255, 1
@@ -117,6 +123,19 @@ def test_lost_and_found_and_masks_of_fishyscapes_without_images(tmp_path):
         load_segmentation_dataset(spec)
     (row,) = load_segmentation_dataset(f"{spec}?images={tmp_path / 'laf'}")
     np.testing.assert_array_equal(row["segment_map"], np.where(MASK == 255, -1, MASK.astype(int)))
+
+
+def test_lost_and_found_in_its_archives(tmp_path):
+    lost_and_found(tmp_path / "laf")
+    for name in ("leftImg8bit", "gtCoarse"):
+        shutil.make_archive(str(tmp_path / "zipped" / name), "zip", tmp_path / "laf", name)
+    fishyscapes(tmp_path / "fs")
+    for spec in (
+        f"lost_and_found:{tmp_path / 'zipped'}?known=1",
+        f"fishyscapes:{tmp_path / 'fs'}?images={tmp_path / 'zipped'}",
+    ):
+        (row,) = load_segmentation_dataset(spec, split=available_splits(spec)[-1])
+        np.testing.assert_array_equal(row["segment_map"], np.where(MASK == 255, -1, MASK.astype(int)))
 
 
 def test_cityscapes_coarse_is_still_recognised(tmp_path):
@@ -272,6 +291,39 @@ def test_bravo_submission_is_written_and_read_back(tmp_path):
                 metric.add_batch(predictions=[prediction], references=[{**truth, "samples": chosen}])
     assert metrics[0].compute() == metrics[1].compute()
     assert metrics[0].compute()["auroc_valid"] is not None
+
+
+def test_bravo_submission_of_a_model(tmp_path):
+    """From the command to the tar file: `segment --outputs bravo` names the files as the challenge does."""
+    bravo_tree(tmp_path / "data")
+    for path in [*(tmp_path / "data").rglob("*.png")]:  # the public data set has images alone
+        if path.stem.endswith(("TrainIds", "invIds", "_gt", "_mask", "_fake", "_semantic")):
+            path.unlink()
+    labels = {label: row.name for label, row in enumerate(label_table("cityscapes").classes)}
+    model = tiny_eomt(id2label=labels, label2id={name: label for label, name in labels.items()})
+    model.set_masked_attention_probabilities(0.0)
+    model.save_pretrained(tmp_path / "model")
+    processor = EoMTImageProcessor(task="semantic", size={"height": 64, "width": 64}, num_labels=19)
+    processor.save_pretrained(tmp_path / "model")
+    command = ["segment", str(tmp_path / "data"), "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--outputs", "bravo"]) == 2  # without a confidence
+    with pytest.raises(ValueError, match="--outputs bravo needs a model of its classes"):
+        refuse_exports(["bravo"], "semantic", Classes({0: "road", 1: "car"}))
+    with pytest.raises(ValueError, match="--outputs bravo is for semantic segmentation"):
+        refuse_exports(["bravo"], "panoptic", Classes(labels))
+    assert main([*command, "--outputs", "bravo", "--confidence", "maxscore"]) == 0
+    images = bravo_images(str(tmp_path / "data"))
+    samples = {image.name: np.arange(0, 600, 7) for image in images}
+    folder = tmp_path / "out" / "bravo"
+    answers = read_submission(encoded_submission(folder, images, tmp_path / "submission.tar", samples))
+    assert len(answers) == 5
+    segmenter = Segmenter.from_pretrained(str(tmp_path / "model"), task="semantic", confidence="maxscore")
+    for image in images:
+        (answer,) = segmenter([image.image["member"]])
+        classes, levels = answers[image.name]
+        np.testing.assert_array_equal(classes, answer.segment_map)
+        expected = np.clip(answer.confidence, 0, 1).ravel()[::7]
+        np.testing.assert_allclose(levels / 65535, expected, atol=1e-5)
 
 
 def test_bravo_encoding_byte_by_byte():

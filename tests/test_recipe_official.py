@@ -28,6 +28,8 @@ COCO_SMALL_2X = ([29564, 73910, 118256], [59128, 103474, 147820])
 ADE_LARGE = ([6520, 13040, 19560, 26080], [13040, 19560, 26080, 32600])
 ADE_GIANT = ([6520, 11410, 16300, 21190, 26080], [13040, 17930, 22820, 27710, 32600])
 CITY_LARGE = ([3317, 6634, 9951, 13268], [6634, 9951, 13268, 16585])
+# Of no official file, but of the configurations that projects on anomalies share.
+CITY_BASE = ([3317, 8292, 13268], [6634, 11609, 16585])
 V3_SMALL_2X = ([0, 73910, 118256], [3000, 103474, 147820])
 V3_LARGE = ([0, 29564, 44346, 59128], [3000, 44346, 59128, 73910])
 V3_ADE = ([0, 6520, 9780, 13040], [3000, 9780, 13040, 16300])
@@ -56,6 +58,10 @@ ROWS = {
     "ade20k_semantic_large_512": (512, 100, 24, 4, 31, ADE20K, 39122, ADE_LARGE, True, 0.5),
     "cityscapes_semantic_large_1024": (1024, 100, 24, 4, 107, CITYSCAPES, 19902, CITY_LARGE, True, 0.5),
     **{
+        f"cityscapes_semantic_base_{pixels}": (pixels, 100, 12, 3, 107, CITYSCAPES, 19902, CITY_BASE, True, 0.5)
+        for pixels in (640, 1024)
+    },
+    **{
         f"dinov3_coco_panoptic_{size}_640_2x": (640, 200, 12, 3, 24, COCO, 177384, V3_SMALL_2X, False, 0.1)
         for size in ("small", "base")
     },
@@ -80,7 +86,7 @@ def config_of(recipe, depth: int, layers: int) -> EoMTConfig:
 def test_there_is_a_recipe_for_every_official_configuration():
     others = [name for name in packaged_recipes() if not name.startswith(("own_", "vit_p_", "fast_"))]
     assert sorted(ROWS) == others
-    assert len(others) == 23
+    assert len(others) == 23 + 2
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -60,7 +60,7 @@ OUTPUTS: tuple[str, ...] = (
     "parquet",
     "coco",
 )
-OUTPUTS += ("coco-panoptic", "ade20k", "cityscapes", "labelme", "yolo", "cvat", "label-studio")
+OUTPUTS += ("coco-panoptic", "ade20k", "cityscapes", "bravo", "labelme", "yolo", "cvat", "label-studio")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -340,7 +340,8 @@ def _kinds(args: argparse.Namespace) -> frozenset[str] | None:
     for kind in sorted(kinds):
         if kind not in OUTPUTS:
             raise ValueError(f"--outputs: there is no {kind!r}; {suggestion(kind, OUTPUTS)}")
-    unasked = sorted(kind for kind in kinds if kind.startswith("confidence")) if args.outputs is not None else []
+    of_confidence = ("confidence", "confidence-png", "bravo")
+    unasked = sorted(kinds.intersection(of_confidence)) if args.outputs is not None else []
     if unasked and args.confidence is None:
         raise ValueError(f"--outputs {unasked[0]} needs --confidence NAME, such as --confidence maxscore")
     return frozenset(kinds | more)

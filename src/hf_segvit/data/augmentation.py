@@ -267,7 +267,7 @@ class MaskAugmentation:
         if self.void_counts or encoded.masks is not None:
             counted = segment_map >= (-1 if self.void_counts else 0)
         if encoded.masks is None:
-            segment_map, present = _renumbered(segment_map, len(encoded.labels))
+            segment_map, present = renumbered(segment_map, len(encoded.labels))
             masks = None
         else:
             cut, present = encoded.masks.cut(indices)
@@ -300,7 +300,7 @@ def _indices(crop: Crop) -> Indices:
     return rows, columns[::-1] if crop.flip else columns
 
 
-def _renumbered(segment_map: np.ndarray, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
+def renumbered(segment_map: np.ndarray, num_segments: int) -> tuple[np.ndarray, np.ndarray]:
     """The map with its visible segments renumbered from 0 and -1 elsewhere, and which are visible (num_segments,)."""
     flat = segment_map.reshape(-1)
     # Ids are looked up once per run of equal values: there are far fewer runs than pixels.

@@ -47,7 +47,8 @@ class MaskCollator:
 
         Returns:
             `pixel_values` (B, 3, H, W) float32, normalised; `mask_labels`, a list of B (n, H, W) bool; `class_labels`,
-            a list of B (n,) int64; and `loss_mask` (B, H, W) bool if asked for.
+            a list of B (n,) int64; `loss_mask` (B, H, W) bool if asked for; and `outlier_map` (B, H, W) int8, as
+            `MaskCriterion` takes it, if objects are pasted.
         """
         batch: dict[str, Any] = {}
         if self.on_device and all(sample.placement is not None for sample in samples):
@@ -66,6 +67,9 @@ class MaskCollator:
                 for sample in samples
             ]
         batch["class_labels"] = [sample.labels for sample in samples]
+        outliers = [sample.outliers for sample in samples]
+        if any(each is not None for each in outliers):
+            batch["outlier_map"] = torch.stack([_outlier_map(sample) for sample in samples])
         if self.with_loss_mask:
             batch["loss_mask"] = torch.stack(
                 [sample.segment_map >= 0 if sample.counted is None else sample.counted for sample in samples]
@@ -133,6 +137,13 @@ def _stacked(images: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(images))
     # Stacked in their memory order: torch.stack on (3, H, W) views would transpose every pixel.
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+def _outlier_map(sample: AugmentedSample) -> Tensor:
+    """(H, W) int8: 1 on pasted objects, 0 on other pixels that count, -1 on void."""
+    known = sample.segment_map >= 0 if sample.counted is None else sample.counted
+    values = known.to(torch.int8) - 1
+    return values if sample.outliers is None else values.masked_fill(sample.outliers, 1)
 
 
 def _placed(sample: AugmentedSample) -> Tensor:

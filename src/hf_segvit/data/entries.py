@@ -94,6 +94,7 @@ class AugmentedSample:
     counted: Tensor | None = None  # (H, W) bool, False for void, crowds, padding; `None`: where the map is -1
     masks: Tensor | None = None  # (n, H, W) bool if masks may overlap, so that the map cannot hold them
     placement: Placement | None = None  # how `pixels` remain to be scaled; `None`: they are finished
+    outliers: Tensor | None = None  # (H, W) bool, pixels of pasted objects that no class is for
     prompts: Tensor | None = None  # (N, 4) float32 centre x, centre y, width, height in [0, 1], for ViT-P
     prompt_labels: Tensor | None = None  # (N,) int64, -100 for prompts without a label
 

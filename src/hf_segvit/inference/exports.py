@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic_files import replacing, write_json
+from ..data.bravo_files import CONFIDENCE, PREDICTION
 from ..data.label_tables import LABEL_TABLES, LabelTable, label_table
 from ..data.mask_files import id_png, panoptic_png
 from ..data.outlines import joined, mask_polygons
@@ -51,10 +52,13 @@ def write_folder_exports(kinds: Iterable[str], folder: Path, rows: Rows, classes
 def refuse_exports(kinds: Iterable[str], task: str, classes: "Classes") -> None:
     """Refuse formats that the task or the model's classes do not fit, before any work."""
     for kind in kinds:
-        wanted = {"ade20k": "semantic", "cityscapes": "semantic", "coco-panoptic": "panoptic"}.get(kind, task)
+        wanted = {"ade20k": "semantic", "cityscapes": "semantic", "bravo": "semantic", "coco-panoptic": "panoptic"}.get(
+            kind, task
+        )
         if task != wanted:
             raise ValueError(f"--outputs {kind} is for {wanted} segmentation, not for {task}; choose another --task")
-        if kind in ("ade20k", "cityscapes") and classes.table_name != kind:
+        table = "cityscapes" if kind == "bravo" else kind
+        if kind in ("ade20k", "cityscapes", "bravo") and classes.table_name != table:
             raise ValueError(f"--outputs {kind} needs a model of its classes, which this one has not")
 
 
@@ -176,6 +180,12 @@ def _cityscapes(folder: Path, name: str, answer: SegmentedImage) -> None:
     classes = label_table("cityscapes").classes
     ids = np.array([*(each.source_id for each in classes), 0], dtype=np.uint8)  # void is the last, at -1
     _save(Image.fromarray(ids[answer.segment_map]), folder / "cityscapes" / f"{name}.png")
+
+
+def _bravo(folder: Path, name: str, answer: SegmentedImage) -> None:
+    """The files of data/bravo_files.py, whose names begin as those of the challenge's images."""
+    _save(answer.confidence_image(), folder / "bravo" / f"{name}{CONFIDENCE}")
+    _save(Image.fromarray(answer.segment_map.astype(np.uint8)), folder / "bravo" / f"{name}{PREDICTION}")
 
 
 def _save(image: Image.Image, path: Path) -> None:
@@ -358,6 +368,7 @@ IMAGE_EXPORTS: dict[str, Callable[[Path, str, SegmentedImage], None]] = {
     "yolo": _yolo,
     "ade20k": _ade20k,
     "cityscapes": _cityscapes,
+    "bravo": _bravo,
 }
 FOLDER_EXPORTS: dict[str, Callable[[Path, Rows, Classes], Path]] = {
     "jsonl": _json_lines,

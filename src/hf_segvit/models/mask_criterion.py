@@ -11,7 +11,7 @@ logits, N segments of all images, n of one image, M matched pairs of one layer, 
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class MaskPrediction:
     # so that no graph is kept for the other queries. By default they are read from `mask_logits`.
     matched_mask_logits: Callable[[Tensor, Tensor], Tensor] | None = None
     others: Mapping[str, Tensor] = field(default_factory=dict)  # such as boxes, by name (B, Q, ...)
+    # Gives mask logits (B, Q, h, w) with gradient, for the outlier loss. By default they are `mask_logits`.
+    all_mask_logits: Callable[[], Tensor] | None = None
 
 
 @dataclass
@@ -86,7 +88,13 @@ class MaskCriterion(nn.Module):
         num_points: points sampled from a mask, in matching and again in the loss.
         point_sampler: maps (num_sets, num_points, device) to points (num_sets, num_points, 2) in [0, 1); the only
             source of randomness.
+        logit_norm_temperature: divides class logits, scaled to length 1, before matching and class loss (LogitNorm,
+            Wei et al., ICML 2022, who take 0.04 for CIFAR); `None`: they are taken as they are. Inference is the same.
+        outlier_weight: weight of the outlier loss in the total, for batches with an `outlier_map`; see `_outlier_loss`.
     """
+
+    # Of RbA's published configuration.
+    _INLIER_LIMIT, _OUTLIER_LIMIT = -1.0, -0.1
 
     def __init__(
         self,
@@ -100,6 +108,8 @@ class MaskCriterion(nn.Module):
         importance_sample_ratio: float = 0.75,
         loss_normalization: str = "global",
         point_sampler: PointSampler = uniform_points,
+        logit_norm_temperature: float | None = None,
+        outlier_weight: float = 0.0,
     ):
         super().__init__()
         if not 0 <= importance_sample_ratio <= min(1, oversample_ratio):
@@ -117,6 +127,8 @@ class MaskCriterion(nn.Module):
         self.importance_sample_ratio = importance_sample_ratio
         self.loss_normalization = loss_normalization
         self.point_sampler = point_sampler
+        self.logit_norm_temperature = logit_norm_temperature
+        self.outlier_weight = outlier_weight
 
     @classmethod
     def from_config(cls, config: Any) -> "MaskCriterion":
@@ -131,6 +143,8 @@ class MaskCriterion(nn.Module):
         all_processes: bool = True,
     ) -> Tensor:
         """Divisors of the losses (2,), float32: number of matched pairs, sum of class weights.
+
+        With an outlier loss (3,), the last of which is the number of images.
 
         They follow from the targets alone. For gradient accumulation pass the labels of all micro-batches of a step at
         once and give the result to each of them; the summed gradients are then those of the joint batch.
@@ -147,14 +161,15 @@ class MaskCriterion(nn.Module):
         num_pairs = sum(min(len(labels), num_queries) for labels in class_labels)
         class_weights = num_pairs + self.no_object_weight * (len(class_labels) * num_queries - num_pairs)
         device = class_labels[0].device if device is None else device
-        counts = torch.tensor([num_pairs, class_weights], dtype=torch.float32).to(device, non_blocking=True)
+        numbers = [num_pairs, class_weights, *([len(class_labels)] if self.outlier_weight else [])]
+        counts = torch.tensor(numbers, dtype=torch.float32).to(device, non_blocking=True)
         num_processes = 1
         summed = counts.clone()
         if all_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
             num_processes = torch.distributed.get_world_size()
             torch.distributed.all_reduce(summed)
         if self.loss_normalization == "per_rank":
-            return torch.stack([(summed[0] / num_processes).clamp(min=1), counts[1]])
+            return torch.cat([(summed[:1] / num_processes).clamp(min=1), counts[1:]])
         return summed / num_processes
 
     @staticmethod
@@ -172,6 +187,7 @@ class MaskCriterion(nn.Module):
         class_labels: list[Tensor],
         loss_mask: Tensor | None = None,
         normalizers: Tensor | None = None,
+        outlier_map: Tensor | None = None,
         **others: list[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and its terms.
@@ -181,19 +197,25 @@ class MaskCriterion(nn.Module):
             mask_labels: per image (n, H, W) masks; n may be 0 or exceed Q. They have passed `validate_targets`.
             class_labels: per image (n,) integers in [0, C).
             loss_mask: boolean (B, H, W), True for pixels that count; others affect neither matching nor mask losses.
-            normalizers: (2,) of `count_normalizers`; `None` counts this batch.
+            normalizers: of `count_normalizers`; `None` counts this batch.
+            outlier_map: (B, H, W) integers, 1 for pixels of objects that no class is for, 0 for others, -1 for void.
             others: other targets, by name, per image (n, ...), for `MatchedLayer.of_segments`.
 
         Returns:
             The total, a float32 scalar connected to every prediction; and detached, unweighted scalars
-            `loss_mask_layer_i`, `loss_dice_layer_i`, `loss_class_layer_i` for layer i of `predictions`.
+            `loss_mask_layer_i`, `loss_dice_layer_i`, `loss_class_layer_i` for layer i of `predictions`, and with an
+            outlier loss `loss_outlier_layer_i`.
         """
         batch_size, num_queries = predictions[0].class_logits.shape[:2]
         device = predictions[0].class_logits.device
         if normalizers is None:
             # In evaluation processes may see different numbers of batches, so an exchange could wait forever.
             normalizers = self.count_normalizers(class_labels, num_queries, device, all_processes=self.training)
-        num_pairs, class_weights = normalizers.to(device, torch.float32).clamp(min=SMALLEST_NORMALIZER)
+        num_pairs, class_weights, *num_images = normalizers.to(device, torch.float32).clamp(min=SMALLEST_NORMALIZER)
+        if outlier_map is not None and (outlier_map.dim() != 3 or len(outlier_map) != batch_size):
+            raise ValueError(f"outlier_map is {tuple(outlier_map.shape)}; give integers ({batch_size}, H, W)")
+        if self.logit_norm_temperature is not None:
+            predictions = [self._with_normalized_logits(prediction) for prediction in predictions]
 
         targets = MaskTargets.pack(mask_labels, class_labels, self.num_labels, loss_mask, device, others)
         matches = match_masks(
@@ -232,6 +254,10 @@ class MaskCriterion(nn.Module):
             for name, loss in self.layer_losses(MatchedLayer(prediction, *pairs, num_pairs, class_weights)).items():
                 total = total + getattr(self, f"{name}_weight") * loss
                 terms[f"loss_{name}_layer_{layer}"] = loss.detach()
+            if self.outlier_weight and outlier_map is not None:
+                loss = self._outlier_loss(prediction, outlier_map) / num_images[0]
+                total = total + self.outlier_weight * loss
+                terms[f"loss_outlier_layer_{layer}"] = loss.detach()
         return total, terms
 
     def layer_losses(self, layer: MatchedLayer) -> dict[str, Tensor]:
@@ -247,6 +273,32 @@ class MaskCriterion(nn.Module):
             "dice": dice_loss / layer.num_pairs,
             "class": self._class_loss(layer) / layer.class_weights,
         }
+
+    def _with_normalized_logits(self, prediction: MaskPrediction) -> MaskPrediction:
+        """The prediction with class logits of one length, so that the loss cannot fall by making them longer."""
+        assert self.logit_norm_temperature is not None
+        logits = prediction.class_logits.float()
+        # The added constant, which keeps 0 / 0 at 0, is the authors'.
+        length = self.logit_norm_temperature * (logits.norm(dim=-1, keepdim=True) + 1e-7)
+        return replace(prediction, class_logits=logits / length)
+
+    def _outlier_loss(self, prediction: MaskPrediction, outlier_map: Tensor) -> Tensor:
+        """Squared hinge loss of RbA (Nayal et al., ICCV 2023), summed over images.
+
+        The score of a pixel is -sum_c tanh(S_c), S_c = sum_q p_q(c) m_q: 0 where every query rejects it. Of an image it
+        is half of mean max(0, score + 1)^2 over known pixels plus mean max(0, -0.1 - score)^2 over outliers, if there
+        are any. (The authors' code averages over the pixels of a batch, which accumulation would change.)
+        """
+        masks = prediction.mask_logits if prediction.all_mask_logits is None else prediction.all_mask_logits()
+        classes = prediction.class_logits.float().softmax(-1)[..., :-1]
+        with torch.autocast(masks.device.type, enabled=False):
+            scores = -torch.einsum("bqc,bqhw->bchw", classes, masks.float().sigmoid()).tanh().sum(1)
+        scores = F.interpolate(scores[:, None], outlier_map.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        known, outlier = outlier_map == 0, outlier_map == 1
+        inside = torch.where(known, (scores - self._INLIER_LIMIT).relu().square(), 0).sum((1, 2))
+        outside = torch.where(outlier, (self._OUTLIER_LIMIT - scores).relu().square(), 0).sum((1, 2))
+        means = inside / known.sum((1, 2)).clamp(min=1) + outside / outlier.sum((1, 2)).clamp(min=1)
+        return 0.5 * means.sum()
 
     def _class_loss(self, layer: MatchedLayer) -> Tensor:
         """Weighted cross-entropy summed over all queries; those without a segment are no-object."""

@@ -242,6 +242,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         class_labels: list[Tensor] | None = None,
         loss_mask: Tensor | None = None,
         loss_normalizers: Tensor | None = None,
+        outlier_map: Tensor | None = None,
         content_sizes: Tensor | None = None,
         patch_offsets: Tensor | None = None,
         task: str = "panoptic",
@@ -256,6 +257,8 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             class_labels: per image, (n,) int64 classes in [0, C).
             loss_mask: (B, H, W) bool, True for pixels that count in matching and loss; `None` counts all.
             loss_normalizers: of `criterion.count_normalizers`, for gradient accumulation; `None` counts this batch.
+            outlier_map: (B, H, W) int8, 1 for pixels of objects that no class is for, 0 for others, -1 for void; read
+                if `criterion.outlier_weight` is set.
             content_sizes: (B, 2), returned as given.
             patch_offsets: (B, 3), returned as given.
             task: of the post-processing that follows, for `pruning_threshold`.
@@ -267,6 +270,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
             given, missing = ("mask", "class") if class_labels is None else ("class", "mask")
             raise ValueError(f"{given}_labels came without {missing}_labels; the loss needs both")
         others = {name: kwargs.pop(name) for name in list(kwargs) if name.endswith("_labels")}
+        outliers = {} if outlier_map is None else {"outlier_map": outlier_map}  # a criterion need not know them
         if mask_labels is not None and class_labels is not None:
             batch_size = pixel_values.shape[0]
             # Before the forward pass: bad labels should not cost one.
@@ -289,6 +293,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
                 class_labels,
                 loss_mask=loss_mask,
                 normalizers=loss_normalizers,
+                **outliers,
                 **others,
             )
         return EoMTForUniversalSegmentationOutput(
@@ -350,7 +355,11 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
         )
         return [
             MaskPrediction(
-                layer["class_logits"], masks.detach(), _MatchedMaskLogits(queries, features, counts), _others(layer)
+                layer["class_logits"],
+                masks.detach(),
+                _MatchedMaskLogits(queries, features, counts),
+                _others(layer),
+                partial(mask_logits, queries, features),
             )
             for layer, masks, queries, features in layers
         ]

@@ -212,6 +212,20 @@ class SegmentationOptions:
 
 
 @dataclass(frozen=True)
+class OutlierOptions:
+    """The keys of `outliers`, see data/outliers.py; the loss is that of RbA (Nayal et al., ICCV 2023)."""
+
+    data: str = option(None, "folder of cut-outs with transparency, or FORMAT:PATH of data with objects")
+    split: str | None = option(None, "split of the data; null: the first")
+    probability: float = option(0.2, "share of the training images that get objects", limits="> 0, <= 1")
+    max_objects: int = option(1, "an image gets 1 to as many objects", limits="> 0, <= 100")
+    scale_range: list[float] = option(
+        [0.1, 0.5], "longer side of objects, relative to the shorter one of the image", limits="> 0, <= 1", length=(2,)
+    )
+    weight: float = option(1.0, "weight of the outlier loss", limits="> 0, <= 1e6")
+
+
+@dataclass(frozen=True)
 class EoMTOptions(SegmentationOptions):
     """Fields of EoMT only."""
 
@@ -221,6 +235,15 @@ class EoMTOptions(SegmentationOptions):
         "false: never",
     )
     decay_query_layers: bool = option(True, "apply layer_decay to the query layers, too")
+    # LogitNorm of Wei et al., ICML 2022.
+    logit_norm: float | None = option(
+        None,
+        "temperature of class logits that the loss scales to length 1, such as 0.04 (LogitNorm)",
+        limits="> 0, <= 100",
+    )
+    outliers: dict[str, Any] | None = option(
+        None, "paste objects into training images, which the model learns to reject", keys=OutlierOptions
+    )
 
 
 @dataclass(frozen=True)

@@ -462,6 +462,10 @@ def _check_recipe(recipe: Recipe, declaration: type[TaskDeclaration]) -> None:
         )
     if recipe.lora is not None and recipe.freeze is not None:
         raise ValueError(f"lora and freeze={recipe.freeze}: adapters freeze what they adapt; set one of them to null")
+    if recipe.outliers is not None and not recipe.outliers.get("data"):
+        raise ValueError(
+            "outliers has no data; give outliers.data=FOLDER of cut-outs, or FORMAT:PATH, or set it to null"
+        )
     if recipe.annealing is True:
         raise ValueError("annealing=true is ambiguous; give null to anneal by rule, false for none, or fractions")
     for pair in recipe.annealing or []:

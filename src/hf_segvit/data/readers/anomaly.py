@@ -27,8 +27,8 @@ DESCRIPTION = "anomaly segmentation: masks of 0 (known), 1 (anomaly) and 255 (vo
 TASKS = ("semantic",)
 LAYOUT = (
     "images/NAME.jpg and labels_masks/NAME.png (or labels, masks, annotations), perhaps in folders of splits; "
-    "labels_masks/NAME_labels_semantic.png; frames/NAME.labels/labels_semantic.png; leftImg8bit and gtCoarse; or "
-    "NAME_rgb.png and NAME_labels.png"
+    "labels_masks/NAME_labels_semantic.png; frames/NAME.labels/labels_semantic.png; leftImg8bit and "
+    "gtCoarse, also zipped; or NAME_rgb.png and NAME_labels.png"
 )
 VARIANTS = {
     "smiyc": ("SegmentMeIfYouCan: RoadAnomaly21, RoadObstacle21", {}),
@@ -41,6 +41,7 @@ VARIANTS = {
 }
 FLAT = "val"  # the split of a folder without splits: such sets are there to be scored on
 
+_ARCHIVES = ("leftImg8bit.zip", "gtCoarse.zip")  # of Lost and Found
 _VOID_VALUE = 255
 _NUMBER = re.compile(r"\d{4}_(?=\d\d_)")  # before the name of the image that a mask of Fishyscapes is for
 
@@ -115,7 +116,7 @@ def read(
 
 def _pairs(path: str, images: str) -> tuple[_Layout, dict[str, Location], dict[str, Location]]:
     """The layout of a folder, and its masks and images by the name that they share, with the split before it."""
-    folder = DataFolder(path)
+    folder = DataFolder(path, _ARCHIVES)
     lonely: tuple[_Layout, dict[str, Location]] | None = None
     for layout in _LAYOUTS:
         for masks_in in layout.masks:
@@ -147,8 +148,8 @@ def _named(folder: DataFolder, inside: str, ending: str) -> dict[str, Location]:
 
 def _images_of(masks: dict[str, Location], images: str) -> dict[str, Location]:
     """Images of another folder by the names of the masks."""
-    by_name = {}
-    for name, location in DataFolder(images).files("", suffixes=IMAGE_SUFFIXES).items():
+    by_name: dict[str, Location] = {}
+    for name, location in DataFolder(images, _ARCHIVES).files("leftImg8bit", "", suffixes=IMAGE_SUFFIXES).items():
         stem = posixpath.splitext(posixpath.basename(name))[0]
         for ending in ("_leftImg8bit", "_rgb", ""):
             if stem.endswith(ending):

@@ -13,11 +13,13 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
+from ...data.outliers import OutlierObjects, OutlierPasting
 from ...inference.loading import load_segmentation_model
 from ...lookup import import_object
 from ...models.configuration_eomt import EoMTConfig
+from ...models.mask_criterion import MaskCriterion
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
-from ..declarations import EoMTDeclaration
+from ..declarations import EoMTDeclaration, OutlierOptions
 from ..derivation import image_size, model_fields
 from ..recipe import CRITERION_METHODS, Recipe
 from ..start import backbone_pixel_settings, carry_over_classes, channel_statistics, load_changed, pixel_settings
@@ -90,9 +92,37 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
             )
         if own or self.criterion_class is not None:  # built anew, as it was made before these settings were there
             model.criterion = (self.criterion_class or type(model.criterion)).from_config(model.config)
+        self._set_further_losses(model.criterion)
         self.size = image_size(recipe, model.config)
         self.take_channels(model.config.num_channels)
         return model, self.new_processor(**{**kept, **channel_statistics(kept, model.config.num_channels)})
+
+    def _training_augmentation(self) -> Any:
+        chosen = self.recipe.outliers
+        if chosen is None:
+            return super()._training_augmentation()
+        options = OutlierOptions(**chosen)
+        try:
+            objects = OutlierObjects(options.data, options.split, known=self.description.id2label.values())
+        except ValueError as error:
+            raise ValueError(f"outliers.data: {error}") from error
+        first, last = options.scale_range
+        return OutlierPasting(
+            self._augmentation(scale_later=False), objects, options.probability, options.max_objects, (first, last)
+        )
+
+    def _set_further_losses(self, criterion: Any) -> None:
+        """Give the criterion the recipe's losses for the unknown."""
+        recipe = self.recipe
+        if recipe.logit_norm is None and recipe.outliers is None:
+            return
+        if not isinstance(criterion, MaskCriterion):
+            raise ValueError(
+                f"logit_norm and outliers are losses of MaskCriterion, not of criterion={recipe.criterion}; derive "
+                "from it, or set them to null"
+            )
+        criterion.logit_norm_temperature = recipe.logit_norm
+        criterion.outlier_weight = 0.0 if recipe.outliers is None else OutlierOptions(**recipe.outliers).weight
 
     def normalizers(self, model: Any, batches: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
         """Matched masks and class weights of all micro-batches and processes."""

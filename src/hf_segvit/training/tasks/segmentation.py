@@ -58,8 +58,8 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
 
     def train_samples(self) -> TrainingSamples:
         """The augmented training images."""
-        recipe, augment = self.recipe, self._augmentation()
-        return AugmentedDataset(self.training_data, augment, seed=recipe.seed, cache=cache_folder(recipe))
+        recipe, data = self.recipe, self.training_data
+        return AugmentedDataset(data, self._training_augmentation(), seed=recipe.seed, cache=cache_folder(recipe))
 
     def collator(self, processor: Any, device: torch.device) -> Callable[[list[Any]], dict[str, Any]]:
         """Batches of masks, finished on the device if it is a GPU."""
@@ -126,10 +126,14 @@ class SegmentationTask(SegmentationDeclaration, DatasetTask):
             strips.append(side_by_side(panels, entries))
         return strips
 
-    def _augmentation(self) -> Any:
+    def _training_augmentation(self) -> Any:
+        """Hook for tasks that change images after the augmentation."""
+        return self._augmentation()
+
+    def _augmentation(self, **others: Any) -> Any:
         name, options = augmentation_name(self.recipe), self.recipe.augmentation_options
         if not is_import_path(name):  # an imported class need not have this option
-            options = {"scale_later": self.device.type != "cpu", **options}
+            options = {"scale_later": self.device.type != "cpu", **options, **others}
         return augmentation(name, self.size, **options)
 
     def _segmenter(self, model: Any, processor: Any, device: torch.device, data: DataDescription) -> Segmenter:
