@@ -170,7 +170,7 @@ def test_what_a_name_finds(tmp_path, monkeypatch):
         ("./nowhere", "there is no such folder or config.json"),
         ("model_ADE20k_798_250point.pth", "is a ViT-P, which names points"),
         ("notes.txt", "is a file; name a config.json"),
-        ("foreign.json", "no configuration of an EoMT: its type is 'bert'"),
+        ("foreign.json", "no configuration of a model that segments: its type is 'bert'"),
     ],
 )
 def test_names_that_find_nothing(name, message, tmp_path, monkeypatch, capsys):

@@ -27,6 +27,7 @@ FORMER = {"shortest_edge": 64, "longest_edge": 96}
 SQUARE = {"shortest_edge": 64, "longest_edge": 64}
 PROCESSORS = {
     "segvit_eomt": EoMTImageProcessor(size=64),
+    "segvit_mask2former_vit": EoMTImageProcessor(size=64),
     "eomt": EomtImageProcessor(size=SQUARE, do_pad=True),
     "eomt_dinov3": EomtImageProcessor(size=SQUARE, do_pad=True),
     "mask2former": Mask2FormerImageProcessor(size=FORMER, image_mean=[0.3, 0.4, 0.5], image_std=[0.2, 0.3, 0.4]),

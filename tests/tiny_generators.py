@@ -19,7 +19,7 @@ from transformers import (
 from hf_segvit.models.configuration_vit_p import ViTPConfig
 from hf_segvit.models.modeling_vit_p import ViTPForPointClassification
 
-from .tiny_models import randomize, tiny_eomt
+from .tiny_models import randomize, tiny_eomt, tiny_mask2former_vit
 
 LABELS = {0: "road", 1: "grass", 2: "car", 3: "dog", 4: "person"}
 NUM_QUERIES = 7
@@ -102,6 +102,7 @@ def _oneformer(labels):
 
 _BUILDERS = {
     "segvit_eomt": lambda labels: tiny_eomt(id2label=labels, num_queries=NUM_QUERIES),
+    "segvit_mask2former_vit": lambda labels: tiny_mask2former_vit(id2label=labels, num_queries=NUM_QUERIES),
     "eomt": lambda labels: EomtForUniversalSegmentation(EomtConfig(**_EOMT, mlp_ratio=2, id2label=labels)),
     "eomt_dinov3": lambda labels: EomtDinov3ForUniversalSegmentation(
         EomtDinov3Config(**_EOMT, intermediate_size=48, id2label=labels)

@@ -7,7 +7,9 @@ from torch import nn
 
 from hf_segvit.hub.remote_code import code_files, with_auto_map
 from hf_segvit.models.configuration_eomt import EoMTConfig
+from hf_segvit.models.configuration_mask2former_vit import Mask2FormerViTConfig
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
+from hf_segvit.models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 
 DINOV2 = {"position_embedding_type": "learned"}
 DINOV2_GIANT = {"position_embedding_type": "learned", "mlp_type": "swiglu"}
@@ -38,6 +40,37 @@ def tiny_eomt(**overrides) -> EoMTForUniversalSegmentation:
     """A tiny EoMT in evaluation mode whose weights are all random, LayerScale, norms and biases included."""
     torch.manual_seed(0)
     return randomize(EoMTForUniversalSegmentation(tiny_config(**overrides))).eval()
+
+
+def tiny_mask2former_vit_config(removed: str = "nothing", **overrides) -> Mask2FormerViTConfig:
+    """A Mask2Former on a ViT of 4 blocks, with 3 decoder layers, for 64 x 64 pixels and 5 classes."""
+    settings = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "image_size": 64,
+        "num_queries": 7,
+        "num_labels": 5,
+        "train_num_points": 64,
+        "decoder_hidden_size": 32,
+        "num_decoder_layers": 3,
+        "num_decoder_attention_heads": 4,
+        "decoder_intermediate_size": 48,
+        "num_pixel_decoder_layers": 2,
+        "pixel_decoder_intermediate_size": 40,
+        "adapter_stem_channels": 8,
+    }
+    if "id2label" in overrides:
+        settings.pop("num_labels")
+    return Mask2FormerViTConfig(removed=removed, **{**settings, **overrides})
+
+
+def tiny_mask2former_vit(removed: str = "nothing", **overrides) -> Mask2FormerViTForUniversalSegmentation:
+    """A tiny Mask2Former on a ViT, in evaluation mode, whose weights are all random."""
+    torch.manual_seed(0)
+    config = tiny_mask2former_vit_config(removed, **overrides)
+    return randomize(Mask2FormerViTForUniversalSegmentation(config)).eval()
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:

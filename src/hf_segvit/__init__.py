@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .inference.segmenter import Segmenter
     from .models.class_fusion import fuse_class_logits
     from .models.configuration_eomt import EoMTConfig
+    from .models.configuration_mask2former_vit import Mask2FormerViTConfig
     from .models.configuration_plain_vit import PlainViTConfig
     from .models.configuration_vit_p import ViTPConfig
     from .models.configuration_vit_p_fusion import ViTPFusionConfig
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
     from .models.mask_points import points_from_masks
     from .models.modeling_eomt import EoMTForUniversalSegmentation, EoMTModel
+    from .models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation, Mask2FormerViTModel
     from .models.modeling_plain_vit import PlainViTModel
     from .models.modeling_vit_p import ViTPForPointClassification, ViTPModel
     from .models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
@@ -50,6 +52,9 @@ __all__ = [
     "EoMTForUniversalSegmentation",
     "EoMTImageProcessor",
     "EoMTModel",
+    "Mask2FormerViTConfig",
+    "Mask2FormerViTForUniversalSegmentation",
+    "Mask2FormerViTModel",
     "PlainViTConfig",
     "PlainViTModel",
     "Segmenter",

@@ -237,17 +237,23 @@ def _random(
     from ..inference.benchmarking import random_segmenter
     from ..inference.loading import SEGMENTATION_TYPES
     from ..models.configuration_eomt import EoMTConfig
+    from ..models.configuration_mask2former_vit import Mask2FormerViTConfig
 
+    config: EoMTConfig | Mask2FormerViTConfig
     try:
         if isinstance(source, Path):
             model_type = EoMTConfig.get_config_dict(source)[0].get("model_type")
-            if model_type not in SEGMENTATION_TYPES:
-                raise ValueError(f"its type is {model_type!r}, not one of {', '.join(SEGMENTATION_TYPES)}")
-            config = EoMTConfig.from_pretrained(source)
+            types = (*SEGMENTATION_TYPES, Mask2FormerViTConfig.model_type)
+            if model_type not in types:
+                raise ValueError(f"its type is {model_type!r}, not one of {', '.join(types)}")
+            ladder = model_type == Mask2FormerViTConfig.model_type
+            config = (Mask2FormerViTConfig if ladder else EoMTConfig).from_pretrained(source)
         else:
             config = EoMTConfig(**source)
     except (OSError, ValueError, StrictDataclassError) as error:
-        raise ValueError(f"{source}: no configuration of an EoMT: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"{source}: no configuration of a model that segments: {' '.join(str(error).split())}"
+        ) from error
     return random_segmenter(config, dtype, device, args.task or task)
 
 

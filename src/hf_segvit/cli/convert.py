@@ -17,6 +17,8 @@ examples:
   hf-segvit convert official-eomt tue-mps/coco_panoptic_eomt_large_640_dinov3 eomt-large-dinov3 \\
       --base facebook/dinov3-vitl16-pretrain-lvd1689m
   hf-segvit convert timm timm/vit_base_patch14_reg4_dinov2.lvd142m backbone --set image_size=640 patch_size=16
+  hf-segvit convert mask2former-head facebook/mask2former-swin-large-coco-panoptic ladder-0 \\
+      --base timm/vit_large_patch14_reg4_dinov2.lvd142m --set image_size=640
   hf-segvit convert to-transformers eomt-large for-transformers
   hf-segvit convert official-vit-p model_ADE20k_798_250point.pth vit-p-large-ade20k
 """
@@ -46,7 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default=[],
         help="what the weights do not show or what to change: num_attention_heads=4, image_size=512,1024, num_labels=5",
     )
-    parser.add_argument("--base", metavar="FOLDER_OR_ID", help="backbone that a DINOv3 delta file is added to")
+    parser.add_argument("--base", metavar="FOLDER_OR_ID", help="backbone: that a delta file is added to, or of a head")
     parser.add_argument("--model", metavar="NAME", help="released model, or timm model, in the file")
     parser.add_argument("--labels", metavar="NAME_OR_FILE", help=f"{', '.join(LABEL_TABLES)}, or a .json or .txt file")
     parser.add_argument("--task", choices=TASKS, help="task of the model")
@@ -80,10 +82,12 @@ def run(args: argparse.Namespace) -> int:
     from ..conversion.convert import convert
     from ..conversion.options import ConversionOptions, parse_fields
     from ..models.configuration_eomt import EoMTConfig
+    from ..models.configuration_mask2former_vit import Mask2FormerViTConfig
 
     # The fields of every Transformers config, such as `return_dict`, are not the model's.
     general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    known = [field.name for field in dataclasses.fields(EoMTConfig) if field.name not in general]
+    fields = (*dataclasses.fields(EoMTConfig), *dataclasses.fields(Mask2FormerViTConfig))
+    known = list(dict.fromkeys(field.name for field in fields if field.name not in general))
     options = ConversionOptions(
         fields=parse_fields(args.fields, known),
         base=args.base,

@@ -1,7 +1,8 @@
 """Convert a checkpoint into a complete model folder, for `hf-segvit convert`.
 
 The conversion, with all its refusals, happens in memory before anything is written. The folder is then written beside
-its destination, checked, and renamed. `sources.py` has the function for each kind of source.
+its destination, checked, and renamed. `sources.py` and
+`mask2former_vit.py` have the function for each kind of source.
 """
 
 import os
@@ -13,6 +14,7 @@ from ..hub.check import check_checkpoint
 from ..hub.model_card import make_model_card
 from ..models.modeling_plain_vit import PlainViTModel
 from .kinds import KINDS, check_kind
+from .mask2former_vit import from_mask2former_head, from_vit_adapter
 from .options import ConversionOptions
 from .sources import (
     Converted,
@@ -30,6 +32,8 @@ _SOURCES = {
     "transformers-eomt": from_transformers_eomt,
     "official-vit-p": from_official_vit_p,
     "backbone": from_any_backbone,
+    "mask2former-head": from_mask2former_head,
+    "vit-adapter": from_vit_adapter,
 }
 _GENERAL_OPTIONS = ("max_bytes", "check")
 

@@ -33,6 +33,14 @@ KINDS = {
     "official-vit-p": Kind(
         "a checkpoint of the official ViT-P code: file, folder or Hub id", ("fields", "model", "labels", "revision")
     ),
+    "mask2former-head": Kind(
+        "decoders and class head of a Mask2Former of Transformers, onto the ViT that --base names: folder or Hub id",
+        ("fields", "base", "labels", "task", "revision"),
+    ),
+    "vit-adapter": Kind(
+        "a ViT and its adapter of the public ViT-Adapter code, with timm's --model of the ViT: file, folder or Hub id",
+        ("fields", "model", "labels", "task", "revision"),
+    ),
     "backbone": Kind(
         "any backbone that from_backbone takes, such as of a family that another package offers: folder or Hub id",
         ("fields",),

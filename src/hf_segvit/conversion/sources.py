@@ -287,9 +287,7 @@ def _backbone(
 def _timm_model(source: str, options: ConversionOptions, lines: list[str]) -> torch.nn.Module:
     name = (options.model or source).removeprefix("timm/")
     architecture = name.partition(".")[0]
-    if not is_timm_model(architecture):
-        near = suggestion(architecture, timm.list_models(), 3, "timm.list_models() has all")
-        raise ValueError(f"timm has no model {name!r}; {near}")
+    check_timm_name(name)
     if not Path(source).exists():
         if options.model is not None and not is_timm_model(source.removeprefix("timm/").partition(".")[0]):
             raise ValueError(f"there is no file or folder {source}, nor a timm model of this name; check the path")
@@ -307,6 +305,14 @@ def _timm_model(source: str, options: ConversionOptions, lines: list[str]) -> to
     )
     model.load_state_dict(state_dict)
     return model.eval()
+
+
+def check_timm_name(name: str) -> None:
+    """Refuse a name that no model of timm has, with or without a tag, naming the nearest."""
+    architecture = name.partition(".")[0]
+    if not is_timm_model(architecture):
+        near = suggestion(architecture, timm.list_models(), 3, "timm.list_models() has all")
+        raise ValueError(f"timm has no model {name!r}; {near}")
 
 
 def _plain_vit(fields: dict[str, Any], weights: dict[str, torch.Tensor]) -> PlainViTModel:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..models.checkpoint_json import json_fault
+from ..models.configuration_mask2former_vit import Mask2FormerViTConfig
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.configuration_vit_p_fusion import ViTPFusionConfig
 
@@ -42,6 +43,12 @@ _EOMT = (
     "An encoder-only mask transformer (EoMT, CVPR 2025): a plain Vision Transformer whose last blocks also process "
     "learned queries, each of which predicts a class and a mask."
 )
+_MASK2FORMER_VIT = {
+    "nothing": "A ViT-Adapter with Mask2Former: convolutional features beside a plain Vision Transformer",
+    "adapter": "Mask2Former on a plain Vision Transformer, whose patches a pyramid of convolutions scales",
+    "pixel_decoder": "Mask2Former without its pixel decoder, on a pyramid of features of a plain Vision Transformer",
+    "multi_scale": "Mask2Former without pixel decoder and pyramid, on the patches of a plain Vision Transformer",
+}
 _VIT_P = "A point classifier (ViT-P, CVPR 2026): a plain Vision Transformer to which points and boxes are tokens too."
 _FUSION = (
     "Two models in one: a generator draws masks and names them, a point classifier (ViT-P, CVPR 2026) looks at a point "
@@ -149,6 +156,8 @@ def make_model_card(
         model = _describe_vit_p(config, processor)
     elif config.model_type == ViTPFusionConfig.model_type:
         model = _describe_fusion(config, processor)
+    elif config.model_type == Mask2FormerViTConfig.model_type:
+        model = _describe_mask2former_vit(config, processor)
     else:
         model = _describe_eomt(config, processor)
     title = repo_id.split("/")[-1] if repo_id != REPOSITORY_PLACEHOLDER else f"{model.name}, {_task_name(task)}"
@@ -282,12 +291,10 @@ def _describe_fusion(config: Any, processor: Any) -> _Description:
 
 
 def _describe_eomt(config: Any, processor: Any) -> _Description:
-    height, width = processor.size["height"], processor.size["width"]
-    windows = ", in overlapping windows" if processor.do_split_image else ", padded" if processor.do_pad else ""
     masked = any(p >= 0.5 for p in config.masked_attention_probabilities or ()) and config.masked_attention
     positions = "rotary" if config.position_embedding_type == "rope" else "learned"
     facts = {
-        "Input": f"{height} x {width} pixels{windows}",
+        "Input": _input(processor),
         "Backbone": f"{_backbone(config)}, {positions} positions",
         "Queries": f"{config.num_queries}, in the last {config.num_query_layers} blocks",
         "Attention masks in inference": "yes" if masked else "no",
@@ -295,6 +302,28 @@ def _describe_eomt(config: Any, processor: Any) -> _Description:
     grid = f"{config.upscale_factor} cells per {config.patch_size} pixels along each side"
     limits = Template(_LIMITS).substitute(mask_grid=grid)
     return _Description("EoMT", "eomt", _EOMT, facts, limits, f"```bibtex\n{_EOMT_BIBTEX}\n```")
+
+
+def _describe_mask2former_vit(config: Any, processor: Any) -> _Description:
+    facts = {
+        "Input": _input(processor),
+        "Backbone": _backbone(config),
+        "Queries": f"{config.num_queries}, in {config.num_decoder_layers} layers of a transformer decoder",
+        "Pixel decoder": f"{config.num_pixel_decoder_layers} layers" if config.has("pixel_decoder") else "none",
+    }
+    limits = Template(_LIMITS).substitute(mask_grid="a quarter of the input along each side")
+    description = (
+        f"{_MASK2FORMER_VIT[config.removed]}, with a transformer decoder of learned queries, each of which predicts a "
+        "class and a mask. It is a row of Table 1 of EoMT (CVPR 2025), which removes all of these parts."
+    )
+    citation = f"Mask2Former: arXiv:2112.01527; ViT-Adapter: arXiv:2205.08534.\n\n```bibtex\n{_EOMT_BIBTEX}\n```"
+    return _Description("Mask2Former on a plain ViT", "mask2former", description, facts, limits, citation)
+
+
+def _input(processor: Any) -> str:
+    height, width = processor.size["height"], processor.size["width"]
+    windows = ", in overlapping windows" if processor.do_split_image else ", padded" if processor.do_pad else ""
+    return f"{height} x {width} pixels{windows}"
 
 
 def _backbone(config: Any) -> str:

@@ -24,6 +24,13 @@ AUTO_CLASSES: dict[str, dict[str, str]] = {
         "AutoModelForSemanticSegmentation": "modeling_eomt.EoMTForUniversalSegmentation",
         "AutoImageProcessor": "image_processing_eomt.EoMTImageProcessor",
     },
+    "segvit_mask2former_vit": {
+        "AutoConfig": "configuration_mask2former_vit.Mask2FormerViTConfig",
+        "AutoModel": "modeling_mask2former_vit.Mask2FormerViTModel",
+        "AutoModelForUniversalSegmentation": "modeling_mask2former_vit.Mask2FormerViTForUniversalSegmentation",
+        "AutoModelForSemanticSegmentation": "modeling_mask2former_vit.Mask2FormerViTForUniversalSegmentation",
+        "AutoImageProcessor": "image_processing_eomt.EoMTImageProcessor",
+    },
     "segvit_vit_p": {
         "AutoConfig": "configuration_vit_p.ViTPConfig",
         "AutoModel": "modeling_vit_p.ViTPModel",

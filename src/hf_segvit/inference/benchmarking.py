@@ -18,8 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.configuration_eomt import EoMTConfig
+from ..models.configuration_mask2former_vit import Mask2FormerViTConfig
 from ..models.image_processing_eomt import EoMTImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
+from ..models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 from .measuring import PeakMemory, relative_difference, time_interleaved
 from .quantization import quantize_model
 from .segmenter import Segmenter, optimize_model
@@ -94,7 +96,7 @@ def variant_of(
 ) -> Variant:
     """The variant that a model is, whose answers for images `segment` gives."""
     parameters = getattr(model, "parameters", None)  # an exported model has none
-    module = getattr(model, "eomt", model)
+    module = getattr(model, "eomt", getattr(model, "mask2former", model))
     compiled = getattr(module, "_compiled_call_impl", None) is not None
     graphs = getattr(model, "uses_cuda_graphs", False)
     facts = {
@@ -136,13 +138,21 @@ def variants_of(
 
 
 def random_segmenter(
-    config: EoMTConfig, dtype: torch.dtype, device: torch.device, task: str | None = None, seed: int = 0
+    config: EoMTConfig | Mask2FormerViTConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    task: str | None = None,
+    seed: int = 0,
 ) -> Segmenter:
-    """A segmenter of this shape with random, annealed weights; about a sixth of the queries become segments."""
+    """A segmenter of this shape with random weights, an EoMT annealed; about a sixth of the queries become segments."""
     torch.manual_seed(seed)
     config = copy.deepcopy(config)
-    config.masked_attention_probabilities = [0.0] * config.num_query_layers
-    model = EoMTForUniversalSegmentation(config).eval()
+    model: Any
+    if isinstance(config, EoMTConfig):
+        config.masked_attention_probabilities = [0.0] * config.num_query_layers
+        model = EoMTForUniversalSegmentation(config).eval()
+    else:
+        model = Mask2FormerViTForUniversalSegmentation(config).eval()
     height, width = config.image_height_width
     task = task or "panoptic"
     processor = EoMTImageProcessor(task=task, size={"height": height, "width": width}, stuff_classes=[])

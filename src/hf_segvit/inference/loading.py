@@ -2,6 +2,7 @@
 
 `load_universal_model` takes any universal segmentation model, ours (fused ones too) and those of Transformers;
 `load_fused_model` joins one with a ViT-P, or loads what was saved as such; `load_segmentation_model`,
+`load_mask2former_vit`,
 `load_point_classifier` and `load_fused_checkpoint` take one type each. Models are in evaluation mode, on the CPU.
 """
 
@@ -33,6 +34,7 @@ from ..hub.export_record import exported_format
 from ..models.checkpoint_guard import load_foreign_model
 from ..models.checkpoint_json import errors_name, path_of, shown, stored_config
 from ..models.configuration_eomt import EoMTConfig
+from ..models.configuration_mask2former_vit import Mask2FormerViTConfig
 from ..models.configuration_vit_p import ViTPConfig
 from ..models.configuration_vit_p_fusion import ViTPFusionConfig
 from ..models.image_processing_eomt import EoMTImageProcessor
@@ -40,6 +42,7 @@ from ..models.image_processing_plain_vit import PROCESSOR, PlainViTImageProcesso
 from ..models.image_processing_vit_p import ViTPImageProcessor
 from ..models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
+from ..models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 from ..models.modeling_vit_p import ViTPForPointClassification
 from ..models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 from ..models.transformers_eomt import TRANSFORMERS_EOMT_TYPES
@@ -64,6 +67,17 @@ def load_segmentation_model(
         ValueError: the source cannot be reached, is of another type, is damaged, or lacks weights.
     """
     model = _load_model(EoMTForUniversalSegmentation, SEGMENTATION_TYPES, "segments", source, revision, dtype)
+    processor = _load_processor(EoMTImageProcessor, source, revision)
+    _refuse_other_input(source, model.config, processor)
+    return model, processor
+
+
+def load_mask2former_vit(
+    source: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Mask2FormerViTForUniversalSegmentation, EoMTImageProcessor]:
+    """Load a Mask2Former on a plain ViT of this package, for inference; see `load_segmentation_model`."""
+    types = (Mask2FormerViTConfig.model_type,)
+    model = _load_model(Mask2FormerViTForUniversalSegmentation, types, "segments", source, revision, dtype)
     processor = _load_processor(EoMTImageProcessor, source, revision)
     _refuse_other_input(source, model.config, processor)
     return model, processor
@@ -290,8 +304,11 @@ def load_universal_model(
         return load_fused_checkpoint(source, revision=revision, dtype=dtype)
     if model_type in (None, *SEGMENTATION_TYPES):  # without a type, loading it explains what is wrong
         return load_segmentation_model(source, revision=revision, dtype=dtype)
+    if model_type == Mask2FormerViTConfig.model_type:
+        return load_mask2former_vit(source, revision=revision, dtype=dtype)
     if model_type not in MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
-        known = (*SEGMENTATION_TYPES, ViTPFusionConfig.model_type, "mask2former", "maskformer", "oneformer")
+        ours = (*SEGMENTATION_TYPES, Mask2FormerViTConfig.model_type, ViTPFusionConfig.model_type)
+        known = (*ours, "mask2former", "maskformer", "oneformer")
         raise ValueError(f"{source} is a model of type {model_type!r}; those of type {', '.join(known)} segment")
     try:
         with quiet_transformers():
@@ -400,7 +417,7 @@ def load_image_processor(source: str, model_type: str | None, revision: str | No
     """The image processor of a segmentation model of this type, or a OneFormer's OneFormerProcessor."""
     if model_type == ViTPFusionConfig.model_type:
         return _load_processor(ViTPFusionImageProcessor, source, revision)
-    if model_type in (None, *SEGMENTATION_TYPES):
+    if model_type in (None, *SEGMENTATION_TYPES, Mask2FormerViTConfig.model_type):
         return _load_processor(EoMTImageProcessor, source, revision)
     try:
         return _foreign_processor(source, model_type, revision)

@@ -113,9 +113,7 @@ class EoMTConfig(PlainViTConfig):
 
     def criterion_arguments(self) -> dict[str, Any]:
         """Arguments of the `MaskCriterion` for this configuration."""
-        names = ["num_labels", "class_weight", "mask_weight", "dice_weight", "no_object_weight"]
-        names += ["oversample_ratio", "importance_sample_ratio", "loss_normalization"]
-        return {"num_points": self.train_num_points, **{name: getattr(self, name) for name in names}}
+        return criterion_arguments(self)
 
     def check(self) -> None:
         """Refuse contradictory fields with a ValueError that names the field, its value and the remedy."""
@@ -129,15 +127,7 @@ class EoMTConfig(PlainViTConfig):
         if self.num_upscale_blocks is None:
             raise ValueError("num_upscale_blocks=None must be a whole number")
         check_limits(self, _LIMITS)
-        for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight"):
-            if not 0 <= getattr(self, name) < 1e12:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative, and finite")
-        if not 1 <= self.oversample_ratio <= 100:
-            raise ValueError(f"oversample_ratio={self.oversample_ratio} must be between 1 and 100")
-        if not 0 <= self.importance_sample_ratio <= 1:
-            raise ValueError(f"importance_sample_ratio={self.importance_sample_ratio} must be between 0 and 1")
-        if self.loss_normalization not in LOSS_NORMALIZATIONS:
-            raise ValueError(f"loss_normalization={self.loss_normalization!r} is not one of {LOSS_NORMALIZATIONS}")
+        check_loss_fields(self)
         check_probabilities(self.masked_attention_probabilities, self.num_query_layers)
         self._check_token_merging()
 
@@ -169,6 +159,26 @@ class EoMTConfig(PlainViTConfig):
                 f"token_merging_threshold={threshold}: tokens are merged before the queries enter, but here they take "
                 f"part in all {self.num_hidden_layers} blocks; leave it None"
             )
+
+
+def criterion_arguments(config: Any) -> dict[str, Any]:
+    """Arguments of the `MaskCriterion` for a configuration with its fields."""
+    names = ["num_labels", "class_weight", "mask_weight", "dice_weight", "no_object_weight"]
+    names += ["oversample_ratio", "importance_sample_ratio", "loss_normalization"]
+    return {"num_points": config.train_num_points, **{name: getattr(config, name) for name in names}}
+
+
+def check_loss_fields(config: Any) -> None:
+    """Refuse impossible weights, samples and normalisation of the loss with a ValueError that names the field."""
+    for name in ("no_object_weight", "class_weight", "mask_weight", "dice_weight"):
+        if not 0 <= getattr(config, name) < 1e12:
+            raise ValueError(f"{name}={getattr(config, name)} must not be negative, and finite")
+    if not 1 <= config.oversample_ratio <= 100:
+        raise ValueError(f"oversample_ratio={config.oversample_ratio} must be between 1 and 100")
+    if not 0 <= config.importance_sample_ratio <= 1:
+        raise ValueError(f"importance_sample_ratio={config.importance_sample_ratio} must be between 0 and 1")
+    if config.loss_normalization not in LOSS_NORMALIZATIONS:
+        raise ValueError(f"loss_normalization={config.loss_normalization!r} is not one of {LOSS_NORMALIZATIONS}")
 
 
 def check_probabilities(probabilities: Any, num_query_layers: int) -> None:

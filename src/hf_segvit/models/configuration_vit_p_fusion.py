@@ -13,6 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from .checkpoint_json import StoredConfig, check_fields, check_foreign_fields, errors_name, path_of, shown
 from .class_fusion import NORMALIZATIONS, check_alpha
 from .configuration_eomt import EoMTConfig
+from .configuration_mask2former_vit import Mask2FormerViTConfig
 from .configuration_plain_vit import replace_labels
 from .configuration_vit_p import ViTPConfig
 from .image_processing_eomt import TASKS
@@ -147,13 +148,17 @@ class ViTPFusionConfig(StoredConfig):
             )
 
 
+# Of parts that are models of this package.
+_OUR_CONFIGS = (EoMTConfig, Mask2FormerViTConfig, ViTPConfig)
+
+
 def _check_part(fields: Any, where: str, part: str) -> None:
     """Refuse stored fields of a part as those of the whole are refused."""
     if isinstance(fields, PreTrainedConfig):  # not from a file
         return
     if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
         raise ValueError(f"{where}: {part} is {shown(fields)}, not the configuration of a model with its model_type")
-    ours = {config_class.model_type: config_class for config_class in (EoMTConfig, ViTPConfig)}
+    ours = {config_class.model_type: config_class for config_class in _OUR_CONFIGS}
     if fields["model_type"] in ours:
         check_fields(ours[fields["model_type"]], fields, where, f"{part}.")
     else:
@@ -198,7 +203,7 @@ def _sub_config(fields: dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
     if model_type is None:
         raise ValueError("generator_config and classifier_config must say their model_type, as config.json does")
     # By class, because ours need not be registered with the Auto classes, such as in a checkpoint's own code.
-    for config_class in (EoMTConfig, ViTPConfig):
+    for config_class in _OUR_CONFIGS:
         if model_type == config_class.model_type:
             return config_class(**fields)
     return AutoConfig.for_model(model_type, **fields)

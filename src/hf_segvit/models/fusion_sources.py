@@ -13,9 +13,11 @@ from transformers import AutoTokenizer
 from .checkpoint_guard import load_foreign_model
 from .checkpoint_json import hub_arguments, stored_config
 from .configuration_eomt import EoMTConfig
+from .configuration_mask2former_vit import Mask2FormerViTConfig
 from .configuration_vit_p import ViTPConfig
 from .image_processing_eomt import TASKS
 from .modeling_eomt import EoMTForUniversalSegmentation
+from .modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 from .modeling_vit_p import ViTPForPointClassification
 from .transformers_eomt import TRANSFORMERS_EOMT_TYPES
 
@@ -32,6 +34,8 @@ def generator_of(source: Source, **kwargs: Any) -> Any:
     model_type = _model_type(source, kwargs)
     if model_type in (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES):
         return EoMTForUniversalSegmentation.from_pretrained(source, **kwargs)
+    if model_type == Mask2FormerViTConfig.model_type:
+        return Mask2FormerViTForUniversalSegmentation.from_pretrained(source, **kwargs)
     try:
         return load_foreign_model(source, **kwargs)
     except ValueError as error:

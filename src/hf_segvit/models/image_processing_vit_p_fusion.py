@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from .checkpoint_json import errors_name, hub_arguments, shown, stored_config
 from .configuration_eomt import EoMTConfig
+from .configuration_mask2former_vit import Mask2FormerViTConfig
 from .configuration_vit_p_fusion import OFFICIAL_GEOMETRIES
 from .image_geometry import Size, normalized_batch
 from .image_post_processing import PostProcessingSettings, SegmentationPostProcessing, refuse_for_one_call
@@ -81,8 +82,8 @@ def generator_processor_of(source: ProcessorSource, config: Any = None, **kwargs
         )
     if config is not None:
         model_type = config.generator_config.model_type
-        is_eomt = model_type in (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES)
-        if is_eomt != isinstance(processor, EoMTImageProcessor):
+        types = (EoMTConfig.model_type, Mask2FormerViTConfig.model_type, *TRANSFORMERS_EOMT_TYPES)
+        if (model_type in types) != isinstance(processor, EoMTImageProcessor):
             raise ValueError(
                 f"the generator is a model of type {model_type!r}, but the processor given for it is a {kind}; take "
                 "the processor that was saved with the model"

@@ -9,9 +9,18 @@ Shapes: B batch, Q queries, D hidden size, h w patch grid, s = 2 ** number of up
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .cpu_kernels import Linear, linear, linear_and_activation, takes_onednn
+
+
+def initialize_by_default(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
+    """PyTorch's default initial weights, which the official heads keep: uniform in +-1/sqrt(fan in)."""
+    bound = layer.weight[0].numel() ** -0.5
+    init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        init.uniform_(layer.bias, -bound, bound)
 
 
 class EoMTMaskHead(nn.Module):

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_eomt import EoMTConfig, check_probabilities
 from .inference_optimization import compile_module, queries_to_decode, refuse_masked_attention, take_queries
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
-from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, mask_logits
+from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, initialize_by_default, mask_logits
 from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel, misfits_name_the_flag
 from .token_merging import (
     MergedTokens,
@@ -144,14 +144,6 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
         return self
 
 
-def _default_init(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
-    """PyTorch's default initial weights, which the official heads keep: uniform in +-1/sqrt(fan in)."""
-    bound = layer.weight[0].numel() ** -0.5
-    init.uniform_(layer.weight, -bound, bound)
-    if layer.bias is not None:
-        init.uniform_(layer.bias, -bound, bound)
-
-
 class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
     """EoMT with class head and loss.
 
@@ -189,7 +181,7 @@ class EoMTForUniversalSegmentation(EoMTPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.class_predictor:
-            _default_init(self.class_predictor)
+            initialize_by_default(self.class_predictor)
 
     def get_input_embeddings(self) -> nn.Module:
         """The module that turns pixels into tokens."""
@@ -404,7 +396,7 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and any(
             module is layer for head in (self.mask_head, self.upscale_block) for layer in head.modules()
         ):
-            _default_init(module)
+            initialize_by_default(module)
         else:
             super()._init_weights(module)
 

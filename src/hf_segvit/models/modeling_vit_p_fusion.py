@@ -1,8 +1,8 @@
 """ViT-P fusion: a frozen generator proposes masks, ViT-P names them.
 
 In order: the output, the model, and `classify_rows`, which asks ViT-P (CVPR 2026) about many rows at once. The
-generator is EoMT of this package, or EoMT, EoMT-DINOv3, Mask2Former, MaskFormer or OneFormer of Transformers. The
-formula is in `class_fusion.py`, the points are in `mask_points.py`.
+generator is EoMT or a Mask2Former on a plain ViT of this package, or EoMT, EoMT-DINOv3, Mask2Former, MaskFormer or
+OneFormer of Transformers. The formula is in `class_fusion.py`, the points are in `mask_points.py`.
 
 Shapes: B images, R rows of the generator's outputs (an image or a window each), Q queries of a row, C classes without
 no-object, K classes of ViT-P, H W pixels of the generator's input, h w mask cells.
@@ -21,12 +21,14 @@ from transformers.utils.generic import ModelOutput, can_return_tuple
 from .checkpoint_guard import checked_arguments, exported_model
 from .class_fusion import check_alpha, fuse_class_logits, queries_that_matter
 from .configuration_eomt import EoMTConfig
+from .configuration_mask2former_vit import Mask2FormerViTConfig
 from .configuration_vit_p_fusion import ViTPFusionConfig
 from .fusion_sources import Source, classifier_of, generator_of, oneformer_task_inputs
 from .image_processing_eomt import TASKS
 from .label_spaces import match_label_spaces
 from .mask_points import official_query_points, query_points
 from .modeling_eomt import EoMTForUniversalSegmentation
+from .modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 from .modeling_plain_vit import misfits_name_the_flag
 from .modeling_vit_p import ViTPForPointClassification
 
@@ -165,10 +167,11 @@ class ViTPFusionForUniversalSegmentation(PreTrainedModel):
         its prompts are points in them. A generator of Transformers stays as it is.
         """
         switches = {"fuse_qkv": fuse_qkv, "channels_last": channels_last}
+        compilation = {"compile": compile, "cuda_graphs": cuda_graphs}
         if isinstance(self.generator, EoMTForUniversalSegmentation):
-            self.generator.optimize_for_inference(
-                **switches, prune_masks=False, compile=compile, cuda_graphs=cuda_graphs
-            )
+            self.generator.optimize_for_inference(**switches, prune_masks=False, **compilation)
+        elif isinstance(self.generator, Mask2FormerViTForUniversalSegmentation):
+            self.generator.optimize_for_inference(**switches, **compilation)
         elif compile or cuda_graphs:
             raise ValueError(
                 f"compile=True is for generators of this package; compile the {type(self.generator).__name__} itself, "
@@ -312,6 +315,8 @@ def _generator_from_config(config: PreTrainedConfig) -> Any:
     # By name of the type: remote code from a checkpoint has one copy of a class for each file that imports it.
     if config.model_type == EoMTConfig.model_type:
         return EoMTForUniversalSegmentation(config)  # type: ignore[arg-type]
+    if config.model_type == Mask2FormerViTConfig.model_type:
+        return Mask2FormerViTForUniversalSegmentation(config)  # type: ignore[arg-type]
     return AutoModelForUniversalSegmentation.from_config(config)
 
 

@@ -27,6 +27,10 @@ from .recipe import parse_freeze
 BACKBONE, REST, PROMPT = "backbone", "rest", "prompt"  # the ViT; queries and heads; ViT-P's prompt encoder
 
 
+# Parts of a Mask2Former that have layers of their own.
+_OUTSIDE_THE_VIT = re.compile(r"(^|\.)(adapter|pyramid|pixel_decoder|transformer_module)\.")
+
+
 def parameter_groups(model: nn.Module, plan: TrainingPlan) -> list[dict[str, Any]]:
     """Groups of the parameters that require a gradient, for an optimiser and `learning_rate_schedule`.
 
@@ -70,11 +74,15 @@ def parameter_role(name: str) -> str:
     """`BACKBONE`, `REST` or `PROMPT`, from the name of a parameter."""
     if re.search(r"(^|\.)prompt_encoder\.", name):  # first, as it has layers and embeddings of its own
         return PROMPT
+    if _OUTSIDE_THE_VIT.search(name):
+        return REST
     return BACKBONE if re.search(r"(^|\.)(embeddings|layernorm|layers\.\d+)\.", name) else REST
 
 
 def layer_of(name: str) -> int | None:
     """Index of the block that a parameter belongs to; -1: embeddings, `None`: anything else."""
+    if _OUTSIDE_THE_VIT.search(name):
+        return None
     block = re.search(r"(^|\.)layers\.(\d+)\.", name)
     if block is not None:
         return int(block.group(2))
