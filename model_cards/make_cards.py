@@ -51,6 +51,7 @@ _LIMITS = {
 - Images unlike the training data are named worse. Score the model on images of the kind you need it for
   (`hf-segvit evaluate --task points`) before you rely on it.""",
 }
+_LIMITS["mask2former_vit"] = _LIMITS["eomt"]
 _LOADING = {
     "eomt": """from transformers import pipeline
 
@@ -60,8 +61,13 @@ segment = pipeline("image-segmentation", model="$source")
 segments = segment("photo.jpg")""",
     "vit_p": POINT_USAGE,
 }
+_LOADING["mask2former_vit"] = _LOADING["eomt"]
 _PAPERS = {
     "eomt": 'Kerssies et al., "Your ViT is Secretly an Image Segmentation Model", CVPR 2025, arXiv 2503.19108.',
+    "mask2former_vit": (
+        'A row of Table 1 of Kerssies et al., "Your ViT is Secretly an Image Segmentation Model", CVPR 2025, arXiv '
+        "2503.19108. Mask2Former: arXiv 2112.01527; ViT-Adapter: arXiv 2205.08534."
+    ),
     "vit_p": "ViT-P, CVPR 2026; https://github.com/sajjad-sh33/ViT-P.",
 }
 
@@ -183,12 +189,12 @@ def _facts(recipe: Recipe, head: dict[str, str]) -> dict[str, str]:
     queries = [f"{fields[key]} {text}" for key, text in _QUERIES if key in fields]
     decay = "" if recipe.layer_decay == 1 else f", times {recipe.layer_decay:g} for each block further down"
     facts = {
-        "Model": {"eomt": "EoMT", "vit_p": "ViT-P"}[recipe.model],
+        "Model": _NAMES[recipe.model],
         "Task": recipe.task,
         "Starts from": f"`{recipe.init or recipe.backbone}`" if recipe.init or recipe.backbone else "random weights",
         "Data": "your own" if _own(recipe) else f"`{(recipe.data or '').partition(':')[0]}`",
         "Images": f"{height} x {width} pixels, augmentation `{augmentation_name(recipe)}`",
-        "Queries": ", ".join(queries) or ("those of the checkpoint" if recipe.model == "eomt" else ""),
+        "Queries": ", ".join(queries) or ("those of the checkpoint" if recipe.model != "vit_p" else ""),
         "Points an image": str(recipe.points.get("num_points", "")),
         "Length": f"{recipe.epochs:g} epochs" if recipe.epochs is not None else f"{recipe.steps:,} steps",
         "Batch": f"{recipe.batch_size} images",
@@ -206,11 +212,12 @@ def _facts(recipe: Recipe, head: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in facts.items() if value}
 
 
+_NAMES = {"eomt": "EoMT", "mask2former_vit": "Mask2Former on a plain ViT", "vit_p": "ViT-P"}
 _QUERIES = (("num_queries", "queries"), ("num_query_layers", "query layers"))
 
 
 def _annealing(recipe: Recipe) -> str:
-    if recipe.model != "eomt":
+    if recipe.model == "vit_p":
         return ""
     if recipe.annealing is False:
         return "as the configuration has it, not annealed"

@@ -16,6 +16,8 @@ from hf_segvit import (
     ViTPConfig,
     ViTPForPointClassification,
 )
+from hf_segvit.models.configuration_mask2former_vit import Mask2FormerViTConfig
+from hf_segvit.models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 from hf_segvit.training.declarations import PointOptions, option
 from hf_segvit.training.derivation import derive
 from hf_segvit.training.explanation import explain, field_table, memory_advice
@@ -177,11 +179,11 @@ def published_model(recipe):
     name = next((size for size in SIZES if size in f"{recipe.name} {recipe.init} {recipe.backbone}"), "base")
     width, depth, heads = SIZES[name]
     sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": width}
-    config_class, model_class = (
-        (EoMTConfig, EoMTForUniversalSegmentation)
-        if recipe.model == "eomt"
-        else (ViTPConfig, ViTPForPointClassification)
-    )
+    config_class, model_class = {
+        "eomt": (EoMTConfig, EoMTForUniversalSegmentation),
+        "mask2former_vit": (Mask2FormerViTConfig, Mask2FormerViTForUniversalSegmentation),
+        "vit_p": (ViTPConfig, ViTPForPointClassification),
+    }[recipe.model]
     with torch.device("meta"):
         return model_class(config_class(**{**sizes, "image_size": recipe.image_size, **recipe.model_config}))
 

@@ -24,7 +24,7 @@ def test_the_card_is_honest_and_up_to_date(name):
     if scores.startswith("Measured"):
         assert "Measured with this package" in scores
     elif any(letter.isdigit() for letter in scores):
-        assert re.search(r"the (EoMT|ViT-P) repository", scores), "whose figures they are"
+        assert re.search(r"the (EoMT repository|EoMT paper|ViT-P repository)", scores), "whose figures they are"
         assert "the figures of the paper's authors" in scores
         assert "has not been measured" in scores
     else:

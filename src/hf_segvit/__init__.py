@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .models.image_processing_eomt import EoMTImageProcessor
     from .models.image_processing_vit_p import ViTPImageProcessor
     from .models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
+    from .models.mask2former_annealing import enable_mask_annealing
     from .models.mask_points import points_from_masks
     from .models.modeling_eomt import EoMTForUniversalSegmentation, EoMTModel
     from .models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation, Mask2FormerViTModel
@@ -65,6 +66,7 @@ __all__ = [
     "ViTPFusionImageProcessor",
     "ViTPImageProcessor",
     "ViTPModel",
+    "enable_mask_annealing",
     "export_model",
     "fuse_class_logits",
     "points_from_masks",

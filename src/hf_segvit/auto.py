@@ -22,6 +22,7 @@ from .models.configuration_vit_p_fusion import ViTPFusionConfig
 from .models.image_processing_eomt import EoMTImageProcessor
 from .models.image_processing_vit_p import ViTPImageProcessor
 from .models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
+from .models.mask2former_annealing import enable_mask_annealing  # noqa: F401
 from .models.mask_points import points_from_masks  # noqa: F401
 from .models.modeling_eomt import EoMTForUniversalSegmentation, EoMTModel
 from .models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation, Mask2FormerViTModel

@@ -291,13 +291,12 @@ def _describe_fusion(config: Any, processor: Any) -> _Description:
 
 
 def _describe_eomt(config: Any, processor: Any) -> _Description:
-    masked = any(p >= 0.5 for p in config.masked_attention_probabilities or ()) and config.masked_attention
     positions = "rotary" if config.position_embedding_type == "rope" else "learned"
     facts = {
         "Input": _input(processor),
         "Backbone": f"{_backbone(config)}, {positions} positions",
         "Queries": f"{config.num_queries}, in the last {config.num_query_layers} blocks",
-        "Attention masks in inference": "yes" if masked else "no",
+        "Attention masks in inference": "yes" if _is_masked(config) else "no",
     }
     grid = f"{config.upscale_factor} cells per {config.patch_size} pixels along each side"
     limits = Template(_LIMITS).substitute(mask_grid=grid)
@@ -310,6 +309,7 @@ def _describe_mask2former_vit(config: Any, processor: Any) -> _Description:
         "Backbone": _backbone(config),
         "Queries": f"{config.num_queries}, in {config.num_decoder_layers} layers of a transformer decoder",
         "Pixel decoder": f"{config.num_pixel_decoder_layers} layers" if config.has("pixel_decoder") else "none",
+        "Attention masks in inference": "yes" if _is_masked(config) else "no",
     }
     limits = Template(_LIMITS).substitute(mask_grid="a quarter of the input along each side")
     description = (
@@ -318,6 +318,10 @@ def _describe_mask2former_vit(config: Any, processor: Any) -> _Description:
     )
     citation = f"Mask2Former: arXiv:2112.01527; ViT-Adapter: arXiv:2205.08534.\n\n```bibtex\n{_EOMT_BIBTEX}\n```"
     return _Description("Mask2Former on a plain ViT", "mask2former", description, facts, limits, citation)
+
+
+def _is_masked(config: Any) -> bool:
+    return config.masked_attention and any(p >= 0.5 for p in config.masked_attention_probabilities or ())
 
 
 def _input(processor: Any) -> str:

@@ -41,6 +41,7 @@ from ..models.image_processing_eomt import EoMTImageProcessor
 from ..models.image_processing_plain_vit import PROCESSOR, PlainViTImageProcessor, check_settings, stored_settings
 from ..models.image_processing_vit_p import ViTPImageProcessor
 from ..models.image_processing_vit_p_fusion import ViTPFusionImageProcessor
+from ..models.mask2former_annealing import restore_mask_annealing
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
 from ..models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 from ..models.modeling_vit_p import ViTPForPointClassification
@@ -320,6 +321,8 @@ def load_universal_model(
             f"cannot load {source}, a model of type {model_type!r}, for universal segmentation: {error}"
         ) from error
     _refuse_incomplete(source, report)
+    with errors_name(f"{source}: config.json"):
+        restore_mask_annealing(model)
     out_of_file(model)
     check_finite(model.state_dict(), source)
     return model.eval(), processor

@@ -4,6 +4,7 @@ The fields of the plain ViT, plus queries, heads and loss (Kerssies et al., arXi
 own `eomt` or `eomt_dinov3` loads too: `transformers_eomt.py` translates its fields here, so nothing else has to.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -181,14 +182,42 @@ def check_loss_fields(config: Any) -> None:
         raise ValueError(f"loss_normalization={config.loss_normalization!r} is not one of {LOSS_NORMALIZATIONS}")
 
 
-def check_probabilities(probabilities: Any, num_query_layers: int) -> None:
-    """Refuse, with a ValueError, probabilities that are not one number in [0, 1] per query layer."""
+def set_probabilities(
+    config: Any, probabilities: float | Sequence[float], num_layers: int, layers: str = "query layers"
+) -> None:
+    """Set `masked_attention_probabilities` of a configuration, from one number for all layers or one for each.
+
+    Raises:
+        ValueError: they do not fit, or the model never masks attention.
+    """
+    values = checked_probabilities(probabilities, num_layers, layers)
+    if not config.masked_attention and any(values):
+        raise ValueError(
+            f"masked_attention_probabilities={values}: the model has masked_attention=False, so there are no masks to "
+            "anneal; leave them at 0, or build it with masked_attention=True"
+        )
+    # Kept in the config, so that every checkpoint has them.
+    config.masked_attention_probabilities = values
+
+
+def checked_probabilities(
+    probabilities: float | Sequence[float], num_layers: int, layers: str = "query layers"
+) -> list[float]:
+    """One probability for each layer, from those or from one number for all; a ValueError if they do not fit."""
+    if isinstance(probabilities, int | float):
+        probabilities = [probabilities] * num_layers
+    check_probabilities(probabilities, num_layers, layers)
+    return [float(p) for p in probabilities]
+
+
+def check_probabilities(probabilities: Any, num_layers: int, layers: str = "query layers") -> None:
+    """Refuse, with a ValueError, probabilities that are not one number in [0, 1] per layer."""
     if (
-        probabilities is None
-        or len(probabilities) != num_query_layers
-        or not all(0.0 <= p <= 1.0 for p in probabilities)
+        not isinstance(probabilities, list | tuple)
+        or len(probabilities) != num_layers
+        or not all(isinstance(p, int | float) and 0.0 <= p <= 1.0 for p in probabilities)
     ):
         raise ValueError(
             f"masked_attention_probabilities={probabilities} must hold one number in [0, 1] for each of the "
-            f"{num_query_layers} query layers"
+            f"{num_layers} {layers}"
         )

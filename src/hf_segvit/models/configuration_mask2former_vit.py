@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_eomt import check_loss_fields, criterion_arguments
+from .configuration_eomt import check_loss_fields, check_probabilities, criterion_arguments
 from .configuration_plain_vit import PlainViTConfig, check_label_ids, check_limits
 
 # In the order of removal: each value stands for its part and for all before it.
@@ -53,6 +53,9 @@ class Mask2FormerViTConfig(PlainViTConfig):
         num_adapter_attention_heads: heads of its deformable attention; `None` is one for each 64 channels.
         adapter_value_ratio: width of the values of its deformable attention, relative to `hidden_size`.
         adapter_mlp_ratio: hidden width of its MLPs, relative to `hidden_size`.
+        masked_attention: `False` disables attention masks and intermediate predictions, also in training.
+        masked_attention_probabilities: per decoder layer, the probability that a query is confined to its own mask, as
+            in `EoMTConfig`; `None` is 1 everywhere, which is Mask2Former. With all at 0, inference predicts masks once.
         no_object_weight, class_weight, mask_weight, dice_weight, train_num_points, oversample_ratio,
             importance_sample_ratio, loss_normalization: of the loss, as in `EoMTConfig`.
     """
@@ -80,6 +83,8 @@ class Mask2FormerViTConfig(PlainViTConfig):
     num_adapter_attention_heads: int | None = None
     adapter_value_ratio: float | int = 0.5
     adapter_mlp_ratio: float | int = 0.25
+    masked_attention: bool = True
+    masked_attention_probabilities: list[float] | list[int] | list[float | int] | None = None
     no_object_weight: float | int = 0.1
     class_weight: float | int = 2.0
     mask_weight: float | int = 5.0
@@ -93,6 +98,11 @@ class Mask2FormerViTConfig(PlainViTConfig):
         if self.num_adapter_attention_heads is None:
             whole = self.hidden_size % 64 == 0
             self.num_adapter_attention_heads = self.hidden_size // 64 if whole else self.num_attention_heads
+        if (
+            self.masked_attention_probabilities is None
+            and 0 < self.num_decoder_layers <= _LIMITS["num_decoder_layers"][1]
+        ):
+            self.masked_attention_probabilities = [1.0] * self.num_decoder_layers
         super().__post_init__(**kwargs)
 
     def has(self, part: str) -> bool:
@@ -126,6 +136,7 @@ class Mask2FormerViTConfig(PlainViTConfig):
         check_label_ids(self.id2label)
         check_limits(self, _LIMITS)
         check_loss_fields(self)
+        check_probabilities(self.masked_attention_probabilities, self.num_decoder_layers, "decoder layers")
         if self.decoder_hidden_size % _NUM_GROUPS or self.decoder_hidden_size % self.num_decoder_attention_heads:
             raise ValueError(
                 f"decoder_hidden_size={self.decoder_hidden_size} must be a multiple of {_NUM_GROUPS} and of "

@@ -16,6 +16,7 @@ from .configuration_eomt import EoMTConfig
 from .configuration_mask2former_vit import Mask2FormerViTConfig
 from .configuration_vit_p import ViTPConfig
 from .image_processing_eomt import TASKS
+from .mask2former_annealing import restore_mask_annealing
 from .modeling_eomt import EoMTForUniversalSegmentation
 from .modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 from .modeling_vit_p import ViTPForPointClassification
@@ -37,7 +38,7 @@ def generator_of(source: Source, **kwargs: Any) -> Any:
     if model_type == Mask2FormerViTConfig.model_type:
         return Mask2FormerViTForUniversalSegmentation.from_pretrained(source, **kwargs)
     try:
-        return load_foreign_model(source, **kwargs)
+        return restore_mask_annealing(load_foreign_model(source, **kwargs))
     except ValueError as error:
         # A broken configuration is a ValueError too, and its message is the better one.
         if "Unrecognized configuration class" not in str(error):

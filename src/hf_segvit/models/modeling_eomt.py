@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTAT
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_eomt import EoMTConfig, check_probabilities
+from .configuration_eomt import EoMTConfig, set_probabilities
 from .inference_optimization import compile_module, queries_to_decode, refuse_masked_attention, take_queries
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
 from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, initialize_by_default, mask_logits
@@ -97,13 +97,7 @@ class EoMTPreTrainedModel(PlainViTPreTrainedModel):
 
     def set_masked_attention_probabilities(self, probabilities: float | Sequence[float]) -> None:
         """Set the probability that a query is confined to its own mask, one for all query layers or one for each."""
-        num_query_layers = self.config.num_query_layers
-        if isinstance(probabilities, int | float):
-            probabilities = [probabilities] * num_query_layers
-        values = [float(p) for p in probabilities]
-        check_probabilities(values, num_query_layers)
-        # Kept in the config, so that every checkpoint has them.
-        self.config.masked_attention_probabilities = values
+        set_probabilities(self.config, probabilities, self.config.num_query_layers)
 
     def merge_tokens(
         self,

@@ -7,6 +7,7 @@ Shapes: B batch, Q queries, C classes without no-object, D hidden size of the Vi
 h w patch grid; P predictions, the final one last.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,8 +28,10 @@ from transformers.models.mask2former.modeling_mask2former import (
 from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .configuration_eomt import set_probabilities
 from .configuration_mask2former_vit import PATCH_SIZE, Mask2FormerViTConfig
 from .inference_optimization import compile_module
+from .mask2former_annealing import anneal_decoder
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
 from .mask_head import EoMTScaleBlock, EoMTScaleLayer, initialize_by_default
 from .modeling_plain_vit import PlainViTModel, PlainViTPreTrainedModel
@@ -42,6 +45,7 @@ class Mask2FormerViTModelOutput(ModelOutput):
     """Output of `Mask2FormerViTModel`."""
 
     last_hidden_state: Tensor | None = None  # (B, prefix + h * w, D); an adapter's ViT has no final norm
+    # P predictions. Training predicts before every decoder layer, inference only before masked ones.
     masks_queries_logits: tuple[Tensor, ...] | None = None  # P of (B, Q, H / 4, W / 4)
     query_hidden_states: tuple[Tensor, ...] | None = None  # P of (B, Q, E), normed
     hidden_states: tuple[Tensor, ...] | None = None  # on request, input and output of every block
@@ -116,6 +120,10 @@ class Mask2FormerViTPreTrainedModel(PlainViTPreTrainedModel):
         """Start from another library's backbone, whose patch kernel is resampled; see `PlainViTPreTrainedModel`."""
         return super().from_backbone(source, image_size, patch_size, **kwargs)
 
+    def set_masked_attention_probabilities(self, probabilities: float | Sequence[float]) -> None:
+        """Set the probability that a query is confined to its own mask, one for all decoder layers or one for each."""
+        set_probabilities(self.config, probabilities, self.config.num_decoder_layers, "decoder layers")
+
     @cached_property
     def _transformers(self) -> Mask2FormerPreTrainedModel:
         """Transformers' rules of initial weights, without a model."""
@@ -189,6 +197,7 @@ class Mask2FormerViTModel(Mask2FormerViTPreTrainedModel, PlainViTModel):
             # Older versions of Transformers keep them in a plain list, and their weights out of every checkpoint.
             projections = nn.ModuleList(self.transformer_module.input_projections)
             self.transformer_module.input_projections = projections
+        anneal_decoder(self.transformer_module.decoder, config)
         if not config.has("multi_scale"):
             # All layers of the decoder read the one map that there is.
             self.transformer_module.num_feature_levels = self.transformer_module.decoder.num_feature_levels = 1
@@ -251,7 +260,7 @@ class Mask2FormerViTModel(Mask2FormerViTPreTrainedModel, PlainViTModel):
     def decode_queries(
         self, multi_scale_features: list[Tensor], mask_features: Tensor
     ) -> Mask2FormerMaskedAttentionDecoderOutput:
-        """Predictions before the first and after every layer of the transformer decoder."""
+        """The final prediction, after those before decoder layers: in training of all, in inference of masked ones."""
         return self.transformer_module(multi_scale_features=multi_scale_features, mask_features=mask_features)
 
 
@@ -330,7 +339,8 @@ class Mask2FormerViTForUniversalSegmentation(Mask2FormerViTPreTrainedModel):
             loss_normalizers: of `criterion.count_normalizers`, for gradient accumulation; `None` counts this batch.
             content_sizes: (B, 2), returned as given.
             patch_offsets: (B, 3), returned as given.
-            output_auxiliary_logits: also return the predictions before the first and after every other decoder layer.
+            output_auxiliary_logits: also return the predictions before decoder layers: in training before all, in
+                inference before masked ones.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, and targets for a custom criterion:
                 lists like `class_labels` whose names end with `_labels`, such as `box_labels`.
         """

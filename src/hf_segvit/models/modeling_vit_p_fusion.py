@@ -26,6 +26,7 @@ from .configuration_vit_p_fusion import ViTPFusionConfig
 from .fusion_sources import Source, classifier_of, generator_of, oneformer_task_inputs
 from .image_processing_eomt import TASKS
 from .label_spaces import match_label_spaces
+from .mask2former_annealing import restore_mask_annealing
 from .mask_points import official_query_points, query_points
 from .modeling_eomt import EoMTForUniversalSegmentation
 from .modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
@@ -317,7 +318,7 @@ def _generator_from_config(config: PreTrainedConfig) -> Any:
         return EoMTForUniversalSegmentation(config)  # type: ignore[arg-type]
     if config.model_type == Mask2FormerViTConfig.model_type:
         return Mask2FormerViTForUniversalSegmentation(config)  # type: ignore[arg-type]
-    return AutoModelForUniversalSegmentation.from_config(config)
+    return restore_mask_annealing(AutoModelForUniversalSegmentation.from_config(config))
 
 
 def _check_images(

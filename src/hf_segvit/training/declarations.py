@@ -226,14 +226,20 @@ class OutlierOptions:
 
 
 @dataclass(frozen=True)
-class EoMTOptions(SegmentationOptions):
-    """Fields of EoMT only."""
+class AnnealingOptions(SegmentationOptions):
+    """Fields of models whose queries attend by masks."""
 
     annealing: list[Any] | bool | None = option(
         None,
-        "when masked attention fades: [start, end] for each query layer, as fractions of training; null: by rule; "
-        "false: never",
+        "when masked attention fades: [start, end] for each query layer (decoder layer of mask2former_vit), as "
+        "fractions of training; null: by rule; false: never",
     )
+
+
+@dataclass(frozen=True)
+class EoMTOptions(AnnealingOptions):
+    """Fields of EoMT only."""
+
     decay_query_layers: bool = option(True, "apply layer_decay to the query layers, too")
     # LogitNorm of Wei et al., ICML 2022.
     logit_norm: float | None = option(
@@ -327,10 +333,20 @@ class SegmentationDeclaration(TaskDeclaration):
     options: ClassVar[type] = SegmentationOptions
 
 
-class EoMTDeclaration(SegmentationDeclaration):
+class QueryDeclaration(SegmentationDeclaration):
+    """Segmentation by queries that attend by masks."""
+
+    options: ClassVar[type] = AnnealingOptions
+
+
+class EoMTDeclaration(QueryDeclaration):
     """EoMT."""
 
     options = EoMTOptions
+
+
+class Mask2FormerViTDeclaration(QueryDeclaration):
+    """Mask2Former on a plain ViT."""
 
 
 class ViTPDeclaration(TaskDeclaration):
@@ -342,7 +358,11 @@ class ViTPDeclaration(TaskDeclaration):
     options = ViTPOptions
 
 
-DECLARATIONS: dict[str, type[TaskDeclaration]] = {"eomt": EoMTDeclaration, "vit_p": ViTPDeclaration}
+DECLARATIONS: dict[str, type[TaskDeclaration]] = {
+    "eomt": EoMTDeclaration,
+    "mask2former_vit": Mask2FormerViTDeclaration,
+    "vit_p": ViTPDeclaration,
+}
 
 
 def task_declaration(model: str) -> type[TaskDeclaration]:

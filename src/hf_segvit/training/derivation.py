@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .annealing import MaskAnnealing
-from .declarations import DECLARATIONS, MOST_STEPS, EoMTDeclaration
+from .declarations import DECLARATIONS, MOST_STEPS, EoMTDeclaration, Mask2FormerViTDeclaration, QueryDeclaration
 from .recipe import Recipe, parse_interval
 
 # Optimiser: learning rate, the batch size it is for, and the exponent by which it follows the batch size. AdamW's step
@@ -170,27 +170,34 @@ def derived_warmup(recipe: Recipe, total_steps: int) -> tuple[int, ...]:
     )
     # From scratch there is no trained backbone to protect: one warm-up for all parameters.
     starts_trained = recipe.init is not None or recipe.backbone is not None
-    return stages if starts_trained and is_eomt(recipe) else (sum(stages),)
+    return stages if starts_trained and has_queries(recipe) else (sum(stages),)
 
 
 def derived_annealing(recipe: Recipe, total_steps: int, config: Any = None) -> MaskAnnealing | None:
     """When masked attention fades; `None` without masked attention or with `annealing=False`.
 
     Raises:
-        ValueError: the recipe does not have one phase for each query layer.
+        ValueError: the recipe has phases, but not one for each layer with masks, or the model has no masks.
     """
     if config is None:
         masked = recipe.model_config.get("masked_attention", True)
     else:
         masked = getattr(config, "masked_attention", False)
-    if not is_eomt(recipe) or recipe.annealing is False or not masked:
-        return None
-    num_query_layers = getattr(config, "num_query_layers", None) or model_fields(recipe).get("num_query_layers", 4)
-    if not isinstance(recipe.annealing, list):
-        return MaskAnnealing.by_rule(total_steps, num_query_layers, recipe.power)
-    if len(recipe.annealing) != num_query_layers:
+    if has_queries(recipe) and not masked and isinstance(recipe.annealing, list):
         raise ValueError(
-            f"annealing has {len(recipe.annealing)} phases, and the model {num_query_layers} query layers; give one "
+            f"annealing={recipe.annealing} and model_config.masked_attention=false: without masks there is nothing to "
+            "anneal; leave one of them out"
+        )
+    if not has_queries(recipe) or recipe.annealing is False or not masked:
+        return None
+    kind, default = ("query", 4) if is_eomt(recipe) else ("decoder", 9)
+    num_layers = getattr(config, f"num_{kind}_layers", None)
+    num_layers = num_layers or model_fields(recipe).get(f"num_{kind}_layers", default)
+    if not isinstance(recipe.annealing, list):
+        return MaskAnnealing.by_rule(total_steps, num_layers, recipe.power)
+    if len(recipe.annealing) != num_layers:
+        raise ValueError(
+            f"annealing has {len(recipe.annealing)} phases, and the model {num_layers} {kind} layers; give one "
             "[start, end] for each, or annealing=null"
         )
     return MaskAnnealing.from_fractions(recipe.annealing, total_steps, recipe.power)
@@ -209,10 +216,14 @@ def model_fields(recipe: Recipe, num_hidden_layers: int | None = None) -> dict[s
         if isinstance(width, int):  # whoever builds the model refuses anything else
             fields.setdefault("intermediate_size", 4 * width)
     # A segmentation checkpoint has its queries already; only what the recipe sets is changed.
-    if not is_eomt(recipe) or recipe.init is not None:
+    if not has_queries(recipe) or recipe.init is not None:
         return fields
     # Queries and query layers of the official configurations: blocks are 12 (S, B), 24 (L) or 40 (g).
     fields.setdefault("num_queries", 100 if recipe.task == "semantic" else 200)
+    if issubclass(recipe.declaration, Mask2FormerViTDeclaration):
+        fields.setdefault("patch_size", 16)  # the strides of its features allow no other
+    if not is_eomt(recipe):
+        return fields
     depth = fields.get("num_hidden_layers", num_hidden_layers)
     if isinstance(depth, int):
         fields.setdefault("num_query_layers", min(depth, 3 if depth <= 12 else 4 if depth <= 24 else 5))
@@ -236,8 +247,13 @@ def _of_task(defaults: Any, recipe: Recipe) -> Any:
     return defaults[recipe.task] if isinstance(defaults, Mapping) else defaults
 
 
+def has_queries(recipe: Recipe) -> bool:
+    """Whether the model has queries and masked attention; also true of tasks derived from ours."""
+    return issubclass(recipe.declaration, QueryDeclaration)
+
+
 def is_eomt(recipe: Recipe) -> bool:
-    """Whether the model has queries and masked attention; also true of tasks derived from EoMT's."""
+    """Whether the queries join the blocks of the ViT; also true of tasks derived from EoMT's."""
     return issubclass(recipe.declaration, EoMTDeclaration)
 
 

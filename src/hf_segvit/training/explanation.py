@@ -17,7 +17,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from .declarations import DECLARATIONS, WORDS, default_of, types_of
-from .derivation import TrainingPlan, augmentation_name, image_size, is_eomt
+from .derivation import TrainingPlan, augmentation_name, has_queries, image_size, is_eomt
 from .recipe import SECTIONS, Recipe, own_fields
 
 if TYPE_CHECKING:
@@ -38,9 +38,11 @@ def field_table(recipe: Recipe) -> str:
     rows: list[str] = [_row(("field", "value (default)", "choices or limits", "resume", "meaning"))]
     options = recipe.declaration.options
     for section, record in SECTIONS.items():
+        title = record.__doc__
         # By fields, not by name: a task derived from EoMT's has its fields, too.
-        is_other = section in DECLARATIONS and not _field_names(record) <= _field_names(options)
-        title = f"not for model={recipe.model}" if is_other else record.__doc__
+        if section in DECLARATIONS and not _field_names(record) <= _field_names(options):
+            shared = [field.name for field in dataclasses.fields(record) if field.name in _field_names(options)]
+            title = f"only {', '.join(shared)} for model={recipe.model}" if shared else f"not for model={recipe.model}"
         rows += ["", f"{section}: {title}", *_field_rows(record, recipe.to_dict())]
     if own_fields(recipe.model):
         own = _field_rows(options, recipe.options, "options.", own_fields(recipe.model))
@@ -166,10 +168,13 @@ def _brief_table(groups: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
 
 def _parts(names: Sequence[str], prefix: str) -> str:
     """Modules in text, all blocks as one: "embeddings, blocks 0 to 11, layernorm"."""
-    blocks = [int(block[1]) for name in names if (block := re.search(r"\blayers\.(\d+)\.", name))]
+    from .optimizers import layer_of
+
+    layers = {name: layer_of(name) for name in names}
+    blocks = [layer for layer in layers.values() if layer not in (None, -1)]
     parts: dict[str, None] = {}  # an ordered set
     for name in names:
-        if re.search(r"\blayers\.\d+\.", name):
+        if layers[name] not in (None, -1):
             parts[f"blocks {min(blocks)} to {max(blocks)}"] = None
         else:
             # PEFT wraps a model with adapters, which puts "base_model.model." in front of all names.
@@ -233,7 +238,8 @@ def _decisions(plan: TrainingPlan, model: Any, processor: Any, full: bool, valid
         decisions["annealing"] = _masks(plan, model.config)
     elif annealing is not None:
         phases = zip(annealing.starts, annealing.ends, strict=True)
-        decisions["annealing"] = ", ".join(f"{start:,} to {end:,}" for start, end in phases) + " (a query layer each)"
+        steps = ", ".join(f"{start:,} to {end:,}" for start, end in phases)
+        decisions["annealing"] = f"{steps} (a {_kind_of_layers(recipe)} layer each)"
     else:
         decisions["annealing"] = _masks(plan, model.config)
     return {name: text for name, text in decisions.items() if text}
@@ -244,6 +250,7 @@ def _size(model: Any) -> str:
     words = {
         "num_hidden_layers": "{} blocks",
         "num_query_layers": "the last {} with queries",
+        "num_decoder_layers": "{} decoder layers",
         "hidden_size": "width {}",
         "num_attention_heads": "{} heads",
     }
@@ -255,14 +262,20 @@ def _masks(plan: TrainingPlan, config: Any) -> str:
     annealing = plan.annealing
     if annealing is not None:
         return (
-            f"the masks of the {len(annealing.starts)} query layers fade one after the other, from step "
-            f"{min(annealing.starts):,} to {max(annealing.ends):,}; afterwards, and at inference, nothing is masked"
+            f"the masks of the {len(annealing.starts)} {_kind_of_layers(plan.recipe)} layers fade one after the other, "
+            f"from step {min(annealing.starts):,} to {max(annealing.ends):,}; afterwards, and at inference, nothing is "
+            "masked"
         )
-    if not is_eomt(plan.recipe):
+    if not has_queries(plan.recipe):
         return ""
     if config.masked_attention and any(config.masked_attention_probabilities):
-        return "false: attention stays masked, also at inference, where every query layer has to predict masks"
+        layers = _kind_of_layers(plan.recipe)
+        return f"false: attention stays masked, also at inference, where every {layers} layer has to predict masks"
     return "none: nothing is masked, in training and at inference"
+
+
+def _kind_of_layers(recipe: Recipe) -> str:
+    return "query" if is_eomt(recipe) else "decoder"
 
 
 def _patience(patience: int, plan: TrainingPlan) -> str:

@@ -164,7 +164,7 @@ def save_failed_step(
         "facts": {"recipe": task.recipe.to_dict(), "step": step},  # plain values only: `replay` reads weights_only
     }
     probabilities = getattr(unwrapped.config, "masked_attention_probabilities", None)
-    if probabilities is not None:
+    if probabilities is not None and unwrapped.config.masked_attention:
         content["facts"]["masked_attention_probabilities"] = list(probabilities)
     weights = collect_weights(accelerator, model)  # outside the `if` below: sharded weights need every process
     with naming_full_disk(folder):

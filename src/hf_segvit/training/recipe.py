@@ -70,7 +70,9 @@ class LoraOptions:
 class General:
     """What is trained, and from what."""
 
-    model: str = option("eomt", "kind of model, or a TrainingTask class", choices=("eomt", "vit_p"), imported=())
+    model: str = option(
+        "eomt", "kind of model, or a TrainingTask class", choices=("eomt", "mask2former_vit", "vit_p"), imported=()
+    )
     task: str = option(None, "what the model learns; null: its first task")
     init: str | None = option(
         None, "segmentation model to start from; classes that it does not know are new; scratch: random weights"
@@ -209,7 +211,8 @@ class Run:
 
 SECTIONS: dict[str, type] = {
     **{"general": General, "data": Data, "optimisation": Optimisation, "run": Run},
-    **{model: declaration.options for model, declaration in DECLARATIONS.items()},
+    # Those of mask2former_vit are among EoMT's.
+    **{model: DECLARATIONS[model].options for model in ("eomt", "vit_p")},
 }
 
 

@@ -178,7 +178,8 @@ class MaskAnnealingCallback(TrainerCallback):
     (see `finished`). A run that is stopped early keeps the probabilities it has reached.
 
     Args:
-        phases: (start, end) per query layer as fractions of training; `None` follows the official rule.
+        phases: (start, end) per query layer, or per decoder layer of a Mask2Former, as fractions of training; `None`
+            follows the official rule.
         power: of the decay between start and end.
     """
 
@@ -192,21 +193,31 @@ class MaskAnnealingCallback(TrainerCallback):
         """Compute the phases in steps, now that their number is known.
 
         Raises:
-            ValueError: the model has no masked attention, or `phases` are not one for each query layer.
+            ValueError: the model has no masked attention, or `phases` are not one for each layer that has it.
         """
         config: Any = getattr(_unwrapped(model), "config", None)
-        if not hasattr(config, "masked_attention_probabilities"):
+        if not hasattr(_unwrapped(model), "set_masked_attention_probabilities"):
             raise ValueError(
                 f"{type(_unwrapped(model)).__name__} has no masked attention to anneal; train an "
-                "EoMTForUniversalSegmentation (from_pretrained reads Transformers' own checkpoints), or leave the "
-                "callback out"
+                "EoMTForUniversalSegmentation (from_pretrained reads Transformers' own checkpoints) or a Mask2Former "
+                "after enable_mask_annealing, or leave the callback out"
             )
+        if not config.masked_attention:
+            if self.phases is not None:
+                raise ValueError(
+                    "annealing has phases, but the model has masked_attention=False, so there are no masks to anneal; "
+                    "leave the phases out, or build it with masked_attention=True"
+                )
+            self.schedule = None
+            return
+        num_layers = len(config.masked_attention_probabilities)
         if self.phases is None:
-            self.schedule = MaskAnnealing.by_rule(state.max_steps, config.num_query_layers, self.power)
-        elif len(self.phases) != config.num_query_layers:
+            self.schedule = MaskAnnealing.by_rule(state.max_steps, num_layers, self.power)
+        elif len(self.phases) != num_layers:
+            kind = "query" if hasattr(config, "num_query_layers") else "decoder"
             raise ValueError(
-                f"annealing has {len(self.phases)} phases, and the model {config.num_query_layers} query layers; give "
-                "one (start, end) for each layer"
+                f"annealing has {len(self.phases)} phases, and the model {num_layers} {kind} layers; give one "
+                "(start, end) for each layer"
             )
         else:
             self.schedule = MaskAnnealing.from_fractions(self.phases, state.max_steps, self.power)

@@ -45,7 +45,11 @@ from ..published_data import (
 )
 
 # By name, so that training one model does not import the others.
-_TASKS = {"eomt": ("eomt", "EoMTTask"), "vit_p": ("vit_p", "ViTPTask")}
+_TASKS = {
+    "eomt": ("eomt", "EoMTTask"),
+    "mask2former_vit": ("mask2former_vit", "Mask2FormerViTTask"),
+    "vit_p": ("vit_p", "ViTPTask"),
+}
 
 
 class TrainingSamples(Protocol):

@@ -1,13 +1,15 @@
 """Train EoMT: from scratch, a backbone or a checkpoint; loss and annealing.
 
-Data and scores are those of segmentation.py.
+Data and scores are those of segmentation.py. `QueryTask` is what EoMT shares with Mask2Former on a plain ViT
+(mask2former_vit.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -16,10 +18,9 @@ from torch import Tensor
 from ...data.outliers import OutlierObjects, OutlierPasting
 from ...inference.loading import load_segmentation_model
 from ...lookup import import_object
-from ...models.configuration_eomt import EoMTConfig
 from ...models.mask_criterion import MaskCriterion
 from ...models.modeling_eomt import EoMTForUniversalSegmentation
-from ..declarations import EoMTDeclaration, OutlierOptions
+from ..declarations import EoMTDeclaration, OutlierOptions, QueryDeclaration
 from ..derivation import image_size, model_fields
 from ..recipe import CRITERION_METHODS, Recipe
 from ..start import backbone_pixel_settings, carry_over_classes, channel_statistics, load_changed, pixel_settings
@@ -36,22 +37,26 @@ _POST_PROCESSING_SETTINGS = (
 )
 
 
-class EoMTTask(EoMTDeclaration, SegmentationTask):
-    """Training of `EoMTForUniversalSegmentation`; see `TrainingTask` for the methods.
+class QueryTask(QueryDeclaration, SegmentationTask):
+    """Training of a model of queries whose masked attention may be annealed; see `TrainingTask` for the methods.
 
     Attributes:
         model_class: a subclass of the task may set a model with another head.
+        own_model_class: the model of this package that it derives from, whose configuration is all known.
+        layers: what the layers with masked attention are called.
         criterion_class: the recipe's `criterion`; `None` keeps the model's own.
     """
 
-    model_class: type[EoMTForUniversalSegmentation] = EoMTForUniversalSegmentation
+    model_class: type[Any]
+    own_model_class: type[Any]
+    layers: str
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         path = recipe.criterion
         self.criterion_class = None if path is None else import_object(path, "criterion", CRITERION_METHODS)
         # An imported criterion or another model may have settings that our configuration does not know.
-        others = path is not None or self.model_class is not EoMTForUniversalSegmentation
+        others = path is not None or self.model_class is not self.own_model_class
         check_model_config(recipe.model_config, self._config_class, others)
 
     def build_model(self) -> tuple[Any, Any]:
@@ -84,7 +89,7 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
                 model = self.model_class.from_backbone(self.backbone, image_size=size, **fields)
         for name, value in own.items():
             setattr(model.config, name, value)
-        if model.config.token_merging_threshold is not None:
+        if getattr(model.config, "token_merging_threshold", None) is not None:
             raise ValueError(
                 f"token_merging_threshold={model.config.token_merging_threshold} of {start or 'model_config'}: token "
                 "merging is for inference; train with model_config.token_merging_threshold=null, and turn it on in the "
@@ -141,7 +146,7 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
             return {}
         probabilities = plan.annealing.probabilities(step)
         model.set_masked_attention_probabilities(probabilities)
-        return {f"annealing/query layer {layer + 1}": value for layer, value in enumerate(probabilities)}
+        return {f"annealing/{self.layers} {layer + 1}": value for layer, value in enumerate(probabilities)}
 
     def not_comparable_yet(self, model: Any) -> str | None:
         """Evaluations count once annealing is over."""
@@ -157,15 +162,19 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         return self.released_card(model, processor, results, about)
 
     @property
-    def _config_class(self) -> type[EoMTConfig]:
-        return cast(type[EoMTConfig], self.model_class.config_class)
+    def _config_class(self) -> type[Any]:
+        return self.model_class.config_class
 
     def _declared_fields(self) -> set[str]:
         return {field.name for field in dataclasses.fields(self._config_class)} | {"num_labels"}
 
+    @abstractmethod
+    def _load(self, source: str) -> tuple[Any, Any]:
+        """The model and image processor of a checkpoint."""
+
     def _from_checkpoint(self, fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The starting checkpoint with the fields of the recipe, and the settings of its processor to keep."""
-        before, processor = load_segmentation_model(self.recipe.init)  # also for its errors, which name the remedy
+        before, processor = self._load(str(self.recipe.init))  # also for its errors, which name the remedy
         model, remarks = load_changed(self.model_class, str(self.recipe.init), before, "class_predictor.", fields)
         labels_before = {int(label): str(name) for label, name in (before.config.id2label or {}).items()}
         remark = carry_over_classes(model.class_predictor, before.class_predictor, fields["id2label"], labels_before)
@@ -175,3 +184,13 @@ class EoMTTask(EoMTDeclaration, SegmentationTask):
         # Task, size and labels are not kept: they are the recipe's and the data's.
         kept = {name: getattr(processor, name) for name in _POST_PROCESSING_SETTINGS}
         return model, {**pixel_settings(processor), **kept}
+
+
+class EoMTTask(EoMTDeclaration, QueryTask):
+    """Training of `EoMTForUniversalSegmentation`; see `QueryTask`."""
+
+    model_class = own_model_class = EoMTForUniversalSegmentation
+    layers = "query layer"
+
+    def _load(self, source: str) -> tuple[Any, Any]:
+        return load_segmentation_model(source)
