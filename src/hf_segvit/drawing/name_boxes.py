@@ -112,8 +112,8 @@ def legend(width: int, entries: Mapping[str, Color], size: int) -> Image.Image:
         size: height of the letters in pixels.
     """
     padding = _padding(size)
-    rows: list[list[tuple[str, Color | None, Font, int]]] = [[]]
-    x = padding
+    rows: list[list[tuple[str, Color | None, Font, float]]] = [[]]
+    x: float = padding
     for number, (name, color) in enumerate(entries.items()):
         font = font_of(name + "…", size)
         text = _fitted(name, font, width - 4 * padding - size)
@@ -132,10 +132,10 @@ def legend(width: int, entries: Mapping[str, Color], size: int) -> Image.Image:
     canvas = ImageDraw.Draw(strip)
     for row, cells in enumerate(rows):
         y = padding + row * line + line / 2
-        for text, color, font, x in cells:
-            if color is not None:
+        for text, shown, font, x in cells:
+            if shown is not None:
                 square = (x, round(y - size / 2), x + size, round(y + size / 2))
-                canvas.rectangle(square, fill=color, outline=_EDGE)
+                canvas.rectangle(square, fill=shown, outline=_EDGE)
                 x += size + padding
             canvas.text((x, y), text, fill="black", font=font, anchor="lm")
     return strip

@@ -179,7 +179,9 @@ def _sizes(
                 f"size={size} is the only size and leaves nothing to max_size={max_size}; drop one of them"
             )
         # More images are run one batch after the other, so that memory is reserved for one only.
-        return Sizes(batch or 1, *(size or (None, None)), True, *(max_size or (None, None)))
+        height, width = size or (None, None)
+        max_height, max_width = max_size or (None, None)
+        return Sizes(batch or 1, height, width, True, max_height, max_width)
     if max_size is not None:
         raise ValueError(f"max_size={max_size} is for executorch; in the format {file_format} a model takes any size")
     return Sizes(batch, *(size or (None, None)))

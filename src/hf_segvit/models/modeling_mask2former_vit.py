@@ -85,7 +85,7 @@ class DownscaleLayer(EoMTScaleLayer):
 
     def __init__(self, hidden_size: int, hidden_act: str):
         super().__init__(hidden_size, hidden_act)
-        self.conv1 = StridedConv2x2(hidden_size)
+        self.conv1 = StridedConv2x2(hidden_size)  # type: ignore[assignment]
 
 
 class FeaturePyramid(nn.Module):
@@ -163,7 +163,7 @@ class Mask2FormerViTPreTrainedModel(PlainViTPreTrainedModel):
         named = [(name, part) for name, part in base.named_children() if name in parts]
         owners = {module: name for name, part in named for module in part.modules()}
         if base is not self:
-            owners[self.class_predictor] = "class_head"
+            owners[self.get_submodule("class_predictor")] = "class_head"
         return owners
 
 
@@ -216,7 +216,7 @@ class Mask2FormerViTModel(Mask2FormerViTPreTrainedModel, PlainViTModel):
         height, width = pixel_values.shape[-2:]
         features, last_hidden_state = self.encode(self._padded(pixel_values))
         multi_scale_features, mask_features = self.decode_pixels(features)
-        decoded = self.decode_queries(multi_scale_features, mask_features)
+        decoded: Any = self.decode_queries(multi_scale_features, mask_features)
         return Mask2FormerViTModelOutput(
             last_hidden_state=last_hidden_state,
             masks_queries_logits=tuple(

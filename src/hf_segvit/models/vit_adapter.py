@@ -8,6 +8,7 @@ Shapes: B batch, D hidden size, H W pixels, multiples of 32; N patches of a grid
 """
 
 import warnings
+from typing import Any
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +36,7 @@ class SpatialPrior(nn.Module):
     def __init__(self, config: Mask2FormerViTConfig):
         super().__init__()
         width = config.adapter_stem_channels
-        self.stem = nn.Sequential(
+        self.stem: Any = nn.Sequential(
             *_convolution(config.num_channels, width, stride=2),
             *_convolution(width, width, stride=1),
             *_convolution(width, width, stride=1),
@@ -155,7 +156,7 @@ class ViTAdapter(nn.Module):
         self.spatial_prior = SpatialPrior(config)
         self.level_embed = nn.Parameter(torch.empty(NUM_SCALES, config.hidden_size))
         extractors = [1] * (NUM_INTERACTIONS - 1) + [NUM_LAST_EXTRACTORS]
-        self.interactions = nn.ModuleList(Interaction(config, count) for count in extractors)
+        self.interactions: Any = nn.ModuleList(Interaction(config, count) for count in extractors)
         self.upscaling = nn.ConvTranspose2d(config.hidden_size, config.hidden_size, kernel_size=2, stride=2)
         self.norms = nn.ModuleList(nn.BatchNorm2d(config.hidden_size) for _ in range(NUM_SCALES + 1))
 
