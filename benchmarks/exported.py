@@ -1,7 +1,7 @@
 """Time, and scores, of exported models beside PyTorch: processor time on one thread, runtimes taking turns.
 
-    OMP_NUM_THREADS=1 python benchmarks/exported.py [--hidden 384] [--pixels 640] [--repeats 5] [--with-pt2]
-        [--calibration FORMAT:PATH]
+    OMP_NUM_THREADS=1 python benchmarks/exported.py [--hidden 384] [--layers 12] [--pixels 640] [--repeats 5]
+        [--formats onnx openvino pt2] [--calibration FORMAT:PATH]
     OMP_NUM_THREADS=1 python benchmarks/exported.py --model FOLDER --data FORMAT:PATH --calibration FORMAT:PATH
 
 Model: ViT-S at 640 pixels, 200 queries, 133 classes, random weights, batch 1; or a trained EoMT, which is also scored
@@ -75,7 +75,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--pixels", type=int, default=640)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--with-pt2", action="store_true", help="also AOTInductor, whose compilation takes minutes")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=("onnx", "openvino", "pt2"),
+        default=["onnx", "openvino"],
+        help="what to export to; pt2, AOTInductor, takes minutes to compile",
+    )
     parser.add_argument("--model", help="folder of a trained EoMT instead")
     parser.add_argument("--data", metavar="FORMAT:PATH", help="panoptic data set to score --model on")
     parser.add_argument("--calibration", metavar="FORMAT:PATH", help="data set for int8; default: no int8")
@@ -90,7 +96,7 @@ def main() -> None:
     half.to(torch.bfloat16)
     models: dict[str, Any] = {"PyTorch, fp32": model, "PyTorch, bf16": half}
     with tempfile.TemporaryDirectory() as folder:
-        for file_format in ("onnx", "openvino", *(["pt2"] if args.with_pt2 else [])):
+        for file_format in args.formats:
             export_model(model, Path(folder, file_format), file_format, processor)
             if args.calibration is None or file_format == "pt2":
                 continue

@@ -43,13 +43,18 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def export_int8(source: Path, folder: Path, file_format: str) -> dict:
+def export_int8(source: Path, folder: Path, file_format: str, capsys) -> dict:
     words = ["--format", file_format, "--quantize", "int8", "--calibration", SCENES, "--calibration-images", "8"]
-    # In a process of its own: NNCF and the runtimes' threads stay out of the one that runs the other tests.
-    command = [sys.executable, "-m", "hf_segvit", "export", str(source), str(folder), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "int8 differs from PyTorch by" in done.stdout
+    words = ["export", str(source), str(folder), *words]
+    if file_format == "onnx":
+        assert main(words) == 0
+        said = capsys.readouterr().out
+    else:
+        # In a process of its own: NNCF stays out of the one that runs the other tests.
+        done = subprocess.run([sys.executable, "-m", "hf_segvit", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said = done.stdout
+    assert "int8 differs from PyTorch by" in said
     return json.loads((folder / "export.json").read_text())["quantization"]
 
 
@@ -58,9 +63,10 @@ def export_int8(source: Path, folder: Path, file_format: str) -> dict:
     "file_format",
     [pytest.param("onnx", marks=onnx_installed), pytest.param("openvino", marks=nncf_installed)],
 )
-def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_path):
-    out, fp32 = tmp_path / "out", tmp_path / "fp32"
-    said = export_int8(source, out, file_format)
+def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    out = tmp_path / "out"
+    said = export_int8(source, out, file_format, capsys)
     assert (said["calibration"], said["split"]) == ("generated:easy?num_scenes=12&size=64", "train")
     assert (said["calibration_images"], said["measured_images"], said["measured_on_calibration_images"]) == (
         8,
@@ -70,11 +76,14 @@ def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_pat
     assert 1e-4 < said["difference"] < 0.3, "the answers of int8, neither of float32 nor of another model"
     assert said["changed_classes"] < 0.2
     assert "calibrated with 8 images" in (out / "README.md").read_text()
-    export_model(str(source), fp32, file_format)
-    weights = "model.onnx" if file_format == "onnx" else "model.bin"
-    assert (out / weights).stat().st_size < 0.7 * (fp32 / weights).stat().st_size
     # Any size still goes, and what was measured is what the folder gives.
     (model, _), exported = load_segmentation_model(str(source)), load_exported_model(out)
+    # The weights alone: of so small a model the ONNX file is mostly its graph.
+    if file_format == "onnx":
+        weights = sum(len(array.raw_data) for array in onnx.load(out / "model.onnx").graph.initializer)
+    else:
+        weights = (out / "model.bin").stat().st_size
+    assert weights < 0.7 * 4 * sum(weight.numel() for weight in model.parameters())
     pixels = torch.randn(2, 3, 48, 96)
     ours, theirs = exported(pixels).masks_queries_logits, model(pixels).masks_queries_logits
     assert ours.shape == theirs.shape
@@ -94,7 +103,7 @@ def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_pat
 
 @pytest.mark.slow
 @onnx_installed
-def test_of_a_fused_model_the_generator_is_quantised(tmp_path):
+def test_of_a_fused_model_the_generator_is_quantised(tmp_path, capsys):
     model = ViTPFusionForUniversalSegmentation.from_generator_and_classifier(
         unmasked(num_hidden_layers=2, num_query_layers=1, id2label=dict(LABELS)), tiny_classifier()
     )
@@ -103,7 +112,7 @@ def test_of_a_fused_model_the_generator_is_quantised(tmp_path):
     )
     model.save_pretrained(tmp_path / "source")
     processor.save_pretrained(tmp_path / "source")
-    said = export_int8(tmp_path / "source", tmp_path / "out", "onnx")
+    said = export_int8(tmp_path / "source", tmp_path / "out", "onnx", capsys)
     assert said["graph"] == "generator"
     inputs = processor(noise_images([(80, 50)]))
     with torch.inference_mode():
