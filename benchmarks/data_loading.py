@@ -6,19 +6,22 @@ The data set (default: `coco_train100` in the sample data, see tests/conftest.py
 on COCO panoptic, and collated. Plain decoding is `decode_jpeg` of every image and, in a second row, also
 `decode_png` of every panoptic map, which any reader without a cache has to do, in workers alike. All take turns. "On
 device" leaves normalising and binary masks to the GPU, as training there does, "scaled there" also the scaling of
-images. "Cached" reads id maps from a cache folder, as every epoch but the first does. Images a second are by the
-clock; on a machine that others use too, the processor time of an image, which is measured in one process without
-workers, is the steadier measure.
+images. "Cached" reads id maps from a cache folder, as every epoch but the first does. With workers, ours come
+through `TrainingLoader`, as in training. Images a second are by the clock; on a machine that others use too, the
+processor time of an image, of this process and its workers together, is the steadier measure.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 from measuring import machine
 from torch.utils.data import DataLoader, Dataset
@@ -27,10 +30,12 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 from hf_segvit.data.augmentation import AugmentedDataset, augmentation
 from hf_segvit.data.collation import MaskCollator
 from hf_segvit.data.reading import load_segmentation_dataset, metadata
+from hf_segvit.training.data_order import StepOrder, TrainingLoader
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 0.6
 REPEATS = 3
+BATCH_SIZE = 4
 
 
 class PlainDecoding(Dataset):
@@ -46,16 +51,38 @@ class PlainDecoding(Dataset):
         return sum(decode_image(read_file(file), ImageReadMode.RGB).shape[0] for file in self.files[index])
 
 
-def images_per_second(loader: DataLoader, num_images: int) -> float:
-    """Images per second of one pass, after the workers have started."""
+class KeyedFiles:
+    """Files by epoch and index, as `TrainingLoader` asks for them."""
+
+    def __init__(self, files: PlainDecoding) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: tuple[int, int]) -> int:
+        return self.files[key[1]]
+
+    def name(self, index: int) -> str:
+        return str(self.files.files[index])
+
+
+def pass_with_workers(loader: DataLoader | TrainingLoader, num_images: int) -> tuple[float, float]:
+    """Images per second and processor milliseconds per image of one pass, after the workers have started."""
     iterator = iter(loader)
-    first = next(iterator)
-    start = time.perf_counter()
-    for _ in iterator:
-        pass
-    counted = num_images - (len(first["class_labels"]) if isinstance(first, dict) else len(first))
+    next(iterator)
+    start, used = time.perf_counter(), processor_seconds()
+    for _ in range(num_images // BATCH_SIZE - 1):
+        next(iterator)
     # With workers, what they prepared before the clock started is not free: as many batches wait at most.
-    return counted / (time.perf_counter() - start)
+    counted = num_images // BATCH_SIZE * BATCH_SIZE - BATCH_SIZE
+    return counted / (time.perf_counter() - start), 1e3 * (processor_seconds() - used) / counted
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and its workers so far."""
+    processes = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children() if worker.pid)]
+    return sum(sum(psutil.Process(process).cpu_times()[:2]) for process in processes)
 
 
 def milliseconds_per_image(loader: DataLoader, num_images: int) -> float:
@@ -66,9 +93,17 @@ def milliseconds_per_image(loader: DataLoader, num_images: int) -> float:
     return 1e3 * (time.process_time() - start) / num_images
 
 
-def loaders_of(datasets: dict[str, tuple[Dataset, object]], workers: int) -> dict[str, DataLoader]:
-    settings = {"num_workers": workers, "batch_size": 4, "persistent_workers": workers > 0}
-    return {name: DataLoader(dataset, collate_fn=collate, **settings) for name, (dataset, collate) in datasets.items()}
+def loaders_of(datasets: dict[str, tuple[Dataset, Any]], workers: int) -> dict[str, Any]:
+    """A loader of each; with workers, each goes over its data for as long as it is asked."""
+
+    def loader(dataset: Any, collate: Any) -> Any:
+        if not workers:
+            return DataLoader(dataset, batch_size=BATCH_SIZE, collate_fn=collate)
+        keys = dataset if isinstance(dataset, AugmentedDataset) else KeyedFiles(dataset)
+        order = StepOrder(len(dataset), BATCH_SIZE, seed=0)
+        return TrainingLoader(keys, order, collate, start_step=0, total_steps=10**6, num_workers=workers)
+
+    return {name: loader(*one) for name, one in datasets.items()}
 
 
 def main() -> None:
@@ -76,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", nargs="?", default=f"coco:{sample / 'coco_train100'}")
     parser.add_argument("--size", type=int, default=640)
+    parser.add_argument("--images", type=int, default=400, help="of each pass with workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -106,9 +142,18 @@ def main() -> None:
         report({name: lambda one=one: milliseconds_per_image(one, len(rows)) for name, one in loaders.items()}, "ms")
         for workers in args.workers:
             loaders = loaders_of(datasets, workers)
-            print(f"by the clock, {workers} worker{'s' if workers != 1 else ''}")
-            measures = {name: lambda one=one: images_per_second(one, len(rows)) for name, one in loaders.items()}
-            report(measures, "images/s")
+            print(f"{workers} worker{'s' if workers != 1 else ''}: by the clock, and processor time an image")
+            report_with_workers(loaders, args.images)
+
+
+def report_with_workers(loaders: dict[str, Any], num_images: int) -> None:
+    """Measure all in turns, and print both measures."""
+    values: dict[str, list[tuple[float, float]]] = {name: [] for name in loaders}
+    for _ in range(REPEATS):
+        for name, loader in loaders.items():
+            values[name].append(pass_with_workers(loader, num_images))
+    print_shares({name: [speed for speed, _ in row] for name, row in values.items()}, "images/s")
+    print_shares({name: [used for _, used in row] for name, row in values.items()}, "ms")
 
 
 def report(measures: dict[str, Callable[[], float]], unit: str) -> None:
@@ -117,8 +162,13 @@ def report(measures: dict[str, Callable[[], float]], unit: str) -> None:
     for _ in range(REPEATS):
         for name, measure in measures.items():
             values[name].append(measure())
+    print_shares(values, unit)
+
+
+def print_shares(values: dict[str, list[float]], unit: str) -> None:
+    """Print medians with their shares of the speed of plain decoding."""
     median = {name: statistics.median(row) for name, row in values.items()}
-    baselines = list(measures)[:2]
+    baselines = list(values)[:2]
     for name, row in values.items():
         # Of speeds, ours over theirs; of times, theirs over ours.
         shares = [median[name] / median[other] for other in baselines]

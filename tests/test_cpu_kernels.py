@@ -81,13 +81,63 @@ def test_linear_layers_agree_with_the_formula(dtype, tolerance, gelu, monkeypatc
 
 
 @needs_onednn
+@pytest.mark.parametrize("wanted", ["all", "inputs", "weights"])
+@pytest.mark.parametrize("rows", [slice(None), slice(None, None, 2), slice(0, 0)])
+def test_gradients_of_linear_layers_agree_with_the_formula(rows, wanted, monkeypatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "KERNELS", EVERYTHING)
+    torch.manual_seed(0)
+    for shape, with_bias, expanded in (((2, 5, 32), True, False), ((2, 5, 32), False, True), ((5, 32), True, True)):
+        inputs = torch.randn(shape)[..., rows, :].requires_grad_(wanted != "weights")
+        weight, bias = torch.randn(24, 32), torch.randn(24) if with_bias else None
+        given = [value.requires_grad_(wanted != "inputs") for value in (weight, bias) if value is not None]
+        gradient = torch.randn(24).expand(*inputs.shape[:-1], 24) if expanded else torch.randn(*inputs.shape[:-1], 24)
+        outputs = linear(inputs, weight, bias)
+        assert type(outputs.grad_fn).__name__ == "_TrainedLinearBackward"
+        leaves = [value for value in (inputs, *given) if value.requires_grad]
+        found = torch.autograd.grad(outputs, leaves, gradient)
+        doubles = [value.detach().double().requires_grad_(value.requires_grad) for value in (inputs, weight)]
+        double_bias = None if bias is None else bias.detach().double().requires_grad_(bias.requires_grad)
+        expected = torch.autograd.grad(
+            F.linear(*doubles, double_bias),
+            [value for value in (*doubles, double_bias) if value is not None and value.requires_grad],
+            gradient.double(),
+        )
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-5)
+
+
+@needs_onednn
+def test_gradients_of_gradients_and_function_transforms_work_as_before(monkeypatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "KERNELS", EVERYTHING)
+    torch.manual_seed(0)
+    inputs, weight, bias = torch.randn(5, 8), torch.randn(4, 8), torch.randn(4)
+
+    def penalty(layer):
+        leaves = [value.clone().requires_grad_() for value in (inputs, weight, bias)]
+        (slope,) = torch.autograd.grad(layer(*leaves).tanh().sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), leaves)
+
+    for found, expected in zip(penalty(linear), penalty(F.linear), strict=True):
+        torch.testing.assert_close(found, expected)
+    for found, expected in zip(
+        *(torch.func.jacrev(layer, (0, 1, 2))(inputs, weight, bias) for layer in (linear, F.linear)), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@needs_onednn
 def test_layers_take_onednn_only_where_it_may_replace_pytorch(monkeypatch) -> None:
     calls = []
     real = cpu_kernels._onednn_linear
     monkeypatch.setattr(cpu_kernels, "_onednn_linear", lambda *args: calls.append(args[3]) or real(*args))
     monkeypatch.setattr(cpu_kernels, "KERNELS", EVERYTHING)
     layer, gelu, inputs = Linear(8, 8), ACT2FN["gelu"], torch.randn(3, 8)
-    layer(inputs)  # a gradient is wanted
+    layer(inputs).sum().backward()  # two of them for the output and for the gradient of the weight
+    assert calls == [False, False]
+    calls.clear()
+    layer.to(BF16)(inputs.to(BF16))  # a gradient in half precision is left to PyTorch
+    layer.float()
+    assert not calls
     with torch.no_grad():
         layer(inputs)
         cpu_kernels.linear_and_activation(layer, gelu, inputs)

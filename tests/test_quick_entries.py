@@ -17,6 +17,7 @@ from hf_segvit.data.decoding import image_in_frame
 from hf_segvit.data.entries import (
     MapCache,
     RunMap,
+    _is_bare_jpeg,
     _plain_jpeg,
     decode_entry,
     decode_for_training,
@@ -64,6 +65,32 @@ def test_pixels_are_those_that_pillow_decodes(content, is_plain):
         # Both decode by libjpeg-turbo, perhaps of different versions, whose rounding agreed so far.
         assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
         assert found.permute(1, 2, 0).is_contiguous()
+
+
+def with_segment(content: bytes, marker: int, body: bytes) -> bytes:
+    """A JPEG with another segment at its start."""
+    return content[:2] + bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body + content[2:]
+
+
+BARE = encoded("JPEG")
+BARE = BARE[:20] + BARE[20 + 2 + int.from_bytes(BARE[22:24], "big") :]  # without its EXIF block, which follows JFIF
+
+
+@pytest.mark.parametrize(
+    ("content", "is_bare"),
+    [
+        pytest.param(with_segment(BARE, 0xFE, b"a comment"), True, id="comment"),
+        pytest.param(with_segment(BARE, 0xE2, b"ICC_PROFILE\0\1\1"), True, id="colour profile"),
+        pytest.param(with_segment(BARE, 0xE2, b"MPF\0"), False, id="several images"),
+        pytest.param(with_segment(BARE, 0xE1, b"http://ns.adobe.com/xap/1.0/\0"), False, id="XMP"),
+        pytest.param(encoded("JPEG", orientation=3), False, id="upside down"),
+        pytest.param(encoded("JPEG", "CMYK"), False, id="CMYK"),
+        pytest.param(BARE[:60], False, id="cut off"),
+        pytest.param(b"", False, id="empty"),
+    ],
+)
+def test_only_bare_headers_are_read_without_pillow(content, is_bare):
+    assert _is_bare_jpeg(content) == is_bare
 
 
 def test_an_image_in_the_frame_of_its_mask_stays_there_when_it_is_copied():

@@ -84,7 +84,7 @@ def read_location(location: Location, max_bytes: int = MAX_IMAGE_BYTES) -> bytes
     if location["archive"]:
         return open_archive(location["archive"]).read(location["member"], max_bytes)
     path = location["member"]
-    if "\0" in path or any("\ud800" <= character < "\udc80" for character in path):
+    if "\0" in path or not (path.isascii() or all(character < "\ud800" or character >= "\udc80" for character in path)):
         raise ValueError(f"{path!r} is no path of a file; check it")
     note_path(path)
     return read_regular_file(path, path, max_bytes, may_be_empty=True)

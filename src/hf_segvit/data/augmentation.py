@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional
 
 from ..lookup import import_object, is_import_path, suggestion
 from .color_changes import jitter_colors
-from .entries import AugmentedSample, EncodedEntry, Placement, decode_for_training, encode_entry
+from .entries import AugmentedSample, EncodedEntry, EntryReader, Placement, decode_for_training, encode_entry
 from .prompts import PointAugmentation
 from .run_maps import Indices
 
@@ -54,6 +54,7 @@ class AugmentedDataset(Dataset):
         if seed < 0:
             raise ValueError(f"seed is {seed}; give a number of at least 0")
         self.dataset, self.augmentation, self.seed = decode_for_training(dataset, cache), augmentation, seed
+        self._entries = EntryReader.of(self.dataset)
         # In shared memory: persistent workers have their own copy of everything else and would miss the change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -91,7 +92,7 @@ class AugmentedDataset(Dataset):
         return ", ".join(words)
 
     def _sample(self, epoch: int, index: int) -> AugmentedSample:
-        return self.augmentation(self.dataset[index], sample_generator(self.seed, epoch, index))
+        return self.augmentation(self._entries[index], sample_generator(self.seed, epoch, index))
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:

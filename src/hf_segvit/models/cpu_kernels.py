@@ -1,7 +1,8 @@
-"""Kernels for inference on CPUs: which of them is fastest on this processor.
+"""Kernels for CPUs: which of them is fastest on this processor.
 
 In order: what the processor has, the rule that chooses, linear layers through oneDNN, attention as matrix products.
-Nothing here is used where a gradient is wanted, on other devices, under autocast, or in an exported graph.
+Where a gradient is wanted, only linear layers in fp32 are used, and not in a compiled graph. Nothing here is used on
+other devices, under autocast, or in an exported graph.
 
 The rule rests on PyTorch 2.14 and one thread; two threads give the same order. Milliseconds for 1605 tokens of a ViT-S
 (linear: 384 to 1536 channels with GELU; attention: 6 heads of 64 channels):
@@ -9,6 +10,7 @@ The rule rests on PyTorch 2.14 and one thread; two threads give the same order. 
                                           linear            attention
                                           PyTorch  oneDNN   fused  products
     AMD EPYC, Zen 5, fp32                 19.0     9.0      43.7   28.1
+    the same with the backward pass       55.8     32.4
     the same kept to AVX2, fp32           19.5     21.1     45.0   46.9
     AMD EPYC, Zen 5, bf16                 5.2      4.7      45.9   19.7
     the same kept to AVX-512, bf16                          46     88
@@ -110,7 +112,8 @@ class Linear(nn.Linear):
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """A linear layer (..., D) -> (..., O) through the fastest kernel, followed by a GELU if `gelu`."""
     if not takes_onednn(inputs, weight):
-        outputs = F.linear(inputs, weight, bias)
+        trained = trains_through_onednn(inputs, weight)
+        outputs = _TrainedLinear.apply(inputs, weight, bias) if trained else F.linear(inputs, weight, bias)
         return F.gelu(outputs) if gelu else outputs
     if torch.compiler.is_compiling():
         return onednn_linear(inputs, weight, bias, gelu)
@@ -140,6 +143,49 @@ def takes_onednn(inputs: Tensor, weight: Tensor) -> bool:
         and is_plain(weight)
         and _is_inference(inputs, weight)
     )
+
+
+def trains_through_onednn(inputs: Tensor, weight: Tensor) -> bool:
+    """Whether a product of these goes to oneDNN with its backward pass."""
+    # `torch.compile` has its own products, and `torch.func` needs rules that a function written by hand lacks.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return (
+        inputs.device.type == "cpu"
+        and inputs.dtype == weight.dtype == torch.float32
+        and torch.float32 in KERNELS.linear
+        and is_plain(weight)
+        and torch.is_grad_enabled()
+        and (inputs.requires_grad or weight.requires_grad)
+        and not (torch.is_autocast_enabled("cpu") or torch.jit.is_tracing())
+    )
+
+
+class _TrainedLinear(torch.autograd.Function):
+    """A linear layer whose three products all go to oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return _onednn_linear(inputs, weight, bias, False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        of_inputs = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_inputs = _product(rows, weight.t()).view(inputs.shape)
+        if ctx.needs_input_grad[1]:
+            of_weight = _product(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t())
+        if ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        return of_inputs, of_weight, of_bias
+
+
+def _product(inputs: Tensor, weight: Tensor) -> Tensor:
+    # With `create_graph` the backward pass is differentiated too, which PyTorch's own products allow.
+    return F.linear(inputs, weight) if torch.is_grad_enabled() else _onednn_linear(inputs, weight, None, False)
 
 
 def is_plain(weight: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .cpu_kernels import Linear, linear, linear_and_activation, takes_onednn
+from .cpu_kernels import Linear, linear, linear_and_activation, takes_onednn, trains_through_onednn
 
 
 def initialize_by_default(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -56,7 +56,7 @@ class TransposedConv2x2(nn.ConvTranspose2d):
         batch_size, height, width, channels = features.shape
         weight = self.weight.permute(2, 3, 1, 0).reshape(4 * channels, channels)
         bias = None if self.bias is None else self.bias.repeat(4)
-        children = F.linear(features, weight, bias).view(batch_size, height, width, 2, 2, channels)
+        children = linear(features, weight, bias).view(batch_size, height, width, 2, 2, channels)
         return children.transpose(2, 3).reshape(batch_size, 2 * height, 2 * width, channels)
 
 
@@ -95,7 +95,9 @@ def mask_logits(mask_queries: Tensor, mask_features: Tensor) -> Tensor:
     """Logits (B, Q, height, width) of embeddings (B, Q, D) with upscaled patches (B, height, width, D)."""
     height, width = mask_features.shape[1:3]
     features = mask_features.flatten(1, 2)
-    if takes_onednn(features, mask_queries) and features.dtype == torch.float32:
+    if trains_through_onednn(features, mask_queries) or (
+        takes_onednn(features, mask_queries) and features.dtype == torch.float32
+    ):
         logits = torch.stack([linear(*pair, None) for pair in zip(mask_queries, features, strict=True)])
     elif features.device.type == "cpu" and features.dtype != torch.float32:
         # In half precision oneDNN would first copy the transposed features, the largest tensor of the model. The other

@@ -495,7 +495,9 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
             # Matching and attention masks need no gradient; the loss recomputes its few masks. Matching reads all
             # queries of a cell at once, hence the channels-last layout.
             with torch.no_grad():
-                logits = (mask_features @ mask_queries.transpose(1, 2)[:, None]).permute(0, 3, 1, 2)
+                # One product per image: queries broadcast over rows would be copied for each of them.
+                cells = mask_features.flatten(1, 2) @ mask_queries.transpose(1, 2)
+                logits = cells.unflatten(1, mask_features.shape[1:3]).permute(0, 3, 1, 2)
         return _Prediction(queries, mask_queries, mask_features, logits)
 
 

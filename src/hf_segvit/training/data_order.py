@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .batch_buffers import BatchBuffers
 from .tasks import TrainingSamples
 
 Key = tuple[int, int]  # epoch and index of a sample
@@ -75,18 +76,10 @@ class TrainingLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.num_micro_batches = num_micro_batches
+        self.num_micro_batches, self.num_workers, self.pin_memory = num_micro_batches, num_workers, pin_memory
+        self.collate, self.seed = collate, order.seed
         self._dataset = _WatchedSamples(samples, num_workers)
-        self._loader: DataLoader = DataLoader(
-            self._dataset,
-            batch_sampler=_MicroBatches(order, start_step, total_steps, process, num_processes, num_micro_batches),
-            collate_fn=collate,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_parent,
-            # Its own generator: otherwise, starting the workers would advance the one that the model draws from.
-            generator=torch.Generator().manual_seed(order.seed),
-        )
+        self._batches = _MicroBatches(order, start_step, total_steps, process, num_processes, num_micro_batches)
 
     def __iter__(self) -> Generator[list[dict[str, Any]]]:
         """The micro-batches of each step in turn.
@@ -94,7 +87,20 @@ class TrainingLoader:
         Raises:
             ValueError: a sample cannot be read, or a worker died; the message names the image.
         """
-        batches = iter(self._loader)
+        loader: DataLoader = DataLoader(
+            self._dataset,
+            batch_sampler=self._batches,
+            # Two batches of a worker are read ahead; those of this step and of the one before may be in use.
+            collate_fn=BatchBuffers.around(
+                self.collate, self.num_workers, 2 + -(-2 * self.num_micro_batches // max(self.num_workers, 1))
+            ),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_leave_signals_to_parent,
+            # Its own generator: otherwise, starting the workers would advance the one that the model draws from.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        batches = iter(loader)
         while True:
             step: list[dict[str, Any]] = []
             try:
