@@ -314,6 +314,29 @@ def test_components_by_hand():
     assert LIMITS[:2] == (0.25, 0.3)
 
 
+def test_speckles_need_no_table_of_all_pairs():
+    scores = np.zeros((1000, 1000), dtype=np.float32)
+    scores[::2, ::2] = 1
+    labels = (scores == 1).astype(np.uint8)  # 250,000 anomalies of a pixel each: a table would have 500 GB
+    labels[500:540, 500:540], scores[500:540, 500:540] = 1, 1
+    metric = AnomalyComponents(0.5)
+    metric.update(scores, labels)
+    result = metric.compute()
+    assert (result["true_components"], result["predicted_components"]) == (1, 1)
+    assert result["siou"] == result["ppv"] == 1
+
+
+def test_the_best_threshold_finds_what_it_was_made_of():
+    scores = np.full((40, 40), 0.05)
+    scores[10:20, 10:20] = 0.1  # in float32 it is larger
+    labels = (scores == 0.1).astype(np.uint8)
+    pixels = AnomalyPixels()
+    pixels.update(scores, labels)
+    components = AnomalyComponents(pixels.compute()["best_f1_threshold"], "obstacle")
+    components.update(scores, labels)
+    assert components.compute()["siou"] == 1
+
+
 def test_components_have_sizes_of_tracks_and_say_what_is_undefined():
     assert (AnomalyComponents(0).smallest_prediction, AnomalyComponents(0).smallest_truth) == (500, 100)
     obstacle = AnomalyComponents(0, track="obstacle")

@@ -36,7 +36,7 @@ from hf_segvit.app.answers import (
     shown_segments,
     write_files,
 )
-from hf_segvit.app.model_shelf import ModelShelf, short_names
+from hf_segvit.app.model_cache import ModelCache, short_names
 from hf_segvit.app.server import example_files, free_port, running_app
 from hf_segvit.cli import main
 from hf_segvit.inference.exports import Classes
@@ -67,51 +67,51 @@ def segmenter(folders) -> Segmenter:
 
 
 def test_models_are_loaded_when_asked_for_and_the_oldest_makes_room(folders):
-    shelf = ModelShelf([str(folders.model), str(folders.other), str(folders.broken)], keep=1)
-    assert shelf.names == ["one", "two", "broken"]
-    assert shelf.loaded == []
-    first = shelf.segmenter()
-    assert shelf.segmenter("one") is first
-    assert shelf.loaded == ["one"]
+    cache = ModelCache([str(folders.model), str(folders.other), str(folders.broken)], keep=1)
+    assert cache.names == ["one", "two", "broken"]
+    assert cache.loaded == []
+    first = cache.segmenter()
+    assert cache.segmenter("one") is first
+    assert cache.loaded == ["one"]
     # A task more takes no weights more.
-    assert shelf.segmenter("one", "semantic").model is first.model
-    assert shelf.segmenter("one", "semantic").task == "semantic"
-    assert shelf.tasks("one") == ["panoptic", "instance", "semantic"]
-    shelf.segmenter("two")
-    assert shelf.loaded == ["two"]
+    assert cache.segmenter("one", "semantic").model is first.model
+    assert cache.segmenter("one", "semantic").task == "semantic"
+    assert cache.tasks("one") == ["panoptic", "instance", "semantic"]
+    cache.segmenter("two")
+    assert cache.loaded == ["two"]
     with pytest.raises(ValueError, match="broken"):
-        shelf.segmenter("broken")
+        cache.segmenter("broken")
     with pytest.raises(ValueError, match="there is no model 'tow' here; did you mean two"):
-        shelf.segmenter("tow")
+        cache.segmenter("tow")
     with pytest.raises(ValueError, match="there is no task 'panoptc'; did you mean panoptic"):
-        shelf.segmenter("two", "panoptc")
+        cache.segmenter("two", "panoptc")
     with pytest.raises(ValueError, match="no ViT-P is offered here"):
-        shelf.point_classifier("two")
-    assert (shelf.has_points("two"), shelf.can_relabel("two")) == (False, False)
-    assert shelf.loaded == ["two"], "it goes on"
+        cache.point_classifier("two")
+    assert (cache.has_points("two"), cache.can_relabel("two")) == (False, False)
+    assert cache.loaded == ["two"], "it goes on"
 
 
 def test_the_vit_p_is_loaded_once_and_joins_every_model(folders):
-    shelf = ModelShelf([str(folders.model), str(folders.other)], str(folders.classifier))
-    for name in shelf.names:
-        joined = shelf.segmenter(name, relabel=True)
-        assert joined.model.classifier is shelf.point_classifier().model
-        assert joined.model.generator is shelf.segmenter(name).model
-        assert shelf.segmenter(name, "instance", relabel=True).model is joined.model
-        assert shelf.has_points(name)
-        assert shelf.can_relabel(name)
+    cache = ModelCache([str(folders.model), str(folders.other)], str(folders.classifier))
+    for name in cache.names:
+        joined = cache.segmenter(name, relabel=True)
+        assert joined.model.classifier is cache.point_classifier().model
+        assert joined.model.generator is cache.segmenter(name).model
+        assert cache.segmenter(name, "instance", relabel=True).model is joined.model
+        assert cache.has_points(name)
+        assert cache.can_relabel(name)
 
 
 def test_a_fused_checkpoint_brings_its_own_vit_p(folders, tmp_path):
     model, processor = load_fused_model(str(folders.model), str(folders.classifier), alpha=0.7)
     model.save_pretrained(tmp_path / "fused")
     processor.save_pretrained(tmp_path / "fused")
-    shelf = ModelShelf([str(tmp_path / "fused")])
-    assert (shelf.has_points(), shelf.can_relabel()) == (True, True)
+    cache = ModelCache([str(tmp_path / "fused")])
+    assert (cache.has_points(), cache.can_relabel()) == (True, True)
     alone = PointClassifier.from_pretrained(str(folders.classifier))
     asked = str(folders.image), [[10, 20]]
-    assert classify(shelf.point_classifier(), *asked) == classify(alone, *asked)
-    assert shelf.segmenter(relabel=True) is shelf.segmenter(), "it is one already"
+    assert classify(cache.point_classifier(), *asked) == classify(alone, *asked)
+    assert cache.segmenter(relabel=True) is cache.segmenter(), "it is one already"
 
 
 def test_short_names_tell_models_apart(tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_short_names_tell_models_apart(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"the model .*b/eomt is named twice"):
         short_names(["b/eomt", str(tmp_path / "b/eomt")])
     with pytest.raises(ValueError, match="there is no model to offer"):
-        ModelShelf([])
+        ModelCache([])
 
 
 # What is answered for an image.
@@ -141,8 +141,8 @@ def panoptic_ids(path) -> np.ndarray:
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_the_answer_and_its_files_are_the_segmenters(folders, task, tmp_path):
-    shelf = ModelShelf([str(folders.model)])
-    segmenter = shelf.segmenter(task=task)
+    cache = ModelCache([str(folders.model)])
+    segmenter = cache.segmenter(task=task)
     answer = segment(segmenter, str(folders.image), model_name="one")
     (expected,) = Segmenter.from_pretrained(str(folders.model), task=task)([Image.open(folders.image)])
     same(answer.result, expected)
@@ -157,7 +157,7 @@ def test_the_answer_and_its_files_are_the_segmenters(folders, task, tmp_path):
     assert [path.name for path in paths] == [*names, "coco_results.json"]
     assert json.loads(paths[2].read_text()) == answer.description
     with Image.open(paths[0]) as overlay:
-        np.testing.assert_array_equal(overlay, expected.plot(Image.open(folders.image)))
+        np.testing.assert_array_equal(overlay, expected.plot(Image.open(folders.image), legend=True))
     if task == "panoptic":
         ids = panoptic_ids(paths[1])
     else:
@@ -186,8 +186,8 @@ def test_the_threshold_decides(folders, segmenter):
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_relabelling_shows_what_changed(folders, alpha):
-    shelf = ModelShelf([str(folders.model)], str(folders.classifier))
-    answer = segment(shelf.segmenter(relabel=True), str(folders.image), alpha=alpha, compare=True)
+    cache = ModelCache([str(folders.model)], str(folders.classifier))
+    answer = segment(cache.segmenter(relabel=True), str(folders.image), alpha=alpha, compare=True)
     fused = Segmenter.from_pretrained(str(folders.model), classifier=str(folders.classifier), alpha=alpha)
     ((before, after),) = fused.compare([Image.open(folders.image)])
     same(answer.before, before)
@@ -199,7 +199,7 @@ def test_relabelling_shows_what_changed(folders, alpha):
     html = change_table(answer.changes, before.segment_map.size)
     assert html.count("<tr>") == (1 + len(answer.changes) if alpha else 0)
     with pytest.raises(ValueError, match=r"alpha=2 is outside"):
-        segment(shelf.segmenter(relabel=True), str(folders.image), alpha=2)
+        segment(cache.segmenter(relabel=True), str(folders.image), alpha=2)
 
 
 def test_points_are_named_as_the_classifier_does(folders):

@@ -1,5 +1,6 @@
 """Files and folders are written whole or not at all, and folders are tried before work is done for them."""
 
+import errno
 import json
 import os
 import stat
@@ -8,7 +9,7 @@ import threading
 import pytest
 
 from hf_segvit import atomic_files
-from hf_segvit.atomic_files import prepare_output_folder, replacing, replacing_folder, write_json
+from hf_segvit.atomic_files import DiskFull, prepare_output_folder, replacing, replacing_folder, write_json, writing
 
 
 def test_replaces_when_all_went_well(tmp_path):
@@ -59,6 +60,17 @@ def test_the_umask_is_never_touched(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert [json.loads((tmp_path / f"{n}.json").read_text()) for n in range(4)] == [{"n": n} for n in range(4)]
+
+
+def test_writing_names_the_file_that_cannot_be_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    message = r"cannot write .*folder: Is a directory; check its folder"
+    with pytest.raises(ValueError, match=message), writing(tmp_path / "folder") as partial:
+        partial.write_text("text")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(DiskFull, match="make room"), writing(tmp_path / "file"):
+        raise full
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_json_is_for_people_too(tmp_path):

@@ -109,6 +109,22 @@ def test_a_few_problems_are_all_listed_and_kinds_are_limited() -> None:
     assert len(lines) == 3 + 5 + 2
 
 
+def test_few_values_are_told_in_the_report_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr("hf_segvit.models.image_values.logger.warning_once", warned.append)
+    spec = mask_folder(tmp_path)
+    path = tmp_path / "images" / "train" / "one.jpg"
+    path.unlink()
+    Image.fromarray(np.full(SIZE, 1000, dtype=np.uint16)).save(path.with_suffix(".png"))
+    assert main(["check-data", spec, "--output", str(tmp_path / "sheet.png")]) == 0
+    assert "come out nearly black; most likely 1023 is white" in capsys.readouterr().out
+    assert warned == []
+    assert load_segmentation_dataset(spec)[0]["image"].size == SIZE[::-1]
+    assert len(warned) == 1
+
+
 def test_counts_of_one_have_no_plural(tmp_path: Path) -> None:
     spec = mask_folder(tmp_path, classes={"0": "road", "1": "car", "2": "sky"})
     text = report_text(check_dataset(spec))

@@ -160,6 +160,13 @@ def test_names_that_mean_nothing(given, message):
         confidences_named(given)
 
 
+def test_names_keep_every_digit_of_a_temperature():
+    close = confidences_named(["msp@0.5", "msp@0.50000001", "msp@2", "msp@1e-05", "msp@1"])
+    assert [str(each) for each in close] == ["msp@0.5", "msp@0.50000001", "msp@2", "msp@1e-05", "msp"]
+    assert len(pixel_confidences(torch.randn(3, 2, 2), close)) == 5
+    assert confidences_named([str(each) for each in close]) == close
+
+
 def test_logits_that_are_not_numbers():
     masks = torch.zeros(1, 3, 4, 4)
     masks[0, 1, 2, 2] = torch.nan

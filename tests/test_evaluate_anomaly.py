@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from hf_segvit.cli import main
-from hf_segvit.cli.evaluate import DEFAULT_SCORES as OFFERED
+from hf_segvit.cli.evaluate_anomaly import DEFAULT_SCORES as OFFERED
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.data.reading import describe, load_segmentation_dataset
 from hf_segvit.evaluation.anomaly import DEFAULT_SCORES, anomaly_text, evaluate_anomalies

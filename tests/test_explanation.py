@@ -52,6 +52,12 @@ def plan_for(model, **fields):
     return derive(Recipe(**{"epochs": 6, "backbone": "b", "image_size": 64, **fields}), 1600, config=model.config)
 
 
+def test_one_epoch_has_no_plural():
+    model = tiny_eomt()
+    text = explain(plan_for(model, epochs=1, data="coco:there"), model, EoMTImageProcessor())
+    assert "100 steps = 1 epoch of 100 steps" in text
+
+
 def test_decisions_are_told():
     model = tiny_eomt()
     text = explain(

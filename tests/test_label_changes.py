@@ -10,7 +10,8 @@ from transformers import Mask2FormerImageProcessor
 from hf_segvit import EoMTImageProcessor, ViTPImageProcessor
 from hf_segvit.cli import main
 from hf_segvit.inference.output_files import changes_text, label_changes, write_segment_files
-from hf_segvit.inference.segmenter import Segment, SegmentedImage, Segmenter
+from hf_segvit.inference.segmented_image import Segment, SegmentedImage
+from hf_segvit.inference.segmenter import Segmenter
 
 from .tiny_generators import LABELS, noise_images, tiny_classifier, tiny_generator
 

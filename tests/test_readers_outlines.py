@@ -167,6 +167,15 @@ def test_damaged_yolo(tmp_path: Path, line: str, message: str) -> None:
         load_segmentation_dataset(_yolo(tmp_path, line))
 
 
+@pytest.mark.parametrize(("count", "is_remarked"), [("3", True), ("2", False), ("two", True), ("null", False)])
+def test_another_number_of_classes_than_yolo_names_is_remarked(tmp_path: Path, count: str, is_remarked: bool) -> None:
+    spec = _yolo(tmp_path, "", f"train: images/train\nnc: {count}\nnames: [cat, dog]\n")
+    remarks = [text for text in describe(load_segmentation_dataset(spec)).remarks if "nc is" in text]
+    expected = f"nc is {count}, but names lists 2; the names are used, so check that none is missing"
+    assert remarks == ([f"{tmp_path / 'data.yaml'}: {expected}"] if is_remarked else [])
+    assert describe(load_segmentation_dataset(spec)).id2label == {0: "cat", 1: "dog"}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -198,7 +198,9 @@ def test_the_command_writes_maps_and_resumes(model, processor, tmp_path, capsys)
     assert main([*words, "--confidence", "rba"]) == 0
     expected = Segmenter(model, processor, device="cpu", confidence="rba")(PIXELS)
     assert np.array_equal(np.load(tmp_path / "out" / "a.confidence.npy"), expected.confidence)
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "a.overlay.png")), np.asarray(expected.plot()))
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "out" / "a.overlay.png")), np.asarray(expected.plot(legend=True))
+    )
     description = json.loads((tmp_path / "out" / "a.segments.json").read_text())
     assert description["confidence"] == "rba"
     assert not (tmp_path / "out" / "a.confidence.png").exists()

@@ -1,9 +1,9 @@
 """Write files and folders atomically: first beside, then renamed.
 
-`replacing` writes a file, `replacing_folder` a folder, and `complete_folder` a model folder, which is overwritten only
-on request; `write_json` writes results. Until the renaming, the destination stays as it was. A destination that is a
-symbolic link is replaced itself; nothing is ever written through it. `only_writer` keeps a second process out, and
-`DiskFull` is the error of a disk without room, whichever library noticed it.
+`replacing` and `writing` write a file, `replacing_folder` a folder, and `complete_folder` a model folder, which is
+overwritten only on request; `write_json` writes results. Until the renaming, the destination stays as it was. A
+destination that is a symbolic link is replaced itself; nothing is ever written through it. `only_writer` keeps a second
+process out, and `DiskFull` is the error of a disk without room, whichever library noticed it.
 """
 
 import ctypes
@@ -96,6 +96,19 @@ def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """`replacing`, with a `ValueError` that names the file instead of any `OSError` but `DiskFull`."""
+    try:
+        with replacing(path, durable) as partial:
+            yield partial
+    except DiskFull:
+        raise
+    except OSError as error:
+        # As ValueError, since commands print those as one line, and permissions are the user's to solve.
+        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+
+
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], durable: bool = False) -> None:
     """Write `json_text` into a file.
 
@@ -104,14 +117,8 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any], durable: 
         ValueError: the file cannot be written for another reason.
     """
     text = json_text(content)
-    try:
-        with replacing(path, durable) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except DiskFull:
-        raise
-    except OSError as error:
-        # As ValueError, since commands print those as one line, and permissions are the user's to solve.
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path, durable) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def json_text(content: Mapping[str, Any] | Sequence[Any]) -> str:

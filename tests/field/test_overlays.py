@@ -14,7 +14,8 @@ from hf_segvit.cli import main
 from hf_segvit.drawing import fonts
 from hf_segvit.drawing.colors import segment_colors
 from hf_segvit.drawing.segments import contact_sheet, draw_prompts, draw_segments
-from hf_segvit.inference.segmenter import Segmenter, task_of_checkpoint
+from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.inference.task_settings import task_of_checkpoint
 from hf_segvit.models.image_processing_vit_p import ViTPImageProcessor
 
 from ..test_visualize import boxes  # noqa: F401 - a fixture

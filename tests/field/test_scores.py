@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
-from hf_segvit.cli.evaluate import class_ids
+from hf_segvit.cli.evaluation_setup import class_ids
 from hf_segvit.conversion.checkpoint_files import read_checkpoint
 from hf_segvit.evaluation import evaluate
 from hf_segvit.metrics import mask_average_precision

@@ -1,1 +1,1 @@
-"""A page to try models in a browser, and the HTTP API of the same process; needs Gradio."""
+"""A page to try models in a browser, and its HTTP API, in Gradio."""

@@ -1,7 +1,8 @@
-"""What the page and the API answer for one upload: drawings, tables and files, without Gradio.
+"""Answers of the page and the API to one upload: drawings, tables, files.
 
-Nothing is kept between calls: all that an answer depends on is passed in, and its files go to the folder that is named.
-Drawings to show are scaled to fit a screen; files have the size of the image. H W pixels.
+Nothing here needs Gradio, and nothing is kept between calls: all that an answer depends on is passed in, and its files
+go to the folder that is named. Drawings to show are scaled to fit a screen; files have the size of the image. H W
+pixels.
 """
 
 import math
@@ -23,7 +24,8 @@ from ..inference.memory import is_out_of_memory
 from ..inference.output_files import LabelChange, label_changes, remark
 from ..inference.point_classifier import PointClassifier
 from ..inference.segmented_image import OutputChoice, SegmentedImage, save_image
-from ..inference.segmenter import Segmenter, refuse_threshold
+from ..inference.segmenter import Segmenter
+from ..inference.task_settings import refuse_threshold
 from ..lookup import printable
 from ..models.image_claims import FREE_FOR_INFERENCE
 from ..models.image_decoding import image_size, open_image, shown_rgb

@@ -1,4 +1,4 @@
-"""The page in Gradio: what is on it, what happens on a click, and the endpoints of the API.
+"""The page in Gradio: its elements, its event handlers, the API's endpoints.
 
 Handlers are functions of what the browser sends; nothing that belongs to one user is kept in this process, but for the
 points that a session has clicked. Whatever is wrong with an input is a message on the page (`gradio.Error`).
@@ -34,7 +34,7 @@ from .answers import (
     shown_segments,
     write_files,
 )
-from .model_shelf import ModelShelf
+from .model_cache import ModelCache
 
 DELETE_EVERY, DELETE_AFTER = 600, 3600  # seconds; of uploads and results
 # No web fonts: the page loads nothing from elsewhere.
@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_page(
-    shelf: ModelShelf, folder: Path, examples: Sequence[str | Path] = (), *, queue: int = 20, title: str = "hf-segvit"
+    cache: ModelCache, folder: Path, examples: Sequence[str | Path] = (), *, queue: int = 20, title: str = "hf-segvit"
 ) -> gr.Blocks:
     """The page, ready to launch with `CSS`.
 
@@ -73,15 +73,15 @@ def build_page(
         examples: image files.
         queue: the most requests that may wait; more are refused.
     """
-    handlers = Handlers(shelf, folder)
+    handlers = Handlers(cache, folder)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(DELETE_EVERY, DELETE_AFTER)) as page:
         with gr.Column(visible=False):
-            _add_endpoints(shelf, handlers)  # first, as names of endpoints are given in order
+            _add_endpoints(cache, handlers)  # first, as names of endpoints are given in order
         gr.Markdown("## Segment images")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 image = _upload()
-                model = gr.Dropdown(shelf.names, value=shelf.names[0], label="Model", visible=len(shelf.names) > 1)
+                model = gr.Dropdown(cache.names, value=cache.names[0], label="Model", visible=len(cache.names) > 1)
                 about = gr.HTML("", padding=False)
                 task = gr.Radio(list(TASKS), value=None, label="Task")
                 threshold = gr.Slider(0, 1, value=0.5, step=0.01, label="Threshold: the score that a segment needs")
@@ -173,11 +173,11 @@ def _take_uploads_only(component: Any) -> None:
     component.preprocess = lambda payload: None if payload is None else payload.path
 
 
-def _add_endpoints(shelf: ModelShelf, handlers: "Handlers") -> None:
+def _add_endpoints(cache: ModelCache, handlers: "Handlers") -> None:
     """The API: `/segment`, `/classify` and `/models`."""
     image = gr.File(label="image")
     _take_uploads_only(image)
-    model = gr.Dropdown(shelf.names, value=shelf.names[0], label="model")
+    model = gr.Dropdown(cache.names, value=cache.names[0], label="model")
     task = gr.Dropdown(list(TASKS), value=None, label="task")
     threshold, alpha = gr.Number(None, label="threshold"), gr.Number(None, label="alpha")
     relabel = gr.Checkbox(False, label="relabel")
@@ -196,19 +196,19 @@ def _add_endpoints(shelf: ModelShelf, handlers: "Handlers") -> None:
 class Handlers:
     """What the page and the API call."""
 
-    def __init__(self, shelf: ModelShelf, folder: Path) -> None:
-        self.shelf, self.folder = shelf, folder
+    def __init__(self, cache: ModelCache, folder: Path) -> None:
+        self.cache, self.folder = cache, folder
 
     # Of the page.
 
     def describe(self, model: str) -> list[Any]:
         """The controls for a model: its tasks, its threshold, and whether there is a ViT-P."""
         with self._errors(model):
-            own = self.shelf.segmenter(model)
+            own = self.cache.segmenter(model)
             tasks, has_points, can_relabel = (
-                self.shelf.tasks(model),
-                self.shelf.has_points(model),
-                self.shelf.can_relabel(model),
+                self.cache.tasks(model),
+                self.cache.has_points(model),
+                self.cache.can_relabel(model),
             )
         about = f"{escape(printable(model))}, {len(own.id2label)} classes, on {escape(own.device_description)}"
         if has_points:
@@ -226,7 +226,7 @@ class Handlers:
     def default_threshold(self, model: str, task: str) -> Any:
         """The slider for another task."""
         with self._errors(model):
-            return _slider(self.shelf.segmenter(model, task))
+            return _slider(self.cache.segmenter(model, task))
 
     def segment(
         self,
@@ -266,9 +266,9 @@ class Handlers:
 
     def _click(self, image: str | None, model: str, points: list[Any], index: Any, drawn: bool) -> list[Any]:
         with self._errors(model):
-            if not self.shelf.has_points(model):
+            if not self.cache.has_points(model):
                 return [gr.skip()] * 4
-            classifier = self.shelf.point_classifier(model)
+            classifier = self.cache.point_classifier(model)
             pixels = open_upload(image, classifier.file_settings)
             scale = shown_scale(pixels) if drawn else 1
             point = [int(value / scale) for value in index]
@@ -298,18 +298,18 @@ class Handlers:
     ) -> list[dict[str, Any]]:
         """Name what is at points [[x, y], ...] and in boxes [[x0, y0, x1, y1], ...] of an image file, in pixels."""
         with self._errors(model, html=False):
-            return classify(self.shelf.point_classifier(model), image, points, boxes, top_k)
+            return classify(self.cache.point_classifier(model), image, points, boxes, top_k)
 
     def api_models(self) -> list[dict[str, Any]]:
         """The models by name, the default first, and which of them are in memory."""
-        loaded = self.shelf.loaded
-        return [{"model": name, "loaded": name in loaded} for name in self.shelf.names]
+        loaded = self.cache.loaded
+        return [{"model": name, "loaded": name in loaded} for name in self.cache.names]
 
     def _answer(
         self, image: str | None, model: str, task: str | None, threshold: float | None, relabel: bool, alpha: Any
     ) -> tuple[Answer, Classes]:
-        own = self.shelf.segmenter(model)  # whose own task counts where none is asked for
-        segmenter = self.shelf.segmenter(model, task or own.task, relabel)
+        own = self.cache.segmenter(model)  # whose own task counts where none is asked for
+        segmenter = self.cache.segmenter(model, task or own.task, relabel)
         answer = segment(
             segmenter, image, threshold=threshold, alpha=alpha if relabel else None, compare=relabel, model_name=model
         )
@@ -340,8 +340,8 @@ class Handlers:
             elif not isinstance(error, ValueError):
                 logger.exception("an unexpected error")
                 text = "something went wrong here that is not your fault; the log of the app says what"
-            source = self.shelf.sources.get(model or "", "")
-            for path, name in ((source, model), (self.shelf.classifier, "the ViT-P"), (str(self.folder), "uploads")):
+            source = self.cache.sources.get(model or "", "")
+            for path, name in ((source, model), (self.cache.classifier, "the ViT-P"), (str(self.folder), "uploads")):
                 text = text.replace(path, str(name)) if path else text
             text = printable(text)[:1000]
             raise gr.Error(escape(text) if html else text, duration=20, print_exception=False) from error

@@ -1,7 +1,7 @@
-"""Serve the page: its address is checked before models load, its files are private and deleted when it ends.
+"""The server of the page, whose files are private and deleted when it ends.
 
-`serve` runs until the process is asked to stop; `running_app` runs beside the caller. Nothing is sent anywhere: no
-analytics, no public link, no fonts or scripts from other hosts.
+The address is checked before models load. `serve` runs until the process is asked to stop; `running_app` runs beside
+the caller. Nothing is sent anywhere: no analytics, no public link, no fonts or scripts from other hosts.
 """
 
 import os
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..models.image_claims import MAX_PIXELS_VARIABLE
 
 if TYPE_CHECKING:
-    from .model_shelf import ModelShelf
+    from .model_cache import ModelCache
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7860
 MAX_PIXELS = 50_000_000  # of an upload, unless the environment says another number
@@ -61,7 +61,7 @@ def running_app(
         classifier: folder or Hub id of a ViT-P, for points and relabelling.
         host: address to listen on; `127.0.0.1` is this machine only.
         port: 0 takes any that is free.
-        keep, label_mismatch, settings: as for `ModelShelf`.
+        keep, label_mismatch, settings: as for `ModelCache`.
         examples: folder of images to offer; `None`: generated scenes.
         queue: the most requests that may wait.
         max_bytes: of an upload. Its pixels are limited by HF_SEGVIT_MAX_PIXELS, by default to 50 million.
@@ -72,7 +72,7 @@ def running_app(
     """
     refuse_missing_gradio()
     port = free_port(host, port)
-    from .model_shelf import ModelShelf  # imports PyTorch, which takes seconds
+    from .model_cache import ModelCache  # imports PyTorch, which takes seconds
 
     # No other user of this machine may look into the folder, and Gradio's own default is shared by all its apps.
     with tempfile.TemporaryDirectory(prefix="hf-segvit-app-", ignore_cleanup_errors=True) as name:
@@ -84,14 +84,14 @@ def running_app(
             **{MAX_PIXELS_VARIABLE: os.environ.get(MAX_PIXELS_VARIABLE) or str(MAX_PIXELS)},
         ):
             files = example_files(examples, folder / "examples")
-            shelf = ModelShelf(models, classifier, keep=keep, label_mismatch=label_mismatch, **settings)
-            _load_first(shelf)
+            cache = ModelCache(models, classifier, keep=keep, label_mismatch=label_mismatch, **settings)
+            _load_first(cache)
             # Imported here, as Gradio reads the environment when it is imported.
             import gradio as gr
 
             from .page import CSS, FONT, MONOSPACED, build_page
 
-            page = build_page(shelf, folder / "uploads", files, queue=queue)
+            page = build_page(cache, folder / "uploads", files, queue=queue)
             try:
                 page.launch(
                     server_name=host,
@@ -159,15 +159,15 @@ def example_files(examples: str | os.PathLike[str] | None, folder: Path) -> list
     return paths
 
 
-def _load_first(shelf: "ModelShelf") -> None:
+def _load_first(cache: "ModelCache") -> None:
     """Load what is shown at first, so that a wrong folder or classes that do not fit end the command at once."""
-    own = shelf.segmenter()
-    names = ", ".join(shelf.names)
+    own = cache.segmenter()
+    names = ", ".join(cache.names)
     print(f"{names} on {own.device_description}", file=sys.stderr)
-    if shelf.classifier is not None:
-        shelf.point_classifier()
-        if shelf.can_relabel():
-            shelf.segmenter(relabel=True)
+    if cache.classifier is not None:
+        cache.point_classifier()
+        if cache.can_relabel():
+            cache.segmenter(relabel=True)
 
 
 @contextmanager

@@ -11,15 +11,16 @@ image and are scored with several weights alpha, and alpha.png replaces worst.pn
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..lookup import import_object, suggestion
 from ..models.published_labels import TASKS
+from .evaluate_anomaly import add_anomaly_options, run_anomaly
+from .evaluate_points import add_point_options, run_points
+from .evaluation_setup import ABOUT, class_ids, finish, identity, load_segmenter, prepare, write_result
 from .model_options import (
-    CONFIDENCES,
     add_cache_option,
     add_classifier_options,
     add_dtype_option,
@@ -32,27 +33,15 @@ from .model_options import (
     apply_pixel_limit,
     check_minimum,
     check_model_options,
-    errors_name_options,
     model_folder,
-    name_of_dtype,
     numbers,
     refuse_missing_data,
     refuse_missing_models,
-    runtime_options,
     views_of,
 )
 
 if TYPE_CHECKING:
     from ..inference.segmenter import Segmenter
-
-# An evaluation resumes from saved counts only if all of these are the same.
-ABOUT = (
-    *("model", "revision", "data", "split", "task", "threshold", "absent_classes", "limit"),
-    *("dtype", "classifier", "alpha", "label_mismatch", "tta_scales", "tta_flip", "classes", "max_detections"),
-    *("runtime", "token_merging", "quantization"),
-)
-# evaluation.anomaly.DEFAULT_SCORES, whose import takes seconds
-DEFAULT_SCORES = "msp,maxlogit,entropy,energy,rba"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -139,15 +128,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--worst", type=int, default=8, metavar="N", help="worst images to draw (default 8)")
     add_pixel_limit(parser)
     add_point_options(parser)
-    group = parser.add_argument_group("task anomaly")
-    group.add_argument(
-        "--scores",
-        metavar="NAME,NAME",
-        help=(
-            f"confidences whose negative is the anomaly score: {', '.join(CONFIDENCES)}; NAME@T with a temperature; "
-            f"the first one also ranks images (default {DEFAULT_SCORES})"
-        ),
-    )
+    add_anomaly_options(parser)
     add_classifier_options(parser)
     parser.add_argument(
         "--sweep-alpha",
@@ -176,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     args.classifier, args.generator = (name and model_folder(name) for name in (args.classifier, args.generator))
     if args.task is None:
         from ..data.reading import available_tasks
-        from ..inference.segmenter import task_of_checkpoint
+        from ..inference.task_settings import task_of_checkpoint
 
         tasks = available_tasks(args.data)
         own, args.task = (task_of_checkpoint(args.model, *of, revision=args.revision) for of in ((), (tasks,)))
@@ -218,10 +199,10 @@ def run_segmentation(args: argparse.Namespace) -> int:
     from ..evaluation.alpha_sweep import plot_sweep, sweep_alphas
     from ..evaluation.report import draw_worst
 
-    dataset, device, settings = _prepare(args, args.task, ABOUT)
+    dataset, device, settings = prepare(args, args.task, ABOUT)
     id2label, stuff_classes = describe(dataset).id2label, describe(dataset).stuff_classes
     classes = None if args.classes is None else class_ids(args.classes, id2label)
-    segmenter = _segmenter(
+    segmenter = load_segmenter(
         args,
         device,
         task=args.task,
@@ -230,7 +211,7 @@ def run_segmentation(args: argparse.Namespace) -> int:
         data_labels=id2label,
         max_segments=_more_than_default(args.max_detections),
     )
-    settings |= {"identity": _identity(args, dataset, {"": segmenter})}
+    settings |= {"identity": identity(args, dataset, {"": segmenter})}
     more_metrics = [name for name in ("oracle", "boundary", "calibration") if getattr(args, name)]
     settings |= {"stuff_classes": stuff_classes, "absent": args.absent_classes, "more_metrics": more_metrics}
     settings |= {"max_detections": args.max_detections, "classes": classes}
@@ -239,98 +220,13 @@ def run_segmentation(args: argparse.Namespace) -> int:
         if args.calibration:
             raise ValueError("--calibration is for one answer to each image; leave --sweep-alpha and --oracle out")
         sweep = sweep_alphas(segmenter, alphas, dataset, id2label, **settings)
-        if _write(args, sweep, settings) and args.output is not None:
+        if write_result(args, sweep, settings) and args.output is not None:
             plot_sweep(args.output / "alpha.png", sweep, title=f"{Path(args.model).name} and ViT-P: {args.data}")
-        return _finish(settings)
+        return finish(settings)
     result = evaluate(segmenter, dataset, id2label, **settings)
-    if _write(args, result, settings) and args.output is not None and args.worst:
+    if write_result(args, result, settings) and args.output is not None and args.worst:
         draw_worst(args.output / "worst.png", segmenter, dataset, id2label, result.images[: args.worst])
-    return _finish(settings)
-
-
-def _segmenter(args: argparse.Namespace, device: Any, **settings: Any) -> "Segmenter":
-    """The model that the options name."""
-    from ..inference.segmenter import Segmenter
-
-    with errors_name_options():
-        return Segmenter.from_pretrained(
-            args.model,
-            device=device,
-            dtype=args.dtype,
-            quantization=args.quantization,
-            revision=args.revision,
-            views=views_of(args),
-            classifier=args.classifier,
-            alpha=args.alpha,
-            label_mismatch=args.label_mismatch,
-            token_merging=args.token_merging,
-            **settings,
-            **runtime_options(args),
-        )
-
-
-def run_anomaly(args: argparse.Namespace, specs: list[str]) -> int:
-    """Evaluate the anomaly scores of a model on each data set."""
-    from accelerate import PartialState
-
-    from ..atomic_files import replacing, write_json
-    from ..data.reading import describe
-    from ..evaluation.anomaly import (
-        anomalous_classes,
-        anomaly_content,
-        anomaly_text,
-        draw_worst_anomalies,
-        evaluate_anomalies,
-        plot_anomaly_curves,
-    )
-    from ..inference.segmenter import checked_confidence
-    from ..models.confidence import confidences_named
-
-    with errors_name_options():
-        wanted = confidences_named((args.scores or DEFAULT_SCORES).split(","))
-        for each in wanted:
-            checked_confidence("semantic", each, views_of(args))
-    split, segmenter = args.split, None
-    runs: list[tuple[str, Any, dict[int, str], Any, dict[str, Any]]] = []
-    for number, spec in enumerate(specs, start=1):
-        args.data, args.split = spec, split
-        dataset, device, settings = _prepare(args, "semantic", (*ABOUT, "scores"))
-        id2label = describe(dataset).id2label
-        settings["classes"] = None if args.classes is None else class_ids(args.classes, id2label)
-        with errors_name_options():
-            anomalous_classes(id2label, settings["classes"])  # of all data sets before the first image
-        if settings.pop("metrics"):
-            raise ValueError("--metrics are for segmentation and points, not for anomaly; leave them out")
-        if args.output is not None:
-            settings["partial_folder"] = args.output / f"partial-{number}"
-        name = f"{spec}, {args.split}"
-        if name in [before[0] for before in runs]:
-            raise ValueError(f"--data {spec} is given twice; leave one of them out")
-        runs.append((name, dataset, id2label, device, settings))
-    results = {}
-    for name, dataset, id2label, device, settings in runs:
-        segmenter = segmenter or _segmenter(args, device, task="semantic")
-        settings["identity"] = _identity(args, dataset, {"": segmenter})
-        results[name] = evaluate_anomalies(segmenter, dataset, id2label, wanted, **settings)
-    if not PartialState().is_main_process:
-        return 0
-    text, report = anomaly_text(results), {**runs[0][-1]["about"], "data": specs, **anomaly_content(results)}
-    print(text)
-    if args.json is not None:
-        write_json(args.json, report)
-    if args.output is not None:
-        with replacing(args.output / "results.txt") as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
-        write_json(args.output / "results.json", report)
-        plot_anomaly_curves(args.output / "curves.png", results, title=Path(args.model).name)
-        for number, (name, dataset, id2label, _, settings) in enumerate(runs, start=1):
-            path = args.output / ("worst.png" if len(runs) == 1 else f"worst-{number}.png")
-            classes = settings["classes"]
-            if args.worst:
-                draw_worst_anomalies(path, segmenter, dataset, id2label, results[name], args.worst, classes)
-    for *_, settings in runs:
-        _finish(settings)
-    return 0
+    return finish(settings)
 
 
 def check_task_options(args: argparse.Namespace) -> None:
@@ -374,190 +270,6 @@ def _more_than_default(max_detections: int | None) -> int | None:
     from ..metrics.mask_average_precision import MAX_DETECTIONS
 
     return max_detections if max_detections is not None and max_detections > MAX_DETECTIONS else None
-
-
-def class_ids(text: str, id2label: Mapping[int, str]) -> list[int]:
-    """Label ids of class names separated by commas; a name may contain commas itself, and case does not matter."""
-    from ..models.label_spaces import whole_name
-
-    by_name = {whole_name(name): label for label, name in id2label.items()}
-    parts = text.split(",")
-    labels: list[int] = []
-    while parts:
-        # The longest name first: "person, individual" is one class of ADE20K.
-        for count in range(len(parts), 0, -1):
-            label = by_name.get(whole_name(",".join(parts[:count])))
-            if label is not None:
-                labels.append(label)
-                del parts[:count]
-                break
-        else:
-            name = parts[0].strip()
-            raise ValueError(f"--classes: the data set has no class {name!r}; {suggestion(name, id2label.values())}")
-    return sorted(set(labels))
-
-
-def _prepare(args: argparse.Namespace, task: str, about: tuple[str, ...]) -> tuple[Any, Any, dict[str, Any]]:
-    """The data set, the device, and the settings that all evaluations share."""
-    from accelerate import PartialState
-
-    from ..atomic_files import prepare_output_folder
-    from ..data.reading import load_segmentation_dataset, validation_split
-    from ..inference.devices import pick_device
-    from ..inference.loading import is_exported
-    from ..metrics.accumulation import METRIC_METHODS
-
-    # First, as a result that cannot be written is worth nothing.
-    for folder in (args.output, args.json.parent if args.json is not None else None):
-        if folder is not None:
-            prepare_output_folder(folder)
-    metrics = [import_object(path, "--metrics", METRIC_METHODS) for path in args.metrics]
-    args.split = args.split or validation_split(args.data, "name one with --split")
-    dataset = load_segmentation_dataset(args.data, split=args.split, task=task)
-    if args.limit is not None:
-        dataset = dataset.select(range(min(args.limit, len(dataset))))
-    state = PartialState()
-    device: Any
-    if is_exported(args.model, args.revision):
-        device = args.device  # of its runtime
-    else:
-        # Under accelerate, each process has its own GPU.
-        device = state.device if state.num_processes > 1 and args.device is None else pick_device(args.device)
-        args.dtype = name_of_dtype(args.dtype, device)  # what `auto` chose, as scores may depend on it
-    settings = {
-        "metrics": metrics,
-        "batch_size": args.batch_size,
-        # On the CPU, processes that read would compete with the model for cores.
-        "num_workers": args.workers if args.workers is not None else 4 if "cuda" in str(device) else 0,
-        "partial_folder": args.output / "partial" if args.output is not None else None,
-        "about": {name: getattr(args, name) for name in about},
-        "progress": True,
-    }
-    return dataset, device, settings
-
-
-def _identity(args: argparse.Namespace, dataset: Any, models: Mapping[str, Any]) -> dict[str, str]:
-    """What counts to resume from must agree with, besides the options."""
-    from ..evaluation.identity import data_identity, model_identity, program_identity
-
-    if args.output is None:  # nothing is kept, so nothing is resumed
-        return {}
-    identity = program_identity() | data_identity(dataset)
-    for name, model in models.items():
-        if model is not None:
-            identity |= model_identity(model.model, model.processor, name)
-    return identity
-
-
-def _write(args: argparse.Namespace, result: Any, settings: Mapping[str, Any]) -> bool:
-    """Print and write a result or sweep; whether this is the main process, which alone does so."""
-    from accelerate import PartialState
-
-    from ..atomic_files import replacing, write_json
-    from ..evaluation.alpha_sweep import AlphaSweep, sweep_content, sweep_text
-    from ..evaluation.report import result_content, result_text
-
-    if not PartialState().is_main_process:
-        return False
-    is_sweep = isinstance(result, AlphaSweep)
-    calibration = None if is_sweep else result.calibration
-    text, content = (sweep_text, sweep_content) if is_sweep else (result_text, result_content)
-    print(text(result, args.rows))
-    report = {**settings["about"], **content(result)}
-    if args.json is not None:
-        write_json(args.json, report)
-    if args.output is not None:
-        with replacing(args.output / "results.txt") as partial:
-            partial.write_text(text(result, sys.maxsize) + "\n", encoding="utf-8")
-        write_json(args.output / "results.json", report)
-    if calibration is not None:
-        from ..evaluation.calibration import plot_reliability, save_temperature
-
-        if args.output is not None:
-            title = f"{Path(args.model).name}: {args.data}"
-            plot_reliability(args.output / "reliability.png", calibration, title)
-        if args.save_temperature is not None:
-            message = f"no temperature is saved: {calibration.undefined}"
-            if calibration.temperature is not None:
-                path = save_temperature(args.save_temperature or args.model, calibration.temperature)
-                message = f"temperature {calibration.temperature:g} saved in {path}"
-            print(f"hf-segvit evaluate: {message}", file=sys.stderr)
-    return True
-
-
-def _finish(settings: Mapping[str, Any]) -> int:
-    """Delete the counts, now that everything is written."""
-    from accelerate import PartialState
-
-    from ..evaluation.counts import delete_partial_results
-
-    if PartialState().is_main_process and settings["partial_folder"] is not None:
-        delete_partial_results(settings["partial_folder"])
-    return 0
-
-
-def add_point_options(parser: Any) -> None:
-    """Add the options of task points."""
-    group = parser.add_argument_group("task points")
-    group.add_argument(
-        "--points",
-        choices=("random", "interior", "maximum"),  # evaluation.points.POINT_KINDS, whose import takes seconds
-        default="random",
-        help=(
-            "random: all classes of an image equally often (default); interior: the innermost pixel of every true "
-            "segment; maximum: the highest-valued point of every mask of --generator, which is scored there too"
-        ),
-    )
-    group.add_argument("--num-points", type=int, default=200, metavar="N", help="random points per image (default 200)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random points (default 0)")
-    group.add_argument("--generator", metavar="ID_OR_FOLDER", help="segmentation model that proposes the masks")
-
-
-def run_points(args: argparse.Namespace) -> int:
-    """Evaluate a point classifier."""
-    check_minimum(args, num_points=1, seed=0)
-    if args.token_merging is not None:
-        raise ValueError("--token-merging is for segmentation with EoMT; a ViT-P has none, so leave it out")
-    if (args.points == "maximum") != (args.generator is not None):
-        raise ValueError("--points maximum and --generator MODEL go together: give both, or neither")
-
-    from ..data.reading import available_tasks, describe
-    from ..evaluation.points import evaluate_points, point_source
-    from ..inference.point_classifier import PointClassifier
-    from ..inference.segmenter import Segmenter
-
-    # The other kinds ask about each segment, and panoptic labels keep segments of one class apart.
-    order = ("semantic", "panoptic") if args.points == "random" else ("panoptic", "semantic")
-    tasks = [task for task in order if task in available_tasks(args.data)]
-    if not tasks:
-        raise ValueError(f"{args.data} has neither panoptic nor semantic labels, so that a point has no one class")
-    names = (
-        "model",
-        "revision",
-        "dtype",
-        "data",
-        "split",
-        "task",
-        "limit",
-        "points",
-        "num_points",
-        "seed",
-        "generator",
-    )
-    dataset, device, settings = _prepare(args, tasks[0], names)
-    id2label = describe(dataset).id2label
-    with errors_name_options():
-        classifier = PointClassifier.from_pretrained(
-            args.model, revision=args.revision, device=device, dtype=args.dtype, **runtime_options(args)
-        )
-    generator = None
-    if args.generator is not None:
-        generator = Segmenter.from_pretrained(args.generator, task="panoptic", device=device, dtype=args.dtype)
-    settings |= {"identity": _identity(args, dataset, {"": classifier, "generator": generator})}
-    settings |= {"more_metrics": ["calibration"] if args.calibration else []}
-    source = point_source(args.points, id2label, num_points=args.num_points, seed=args.seed, generator=generator)
-    _write(args, evaluate_points(classifier, dataset, id2label, source, **settings), settings)
-    return _finish(settings)
 
 
 def check_fusion_options(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Files of the BRAVO challenge: names, submissions, and lists of sampled pixels.
+"""Files of the BRAVO challenge: names, submissions, lists of sampled pixels.
 
 A submission is a tree like the data set's with NAME_pred.png (8 bits, train ids) and NAME_conf.png (16 bits) for each
 image, and, encoded for the server, one tar file of NAME_encoded.bin: a header, the class map and the confidences at the

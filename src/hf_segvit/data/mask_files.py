@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..atomic_files import replacing
+from ..atomic_files import writing
 from ..models.image_bands import Bands
 from ..models.image_files import open_image_file
 from ..models.mask_encoding import decode_counts, encode_counts
@@ -364,8 +364,5 @@ def panoptic_png(segmentation: Any, path: str | PathLike[str]) -> None:
         raise ValueError(f"{path}: need an integer id map (height, width), not {ids.dtype} of shape {ids.shape}")
     if ids.min() < -1 or ids.max() > MAX_ID:
         raise ValueError(f"{path}: ids {ids.min()} to {ids.max()} do not fit; a PNG holds -1 (void) to {MAX_ID}")
-    try:
-        with replacing(path) as partial:
-            partial.write_bytes(id_png(ids + 1))
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial:
+        partial.write_bytes(id_png(ids + 1))

@@ -1,4 +1,4 @@
-"""Paste objects of other data into training images, as outliers that a model should learn to reject.
+"""Paste objects of other data into training images, as outliers to reject.
 
 `OutlierObjects` draws objects from a folder of cut-outs with transparency, or from the things of a data set, such as
 COCO or generated scenes. `OutlierPasting` pastes them after another augmentation: their pixels are void for the masks,

@@ -1,4 +1,4 @@
-"""Colours of classes: far apart for all kinds of colour vision, and always the same.
+"""Colours of classes, far apart for every kind of colour vision, and fixed.
 
 `class_color(label_id)` is the colour of a class in every image; `segment_colors` gives shades of it to the segments of
 one image. The palette is chosen greedily: each next colour is the one that is furthest from all before it, in the kind

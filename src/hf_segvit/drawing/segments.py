@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..atomic_files import replacing
+from ..atomic_files import writing
 from ..models.image_decoding import shown_rgb
 from .colors import Color, class_color, segment_colors
 from .fonts import drawable, font_of, shortened
@@ -218,11 +218,8 @@ def plot_curves(
         axes.spines[["top", "right"]].set_visible(False)
         if len(names) > 1:
             axes.legend(frameon=False, fontsize=9)
-    try:
-        with replacing(path) as partial:
-            figure.savefig(partial)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial:
+        figure.savefig(partial)
 
 
 def _widen(axes: Any) -> None:

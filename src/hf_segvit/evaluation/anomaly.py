@@ -1,4 +1,4 @@
-"""Evaluate how well a model knows what it does not know: anomaly scores of pixels, all from one pass.
+"""Evaluate anomaly scores of pixels, several of them from one pass.
 
 `evaluate_anomalies` scores a model by several confidences (models/confidence.py), whose negative is the anomaly score,
 on a data set whose classes are known and anomaly, or on any other with some classes taken for anomalies. The rest shows
@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..atomic_files import replacing
+from ..atomic_files import writing
 from ..data.class_lists import ANOMALY_CLASSES
 from ..drawing.segments import contact_sheet, draw_segments, plot_curves
-from ..inference.segmenter import NonFiniteOutputs, Segmenter
+from ..inference.segmenter import Segmenter
 from ..metrics.anomaly_pixels import AnomalyPixels
 from ..metrics.ranking import VOID
 from ..models.confidence import Confidence, confidences_named
 from ..models.image_decoding import shown_rgb, to_pixels
 from ..models.image_values import AS_STORED
 from .counts import MAIN, VariantCounts
-from .evaluate import EvaluationSettings, ImageScore, all_counts, uncalibrated
+from .evaluate import EvaluationSettings, ImageScore, all_counts, answers_to, uncalibrated
 from .tasks import EvaluationTask
 
 DEFAULT_SCORES = ("msp", "maxlogit", "entropy", "energy", "rba")
@@ -132,13 +132,7 @@ def evaluate_anomalies(
         segmenter = uncalibrated(segmenter)  # calibration makes the surest scores equal
 
     def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
-        reading = getattr(segmenter, "image_settings", AS_STORED)
-        try:
-            images = [to_pixels(entry["image"], f"image {entry['image_id']!r}", reading) for _, entry in batch]
-            answers = segmenter.confidences(images, wanted)
-        except ValueError as error:
-            kind = NonFiniteOutputs if isinstance(error, NonFiniteOutputs) else ValueError
-            raise kind(f"image {', '.join(str(entry['image_id']) for _, entry in batch)}: {error}") from error
+        answers = answers_to(segmenter, batch, lambda images: segmenter.confidences(images, wanted))
         for (index, entry), (_, maps) in zip(batch, answers, strict=True):
             truth = task.reference(entry)
             for name, counted in counts.counts.items():
@@ -255,11 +249,8 @@ def draw_worst_anomalies(
         return
     columns = ("image", "truth", f"{name}: bright is anomalous")
     sheet = contact_sheet(panels, columns, row_titles=titles, panel_size=(480, 360))
-    try:
-        with replacing(path) as partial:
-            sheet.save(partial)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial:
+        sheet.save(partial)
 
 
 def _heat(scores: np.ndarray) -> Image.Image:

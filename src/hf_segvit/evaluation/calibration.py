@@ -1,4 +1,4 @@
-"""Calibration: is a score as high as the share of right answers, before and after temperature scaling?
+"""Calibration of a model's scores, before and after temperature scaling.
 
 The images are split in two halves by a hash of their ids. On the first a temperature is found, by the likelihood of
 what was right and wrong; on the second the expected calibration error is measured, without and with it. Pixels and
@@ -21,7 +21,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logit, softmax
 
-from ..atomic_files import replacing, write_json
+from ..atomic_files import write_json, writing
 from ..metrics.accumulation import ImageMetric
 from ..metrics.calibration import Calibration, expected_calibration_error, reliability_diagram
 from ..metrics.point_accuracy import NUM_BINS
@@ -294,8 +294,5 @@ def plot_reliability(path: Path, result: CalibrationResult, title: str = "") -> 
             axes.plot([row["confidence"]], [row["accuracy"]], marker="o", markersize=3, color="black")
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share of right answers", aspect="equal")
         axes.spines[["top", "right"]].set_visible(False)
-    try:
-        with replacing(path) as partial:
-            figure.savefig(partial)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial:
+        figure.savefig(partial)

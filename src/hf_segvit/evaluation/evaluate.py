@@ -169,14 +169,7 @@ def evaluate_variants(
         logger.warning(labels.warning)
 
     def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
-        # An oracle answers with the truth, whatever channels the image has.
-        settings = getattr(segmenter, "image_settings", AS_STORED)
-        try:
-            rows = predict([to_pixels(entry["image"], f"image {entry['image_id']!r}", settings) for _, entry in batch])
-        except ValueError as error:
-            names = ", ".join(str(entry["image_id"]) for _, entry in batch)
-            kind = NonFiniteOutputs if isinstance(error, NonFiniteOutputs) else ValueError
-            raise kind(f"image {names}: {error}") from error
+        rows = answers_to(segmenter, batch, predict)
         for (index, entry), answers in zip(batch, rows, strict=True):
             reference = task.reference(entry)
             for variant, answer in zip(counts.counts.values(), answers, strict=True):
@@ -194,6 +187,20 @@ def evaluate_variants(
     if options.classes is not None:
         notes.append(f"only of the classes {', '.join(id2label[label] for label in sorted(options.classes))}")
     return count_images(task, dataset, id2label, count_batch, options, variants, notes=notes)
+
+
+def answers_to(
+    segmenter: Any, batch: Sequence[tuple[int, Any]], ask: Callable[[list[Image.Image]], Sequence[Any]]
+) -> Sequence[Any]:
+    """What `ask` answers to the images of a batch, as `segmenter` takes them; errors name the images."""
+    # An oracle answers with the truth, whatever channels the image has.
+    settings = getattr(segmenter, "image_settings", AS_STORED)
+    try:
+        return ask([to_pixels(entry["image"], f"image {entry['image_id']!r}", settings) for _, entry in batch])
+    except ValueError as error:
+        names = ", ".join(str(entry["image_id"]) for _, entry in batch)
+        kind = NonFiniteOutputs if isinstance(error, NonFiniteOutputs) else ValueError
+        raise kind(f"image {names}: {error}") from error
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import replacing
+from ..atomic_files import writing
 from ..drawing.segments import class_legend, contact_sheet, draw_segments
 from ..inference.segmenter import Segmenter
 from ..models.image_decoding import image_size, shown_rgb, to_pixels
@@ -97,11 +97,8 @@ def draw_worst(
         panel_size=(480, 360),
         entries=class_legend(drawn, id2label),
     )
-    try:
-        with replacing(path) as partial:
-            sheet.save(partial)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial:
+        sheet.save(partial)
 
 
 # Floats up to 1 are scores, shown in percent; larger whole numbers are counts.

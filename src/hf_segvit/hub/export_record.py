@@ -1,4 +1,4 @@
-"""Read `export.json`, which says what an exported folder holds, and check its files.
+"""Read `export.json`, the record of an exported folder, and check its files.
 
 Every graph of the folder has an entry: its files, its inputs and outputs, and the sizes it takes. Exported folders are
 recognised by the field `exported` of their config.json, so that one on the Hub is known before anything is fetched.

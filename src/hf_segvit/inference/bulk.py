@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..models.image_claims import FREE_FOR_INFERENCE, checked_claims
+from ..models.image_claims import FREE_FOR_INFERENCE
 from ..models.image_decoding import image_size, open_image, to_pixels
 from ..models.image_values import ImageSettings
 from .containers import frames_of, is_video
@@ -133,9 +133,7 @@ def segment_files(
         if each.file.version() != version:
             raise ImageFault(f"{each.file.name}: changed while it was read; segment it again")
         versions[each.file.source] = version
-        claims = checked_claims(content, each.file.name, FREE_FOR_INFERENCE)
-        pixels = 1 if claims is None else claims.width * claims.height * max(claims.bytes_per_pixel, 4) // 4
-        return Encoded(content, pixels)
+        return Encoded.of_file(content, each.file.name, FREE_FOR_INFERENCE)
 
     def decode(each: Work, content: Any) -> Any:
         if each.frame is not None:

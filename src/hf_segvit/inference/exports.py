@@ -14,7 +14,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from PIL import Image
 
-from ..atomic_files import replacing, write_json
+from ..atomic_files import write_json, writing
 from ..data.bravo_files import CONFIDENCE, PREDICTION
 from ..data.label_tables import LABEL_TABLES, LabelTable, label_table
 from ..data.mask_files import id_png, panoptic_png
@@ -207,15 +207,10 @@ def _parquet(folder: Path, rows: Rows, classes: Classes) -> Path:
     from pyarrow import parquet
 
     schema, path = table_schema(), folder / "segments.parquet"
-    try:
-        with replacing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
-            for chunk in _chunks(rows()):
-                content = [
-                    {**_public(row), "path": row["picture"], "panoptic_png": id_png(_id_map(row))} for row in chunk
-                ]
-                writer.write_table(pyarrow.Table.from_pylist(content, schema=schema))
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
+        for chunk in _chunks(rows()):
+            content = [{**_public(row), "path": row["picture"], "panoptic_png": id_png(_id_map(row))} for row in chunk]
+            writer.write_table(pyarrow.Table.from_pylist(content, schema=schema))
     return path
 
 
@@ -437,11 +432,8 @@ def _json_list(entries: Iterable[Any]) -> Iterator[str]:
 
 
 def _write_text(path: Path, parts: Iterable[str]) -> None:
-    try:
-        with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
-            file.writelines(parts)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        file.writelines(parts)
 
 
 def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from ..models.image_claims import FREE_PIXELS, checked_claims
 from ..models.image_decoding import image_size
 from .memory import available_memory, is_out_of_memory
 from .segmented_image import ImageFault, SegmentedImage
@@ -32,6 +33,12 @@ class Encoded:
 
     content: Any
     pixels: int
+
+    @classmethod
+    def of_file(cls, content: bytes, name: str, free_pixels: int = FREE_PIXELS) -> "Encoded":
+        """The bytes of a file, whose claims are checked; what takes more than 4 bytes counts as several pixels."""
+        claims = checked_claims(content, name, free_pixels)
+        return cls(content, 1 if claims is None else claims.width * claims.height * max(claims.bytes_per_pixel, 4) // 4)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Segment images on a cluster with Ray Data: bytes are read, segmented beside their decoding, and written as Parquet.
+"""Segment images on a cluster with Ray Data, from encoded files to Parquet.
 
 `run_ray_job` goes through three stages, which run at once on all nodes. Tasks that need no processor read encoded
 images; actors, each with a `RowSegmenter` and perhaps a GPU, decode and segment them; tasks write the rows. The output,

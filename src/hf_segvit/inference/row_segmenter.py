@@ -1,4 +1,4 @@
-"""Segment the rows of a table: one callable class for Ray, Spark, `datasets` and plain Python.
+"""Segment the rows of a table, in Ray, Spark, `datasets` or plain Python.
 
 A `RowSegmenter` takes a batch of rows that hold encoded images, or paths of them, and returns a row of `ROW_COLUMNS`
 for each. An image that cannot be segmented becomes a row with an `error`, so that one of them never stops a job. It is
@@ -116,7 +116,7 @@ class RowSegmenter:
 
     def _segment(self, rows: Sequence[_Row], answers: dict[int, dict[str, Any]]) -> None:
         """Segment rows and add their answers."""
-        from ..models.image_claims import FREE_FOR_INFERENCE, checked_claims
+        from ..models.image_claims import FREE_FOR_INFERENCE
         from ..models.image_decoding import open_image
         from ..models.image_files import read_content
         from .pipeline import Encoded, Steps, run_pipeline
@@ -130,9 +130,7 @@ class RowSegmenter:
             content = read_content(row.image, row.path) if isinstance(row.image, str) else row.image
             if not isinstance(content, bytes):
                 return Encoded(content, 1)
-            claims = checked_claims(content, row.path, FREE_FOR_INFERENCE)
-            pixels = 1 if claims is None else claims.width * claims.height * max(claims.bytes_per_pixel, 4) // 4
-            return Encoded(content, pixels)
+            return Encoded.of_file(content, row.path, FREE_FOR_INFERENCE)
 
         def decode(row: _Row, content: Any) -> Any:
             if isinstance(content, bytes):

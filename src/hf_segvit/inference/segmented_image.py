@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from transformers.utils import logging
 
-from ..atomic_files import replacing, write_json
+from ..atomic_files import write_json, writing
 from ..data.mask_files import panoptic_png
 from ..data.outlines import Polygon, mask_polygons
 from ..data.png_files import png_bytes
@@ -379,22 +379,16 @@ def prepare_paths(paths: Iterable[Path]) -> None:
 
 def _save_array(values: Any, path: Path) -> None:
     """Save an array, whole or not at all; a ValueError if it cannot be written."""
-    try:
-        with replacing(path) as partial, open(partial, "wb") as file:
-            np.save(file, values, allow_pickle=False)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial, open(partial, "wb") as file:
+        np.save(file, values, allow_pickle=False)
 
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Save a PNG or JPEG, whole or not at all; a ValueError if it cannot be written."""
-    try:
-        with replacing(path) as partial:
-            if path.suffix == ".jpg":
-                image.save(partial, quality=90)
-            elif image.mode in ("L", "RGB", "RGBA"):
-                partial.write_bytes(png_bytes(np.asarray(image)))
-            else:
-                image.save(partial, compress_level=1)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; check its folder and the disk") from error
+    with writing(path) as partial:
+        if path.suffix == ".jpg":
+            image.save(partial, quality=90)
+        elif image.mode in ("L", "RGB", "RGBA"):
+            partial.write_bytes(png_bytes(np.asarray(image)))
+        else:
+            image.save(partial, compress_level=1)

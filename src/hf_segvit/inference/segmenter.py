@@ -17,39 +17,33 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from scipy import ndimage
 from torch import Tensor
 
 from ..lookup import suggestion
 from ..models.confidence import Confidence, calibrated, confidences_named
-from ..models.configuration_vit_p import ViTPConfig
-from ..models.image_claims import checked_claims
 from ..models.image_decoding import image_size, is_address, open_image, to_pixels
 from ..models.image_files import read_content
 from ..models.image_post_processing import SegmentationPostProcessing, instance_segments
-from ..models.image_processing_eomt import TASKS
 from ..models.image_processing_plain_vit import image_settings
 from ..models.image_values import ImageSettings
 from ..models.label_spaces import match_labels
-from ..models.mask_encoding import decode_mask, encode_mask
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
 from ..models.token_merging import refuse_odd_grid
 from .devices import describe_device, pick_device, pick_dtype
 from .loading import (
-    checkpoint_type,
     is_exported,
     is_fused,
     load_fused_model,
-    load_image_processor,
     load_universal_model,
-    quiet_transformers,
     with_alpha,
 )
 from .memory import refuse_without_memory
 from .pipeline import Encoded, Steps, run_pipeline
+from .processor_answers import as_segmented_image, encoded, renumbered
 from .quantization import check_quantization, quantize_model
 from .runtimes import RuntimeSettings
-from .segmented_image import Segment, SegmentedImage
+from .segmented_image import SegmentedImage
+from .task_settings import checked_confidence, refuse_max_segments, refuse_threshold, refuse_views, served_task
 from .views import PLAIN, View, Views, merge_confidences, merge_views, patch_size_of
 
 Change = Callable[[Any], Any]  # of a model's outputs, such as fusion with another alpha
@@ -270,8 +264,7 @@ class Segmenter:
             if isinstance(content, str | PathLike) and not is_address(content):
                 content = read_content(content, names[item[0]])
             if isinstance(content, bytes):
-                claims = checked_claims(content, names[item[0]])
-                return Encoded(content, 1 if claims is None else claims.width * claims.height)
+                return Encoded.of_file(content, names[item[0]])
             return Encoded(content, math.prod(getattr(content, "size", (1,)) if isinstance(content, Image) else (1,)))
 
         def finish(item: tuple[int, Any], image: Any, answer: SegmentedImage, _: Any) -> SegmentedImage:
@@ -318,7 +311,7 @@ class Segmenter:
         if self.confidence is not None:
             return self._with_confidences(asked)
         answers = self.post_process(asked, threshold)
-        answered = [self._image(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
+        answered = [self._segmented(answer, size) for answer, size in zip(answers, asked.sizes, strict=True)]
         return self._with_highest_scores(asked, answered)
 
     def _with_confidences(self, asked: Asked) -> list[SegmentedImage]:
@@ -327,7 +320,7 @@ class Segmenter:
         answers = self.post_process_with_confidences(asked, [self.confidence])
         return [
             replace(
-                self._image(label_map, size),
+                self._segmented(label_map, size),
                 confidence=maps[str(self.confidence)].numpy(),
                 confidence_score=self.confidence,
             )
@@ -379,6 +372,13 @@ class Segmenter:
             for result, score in zip(results, scores, strict=True)
         ]
 
+    def _segmented(self, answer: Any, size: tuple[int, int]) -> SegmentedImage:
+        """The answer for an image of size (H, W)."""
+        limit = None
+        if self.task == "instance":
+            limit = self.max_segments or getattr(self.processor, "num_instances", None)
+        return as_segmented_image(answer, self.task, size, self.id2label, limit)
+
     @torch.inference_mode()
     def compare(
         self, images: Sequence[Any], threshold: float | None = None
@@ -396,7 +396,7 @@ class Segmenter:
         # One pass of the model serves both: the answers differ only in how the class logits are fused.
         alone, fused = (self.post_process(asked, threshold, change) for change in (self.with_alpha(0), None))
         before, after = (
-            [self._image(answer, size) for answer, size in zip(side, asked.sizes, strict=True)]
+            [self._segmented(answer, size) for answer, size in zip(side, asked.sizes, strict=True)]
             for side in (alone, fused)
         )
         if self.confidence is not None:
@@ -509,7 +509,7 @@ class Segmenter:
             settings["label_ids_to_fuse"] = list(stuff_classes) if self._is_ours else set(stuff_classes)
             answers = self.processor.post_process_panoptic_segmentation(outputs, **settings)
             if not self._is_ours:
-                return [_renumbered(answer) for answer in answers]
+                return [renumbered(answer) for answer in answers]
             return [{**answer, "segmentation": answer["segmentation"].cpu()} for answer in answers]
         if self._is_oneformer:
             # Not its own processor, which takes logits for probabilities and gives masks that do not overlap. The
@@ -521,44 +521,7 @@ class Segmenter:
             return instance_segments(*logits, input_size=(height, width), return_coco_annotation=True, **settings)
         form = {"return_coco_annotation": True} if self._is_ours else {"return_binary_maps": True}
         answers = self.processor.post_process_instance_segmentation(outputs, **form, **settings)
-        return answers if self._is_ours else [_encoded(answer, self.max_segments) for answer in answers]
-
-    def _image(self, answer: Any, size: tuple[int, int]) -> SegmentedImage:
-        """The answer for an image of size (H, W) with areas and boxes."""
-        rows: Sequence[Mapping[str, Any]] = () if self.task == "semantic" else answer["segments_info"]
-        rles: list[Any] = [None] * len(rows)
-        # As in files, where 0 is void; in semantic maps classes count from 0.
-        first = 0 if self.task == "semantic" else 1
-        if self.task == "instance":
-            rles, segment_map = answer["segmentation"], np.full(size, -1, dtype=np.int32)
-            measures = {}
-            for row, rle in sorted(zip(rows, rles, strict=True), key=lambda pair: pair[0]["score"]):
-                mask = decode_mask(rle)
-                segment_map[mask] = row["id"] + first  # by rising score, so that the best lies on top
-                measures[row["id"] + first] = _areas_and_boxes(mask.astype(np.int32) - 1)[0]
-        elif self.task == "semantic":
-            segment_map = answer.int().numpy()
-            measures = _areas_and_boxes(segment_map)
-            rows, rles = [{"id": label, "label_id": label, "score": None} for label in measures], [None] * len(measures)
-        else:
-            segment_map = answer["segmentation"].numpy()
-            measures = {id_ + first: measure for id_, measure in _areas_and_boxes(segment_map).items()}
-            segment_map = np.where(segment_map < 0, np.int32(-1), segment_map + np.int32(first))
-        segments = [
-            Segment(
-                row["id"] + first,
-                row["label_id"],
-                self.id2label[row["label_id"]],
-                row["score"],
-                *measures[row["id"] + first],
-                rle,
-            )
-            for row, rle in zip(rows, rles, strict=True)
-        ]
-        limit = None
-        if self.task == "instance":
-            limit = self.max_segments or getattr(self.processor, "num_instances", None)
-        return SegmentedImage(self.task, segment_map, segments, limit=limit, id2label=self.id2label)
+        return answers if self._is_ours else [encoded(answer, self.max_segments) for answer in answers]
 
 
 def is_one_image(images: Any) -> bool:
@@ -629,102 +592,6 @@ def merge_tokens(model: Any, processor: Any, token_merging: float | Mapping[str,
         refuse_odd_grid((processor.size["height"], processor.size["width"]), model.config.patch_size)
 
 
-def image_batches(processor: Any, images: Sequence[Any]) -> list[list[Any]]:
-    """Images, in their order, in batches whose answers do not depend on the rest of the batch."""
-    if not images:
-        return []
-    if mixes_sizes(processor) or len({image_size(image) for image in images}) == 1:
-        return [list(images)]
-    return [[image] for image in images]
-
-
-def mixes_sizes(processor: Any) -> bool:
-    """Whether images of several sizes may go together in a batch without changing each other's answers."""
-    # Processors of Transformers whose size is a rule pad a batch to its largest image. Models see that padding, and the
-    # post-processing stretches it over the image, so only images of one size may go together there.
-    image_processor = getattr(processor, "generator", processor)
-    image_processor = getattr(image_processor, "image_processor", image_processor)
-    return isinstance(image_processor, SegmentationPostProcessing) or bool(dict(image_processor.size).get("height"))
-
-
-def served_task(processor: Any, task: str | None = None) -> str:
-    """The task asked for, or by default the one that the checkpoint was trained for; impossible ones are refused."""
-    served = [name for name in TASKS if hasattr(processor, f"post_process_{name}_segmentation")]
-    if task is None:
-        return getattr(processor, "task", served[0])
-    if task not in served:
-        raise ValueError(
-            f"this checkpoint was trained for {getattr(processor, 'task', 'another task')} segmentation and cannot do "
-            f"task {task!r}; it can do {', '.join(served)}"
-        )
-    return task
-
-
-def task_of_checkpoint(source: str, wanted: Sequence[str] = TASKS, *, revision: str | None = None) -> str:
-    """The task of a checkpoint without loading its weights: "points" for a ViT-P, else its own.
-
-    Where `wanted`, the tasks of a data set, lacks its own, it is the first of them that the checkpoint serves.
-    """
-    model_type = checkpoint_type(source, revision)
-    if model_type == ViTPConfig.model_type:
-        return "points"
-    with quiet_transformers():
-        processor = load_image_processor(source, model_type, revision)
-    served = [task for task in wanted if hasattr(processor, f"post_process_{task}_segmentation")]
-    own = served_task(processor)
-    return own if own in wanted or not served else served[0]
-
-
-def refuse_views(task: str, views: Views) -> None:
-    """Refuse several views for tasks other than semantic, whose segments cannot be averaged."""
-    if not views.is_plain and task != "semantic":
-        raise ValueError(
-            f"several views (scales {list(views.scales)}, flip={views.flip}) can be averaged for semantic segmentation "
-            f"only, not for {task}; ask for task='semantic', or leave them out"
-        )
-
-
-def refuse_threshold(task: str, threshold: float | None) -> None:
-    """Refuse a threshold that is not a probability, or that the task has no use for."""
-    if threshold is None:
-        return
-    if task == "semantic":
-        raise ValueError(f"threshold={threshold}: in semantic segmentation every pixel has a class; leave it out")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold} is outside [0, 1]")
-
-
-def checked_confidence(task: str, confidence: str | Confidence | None, views: Views) -> Confidence | None:
-    """The confidence of a name; refused for tasks other than semantic, and where it is not defined."""
-    if confidence is None:
-        return None
-    (wanted,) = confidences_named(confidence)
-    if task != "semantic":
-        raise ValueError(
-            f"confidence={str(wanted)!r}: the confidence of pixels is that of semantic segmentation, not of {task}, "
-            "whose segments have scores of their own; ask for task='semantic', which the model must serve"
-        )
-    if wanted.name == "rejection" and not views.is_plain:
-        raise ValueError(
-            "confidence='rejection' is about queries, which several views do not share; leave the views out, or choose "
-            "another confidence"
-        )
-    return wanted
-
-
-def refuse_max_segments(task: str, max_segments: int | None) -> None:
-    """Refuse a limit below 1, or for a task that has none."""
-    if max_segments is None:
-        return
-    if task != "instance":
-        raise ValueError(
-            f"max_segments={max_segments} is for instance segmentation; {task} segmentation shows every segment that "
-            "there is, so leave it out"
-        )
-    if max_segments < 1:
-        raise ValueError(f"max_segments={max_segments} must be at least 1")
-
-
 class NonFiniteOutputs(ValueError):
     """A model answered NaN or infinity, from which post-processing would make an empty answer."""
 
@@ -761,40 +628,19 @@ def _broken_inputs(outputs: Any, is_broken: Callable[[Tensor], Tensor]) -> list[
     return torch.stack(checks).any(0).tolist() if checks else []
 
 
-def _renumbered(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A panoptic answer of Transformers' processors in our form: ids from 0, void -1, one row for each segment."""
-    # They write a row for every query fused into a segment, and void as 0 or -1, in float32 if all is void.
-    ids = answer["segmentation"].cpu().long()
-    rows: dict[int, Mapping[str, Any]] = {}
-    for row in answer["segments_info"]:
-        rows.setdefault(row["id"], row)
-    # One table for all pixels; its first entry, for id -1, stays -1, as do ids without a row.
-    new_ids = torch.full((max([*rows, int(ids.max())]) + 2,), -1, dtype=torch.int32)
-    present = set(ids.unique().tolist())
-    kept = [row for id_, row in rows.items() if id_ in present]
-    new_ids[[row["id"] + 1 for row in kept]] = torch.arange(len(kept), dtype=torch.int32)
-    return {
-        "segmentation": new_ids[ids + 1],
-        "segments_info": [{**row, "id": index} for index, row in enumerate(kept)],
-    }
+def image_batches(processor: Any, images: Sequence[Any]) -> list[list[Any]]:
+    """Images, in their order, in batches whose answers do not depend on the rest of the batch."""
+    if not images:
+        return []
+    if mixes_sizes(processor) or len({image_size(image) for image in images}) == 1:
+        return [list(images)]
+    return [[image] for image in images]
 
 
-def _encoded(answer: Mapping[str, Any], limit: int | None = None) -> dict[str, Any]:
-    """An instance answer of Transformers' processors, its best masks in COCO's run-length encoding."""
-    rows = answer["segments_info"]  # without rows, the masks are replaced by an id map
-    kept = sorted(sorted(range(len(rows)), key=lambda index: -rows[index]["score"])[:limit])
-    masks = [encode_mask(answer["segmentation"][index].cpu().numpy()) for index in kept]
-    return {**answer, "segmentation": masks, "segments_info": [rows[index] for index in kept]}
-
-
-def _areas_and_boxes(segment_map: np.ndarray) -> dict[int, tuple[int, tuple[int, int, int, int]]]:
-    """Area and (x, y, width, height) of every id in a map (H, W) with void -1, in one pass."""
-    areas = np.bincount(segment_map.ravel() + 1)
-    return {
-        segment_id: (
-            int(areas[segment_id + 1]),
-            (box[1].start, box[0].start, box[1].stop - box[1].start, box[0].stop - box[0].start),
-        )
-        for segment_id, box in enumerate(ndimage.find_objects(segment_map + 1))
-        if box is not None
-    }
+def mixes_sizes(processor: Any) -> bool:
+    """Whether images of several sizes may go together in a batch without changing each other's answers."""
+    # Processors of Transformers whose size is a rule pad a batch to its largest image. Models see that padding, and the
+    # post-processing stretches it over the image, so only images of one size may go together there.
+    image_processor = getattr(processor, "generator", processor)
+    image_processor = getattr(image_processor, "image_processor", image_processor)
+    return isinstance(image_processor, SegmentationPostProcessing) or bool(dict(image_processor.size).get("height"))

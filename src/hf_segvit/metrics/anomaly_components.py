@@ -113,7 +113,8 @@ class AnomalyComponents(ImageMetric):
             )
         if not np.isfinite(scores[labels != VOID]).all():
             raise ValueError(f"{name}: NaN or infinity in the anomaly scores; check the model's weights and its input")
-        siou, ppv = self.component_scores(scores, labels)
+        # As `AnomalyPixels` keeps them: its threshold is one of these values, which rounding may have raised.
+        siou, ppv = self.component_scores(scores.astype(np.float32), labels)
         limits = np.array(LIMITS)[:, None]
         return {
             "numbers": np.array([len(siou), len(ppv)]),
@@ -128,10 +129,13 @@ class AnomalyComponents(ImageMetric):
         predicted, num_predicted = ndimage.label((scores >= self.threshold) & (labels != VOID), _NEIGHBOURS)
         kept_predictions = np.bincount(predicted.ravel(), minlength=num_predicted + 1) >= self.smallest_prediction
         kept_truths = np.bincount(truth.ravel(), minlength=num_true + 1) >= self.smallest_truth
-        kept_truths[0] = True  # where there is no component
-        predicted[~kept_predictions[predicted]] = 0
+        kept_predictions[0], kept_truths[0] = False, True  # where there is no component
         # A truth that is too small is void together with what was predicted on it.
         counted = (labels != VOID) & kept_truths[truth]
+        # Numbered anew without those that are too small: there may be so many that no table of pairs would fit.
+        predicted, num_predicted = _renumbered(predicted, kept_predictions)
+        kept_truths[0] = False
+        truth, num_true = _renumbered(truth, kept_truths)
         pairs = truth[counted].astype(np.int64) * (num_predicted + 1) + predicted[counted]
         overlap = np.bincount(pairs, minlength=(num_true + 1) * (num_predicted + 1))
         overlap = overlap.reshape(num_true + 1, num_predicted + 1)
@@ -144,3 +148,8 @@ class AnomalyComponents(ImageMetric):
         union = true_sizes + touching @ predicted_sizes - hit - on_others
         exists, predicts = true_sizes > 0, predicted_sizes > 0
         return hit[exists] / union[exists], both.sum(0)[predicts] / predicted_sizes[predicts]
+
+
+def _renumbered(components: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, int]:
+    """A map whose kept components count from 1 in their order, with 0 elsewhere, and their number."""
+    return (np.cumsum(kept) * kept)[components], int(kept.sum())

@@ -1,4 +1,4 @@
-"""The metrics of the BRAVO challenge: semantic and out-of-distribution (OOD), and its index.
+"""Metrics of the BRAVO challenge, semantic and out-of-distribution (OOD).
 
 Confidences have 65,536 levels and count at 100,000 sampled pixels of each image; counts are pooled over a subset. Over
 valid pixels: mIoU (of all of them), and, with correctly classified pixels as positives, AUROC, FPR at 95 % TPR,

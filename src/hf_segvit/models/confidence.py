@@ -56,7 +56,8 @@ class Confidence:
             raise
 
     def __str__(self) -> str:
-        return self.name if self.temperature == 1 else f"{self.name}@{self.temperature:g}"
+        # Every digit, as results are told apart by this name.
+        return self.name if self.temperature == 1 else f"{self.name}@{float(self.temperature)!r}".removesuffix(".0")
 
     def bounds(self, num_classes: int) -> tuple[float, float]:
         """The confidence of a pixel that no class claims, and of one that a single class claims wholly.

@@ -4,6 +4,9 @@
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 _FEW_VALUES = 65536 // 16  # 16-bit images below it use a sixteenth of their range: most likely 12 bits or fewer
+_unsaid = ContextVar("unsaid", default=False)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,17 @@ def _range_hint(low: Any, high: Any) -> str:
     return f"?range={low:g}-{high:g} for readers, --value-range {low:g}-{high:g} or value_range=({low:g}, {high:g})"
 
 
+@contextmanager
+def few_values_unsaid() -> Iterator[None]:
+    """Keep `warn_of_few_values` silent in this thread, where a report says so of each image."""
+    token = _unsaid.set(True)
+    try:
+        yield
+    finally:
+        _unsaid.reset(token)
+
+
 def warn_of_few_values(highest: int) -> None:
     """Say once if 16-bit values leave most of their range unused."""
-    if note := few_values_note(highest):
+    if not _unsaid.get() and (note := few_values_note(highest)):
         logger.warning_once(note)  # without the name of the image, or it would be said for each one

@@ -1,4 +1,4 @@
-"""Mask2Former on a plain ViT, whole or with parts removed: rows 0 to 3 of Table 1 of EoMT.
+"""Mask2Former on a plain ViT, whole or with parts removed (EoMT's Table 1).
 
 In order: outputs, the feature pyramid, the model up to mask logits, the model with class head and loss. Pixel decoder
 and transformer decoder are Transformers' own (Mask2Former, arXiv 2112.01527); the adapter is in `vit_adapter.py`.

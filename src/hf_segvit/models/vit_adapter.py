@@ -8,8 +8,8 @@ Shapes: B batch, D hidden size, H W pixels, multiples of 32; N patches of a grid
 """
 
 import warnings
-from typing import Any
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F

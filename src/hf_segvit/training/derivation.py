@@ -131,9 +131,15 @@ def _interval_steps(recipe: Recipe, name: str, total_steps: int, steps_per_epoch
         hint = f' (a bare number counts epochs: for steps give "{number:g} steps")' * (unit == "epochs")
         raise ValueError(
             f"{name}={number:g} {unit} is {round(steps):,} steps, but the run ends after {total_steps:,} steps = "
-            f"{total_steps / steps_per_epoch:.3g} epochs{hint}; give less, or {name}=end for once at the end"
+            f"{epochs_text(total_steps / steps_per_epoch)}{hint}; give less, or {name}=end for once at the end"
         )
     return max(1, round(steps))
+
+
+def epochs_text(epochs: float) -> str:
+    """A number of epochs for people."""
+    number = f"{epochs:.4g}"
+    return f"{number} epoch" if number == "1" else f"{number} epochs"
 
 
 def steps_of_epoch(num_images: int, batch_size: int) -> int:

@@ -17,7 +17,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from .declarations import DECLARATIONS, WORDS, default_of, types_of
-from .derivation import TrainingPlan, augmentation_name, has_queries, image_size, is_eomt
+from .derivation import TrainingPlan, augmentation_name, epochs_text, has_queries, image_size, is_eomt
 from .recipe import SECTIONS, Recipe, own_fields
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def starting_block(plan: TrainingPlan, task: Any, model: nn.Module, device: Any,
         "images": f"{plan.num_images:,} to train on{scored}",
         "classes": f"{len(labels)}: {shown}" if labels else "",
         "parameters": f"{_count(model.parameters()):,}, of which {trained:,} are trained",
-        "steps": f"{plan.total_steps:,} of {recipe.batch_size} images = {plan.epochs:.4g} epochs, scored every "
+        "steps": f"{plan.total_steps:,} of {recipe.batch_size} images = {epochs_text(plan.epochs)}, scored every "
         f"{plan.evaluate_every_steps:,}" + (f"; resumed after step {step:,}" if step else ""),
         "folder": str(output),
         "curves": f"tensorboard --logdir {output / 'logs'}" if "tensorboard" in recipe.trackers else "",
@@ -226,7 +226,7 @@ def _decisions(plan: TrainingPlan, model: Any, processor: Any, full: bool, valid
         "model": "" if full else _size(model),
         "images": f"{height} x {width}, augmentation {augmentation_name(recipe)}",
         "normalisation": f"mean {mean}, standard deviation {std}, of pixels in [0, 1]",
-        "length": f"{plan.total_steps:,} steps = {plan.epochs:.4g} epochs of {plan.steps_per_epoch:,} steps",
+        "length": f"{plan.total_steps:,} steps = {epochs_text(plan.epochs)} of {plan.steps_per_epoch:,} steps",
         "batch": f"{recipe.batch_size} = {parts} (processes x accumulation x images on a device)",
         "optimiser": f"{recipe.optimizer}, learning rate {plan.learning_rate:.4g}, {limit}",
         "warm-up": f"{stages}; then {recipe.schedule} decay",

@@ -20,7 +20,7 @@ from ..atomic_files import delete_remains, json_text, replacing, replacing_folde
 from ..drawing.segments import plot_curves
 from ..hub.check import published_data_name, published_path_name, published_settings
 from ..hub.model_card import code_span, markdown_text
-from .derivation import TrainingPlan
+from .derivation import TrainingPlan, epochs_text
 from .tasks import TrainingTask
 from .tracking import EXACT_CURVES, HISTORY, curves, read_history
 
@@ -116,7 +116,7 @@ def training_in_words(plan: TrainingPlan, selection: Selection) -> str:
     limit = f" (the first {recipe.evaluate_limit} images)" if recipe.evaluate_limit else ""
     return (
         f"Trained {start} on {code_span(data)}, {plan.num_images} images, with hf_segvit {version('hf-segvit')}: "
-        f"{plan.total_steps} steps of {recipe.batch_size} images ({plan.epochs:.3g} epochs), image size {size}, "
+        f"{plan.total_steps} steps of {recipe.batch_size} images ({epochs_text(plan.epochs)}), image size {size}, "
         f"{recipe.optimizer} with a learning rate of {plan.learning_rate:.3g}, precision {recipe.precision}. "
         f"Weights: {markdown_text(selection.explanation())}{limit}."
     )

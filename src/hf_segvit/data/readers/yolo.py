@@ -52,6 +52,7 @@ class _Layout:
     names: list[str]
     splits: dict[str, list[str]]  # folders and lists of images, by split
     root: str = ""  # `path:` of data.yaml
+    remark: str = ""  # what data.yaml contradicts itself in
     lists: set[str] = field(default_factory=set)  # the lists of images among `files`
 
     @cached_property
@@ -163,10 +164,11 @@ def read(
     background = VOID if rule.background is None else rule.background
     # The user's list alone says what things are: data.yaml cannot.
     stuff_classes, remarks = stuff_labels_of(rule, task, stuff, classes, layout.source)
+    remarks = [*filter(None, [layout.remark]), *rule.decisions, *remarks]
     reader: MaskReader = PolygonMasks() if task == "instance" else PaintedPolygons(background)
     if task == "panoptic":
         reader = PaintedPanoptic(frozenset(stuff_classes), background)
-    return Reading(reader, list(rule.names), stuff_classes, rows, outlines=True, remarks=[*rule.decisions, *remarks])
+    return Reading(reader, list(rule.names), stuff_classes, rows, outlines=True, remarks=remarks)
 
 
 def _layout(path: str, classes: Any) -> _Layout:
@@ -207,8 +209,13 @@ def _layout(path: str, classes: Any) -> _Layout:
             continue
         chosen[split] = texts
     names = _settings_names(settings.get("names"), source) if classes is None else _listed(classes, source)
-    root = settings.get("path")
-    return _Layout(files, source, names, chosen, root if isinstance(root, str) and root not in _NO_VALUE else "")
+    root, count, remark = settings.get("path"), settings.get("nc"), ""
+    if classes is None and isinstance(count, str) and count not in _NO_VALUE and count != str(len(names)):
+        # Labels are numbered by the names alone, so nc is no reason to stop.
+        known = f"nc is {count[:20]}, but names lists {len(names)}"
+        remark = f"{source}: {known}; the names are used, so check that none is missing"
+    root = root if isinstance(root, str) and root not in _NO_VALUE else ""
+    return _Layout(files, source, names, chosen, root, remark=remark)
 
 
 def _shown_splits(files: FileList) -> dict[str, list[str]]:

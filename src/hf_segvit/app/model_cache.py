@@ -1,4 +1,4 @@
-"""Models that a page offers: loaded when they are first asked for, few at a time.
+"""The models of a page, loaded when they are first asked for, few at a time.
 
 Models are named by the user and shown by short names. Loading is serialised, and the model that was asked for least
 recently makes room. All tasks of a model, and what a ViT-P makes of it, share one set of weights.
@@ -21,7 +21,7 @@ from ..lookup import suggestion
 from ..models.image_processing_eomt import TASKS
 
 
-class ModelShelf:
+class ModelCache:
     """Segmentation models by short name, and a ViT-P that classifies points and relabels their segments.
 
     Args:
