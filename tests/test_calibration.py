@@ -12,6 +12,7 @@ from hf_segvit.cli import main
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.evaluation import evaluate
 from hf_segvit.evaluation.calibration import (
+    CalibrationResult,
     HeldOutCalibration,
     PointCalibration,
     RightAnswers,
@@ -185,6 +186,12 @@ def test_every_task_is_calibrated_and_nothing_else_changes(task, tmp_path):
     assert result_content(result)["calibration"]["temperature"] == calibration.temperature
     plot_reliability(tmp_path / "reliability.png", calibration)
     assert (tmp_path / "reliability.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("before", "after", "worse"), [(0.02, 0.04, True), (0.04, 0.02, False)])
+def test_a_temperature_that_does_harm_is_called_so(before, after, worse):
+    result = CalibrationResult(1.5, before, after, 100, 200, [], [])
+    assert ("the temperature made it worse" in "\n".join(calibration_lines(result))) is worse
 
 
 def test_semantic_calibration_is_about_the_largest_class_score():

@@ -150,8 +150,8 @@ def test_bounds_are_those_of_no_class_and_of_one():
         ([], "no confidence is named"),
         (["msp", "msp"], "the confidence msp is named twice"),
         ("rba@2", "rba@2: rba has no temperature"),
-        ("msp@0", "temperature=0.0 must be a positive number"),
-        ("msp@nan", "temperature=nan must be a positive number"),
+        ("msp@0", "msp@0: temperature=0.0 must be a positive number"),
+        ("msp@nan", "msp@nan: temperature=nan must be a positive number"),
         ("msp@warm", "'warm' is no temperature"),
     ],
 )

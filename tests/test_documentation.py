@@ -16,6 +16,7 @@ from PIL import Image
 import hf_segvit
 from hf_segvit import ViTPImageProcessor
 from hf_segvit.cli import COMMANDS, build_parser
+from hf_segvit.cli.segment_options import kinds_of
 from hf_segvit.training.recipe import Recipe, load_recipe
 
 from .test_evaluate_points import tiny_vit_p
@@ -77,6 +78,8 @@ def check_ours(words):
             raise
         return
     assert arguments.command == "train" or not rest, words
+    if arguments.command == "segment":
+        kinds_of(arguments)
     if arguments.command == "train" and arguments.recipe is not None:
         check_training(arguments.recipe, [*arguments.overrides, *rest])
 

@@ -16,7 +16,7 @@ from hf_segvit.conversion.to_transformers import compare_outputs, export_to_tran
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
 
-from .tiny_models import tiny_eomt
+from .tiny_models import tiny_eomt, tiny_mask2former_vit
 
 # Upstream's names; the width of a gated MLP must be one that upstream derives from the hidden size.
 LEARNED = {"intermediate_size": 64}
@@ -84,6 +84,13 @@ def test_it_loads_where_this_package_is_not_installed(tmp_path):
         ours = model(torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64))
         for name, expected in torch.load(f"{folder}.pt", weights_only=True).items():
             torch.testing.assert_close(ours[name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_other_models_are_refused_by_their_type(tmp_path):
+    tiny_mask2former_vit().save_pretrained(tmp_path / "row 0")
+    with pytest.raises(ValueError, match=r"config\.json: the model is of type 'segvit_mask2former_vit', which"):
+        export_to_transformers(tmp_path / "row 0", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_there_and_back_is_the_same_model(tmp_path):

@@ -360,6 +360,16 @@ def test_noisy_curves_are_smoothed_to_their_ends_and_exact_ones_stay(tmp_path, m
     np.testing.assert_array_equal(drawn["rest"], schedule)
 
 
+def test_panels_have_labels_and_columns_of_their_own(tmp_path):
+    history = {group: [(0.0, 0.5), (1.0, 1.0)] for group in ("precision", "rate", "more precision", "more rates")}
+    labels = {group: f"x of {group}" for group in history}
+    plot_curves(history, tmp_path / "curves.svg", x_label=labels, columns=2)
+    text = (tmp_path / "curves.svg").read_text()
+    assert set(labels.values()) <= set(re.findall(r"<!-- (.*) -->", text))
+    width, height = map(float, re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', text).groups())
+    assert width / height == pytest.approx(2 * 4.6 / (2 * 3.1), rel=1e-3)
+
+
 def test_axes_have_no_offset_and_do_not_magnify_rounding(tmp_path):
     history = {"memory in MiB": [(step, 1494.88 + step / 500) for step in range(60)]}
     plot_curves(history, tmp_path / "curves.svg", exact=("memory in MiB",))

@@ -25,10 +25,11 @@ from transformers import (
 )
 
 from ..atomic_files import check_destination, complete_folder
+from ..models.checkpoint_json import path_of, stored_config
 from ..models.configuration_eomt import EoMTConfig
 from ..models.image_processing_eomt import EoMTImageProcessor
 from ..models.modeling_eomt import EoMTForUniversalSegmentation
-from ..models.transformers_eomt import SHARED_FIELDS, SHARED_SETTINGS
+from ..models.transformers_eomt import SHARED_FIELDS, SHARED_SETTINGS, is_transformers_eomt
 from ..weight_checks import check_complete, check_weights, common_dtype
 from .checkpoint_files import DEFAULT_MAX_BYTES, SAFETENSORS_NAMES, find_checkpoint, read_checkpoint
 
@@ -65,6 +66,14 @@ def export_to_transformers(
     if isinstance(model_or_folder, EoMTForUniversalSegmentation):
         model = model_or_folder
     else:
+        stored = stored_config(model_or_folder, revision=revision)
+        if stored.get("model_type", EoMTConfig.model_type) != EoMTConfig.model_type and not is_transformers_eomt(
+            stored
+        ):
+            raise ValueError(
+                f"{path_of(stored)}: the model is of type {stored['model_type']!r}, which Transformers' eomt and "
+                f"eomt_dinov3 cannot express; give an EoMT ({EoMTConfig.model_type})"
+            )
         path = find_checkpoint(model_or_folder, SAFETENSORS_NAMES, revision)
         check_weights(read_checkpoint(path, max_bytes), str(path))
         model = EoMTForUniversalSegmentation.from_pretrained(model_or_folder, revision=revision)

@@ -169,7 +169,8 @@ def plot_curves(
     path: str | PathLike[str],
     *,
     title: str = "",
-    x_label: str = "step",
+    x_label: str | Mapping[str, str] = "step",
+    columns: int = 3,
     exact: Collection[str] = (),
 ) -> None:
     """Plot histories into a file, one panel per quantity.
@@ -177,6 +178,8 @@ def plot_curves(
     Args:
         history: (step, value) pairs by name; names of the form `group/name` share a panel.
         path: file to write; its extension (.png, .svg, .pdf) determines the format.
+        x_label: below every panel, or by group.
+        columns: most panels side by side.
         exact: groups whose values have no noise, such as a schedule's, and are not smoothed.
 
     Raises:
@@ -192,7 +195,7 @@ def plot_curves(
     groups: dict[str, list[str]] = {}
     for name in history:
         groups.setdefault(name.split("/")[0], []).append(name)
-    num_columns = min(3, len(groups))
+    num_columns = min(columns, len(groups))
     num_rows = math.ceil(len(groups) / num_columns)
     figure = Figure(figsize=(4.6 * num_columns, 3.1 * num_rows), dpi=150, layout="constrained")
     figure.suptitle(title)
@@ -209,7 +212,7 @@ def plot_curves(
                 (line,) = axes.plot(steps, _running_mean(values), linewidth=1.8, label=label)
                 axes.plot(steps, values, linewidth=0.7, alpha=0.3, color=line.get_color(), zorder=1)
         axes.set_title(group, fontsize=11)
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(x_label if isinstance(x_label, str) else x_label[group])
         whole_steps = all(float(step).is_integer() for name in names for step, _ in history[name])
         axes.xaxis.set_major_locator(MaxNLocator(integer=whole_steps, nbins=6))
         axes.ticklabel_format(axis="y", useOffset=False)  # no "+1.425e3" above an axis with ticks like 0.1

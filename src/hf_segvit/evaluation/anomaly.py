@@ -207,16 +207,20 @@ def anomaly_content(results: Mapping[str, AnomalyResult]) -> dict[str, Any]:
 
 def plot_anomaly_curves(path: Path, results: Mapping[str, AnomalyResult], title: str = "") -> None:
     """Draw precision over recall, and true over false positives, of each data set."""
-    history, groups = {}, set()
+    panels = (
+        ("precision_recall", "precision over recall", "recall"),
+        ("roc", "true over false positives", "rate of false positives"),
+    )
+    history, x_labels = {}, {}
     for name, result in results.items():
         name = name.replace("/", "\N{DIVISION SLASH}")  # a slash ends the name of a panel
-        for kind, words in (("precision_recall", "precision over recall"), ("roc", "true over false positives")):
+        for kind, words, x_label in panels:
             for score, curves in result.curves.items():
                 if curves[kind]:
-                    groups.add(f"{name}: {words}")
+                    x_labels[f"{name}: {words}"] = x_label
                     history[f"{name}: {words}/{score}"] = curves[kind]
     if history:
-        plot_curves(history, path, title=title, x_label="recall, or rate of false positives", exact=groups)
+        plot_curves(history, path, title=title, x_label=x_labels, columns=len(panels), exact=x_labels)
 
 
 def draw_worst_anomalies(

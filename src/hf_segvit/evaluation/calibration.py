@@ -265,6 +265,8 @@ def calibration_lines(result: CalibrationResult) -> list[str]:
     )
     if result.temperature <= BOUNDS[0] * 1.01 or result.temperature >= BOUNDS[1] / 1.01:
         lines.append(f"  (the temperature is at its limit of {BOUNDS[0]:g} to {BOUNDS[1]:g}, so the scores say little)")
+    elif result.ece is not None and result.ece_calibrated > result.ece:
+        lines.append("  (the temperature made it worse: keep the scores as they are, or measure on more images)")
     return lines
 
 

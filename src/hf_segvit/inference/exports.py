@@ -59,7 +59,10 @@ def refuse_exports(kinds: Iterable[str], task: str, classes: "Classes") -> None:
             raise ValueError(f"--outputs {kind} is for {wanted} segmentation, not for {task}; choose another --task")
         table = "cityscapes" if kind == "bravo" else kind
         if kind in ("ade20k", "cityscapes", "bravo") and classes.table_name != table:
-            raise ValueError(f"--outputs {kind} needs a model of its classes, which this one has not")
+            raise ValueError(
+                f"--outputs {kind} needs a model of its classes, which are those of {table} in their order; "
+                "this one has others"
+            )
 
 
 def row_of(name: str, picture: str, answer: SegmentedImage, whole: bool) -> dict[str, Any]:

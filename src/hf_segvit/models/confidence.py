@@ -53,6 +53,8 @@ class Confidence:
         except ValueError as error:
             if str(error).startswith("could not convert"):
                 raise ValueError(f"{text}: {temperature!r} is no temperature; give a number, such as msp@0.5") from None
+            if str(error).startswith("temperature="):
+                raise ValueError(f"{text}: {error}") from None
             raise
 
     def __str__(self) -> str:
