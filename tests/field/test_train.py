@@ -411,7 +411,7 @@ def test_a_run_starts_with_its_facts_and_has_one_tensorboard_run(tmp_path, said)
     assert block["device"].startswith("cpu")
     assert block["images"] == "7 to train on, 2 to score on"
     assert block["classes"] == "6: disc, sky, grass, square, water, triangle"
-    assert block["steps"].startswith("2 of 4 images = 1 epochs, scored every 2")
+    assert block["steps"].startswith("2 of 4 images = 1 epoch, scored every 2")
     assert block["folder"] == str(tmp_path / "run")
     assert block["curves"] == f"tensorboard --logdir {tmp_path / 'run' / 'logs'}"
     files = list((tmp_path / "run" / "logs").rglob("events.out.tfevents*"))
