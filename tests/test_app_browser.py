@@ -104,7 +104,7 @@ def test_upload_threshold_task_and_downloads(browser, address, folders, tmp_path
             ids = np.asarray(ids.convert("RGB")) @ np.array([1, 256, 65536])
         np.testing.assert_array_equal(ids, np.maximum(expected.result.segment_map, 0))
         with Image.open(tmp_path / "image.overlay.png") as overlay, Image.open(folders.image) as image:
-            np.testing.assert_array_equal(overlay, expected.result.plot(image))
+            np.testing.assert_array_equal(overlay, expected.result.plot(image, legend=True))
 
         scores = sorted(each.score for each in expected.result.segments)
         threshold = round(scores[0] + 0.01, 2)
