@@ -49,8 +49,11 @@ class MaskAnnealedDecoder(Mask2FormerMaskedAttentionDecoder):
     ) -> Any:
         """Update queries (Q, B, E); the interface and outputs of the class this derives from."""
         config = self.annealing_config
-        states, predictions, normed = inputs_embeds, list[Tensor](), list[Tensor]()
-        all_states, attentions = [states], list[Tensor]()
+        states = inputs_embeds
+        predictions: list[Tensor] = []
+        normed: list[Tensor] = []
+        all_states: list[Tensor] = [states]
+        attentions: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             if self.training and self.layerdrop > 0 and torch.rand([]) < self.layerdrop:
                 continue
