@@ -56,8 +56,8 @@ class Mask2FormerViTConfig(PlainViTConfig):
         masked_attention: `False` disables attention masks and intermediate predictions, also in training.
         masked_attention_probabilities: per decoder layer, the probability that a query is confined to its own mask, as
             in `EoMTConfig`; `None` is 1 everywhere, which is Mask2Former. With all at 0, inference predicts masks once.
-        no_object_weight, class_weight, mask_weight, dice_weight, train_num_points, oversample_ratio,
-            importance_sample_ratio, loss_normalization: of the loss, as in `EoMTConfig`.
+        no_object_weight, class_weight, mask_weight, dice_weight: weights of the loss, as in `EoMTConfig`.
+        train_num_points, oversample_ratio, importance_sample_ratio, loss_normalization: of the loss, as there.
     """
 
     model_type = "segvit_mask2former_vit"
