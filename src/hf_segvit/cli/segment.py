@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
         help="segment images",
         description=(
             "Segment images. For each one writes NAME.overlay.png, NAME.segments.json and, by task, "
-            "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids). NAME is the image's name without "
+            "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids, with a palette). NAME is the image's name without "
             "its ending, or with it if two images differ in nothing else; folders below a named folder are kept. Later "
             "pages of a TIFF or an animation are NAME.page-2 and so on."
         ),

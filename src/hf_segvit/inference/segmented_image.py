@@ -3,7 +3,8 @@
 `Segmenter` answers with a `SegmentedImage` of `Segment`s. Ids are the same in memory and in all files. `save` writes
 what `hf-segvit segment` writes, as `OutputChoice` says:
 
-- `NAME.overlay.png` (or jpg): the image with its segments tinted, outlined and labelled.
+- `NAME.overlay.png` (or jpg): the image with its segments tinted, outlined and labelled; below it, classes
+  whose names have no room there, so that the file may be higher than the image.
 - `NAME.panoptic.png` (panoptic): segment ids in COCO's encoding, id = R + 256 * G + 65536 * B, void 0.
 - `NAME.semantic.png` (semantic): one channel of class ids, with a palette.
 - `NAME.confidence.npy`: with a confidence, it as (H, W) float32, higher where the model is surer; `confidence-png`
