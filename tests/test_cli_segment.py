@@ -18,6 +18,7 @@ from transformers import EomtConfig, EomtForUniversalSegmentation, EomtImageProc
 
 from hf_segvit import EoMTImageProcessor
 from hf_segvit.cli import main
+from hf_segvit.drawing.colors import class_color
 from hf_segvit.drawing.segments import draw_segments
 from hf_segvit.inference import devices
 from hf_segvit.inference.input_files import find_images, output_names
@@ -119,7 +120,12 @@ def test_files_hold_what_the_library_answers(task, checkpoints, images, tmp_path
             assert (ids == np.maximum(answer.segment_map, 0)).all()
             assert set(np.unique(ids)) - {0} == {row["id"] for row in rows} == set(range(1, len(rows) + 1))
         elif task == "semantic":
-            ids = np.asarray(Image.open(output / f"{file.stem}.semantic.png"))
+            written = Image.open(output / f"{file.stem}.semantic.png")
+            ids = np.asarray(written)
+            # The palette shows each class in the colour that it has in overlays.
+            assert (
+                np.asarray(written.convert("RGB")) == np.array([class_color(label) for label in range(256)])[ids]
+            ).all()
             assert ids.dtype == np.uint8
             assert (ids == answer.segment_map).all()
             assert [row["id"] for row in rows] == [row["label_id"] for row in rows] == np.unique(ids).tolist()

@@ -42,9 +42,9 @@ def add_parser(subparsers: Any) -> None:
         help="segment images",
         description=(
             "Segment images. For each one writes NAME.overlay.png, NAME.segments.json and, by task, "
-            "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids, with a palette). NAME is the image's name without "
-            "its ending, or with it if two images differ in nothing else; folders below a named folder are kept. Later "
-            "pages of a TIFF or an animation are NAME.page-2 and so on."
+            "NAME.panoptic.png (COCO's encoding) or NAME.semantic.png (class ids, with a palette). NAME is the image's "
+            "name without its ending, or with it if two images differ in nothing else; folders below a named folder "
+            "are kept. Later pages of a TIFF or an animation are NAME.page-2 and so on."
         ),
         epilog=(
             "Exit code 0: all images; 1: some could not be segmented; 2: stopped, the message says why; 75: stopped by "
