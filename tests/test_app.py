@@ -542,6 +542,13 @@ def test_a_full_queue_refuses_and_who_leaves_holds_nobody_up(folders, monkeypatc
 
 @pytest.mark.slow
 @gradio_installed
+def test_errors_of_whoever_uses_the_page_are_their_own(folders):
+    with pytest.raises(FileNotFoundError, match="mine"), running_app([str(folders.model)], port=0):
+        raise FileNotFoundError("mine")
+
+
+@pytest.mark.slow
+@gradio_installed
 @pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT])
 def test_the_process_ends_when_asked_and_leaves_no_file(folders, tmp_path, way):
     words = [sys.executable, "-m", "hf_segvit", "app", "--model", str(folders.model), "--port", "0"]

@@ -93,24 +93,25 @@ def running_app(
 
             page = build_page(cache, folder / "uploads", files, queue=queue)
             try:
-                page.launch(
-                    server_name=host,
-                    server_port=port,
-                    share=False,
-                    prevent_thread_lock=True,
-                    quiet=True,
-                    max_file_size=max_bytes,
-                    ssr_mode=False,
-                    pwa=False,
-                    mcp_server=False,
-                    enable_monitoring=False,
-                    footer_links=["api"],
-                    theme=gr.themes.Default(font=FONT, font_mono=MONOSPACED),
-                    css=CSS,
-                )
+                try:
+                    page.launch(
+                        server_name=host,
+                        server_port=port,
+                        share=False,
+                        prevent_thread_lock=True,
+                        quiet=True,
+                        max_file_size=max_bytes,
+                        ssr_mode=False,
+                        pwa=False,
+                        mcp_server=False,
+                        enable_monitoring=False,
+                        footer_links=["api"],
+                        theme=gr.themes.Default(font=FONT, font_mono=MONOSPACED),
+                        css=CSS,
+                    )
+                except OSError as error:  # somebody else was faster
+                    raise ValueError(f"cannot listen on {host} port {port}: {error}; name another --port") from error
                 yield f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-            except OSError as error:  # somebody else was faster
-                raise ValueError(f"cannot listen on {host} port {port}: {error}; name another --port") from error
             finally:
                 page.close(verbose=False)
 
