@@ -1,6 +1,7 @@
 """Exports give PyTorch's answers at any size, are used like any other model, and are refused where damaged."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -761,3 +762,31 @@ def test_a_damaged_export_is_not_published(damaged, hub):
     refuses(r"has the graphs \['generator'\], not \['model'\]")
     (damaged / "export.json").unlink()
     refuses("an exported model without export.json")
+
+
+@openvino_installed
+@pytest.mark.parametrize("action", ["open", pytest.param("export", marks=pytest.mark.slow)])
+def test_openvino_reports_its_use_to_nobody(action, source, tmp_path):
+    code = """
+import os, sys
+from hf_segvit import export_model
+from hf_segvit.inference import runtimes
+def refuse(event, arguments):
+    if event in ("os.fork", "socket.connect", "socket.getaddrinfo"):
+        os.write(2, f"{event} {arguments}".encode())
+        os._exit(1)
+sys.addaudithook(refuse)
+if sys.argv[1] == "open":
+    runtimes._import("openvino", "openvino")
+else:
+    export_model(sys.argv[2], sys.argv[3], "openvino")
+print("CI" in os.environ, "openvino.tools.ovc" in sys.modules)
+"""
+    # Reports are sent by a forked process, and counted in a folder of the user's home.
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "NNCF_CI")}
+    environment |= {"HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", code, action, str(source), str(tmp_path / "out")]
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[-2:]) == (0, ["False", "True"]), done.stderr[-2000:]
+    assert not list((tmp_path / "home").iterdir())

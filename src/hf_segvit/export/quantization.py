@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..data.reading import describe, load_segmentation_dataset
 from ..hub.export_record import GraphRecord
 from ..inference.runtimes import Graph as Runtime
-from ..inference.runtimes import RuntimeSettings, open_graph
+from ..inference.runtimes import RuntimeSettings, no_reports_home, open_graph
 from ..models.image_decoding import to_pixels
 from ..models.image_processing_plain_vit import image_settings
 from .graphs import Graph
@@ -157,9 +156,10 @@ def _classes(classes: Tensor, masks: Tensor) -> Tensor:
 
 def _quantize_openvino(file: Path, feeds: list[Tensor], large: bool) -> None:
     del large
-    import openvino
+    with no_reports_home():
+        import nncf
+        import openvino
 
-    nncf = _import_nncf()
     model = openvino.Core().read_model(file)
     dataset = nncf.Dataset(feeds, lambda feed: {"pixel_values": feed.contiguous().numpy()})
     model = nncf.quantize(
@@ -179,17 +179,6 @@ def _quantize_openvino(file: Path, feeds: list[Tensor], large: bool) -> None:
     del model  # it may still hold the files open, which Windows would not replace
     for ending in (".xml", ".bin"):
         written.with_suffix(ending).replace(file.with_suffix(ending))
-
-
-def _import_nncf() -> Any:
-    # Read when it is imported: without it, NNCF reports its use over the network.
-    before = os.environ.get("NNCF_CI")
-    os.environ["NNCF_CI"] = "1"
-    try:
-        return import_module("nncf")
-    finally:
-        if before is None:
-            del os.environ["NNCF_CI"]
 
 
 def _quantize_onnx(file: Path, feeds: list[Tensor], large: bool) -> None:

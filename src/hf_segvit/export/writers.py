@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from ..inference.runtimes import no_reports_home
 from .graphs import Graph
 
 # Protocol buffers end at 2 GiB; weights beyond go to a file beside.
@@ -39,7 +40,8 @@ def write_onnx(program: ExportedProgram, graph: Graph, path: Path, opset: int | 
 
 def write_openvino(program: ExportedProgram, graph: Graph, path: Path, opset: int | None) -> None:
     """Write OpenVINO's XML and BIN, by way of ONNX."""
-    import openvino
+    with no_reports_home():
+        import openvino
 
     onnx = path.with_name(f"{path.stem}-onnx")
     onnx.mkdir()

@@ -4,8 +4,10 @@ Each is imported when it is used, and every failure is a `ValueError` with a rem
 of custom operators. An AOTInductor package is native code, which runs only if the caller allows it.
 """
 
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -71,9 +73,27 @@ def open_graph(folder: Path, record: GraphRecord, file_format: str, settings: Ru
     return _OPENERS[runtime](file, record, settings)
 
 
+@contextmanager
+def no_reports_home() -> Iterator[None]:
+    """Keep OpenVINO and NNCF, if they are imported in this context, from reporting their use over the network."""
+    # Neither asks first, both decide while they are imported, and only in CI do they stay silent.
+    settings = {"CI": "true", "NNCF_CI": "1"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _import(name: str, runtime: str) -> Any:
     try:
-        return import_module(name)
+        with no_reports_home():
+            return import_module(name)
     except ImportError as error:
         raise ValueError(
             f"the runtime {runtime} is not installed ({error}); install it with `pip install "
