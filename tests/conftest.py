@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: where the sample data and golden files are."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,3 +40,20 @@ def golden() -> Callable[[str], Path]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is marked `own_process` in a process that has run nothing before."""
+    if pyfuncitem.get_closest_marker("own_process") is None or "HF_SEGVIT_OWN_PROCESS" in os.environ:
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["HF_SEGVIT_OWN_PROCESS"] = "1"
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.fail(f"its process ended with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}", pytrace=False)
+    assert " passed" in done.stdout, done.stdout
+    return True

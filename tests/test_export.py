@@ -554,6 +554,7 @@ def test_fixed_sizes_take_nothing_else(source, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.own_process  # a compiler and native code, beside the threads of the other runtimes
 @compiler_installed
 def test_native_code_runs_only_if_allowed(source, tmp_path, capsys):
     out = tmp_path / "out"
