@@ -54,6 +54,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        pytest.fail(f"its process ended with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}", pytrace=False)
+        pytest.fail(
+            f"its process ended with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}", pytrace=False
+        )
     assert " passed" in done.stdout, done.stdout
     return True

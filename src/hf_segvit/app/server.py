@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -29,12 +29,17 @@ MAX_EXAMPLES = 60
 
 def serve(models: Sequence[str], classifier: str | None = None, **settings: Any) -> None:
     """Serve models until Ctrl-C or SIGTERM; arguments and errors as for `running_app`."""
-    stop = threading.Event()
+    asked: list[int] = []
     with running_app(models, classifier, **settings) as address:
-        previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {
+            number: signal.signal(number, lambda number, _: asked.append(number))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             print(f"the page is at {address}; Ctrl-C ends it", flush=True)
-            stop.wait()
+            # Not a lock or event: the system may hand the signal to another thread, which does not wake this one.
+            while not asked:
+                time.sleep(0.2)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
