@@ -1,4 +1,4 @@
-"""The models to train from scratch on CamVid, each with its recipe: EoMT and two of Transformers.
+"""The models to train from scratch on CamVid, each with its recipe: EoMT, its baseline, and two of Transformers.
 
 A `Recipe` defines how to build a model, how it takes a batch, how its output becomes class scores, and how it is
 optimised. All use AdamW, no weight decay on vectors, a linear warm-up and a polynomial decay, no dropout and no
@@ -27,8 +27,10 @@ from transformers import (
 from hf_segvit.data.augmentation import AugmentedSample
 from hf_segvit.data.collation import MaskCollator
 from hf_segvit.models.configuration_eomt import EoMTConfig
+from hf_segvit.models.configuration_mask2former_vit import Mask2FormerViTConfig
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 from hf_segvit.models.modeling_eomt import EoMTForUniversalSegmentation
+from hf_segvit.models.modeling_mask2former_vit import Mask2FormerViTForUniversalSegmentation
 from hf_segvit.training.annealing import MaskAnnealing
 
 POWER = 0.9
@@ -82,25 +84,42 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
+PLAIN_VIT = {
+    "id2label": LABELS,
+    "image_size": list(INPUT),
+    "patch_size": 16,
+    "hidden_size": 192,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "intermediate_size": 576,
+    "num_register_tokens": 0,
+    "layer_scale_init_value": None,
+    "initializer_range": 0.07,  # about 1 / sqrt(hidden_size): nothing is pretrained here
+    "num_queries": NUM_QUERIES,
+    "train_num_points": NUM_POINTS,
+}
+
+
 def build_eomt() -> EoMTForUniversalSegmentation:
     """EoMT with a small plain ViT."""
-    config = EoMTConfig(
-        id2label=LABELS,
-        image_size=list(INPUT),
-        patch_size=16,
-        hidden_size=192,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        intermediate_size=576,
-        num_register_tokens=0,
-        layer_scale_init_value=None,
-        initializer_range=0.07,  # about 1 / sqrt(hidden_size): nothing is pretrained here
-        position_embedding_type="learned_rope",
-        num_queries=NUM_QUERIES,
-        num_query_layers=2,
-        train_num_points=NUM_POINTS,
-    )
+    config = EoMTConfig(**PLAIN_VIT, position_embedding_type="learned_rope", num_query_layers=2)
     return EoMTForUniversalSegmentation(config)
+
+
+def build_row0() -> Mask2FormerViTForUniversalSegmentation:
+    """ViT-Adapter with Mask2Former on the same ViT, row 0 of the EoMT paper's Table 1."""
+    config = Mask2FormerViTConfig(
+        **PLAIN_VIT,
+        removed="nothing",
+        decoder_hidden_size=96,
+        num_decoder_layers=3,
+        num_decoder_attention_heads=6,
+        decoder_intermediate_size=384,
+        num_pixel_decoder_layers=2,
+        pixel_decoder_intermediate_size=192,
+        adapter_stem_channels=32,
+    )
+    return Mask2FormerViTForUniversalSegmentation(config)
 
 
 def build_segformer() -> SegformerForSemanticSegmentation:
@@ -175,6 +194,17 @@ RECIPES = {
         weight_decay=0.05,
         max_grad_norm=1.0,
         on_progress=_anneal,
+    ),
+    "row0": Recipe(
+        build=build_row0,
+        processor=lambda: EoMTImageProcessor(task="semantic", size=_SIZE, do_split_image=False, num_labels=len(LABELS)),
+        collate=MaskCollator(with_loss_mask=True),
+        scores=mask_scores,
+        batch_size=4,
+        learning_rate=1e-3,
+        tried=(1e-3,),
+        weight_decay=0.05,
+        max_grad_norm=1.0,
     ),
     "segformer": Recipe(
         build=build_segformer,
