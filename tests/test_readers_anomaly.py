@@ -1,6 +1,7 @@
 """Data sets of anomalies as they are delivered, and BRAVO's files: read, written, read back, damaged."""
 
 import json
+import pickle
 import shutil
 import struct
 import tarfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hf_segvit.cli import main
 from hf_segvit.data.bravo_files import (
@@ -382,3 +384,67 @@ def test_bravo_refuses_damage(tmp_path):
     assert not (tmp_path / "a.tar").exists()
     with pytest.raises(ValueError, match="cannot be read as a tar archive"):
         read_samples(tmp_path / "absent.tar")
+
+
+STATIC = {"0000": "frankfurt_000000_000294", "0001": "lindau_000001_000019"}
+
+
+class TestFishyscapesStatic:
+    """Masks, and overlays that are added to images of Cityscapes."""
+
+    def write(self, root: Path) -> str:
+        for number, name in STATIC.items():
+            write_image(root / "cityscapes" / "leftImg8bit" / "val" / name.split("_")[0] / f"{name}_leftImg8bit.png")
+            write_mask(root / "static" / f"{number}_{name}_labels.png", MASK)
+            overlay = np.zeros((*SIZE, 3), dtype=np.int16)
+            overlay[MASK == 1] = 300, -300, int(number) + 1
+            np.savez_compressed(root / "static" / f"{number}_{name}_rgb.npz", rgb=overlay)
+        return f"fishyscapes:{root / 'static'}?images={root / 'cityscapes'}"
+
+    def test_overlays_are_added_to_the_images(self, tmp_path):
+        dataset = load_segmentation_dataset(self.write(tmp_path))
+        assert [row["image_id"] for row in dataset] == [f"{number}_{name}" for number, name in STATIC.items()]
+        for (number, name), row in zip(STATIC.items(), dataset, strict=True):
+            path = tmp_path / "cityscapes" / "leftImg8bit" / "val" / name.split("_")[0] / f"{name}_leftImg8bit.png"
+            expected = np.array(Image.open(path).convert("RGB")).astype(int)
+            expected[MASK == 1] += 300, -300, int(number) + 1
+            np.testing.assert_array_equal(np.asarray(row["image"]), np.clip(expected, 0, 255))
+            np.testing.assert_array_equal(row["segment_map"], np.where(MASK == 255, -1, MASK.astype(int)))
+        # Workers read through a copy.
+        copied = pickle.loads(pickle.dumps(dataset))
+        np.testing.assert_array_equal(np.asarray(copied[1]["image"]), np.asarray(dataset[1]["image"]))
+        np.testing.assert_array_equal(
+            np.asarray(dataset.select_columns(["image"])[0]["image"]), np.asarray(dataset[0]["image"])
+        )
+
+    def test_check_data_reads_them(self, tmp_path, capsys):
+        spec = self.write(tmp_path)
+        assert main(["check-data", spec]) == 0
+        assert "overlays of Fishyscapes Static" in capsys.readouterr().out
+        assert recognise(str(tmp_path / "static"))[0] == "fishyscapes"
+
+    def test_what_is_missing_is_named(self, tmp_path):
+        spec = self.write(tmp_path)
+        with pytest.raises(ValueError, match=r"_rgb.npz is what Fishyscapes Static adds .* \?images=FOLDER"):
+            load_segmentation_dataset(spec.partition("?")[0])
+        (tmp_path / "static" / "0001_lindau_000001_000019_rgb.npz").unlink()
+        with pytest.raises(ValueError, match="there is no overlay of its number"):
+            load_segmentation_dataset(spec)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (lambda path: np.savez(path, image=np.zeros((*SIZE, 3))), "it has no array rgb"),
+            (lambda path: np.savez(path, rgb=np.zeros((*SIZE[::-1], 3), np.int16)), r"rgb is int16 \("),
+            (lambda path: np.savez(path, rgb=np.full((*SIZE, 3), np.nan)), "rgb is float64"),
+            (lambda path: np.savez_compressed(path, rgb=np.zeros((4000, 4000, 3))), "it has no array rgb"),
+            (lambda path: np.savez(path, rgb=np.array([{}], dtype=object)), "is no overlay of Fishyscapes Static"),
+            (lambda path: path.write_bytes(b"PK\x03\x04 cut off"), "is no overlay of Fishyscapes Static"),
+        ],
+    )
+    def test_damaged_overlays_are_named(self, content, message, tmp_path):
+        dataset = load_segmentation_dataset(self.write(tmp_path))
+        content(tmp_path / "static" / "0001_lindau_000001_000019_rgb.npz")
+        with pytest.raises(ValueError, match=message) as error:
+            dataset[1]
+        assert "0001_lindau_000001_000019_rgb.npz" in str(error.value)

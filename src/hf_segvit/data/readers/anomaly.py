@@ -3,20 +3,28 @@
 Read as delivered: RoadAnomaly (frames/NAME.jpg, frames/NAME.labels/labels_semantic.png), SegmentMeIfYouCan's
 RoadAnomaly21 and RoadObstacle21 (images, labels_masks/NAME_labels_semantic.png), Lost and Found (leftImg8bit,
 gtCoarse), Fishyscapes (NUMBER_NAME_rgb.png, NUMBER_NAME_labels.png; masks alone with `images=`, the folder of Lost and
-Found); copies that courses pass on (images, labels_masks), and any folder of images and masks. Label ids are 0 (known)
-and 1 (anomaly).
+Found; Static's NUMBER_NAME_rgb.npz, what to add to the images of Cityscapes, with that as `images=`); copies that
+courses pass on (images, labels_masks), and any folder of images and masks. Label ids are 0 (known) and 1 (anomaly).
 """
 
 from __future__ import annotations
 
+import io
 import posixpath
 import re
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..archives import Location
+import numpy as np
+from PIL import Image
+
+from ...models.image_values import AS_STORED, ImageSettings
+from ..archives import Location, location_name, read_location
 from ..class_lists import ANOMALY_CLASSES, VOID, option_names
+from ..decoding import SampleDecoder, image_in_frame
 from ..folders import IMAGE_SUFFIXES, DataFolder, by_stem
 from ..label_maps import LabelMaps, pair_rows
 from ..problems import ProblemList
@@ -41,9 +49,10 @@ VARIANTS = {
 }
 FLAT = "val"  # the split of a folder without splits: such sets are there to be scored on
 
-_ARCHIVES = ("leftImg8bit.zip", "gtCoarse.zip")  # of Lost and Found
+_ARCHIVES = ("leftImg8bit.zip", "gtCoarse.zip", "leftImg8bit_trainvaltest.zip")  # of Lost and Found, and Cityscapes
 _VOID_VALUE = 255
-_NUMBER = re.compile(r"\d{4}_(?=\d\d_)")  # before the name of the image that a mask of Fishyscapes is for
+_NUMBER = re.compile(r"^\d{4}_")  # before the name of the image that a mask of Fishyscapes is for
+_OVERLAY = "rgb.npz"
 
 
 @dataclass(frozen=True)
@@ -87,10 +96,17 @@ def read(
 
     Args:
         known, anomaly, void: values in the masks, such as "0,3" or "2-200"; 255 is void unless it is listed.
-        images: folder of the images, where masks came without; those of Fishyscapes are in Lost and Found.
+        images: folder of the images, where masks came without; those of Fishyscapes are in Lost and Found, or for
+            Static in Cityscapes.
     """
     labels = _labels(known, anomaly, void)
     layout, masks, pictures = _pairs(path, images)
+    overlays = _overlays(path, masks)
+    if overlays and not images:
+        raise ValueError(
+            f"{path}: {location_name(next(iter(overlays.values())))} is what Fishyscapes Static adds to an image of "
+            "Cityscapes; say where those are: ?images=FOLDER, with leftImg8bit in it"
+        )
     chosen = [name for name in masks if split in ("all", _split_of(name))]
     own_masks = {_in_split(name, split): masks[name] for name in chosen}
     own_images = {_in_split(name, split): pictures[name] for name in pictures if split in ("all", _split_of(name))}
@@ -111,7 +127,57 @@ def read(
         f"{remarks[0]}; the masks of RoadAnomaly are read by road_anomaly:PATH, those of Lost and Found by "
         "lost_and_found:PATH"
     )
-    return Reading(LabelMaps(labels, remedy), list(ANOMALY_CLASSES), [0, 1], rows, remarks=remarks)
+    decoder = None
+    if overlays:
+        remarks.append("images are those of Cityscapes with the overlays of Fishyscapes Static")
+        shared = {name: f"{split}/{name}" if name not in masks else name for name in own_masks}
+        for name in [name for name in own_images if shared.get(name) not in overlays]:
+            problems.error(location_name(masks[shared[name]]), name, f"there is no overlay of its number ({_OVERLAY})")
+        added = {location_name(own_images[name]): overlays.get(shared[name]) for name in own_images if name in shared}
+        decoder = SampleDecoder(LabelMaps(labels, remedy), OverlaidImages({k: v for k, v in added.items() if v}))
+    return Reading(LabelMaps(labels, remedy), list(ANOMALY_CLASSES), [0, 1], rows, remarks=remarks, decoder=decoder)
+
+
+@dataclass(frozen=True)
+class OverlaidImages:
+    """Reads images and adds what an NPZ file of the same number holds as `rgb`, clipped to 0 ... 255.
+
+    Attributes:
+        overlays: the NPZ file by the name of the image's location.
+    """
+
+    overlays: Mapping[str, Location]
+
+    def __call__(
+        self, content: bytes, name: str, size: tuple[int, int] | None = None, settings: ImageSettings | None = None
+    ) -> Any:
+        """As `image_in_frame`, whose arguments these are; an image without an overlay is an error."""
+        if settings not in (None, AS_STORED):
+            raise ValueError(f"{name}: the overlays of Fishyscapes are of 8-bit RGB; leave range and bands out")
+        pixels = np.asarray(image_in_frame(content, name, size))
+        if name not in self.overlays:
+            raise ValueError(f"{name}: there is no overlay for it")
+        return Image.fromarray(
+            np.clip(pixels + self._overlay(self.overlays[name], pixels.shape), 0, 255).astype("uint8")
+        )
+
+    @staticmethod
+    def _overlay(location: Location, shape: tuple[int, ...]) -> np.ndarray:
+        name = location_name(location)
+        content = io.BytesIO(read_location(location))
+        try:
+            # Its size before it is unpacked: a few bytes may claim to hold gigabytes.
+            with zipfile.ZipFile(content) as archive:
+                num_bytes = {entry.filename: entry.file_size for entry in archive.infolist()}.get("rgb.npy")
+            if num_bytes is None or num_bytes > 8 * int(np.prod(shape)) + 4096:
+                raise ValueError(f"it has no array rgb of {shape}")
+            with np.load(content, allow_pickle=False) as arrays:
+                overlay = arrays["rgb"]
+            if overlay.shape != shape or overlay.dtype.kind not in "iuf" or not np.isfinite(overlay).all():
+                raise ValueError(f"rgb is {overlay.dtype} {overlay.shape}, not numbers of {shape}")
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{name} is no overlay of Fishyscapes Static ({error}); download it again") from error
+        return overlay.astype(np.int64)
 
 
 def _pairs(path: str, images: str) -> tuple[_Layout, dict[str, Location], dict[str, Location]]:
@@ -132,6 +198,18 @@ def _pairs(path: str, images: str) -> tuple[_Layout, dict[str, Location], dict[s
     if lonely is not None:
         return *lonely, _named(folder, lonely[0].images, lonely[0].image_ending)
     return _LAYOUTS[1], {}, {}
+
+
+def _overlays(path: str, masks: Mapping[str, Location]) -> dict[str, Location]:
+    """The overlays of Fishyscapes Static, by the name of the mask whose number they have; none of other data sets."""
+    files = DataFolder(path, _ARCHIVES).files("", suffixes=(".npz",))
+    by_number = {
+        posixpath.basename(name)[:5]: location
+        for name, location in files.items()
+        if name.endswith(_OVERLAY) and _NUMBER.match(posixpath.basename(name))
+    }
+    numbers = {name: posixpath.basename(name)[:5] for name in masks}
+    return {name: by_number[number] for name, number in numbers.items() if number in by_number}
 
 
 def _named(folder: DataFolder, inside: str, ending: str) -> dict[str, Location]:
