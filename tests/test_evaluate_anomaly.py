@@ -11,10 +11,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from hf_segvit.cli import main
 from hf_segvit.cli.evaluate_anomaly import DEFAULT_SCORES as OFFERED
+from hf_segvit.cli.evaluate_anomaly import TRACKS as OFFERED_TRACKS
 from hf_segvit.data.generated_scenes import GeneratedScenes
 from hf_segvit.data.reading import describe, load_segmentation_dataset
 from hf_segvit.evaluation.anomaly import DEFAULT_SCORES, anomaly_text, evaluate_anomalies
 from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.metrics.anomaly_components import TRACKS, AnomalyComponents
 from hf_segvit.models.image_processing_eomt import EoMTImageProcessor
 
 from .data_folders import write_image, write_mask
@@ -69,6 +71,7 @@ def pooled(dataset, name) -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_command_has_the_defaults_of_the_library():
     assert tuple(OFFERED.split(",")) == DEFAULT_SCORES
+    assert tuple(TRACKS) == OFFERED_TRACKS
 
 
 def test_scores_are_those_of_scikit_learn(data):
@@ -159,11 +162,57 @@ def test_the_command_resumes_and_asks_once_for_all_scores(data, tmp_path, monkey
     assert Image.open(tmp_path / "drawn" / "worst-2.png").width > 1000
 
 
+def test_components_are_those_at_the_best_threshold_of_all_pixels(data, tmp_path, monkeypatch, capsys):
+    dataset = load_segmentation_dataset(f"anomaly:{data}", split="val", task="semantic")
+    id2label = describe(dataset).id2label
+    result = evaluate_anomalies(segmenter(), dataset, id2label, ["rba", "msp"], components="obstacle", batch_size=2)
+    for name, values in result.components.items():
+        threshold = result.scores[name]["best_f1_threshold"]
+        scores, truth = pooled(dataset, name)
+        found = (truth == 1) & (scores >= np.float32(threshold))
+        precision, recall = found.sum() / (scores >= np.float32(threshold)).sum(), found.sum() / (truth == 1).sum()
+        assert result.scores[name]["best_f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+        expected, ours = AnomalyComponents(threshold, "obstacle"), segmenter()
+        for entry in dataset:
+            ((_, maps),) = ours.confidences([entry["image"]], name)
+            labels = np.select([entry["segment_map"] == 1, entry["segment_map"] == 0], [1, 0], 255)
+            expected.update(-maps[name].numpy(), labels)
+        assert values == {"threshold": threshold, **expected.compute()}
+        assert values["true_components"] > 5
+    # The command, interrupted in its second pass.
+    words = ["evaluate", "--model", str(save(tmp_path / "model")), "--device", "cpu", "--task", "anomaly"]
+    words += ["--scores", "rba,msp", "--components", "obstacle", "--data", f"anomaly:{data}", "--worst", "0"]
+    words += ["--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys.modules["hf_segvit.evaluation.evaluate"], "CHUNK_SIZE", 2)
+    asked, confidences = [], Segmenter.confidences
+
+    def counted(self, images, names):
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        asked.append(len(images))
+        return confidences(self, images, names)
+
+    monkeypatch.setattr(Segmenter, "confidences", counted)
+    assert main(words) == 130
+    asked.clear()
+    assert main(words) == 0
+    assert sum(asked) == 3  # 5 of the first pass and 2 of the second were counted before
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert next(iter(report["results"].values()))["components"] == result.components
+    assert not list((tmp_path / "out").glob("partial*"))
+    printed = capsys.readouterr().out
+    assert f"{100 * result.components['msp']['mean_f1']:.2f}" in printed
+    assert "mean_f1" in printed
+    with pytest.raises(ValueError, match="there is no track 'obstacles' of components; did you mean obstacle"):
+        evaluate_anomalies(segmenter(), dataset, id2label, ["rba"], components="obstacles")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--scores", "rbb"], "there is no confidence 'rbb'"),
         (["--scores", "rejection", "--tta-flip"], "--confidence 'rejection' is about queries"),
+        (["--task", "semantic", "--components", "anomaly", "--scores", ""], "is for task anomaly, not for semantic"),
         (["--oracle"], "--oracle is about answers"),
         (["--calibration"], "--calibration is about answers"),
         (["--threshold", "0.5"], "--threshold 0.5 has no meaning for task anomaly"),

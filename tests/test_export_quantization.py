@@ -61,7 +61,10 @@ def export_int8(source: Path, folder: Path, file_format: str, capsys) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "file_format",
-    [pytest.param("onnx", marks=onnx_installed), pytest.param("openvino", marks=nncf_installed)],
+    [
+        pytest.param("onnx", marks=onnx_installed),
+        pytest.param("openvino", marks=[nncf_installed, pytest.mark.own_process]),
+    ],
 )
 def test_an_int8_export_answers_nearly_like_pytorch(file_format, source, tmp_path, capsys):
     onnx = pytest.importorskip("onnx")

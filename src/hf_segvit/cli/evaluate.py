@@ -235,8 +235,9 @@ def check_task_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--threshold {args.threshold} has no meaning for task {args.task}; leave it out")
     if args.max_detections is not None and args.task != "instance":
         raise ValueError(f"--max-detections {args.max_detections} is for task instance, not for {args.task}")
-    if args.scores is not None and args.task != "anomaly":
-        raise ValueError(f"--scores is for task anomaly, not for {args.task}; leave it out")
+    for name in ("scores", "components"):
+        if getattr(args, name) is not None and args.task != "anomaly":
+            raise ValueError(f"--{name} is for task anomaly, not for {args.task}; leave it out")
     if args.save_temperature is not None:
         _check_temperature_folder(args)
     for name in ("oracle", "calibration", "sweep_alpha"):

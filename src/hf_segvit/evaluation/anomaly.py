@@ -1,15 +1,15 @@
 """Evaluate anomaly scores of pixels, several of them from one pass.
 
 `evaluate_anomalies` scores a model by several confidences (models/confidence.py), whose negative is the anomaly score,
-on a data set whose classes are known and anomaly, or on any other with some classes taken for anomalies. The rest shows
-the result: as a table by score and data set, as JSON content, as curves, and as drawings of the worst images. H W
-pixels.
+on a data set whose classes are known and anomaly, or on any other with some classes taken for anomalies: by pixels, and
+in a second pass by components. The rest shows the result: as a table by score and data set, as JSON content, as curves,
+and as drawings of the worst images. H W pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from ..atomic_files import writing
 from ..data.class_lists import ANOMALY_CLASSES
 from ..drawing.segments import contact_sheet, draw_segments, plot_curves
 from ..inference.segmenter import Segmenter
+from ..lookup import suggestion
+from ..metrics.anomaly_components import TRACKS, AnomalyComponents
 from ..metrics.anomaly_pixels import AnomalyPixels
 from ..metrics.ranking import VOID
 from ..models.confidence import Confidence, confidences_named
@@ -31,6 +33,7 @@ from .tasks import EvaluationTask
 
 DEFAULT_SCORES = ("msp", "maxlogit", "entropy", "energy", "rba")
 COLUMNS = ("auprc", "fpr95", "auroc", "best_f1")
+COMPONENT_COLUMNS = ("siou", "ppv", "mean_f1")
 _CURVE_POINTS = 200
 
 
@@ -43,6 +46,7 @@ class AnomalyResult:
         curves: by confidence, `precision_recall` and `roc`, lists of (x, y) in [0, 1].
         images: average precision of every image by the first confidence, the worst first; NaN where an image has no
             anomaly, or nothing else.
+        components: by confidence, the values of `AnomalyComponents` and their `threshold`; empty if not asked for.
     """
 
     num_images: int
@@ -50,6 +54,7 @@ class AnomalyResult:
     curves: dict[str, dict[str, list[tuple[float, float]]]]
     images: list[ImageScore]
     notes: list[str] = field(default_factory=list)
+    components: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class AnomalyTask(EvaluationTask):
@@ -57,7 +62,7 @@ class AnomalyTask(EvaluationTask):
 
     name = "anomaly"
     headline = "auprc"
-    columns = COLUMNS
+    columns: tuple[str, ...] = COLUMNS
 
     def __init__(self, anomalous: Sequence[int]) -> None:
         self.anomalous = sorted(set(anomalous))
@@ -89,6 +94,25 @@ class AnomalyTask(EvaluationTask):
         return {}
 
 
+class ComponentTask(AnomalyTask):
+    """Components of anomalous pixels, of a score with its threshold."""
+
+    columns = COMPONENT_COLUMNS
+
+    def __init__(self, anomalous: Sequence[int], threshold: float, track: str) -> None:
+        super().__init__(anomalous)
+        self.threshold, self.track = threshold, track
+
+    def new_metric(self) -> Any:
+        """An empty metric."""
+        return AnomalyComponents(self.threshold, self.track)
+
+    def image_score(self, metric: Any) -> float:
+        """Mean F1."""
+        score = metric.compute()["mean_f1"]
+        return float("nan") if score is None else score
+
+
 def anomalous_classes(id2label: Mapping[int, str], classes: Sequence[int] | None) -> list[int]:
     """The label ids that are anomalies: `classes`, or by default the class anomaly of an anomaly data set."""
     if classes is not None:
@@ -109,6 +133,7 @@ def evaluate_anomalies(
     dataset: Any,
     id2label: Mapping[int, str],
     scores: str | Confidence | Sequence[str | Confidence] = DEFAULT_SCORES,
+    components: str | None = None,
     **settings: Any,
 ) -> AnomalyResult:
     """Score a model by its confidences; every process of the run must call it, and all get the same result.
@@ -118,6 +143,8 @@ def evaluate_anomalies(
         dataset: entries of our readers, each with a unique `image_id`.
         id2label: the data set's classes; `classes` among the settings are those that are anomalies.
         scores: names in models/confidence.py.
+        components: "anomaly" or "obstacle", the track of SegmentMeIfYouCan whose smallest components count: ask the
+            model a second time, and score components at each score's threshold of the best F1.
         settings: `classes`, `batch_size`, `num_workers`, `partial_folder`, `about`, `identity`, `chunk_size` and
             `progress` of `EvaluationSettings`.
 
@@ -126,6 +153,8 @@ def evaluate_anomalies(
             evaluation.
     """
     options, wanted = EvaluationSettings(**settings), confidences_named(scores)
+    if components is not None and components not in TRACKS:
+        raise ValueError(f"there is no track {components!r} of components; {suggestion(components, TRACKS)}")
     task = AnomalyTask(anomalous_classes(id2label, options.classes))
     names = [str(each) for each in wanted]
     if isinstance(segmenter, Segmenter):
@@ -151,7 +180,53 @@ def evaluate_anomalies(
         worst = max(each[f"{name}_bound"] or 0 for each in values.values() for name in ("auprc", "fpr95", "auroc"))
         notes.append(f"scores so many and close that some were merged: values are within {100 * worst:.2g} points")
     curves = {name: _curves(metric) for name, metric in metrics.items()}
-    return AnomalyResult(len(counts.images), values, curves, images, notes)
+    result = AnomalyResult(len(counts.images), values, curves, images, notes)
+    if components is not None:
+        found = _components(segmenter, dataset, id2label, wanted, result, components, task.anomalous, options)
+        notes += dict.fromkeys(filter(None, (each["undefined"] for each in found.values())))
+        result = replace(result, components=found)
+    return result
+
+
+def _components(
+    segmenter: Any,
+    dataset: Any,
+    id2label: Mapping[int, str],
+    wanted: Sequence[Confidence],
+    result: AnomalyResult,
+    track: str,
+    anomalous: Sequence[int],
+    options: EvaluationSettings,
+) -> dict[str, dict[str, Any]]:
+    """Component metrics by confidence, from a second pass, as the thresholds follow from all pixels of all images."""
+    thresholds = {name: values["best_f1_threshold"] for name, values in result.scores.items()}
+    chosen = [each for each in wanted if thresholds[str(each)] is not None]
+    if not chosen:
+        return {}
+    first, *others = [str(each) for each in chosen]
+
+    def further() -> dict[str, AnomalyComponents]:
+        return {name: AnomalyComponents(thresholds[name], track) for name in others}
+
+    def count_batch(counts: VariantCounts, batch: list[tuple[int, Any]]) -> None:
+        answers = answers_to(segmenter, batch, lambda images: segmenter.confidences(images, chosen))
+        for (index, entry), (_, maps) in zip(batch, answers, strict=True):
+            anomaly = {name: -np.asarray(maps[name]) for name in (first, *others)}
+            (counted,) = counts.counts.values()
+            counted.count(index, entry["image_id"], task.reference(entry), anomaly[first], anomaly)
+
+    task = ComponentTask(anomalous, thresholds[first], track)
+    folder = options.partial_folder and component_counts(options.partial_folder)
+    identity = {**options.identity, "thresholds": thresholds, "track": track}
+    own = replace(options, partial_folder=folder, identity=identity)
+    (counted,) = all_counts(task, dataset, id2label, count_batch, own, further=further).counts.values()
+    metrics = {first: counted.metrics[MAIN], **{name: counted.metrics[name] for name in others}}
+    return {name: {"threshold": thresholds[name], **metric.compute()} for name, metric in metrics.items()}
+
+
+def component_counts(partial_folder: Path) -> Path:
+    """The folder of the second pass's counts, beside that of the first."""
+    return partial_folder.with_name(f"{partial_folder.name}-components")
 
 
 def _curves(metric: AnomalyPixels) -> dict[str, list[tuple[float, float]]]:
@@ -176,9 +251,11 @@ def anomaly_text(results: Mapping[str, AnomalyResult]) -> str:
     for name, result in results.items():
         lines.append(f"anomaly, {name}, {result.num_images} images")
         lines += [f"  note: {note}" for note in result.notes]
-        rows = [["score", *COLUMNS]]
+        columns = (*COLUMNS, *COMPONENT_COLUMNS) if result.components else COLUMNS
+        rows = [["score", *columns]]
         for score, values in result.scores.items():
-            cells = ["-" if values[column] is None else f"{100 * values[column]:.2f}" for column in COLUMNS]
+            values = {**values, **result.components.get(score, {})}
+            cells = ["-" if values.get(column) is None else f"{100 * values[column]:.2f}" for column in columns]
             rows.append([score, *cells])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for first, *cells in rows:
@@ -197,6 +274,7 @@ def anomaly_content(results: Mapping[str, AnomalyResult]) -> dict[str, Any]:
                 "num_images": result.num_images,
                 "notes": result.notes,
                 "scores": result.scores,
+                "components": result.components,
                 "curves": result.curves,
                 "pictures": [vars(image) for image in result.images],
             }
