@@ -8,7 +8,15 @@ from transformers.activations import ACT2FN
 
 from hf_segvit.models import cpu_kernels
 from hf_segvit.models.configuration_plain_vit import PlainViTConfig
-from hf_segvit.models.cpu_kernels import CPUKernels, Linear, ProcessorFeatures, attention_products, kernels_for, linear
+from hf_segvit.models.cpu_kernels import (
+    CPUKernels,
+    Linear,
+    ProcessorFeatures,
+    attention_products,
+    kernels_for,
+    linear,
+    two_layers,
+)
 from hf_segvit.models.mask_head import mask_logits
 from hf_segvit.models.modeling_plain_vit import PlainViTModel
 
@@ -106,6 +114,65 @@ def test_gradients_of_linear_layers_agree_with_the_formula(rows, wanted, monkeyp
             torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-5)
 
 
+def plain_mlp(inputs, weight, bias, weight_2, bias_2):
+    return F.linear(F.gelu(F.linear(inputs, weight, bias)), weight_2, bias_2)
+
+
+def our_mlp(inputs, *values):
+    layers = [Linear(8, 12, bias=values[1] is not None), Linear(12, 4, bias=values[3] is not None)]
+    for layer, weight, bias in zip(layers, values[::2], values[1::2], strict=True):
+        del layer.weight, layer.bias
+        layer.weight, layer.bias = weight, bias
+    return two_layers(layers[0], ACT2FN["gelu"], layers[1], inputs)
+
+
+@needs_onednn
+@pytest.mark.parametrize("wanted", ["11111", "10000", "01111", "00011", "11100", "10100"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_gradients_of_two_layers_agree_with_the_formula(wanted, with_bias, monkeypatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "KERNELS", EVERYTHING)
+    torch.manual_seed(0)
+    shapes = ((2, 5, 8), (12, 8), (12,), (4, 12), (4,))
+    values = [torch.randn(shape).requires_grad_(flag == "1") for shape, flag in zip(shapes, wanted, strict=True)]
+    if not with_bias:
+        values[2] = values[4] = None
+    doubles = [None if v is None else v.detach().double().requires_grad_(v.requires_grad) for v in values]
+    gradient = torch.randn(2, 5, 4)
+    outputs, expected = our_mlp(*values), plain_mlp(*doubles)
+    kind = "_TrainedMLPBackward" if "1" in wanted[:2] else "_TrainedLinearBackward"
+    assert type(outputs.grad_fn).__name__ == kind
+    torch.testing.assert_close(outputs.double(), expected, rtol=1e-5, atol=1e-5)
+    for found, other in zip(
+        torch.autograd.grad(outputs, [v for v in values if v is not None and v.requires_grad], gradient),
+        torch.autograd.grad(expected, [v for v in doubles if v is not None and v.requires_grad], gradient.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(found.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_two_layers_keep_their_widest_activation_once(monkeypatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "KERNELS", EVERYTHING)
+    first, second, gelu = Linear(8, 32), Linear(32, 8), ACT2FN["gelu"]
+    inputs, kept = torch.randn(7, 8, requires_grad=True), {}
+
+    def keep(value):
+        kept[value.data_ptr()] = value.numel()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        two_layers(first, gelu, second, inputs)
+    parameters = sum(value.numel() for value in (first.weight, first.bias, second.weight))
+    assert sum(kept.values()) == inputs.numel() + 7 * 32 + parameters
+    # Whatever hangs on a layer is called.
+    calls = []
+    second.register_full_backward_hook(lambda *_: calls.append("backward"))
+    two_layers(first, gelu, second, inputs).sum().backward()
+    first.register_forward_hook(lambda *_: calls.append("forward"))
+    two_layers(first, gelu, second, inputs)
+    assert calls == ["backward", "forward"]
+
+
 @needs_onednn
 def test_gradients_of_gradients_and_function_transforms_work_as_before(monkeypatch) -> None:
     monkeypatch.setattr(cpu_kernels, "KERNELS", EVERYTHING)
@@ -119,6 +186,15 @@ def test_gradients_of_gradients_and_function_transforms_work_as_before(monkeypat
 
     for found, expected in zip(penalty(linear), penalty(F.linear), strict=True):
         torch.testing.assert_close(found, expected)
+    more = [torch.randn(3, 8), torch.randn(12, 8), torch.randn(12), torch.randn(4, 12), torch.randn(4)]
+
+    def penalty_of_two(layers):
+        leaves = [value.clone().requires_grad_() for value in more]
+        (slope,) = torch.autograd.grad(layers(*leaves).tanh().sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), leaves)
+
+    for found, expected in zip(penalty_of_two(our_mlp), penalty_of_two(plain_mlp), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     for found, expected in zip(
         *(torch.func.jacrev(layer, (0, 1, 2))(inputs, weight, bias) for layer in (linear, F.linear)), strict=True
     ):

@@ -122,16 +122,38 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = Fal
 
 def linear_and_activation(layer: nn.Module, activation: nn.Module, inputs: Tensor) -> Tensor:
     """`activation(layer(inputs))`, in one kernel where both allow it."""
-    # Adapters and offloading replace the layer, its forward or its weight, or hang hooks on it.
-    fusible = (
-        type(layer) is Linear
-        and type(activation) is GELUActivation
-        and activation.act is F.gelu
-        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
-    )
-    if not fusible:
+    if not (_is_bare(layer) and _is_gelu(activation)):
         return activation(layer(inputs))
     return linear(inputs, layer.weight, layer.bias, gelu=True)  # type: ignore[arg-type]
+
+
+def two_layers(first: nn.Module, activation: nn.Module, second: nn.Module, inputs: Tensor) -> Tensor:
+    """`second(activation(first(inputs)))`; in training on a CPU a GELU's output is computed twice, instead of kept."""
+    if (
+        _is_bare(first)
+        and _is_bare(second)
+        and _is_gelu(activation)
+        and is_plain(second.weight)  # type: ignore[arg-type]
+        and second.weight.dtype == inputs.dtype
+        and trains_through_onednn(inputs, first.weight)  # type: ignore[arg-type]
+    ):
+        return _TrainedMLP.apply(inputs, first.weight, first.bias, second.weight, second.bias)
+    return second(linear_and_activation(first, activation, inputs))
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    # Adapters and offloading replace the layer, its forward or its weight, or hang hooks on it.
+    return type(layer) is Linear and not (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or "forward" in vars(layer)
+    )
+
+
+def _is_gelu(activation: nn.Module) -> bool:
+    return type(activation) is GELUActivation and activation.act is F.gelu
 
 
 def takes_onednn(inputs: Tensor, weight: Tensor) -> bool:
@@ -181,6 +203,40 @@ class _TrainedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_inputs, of_weight, of_bias
+
+
+class _TrainedMLP(torch.autograd.Function):
+    """Two linear layers with a GELU between them, whose widest activation is kept once: before the GELU, not after."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, weight_2: Tensor, bias_2: Tensor | None
+    ) -> Tensor:
+        hidden = _onednn_linear(inputs, weight, bias, False)
+        ctx.save_for_backward(inputs, weight, bias, weight_2, hidden)
+        return _onednn_linear(F.gelu(hidden), weight_2, bias_2, False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight, bias, weight_2, hidden = ctx.saved_tensors
+        if torch.is_grad_enabled():  # `hidden` has no graph of its own for the gradient of this gradient
+            hidden = F.linear(inputs, weight, bias)
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        of: list[Tensor | None] = [None] * 5
+        if ctx.needs_input_grad[3]:
+            of[3] = _product(rows.t(), F.gelu(hidden).t())
+        if ctx.needs_input_grad[4]:
+            of[4] = rows.sum(0)
+        if any(ctx.needs_input_grad[:3]):
+            rows = torch.ops.aten.gelu_backward(_product(rows, weight_2.t()), hidden)
+        if ctx.needs_input_grad[0]:
+            of[0] = _product(rows, weight.t()).view(inputs.shape)
+        if ctx.needs_input_grad[1]:
+            of[1] = _product(rows.t(), inputs.reshape(-1, inputs.shape[-1]).t())
+        if ctx.needs_input_grad[2]:
+            of[2] = rows.sum(0)
+        return tuple(of)
 
 
 def _product(inputs: Tensor, weight: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_plain_vit import PlainViTConfig
-from .cpu_kernels import Linear, attention_products, is_plain, linear, linear_and_activation, products_are_faster
+from .cpu_kernels import Linear, attention_products, is_plain, linear, products_are_faster, two_layers
 
 
 class PlainViTAttention(nn.Module):
@@ -230,7 +230,7 @@ class PlainMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Transform (..., D)."""
-        return self.fc2(linear_and_activation(self.fc1, self.activation, hidden_states))
+        return two_layers(self.fc1, self.activation, self.fc2, hidden_states)
 
 
 class SwiGLU(nn.Module):
