@@ -151,6 +151,28 @@ def test_gradients_of_two_layers_agree_with_the_formula(wanted, with_bias, monke
 
 
 @needs_onednn
+@pytest.mark.parametrize("way", ["checkpoint", "autocast"])
+def test_two_layers_under_checkpointing_and_autocast(way, monkeypatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "KERNELS", EVERYTHING)
+    torch.manual_seed(0)
+    values = [torch.randn(shape).requires_grad_() for shape in ((2, 5, 8), (12, 8), (12,), (4, 12), (4,))]
+
+    def gradients(layers):
+        if way == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = layers(*values)
+        else:
+            outputs = torch.utils.checkpoint.checkpoint(layers, *values, use_reentrant=False)
+        return type(outputs.grad_fn).__name__, torch.autograd.grad(outputs.float().square().sum(), values)
+
+    tolerance = {"rtol": 0, "atol": 0} if way == "autocast" else {"rtol": 1e-5, "atol": 1e-4}
+    (name, found), (_, expected) = gradients(our_mlp), gradients(plain_mlp)
+    assert (name == "_TrainedMLPBackward") == (way == "checkpoint")
+    for one, other in zip(found, expected, strict=True):  # under autocast the same operators of PyTorch run
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+@needs_onednn
 def test_two_layers_keep_their_widest_activation_once(monkeypatch) -> None:
     monkeypatch.setattr(cpu_kernels, "KERNELS", EVERYTHING)
     first, second, gelu = Linear(8, 32), Linear(32, 8), ACT2FN["gelu"]
