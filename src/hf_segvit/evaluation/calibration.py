@@ -1,9 +1,9 @@
 """Calibration of a model's scores, before and after temperature scaling.
 
-The images are split in two halves by a hash of their ids. On the first a temperature is found, by the likelihood of
-what was right and wrong; on the second the expected calibration error is measured, without and with it. Pixels and
-segments (`HeldOutCalibration`) are scaled as `calibrated` in models/confidence.py does it, points (`PointCalibration`)
-by dividing their logits (Guo et al., ICML 2017). N answers, C classes.
+The images are split in two halves by a hash of their ids. On the first a temperature is found; on the second the
+expected calibration error is measured, without and with it. Pixels and segments (`HeldOutCalibration`) are scaled as
+`calibrated` in models/confidence.py does it, to the lowest Brier score; points (`PointCalibration`) by dividing their
+logits, to the highest likelihood (Guo et al., ICML 2017). N answers, C classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, logit, softmax
+from scipy.special import expit, log_softmax, logit, softmax
 
 from ..atomic_files import write_json, writing
 from ..metrics.accumulation import ImageMetric
@@ -169,7 +169,7 @@ class PointCalibration(ImageMetric):
 
 
 def fitted_temperature(scores: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> float:
-    """The temperature under which what was right and wrong is most likely.
+    """The temperature with the lowest Brier score: the mean square of confidence less 1 (right) or 0 (wrong).
 
     Args:
         scores: (n,) in [0, 1].
@@ -177,10 +177,11 @@ def fitted_temperature(scores: np.ndarray, right: np.ndarray, wrong: np.ndarray)
     """
     logits = logit(np.clip(scores.astype(np.float64), CERTAIN, 1 - CERTAIN))
 
+    # Not the likelihood: class scores of overlapping queries add up to more than 1 and are cut there, also where they
+    # are wrong, and a few wrong answers with a score of 1 would alone decide about the temperature.
     def loss(temperature: float) -> float:
-        scaled = logits / temperature
-        # -log sigmoid(x) is log(1 + exp(-x)).
-        return float((right * np.logaddexp(0, -scaled) + wrong * np.logaddexp(0, scaled)).sum() / (right + wrong).sum())
+        confidence = expit(logits / temperature)
+        return float((right * (1 - confidence) ** 2 + wrong * confidence**2).sum() / (right + wrong).sum())
 
     return _minimised(loss)
 
