@@ -463,8 +463,8 @@ def draw_bars(runs: list[dict[str, Any]], path: Path) -> None:
 
     names = list(dict.fromkeys(each["experiment"] for each in runs))
     models = list(dict.fromkeys(each["model"] for each in runs))
-    figure = Figure(figsize=(9.5, 2.4 * len(names)), dpi=150, layout="constrained")
-    for row, (name, axes) in enumerate(zip(names, figure.subplots(len(names), squeeze=False)[:, 0], strict=True)):
+    figure, shown = Figure(figsize=(9.5, 2.4 * len(names)), dpi=150, layout="constrained"), set[str]()
+    for name, axes in zip(names, figure.subplots(len(names), squeeze=False)[:, 0], strict=True):
         for place, model in enumerate(models):
             own = [each for each in runs if (each["experiment"], each["model"]) == (name, model)]
             width = 0.8 / len(models)
@@ -472,15 +472,15 @@ def draw_bars(runs: list[dict[str, Any]], path: Path) -> None:
                 values = [100 * each["scores"][score_name]["auprc"] for each in own if score_name in each["scores"]]
                 x = position + (place - (len(models) - 1) / 2) * width
                 if values:
-                    label = model if position == 0 and row == 0 else None
+                    label = None if model in shown else model
+                    shown.add(model)
                     axes.bar(x, statistics.mean(values), 0.9 * width, color=f"C{place}", alpha=0.6, label=label)
                     axes.plot([x] * len(values), values, "k.", markersize=3)
         axes.set_title(f"{name}: AUPRC of what was held out", fontsize=10)
         axes.set_xticks(range(len(CONFIDENCES)), CONFIDENCES, fontsize=9)
-        axes.set_ylim(0, 100)
+        axes.set_xlim(-0.6, len(CONFIDENCES) - 0.4)
         axes.spines[["top", "right"]].set_visible(False)
-        if row == 0:
-            axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside upper right", ncols=len(models), frameon=False, fontsize=9)
     with replacing(path) as partial:
         figure.savefig(partial)
 

@@ -241,6 +241,7 @@ def table(output: Path) -> str:
     ]
     keys = sorted({(r["setting"], r["generator"], r["masks"], r["labels"]) for r in results})
     curves: dict[str, list[tuple[float, float]]] = {}
+    alone: dict[str, dict[int, dict[int, tuple[float, float]]]] = {}  # by masks and seed, whatever ViT-P learned from
     for key in keys:
         group = [r for r in results if (r["setting"], r["generator"], r["masks"], r["labels"]) == key]
         setting, generator, masks, labels = key
@@ -253,11 +254,14 @@ def table(output: Path) -> str:
             title = f"{setting}, {generator}, {score_name}"
             lines.append(f"| {title} | {masks} | {labels} | {hours:.1f} | {len(group)} | {' | '.join(cells)} |")
             panel = f"{score_name}, {setting}, {generator}"
-            mask_hours = statistics.mean(r["minutes"] for r in group) / 60
-            curves.setdefault(f"{panel}/generator alone", []).append((mask_hours, 100 * statistics.mean(columns[0])))
+            alone.setdefault(f"{panel}/generator alone", {}).setdefault(masks, {}).update(
+                {each["seed"]: (each["minutes"] / 60, 100 * each["tasks"][task]["scores"][0]) for each in group}
+            )
             fused = 100 * statistics.mean(columns[ALPHAS.index(0.4)])
             curves.setdefault(f"{panel}/ViT-P of {labels}, alpha 0.4", []).append((hours, fused))
-    curves = {name: sorted({*points}) for name, points in curves.items()}
+    for name, by_masks in alone.items():
+        curves[name] = [tuple(map(statistics.mean, zip(*seeds.values(), strict=True))) for seeds in by_masks.values()]
+    curves = {name: sorted(points) for name, points in curves.items()}
     draw(curves, output / "label_cost.png")
     return "\n".join(lines)
 

@@ -476,23 +476,47 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("run", help="train and score what is missing")
-    one.add_argument("--output", type=Path, required=True)
-    one.add_argument("--rows", nargs="+", choices=list(BY_NAME), default=list(BY_NAME))
-    one.add_argument("--difficulties", nargs="+", choices=DIFFICULTIES, default=list(DIFFICULTIES))
-    one.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
-    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    one.add_argument("--output", type=Path, required=True, help="folder of results, one JSON file a run")
+    one.add_argument(
+        "--rows", nargs="+", choices=list(BY_NAME), default=list(BY_NAME), help="what to train (default: all)"
+    )
+    one.add_argument(
+        "--difficulties",
+        nargs="+",
+        choices=DIFFICULTIES,
+        default=list(DIFFICULTIES),
+        help="of the scenes (default: both)",
+    )
+    one.add_argument(
+        "--protocols",
+        nargs="+",
+        choices=PROTOCOLS,
+        default=list(PROTOCOLS),
+        help="equal numbers of steps, or equal processor time (default: both)",
+    )
+    one.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of weights and scenes (default 0 1 2)")
     one.add_argument("--start", choices=STARTS, default="scratch", help="how the ViT was pretrained")
-    one.add_argument("--steps", type=int, default=STEPS)
-    one.add_argument("--seconds", type=float, default=SECONDS, help="processor seconds of a run with equal time")
-    one.add_argument("--pretraining-steps", type=int, default=PRETRAINING_STEPS)
-    one.add_argument("--training-scenes", type=int, default=NUM_TRAINING_SCENES)
+    one.add_argument("--steps", type=int, default=STEPS, help=f"of a run with equal steps (default {STEPS})")
+    one.add_argument(
+        "--seconds", type=float, default=SECONDS, help=f"processor time of a run with equal time (default {SECONDS:g})"
+    )
+    one.add_argument(
+        "--pretraining-steps", type=int, default=PRETRAINING_STEPS, help=f"of --start (default {PRETRAINING_STEPS})"
+    )
+    one.add_argument(
+        "--training-scenes", type=int, default=NUM_TRAINING_SCENES, help=f"to draw (default {NUM_TRAINING_SCENES})"
+    )
     one.add_argument("--scenes", type=int, default=NUM_TEST_SCENES, help="unseen scenes to score")
-    commands.add_parser("table", help="print the tables").add_argument("--output", type=Path, required=True)
+    commands.add_parser("table", help="print the tables").add_argument(
+        "--output", type=Path, required=True, help="folder of results"
+    )
     timing = commands.add_parser("time", help="time all rows at the paper's size")
-    timing.add_argument("size", choices=list(SIZES))
-    timing.add_argument("--repeats", type=int, default=5)
-    timing.add_argument("--threads", type=int, default=1)
-    timing.add_argument("--image-size", type=int, default=640)
+    timing.add_argument("size", choices=list(SIZES), help="of the ViT")
+    timing.add_argument(
+        "--repeats", type=int, default=5, help="passes of each row; with 1, models take turns in memory"
+    )
+    timing.add_argument("--threads", type=int, default=1, help="of PyTorch (default 1)")
+    timing.add_argument("--image-size", type=int, default=640, help="side in pixels (default 640)")
     arguments = parser.parse_args(argv)
     if arguments.command == "run":
         run(arguments)
