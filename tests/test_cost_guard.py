@@ -154,3 +154,31 @@ def test_the_model_is_one_graph(pruned) -> None:
     forward = (lambda pixels: model.eomt(pixels, decode_masks=False).mask_features) if pruned else model
     explained = torch._dynamo.explain(forward)(torch.zeros(1, 3, 64, 64))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+
+
+@pytest.mark.skipif(not cpu_kernels.processor_features().onednn, reason="needs oneDNN's linear layers")
+def test_training_keeps_the_widest_activation_of_each_block_once(monkeypatch) -> None:
+    settings = {"num_hidden_layers": 3, "num_query_layers": 1, "num_queries": 5, "intermediate_size": 160}
+
+    def kept(kernels: CPUKernels) -> tuple[int, Any]:
+        monkeypatch.setattr(cpu_kernels, "KERNELS", kernels)
+        torch.manual_seed(0)
+        model, storages = tiny_eomt(**settings).train(), {}
+        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+        def keep(value: torch.Tensor) -> torch.Tensor:
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage  # held, or its place would be taken by another
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            model(
+                torch.ones(2, 3, 64, 64), mask_labels=[torch.ones(1, 64, 64)] * 2, class_labels=[torch.tensor([0])] * 2
+            )
+        return sum(storage.nbytes() for storage in storages.values()), model.config
+
+    (plain, config), (onednn, _) = kept(PLAIN), kept(ONEDNN)
+    patches = (64 // config.patch_size) ** 2 + 1 + config.num_register_tokens
+    tokens = config.num_hidden_layers * patches + config.num_query_layers * config.num_queries
+    assert plain - onednn == 2 * tokens * config.intermediate_size * 4
