@@ -162,6 +162,34 @@ def test_compilation_without_a_compiler_is_refused_or_a_named_fallback(monkeypat
         model.optimize_for_inference(cuda_graphs=True)
 
 
+def test_a_compiler_that_pytorch_would_not_use_is_a_problem(tmp_path, monkeypatch) -> None:
+    def program(folder: str, name: str, status: int) -> None:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text(f"#!/bin/sh\nexit {status}\n")
+        (tmp_path / folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path / folder))
+
+    cpu = torch.device("cpu")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(inference_optimization.sys, "platform", "linux")
+    monkeypatch.setattr(inference_optimization.sysconfig, "get_path", lambda name: str(tmp_path))
+    program("other", "clang++", 0)
+    assert compiler_problem(cpu).endswith("g++ is not on PATH; install it, or set the environment variable CXX=clang++")
+    monkeypatch.setattr(inference_optimization, "find_spec", lambda name: True)
+    assert compiler_problem(torch.device("cuda")) is None
+    monkeypatch.setenv("CXX", "clang++ -O2")
+    assert "CXX=clang++ -O2, which is not there; install one, such as g++, or name its path" in compiler_problem(cpu)
+    monkeypatch.setenv("CXX", "clang++")
+    assert f"needs Python's headers, and {tmp_path} has no Python.h" in compiler_problem(cpu)
+    (tmp_path / "Python.h").write_text("")
+    assert compiler_problem(cpu) is None
+    monkeypatch.delenv("CXX")
+    program("broken", "g++", 1)
+    assert "`g++ --version` fails; repair it" in compiler_problem(cpu)
+    with pytest.raises(ValueError, match=r"compile=True: .* fails; repair it"):
+        tiny_eomt(**ANNEALED).optimize_for_inference(compile=True)
+
+
 @torch.no_grad()
 def test_the_compiled_part_has_one_graph_and_leaves_the_masks_outside(monkeypatch) -> None:
     torch._dynamo.reset()

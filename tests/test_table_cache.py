@@ -181,6 +181,30 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, caplog):
     assert "HF_SEGVIT_CACHE" in caplog.text
 
 
+@pytest.mark.parametrize("folder", ["~nobody-of-this-name/cache", "/" + "x" * 300, "LOCKED"])
+def test_a_folder_that_cannot_be_reached_is_said(folder, tmp_path, monkeypatch, caplog):
+    spec = coco_folder(tmp_path / "data")
+    if folder == "LOCKED":  # root may enter every folder, so that of another user is made up
+        folder = str(tmp_path / "locked")
+        look = os.stat
+
+        def stat(path, **settings):
+            if str(path).startswith(folder):
+                raise PermissionError(13, "Permission denied", str(path))
+            return look(path, **settings)
+
+        def make(path, *arguments):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(os, "stat", stat)
+        monkeypatch.setattr(os, "mkdir", make)
+    monkeypatch.setenv("HF_SEGVIT_CACHE", folder)
+    monkeypatch.setattr(table_cache.logger, "warning_once", table_cache.logger.warning)
+    assert len(load_segmentation_dataset(spec)) == 1
+    assert f"cannot be kept in {folder}" in caplog.text
+    assert "name a folder that can be written in HF_SEGVIT_CACHE" in caplog.text
+
+
 def test_the_cache_can_be_off(tmp_path, monkeypatch, cache):
     spec = coco_folder(tmp_path / "data")
     monkeypatch.setenv("HF_SEGVIT_CACHE", "off")

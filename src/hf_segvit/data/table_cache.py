@@ -48,13 +48,19 @@ _MASK_READERS: dict[str, Callable[..., Any]] = {
 
 
 def cache_root() -> Path | None:
-    """The folder of the cache: `HF_SEGVIT_CACHE`, or `hf_segvit` in the user's cache folder; `None` if it is off."""
+    """The folder of the cache: `HF_SEGVIT_CACHE`, or `hf_segvit` in the user's cache folder; `None` without."""
     value = os.environ.get(CACHE_VARIABLE, "").strip()
     if value.lower() in _OFF:
         return None
-    if value:
-        return Path(value).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hf_segvit"
+    folder = Path(value) if value else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hf_segvit"
+    try:
+        return folder.expanduser()
+    except RuntimeError:  # containers may run as a user who has no home
+        logger.warning_once(
+            f"the tables of annotations cannot be kept in {folder}, as there is no such home folder, so each process "
+            f"reads them anew; name a folder that can be written in {CACHE_VARIABLE}, or set it to off"
+        )
+        return None
 
 
 def table_key(version: str, format_name: str, path: str, options: Mapping[str, Any]) -> str | None:
@@ -76,7 +82,8 @@ def cached_table(key: str) -> tuple[InMemoryTable, dict[str, Any]] | None:
     """A table and its JSON object, with `read_masks` as an object; `None` if it must be read from its files."""
     root = cache_root()
     path = None if root is None else _file(root, key)
-    if path is None or not path.exists():
+    # Unlike `Path.exists`, false where a folder may not be entered or its name is too long; `store_table` says so.
+    if path is None or not os.path.exists(path):
         return None
     try:
         table, content = _opened(path)

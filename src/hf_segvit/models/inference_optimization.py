@@ -8,6 +8,9 @@ Shapes: B batch, Q queries, K kept queries, C classes without no-object (which i
 
 import os
 import shutil
+import subprocess
+import sys
+import sysconfig
 from importlib.util import find_spec
 from typing import Any
 
@@ -90,9 +93,23 @@ def compiler_problem(device: torch.device) -> str | None:
     if device.type == "cuda" and find_spec("triton") is None:
         return "torch.compile needs Triton, which is not installed; run `pip install triton`"
     named = os.environ.get("CXX")
-    if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++", "c++", "cl"])):
-        what = f"CXX={named}, which is not there" if named else "none is on PATH"
-        return f"torch.compile needs a C++ compiler, and {what}; install one, such as g++"
+    # Without CXX, PyTorch tries this one only; Triton, which compiles for CUDA, has more of them.
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    others = [name for name in ("g++", "clang++", "c++", "cl") if name != usual and shutil.which(name)]
+    compiler = named or (others[0] if others and device.type == "cuda" and not shutil.which(usual) else usual)
+    needed = "torch.compile needs a C++ compiler, and"
+    if not shutil.which(compiler):
+        if named:
+            return f"{needed} CXX={named}, which is not there; install one, such as g++, or name its path alone"
+        if others:
+            return f"{needed} {usual} is not on PATH; install it, or set the environment variable CXX={others[0]}"
+        return f"{needed} none is on PATH; install one, such as g++"
+    # The compiler of Windows has no such option.
+    if sys.platform != "win32" and subprocess.run([compiler, "--version"], capture_output=True).returncode:
+        return f"{needed} `{compiler} --version` fails; repair it, or name another in the environment variable CXX"
+    headers = sysconfig.get_path("include")
+    if device.type == "cpu" and sys.platform == "linux" and not os.path.exists(os.path.join(headers, "Python.h")):
+        return f"torch.compile needs Python's headers, and {headers} has no Python.h; install them, such as python3-dev"
     return None
 
 
