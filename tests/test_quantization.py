@@ -2,16 +2,21 @@
 
 import copy
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from hf_segvit import EoMTForUniversalSegmentation, EoMTImageProcessor
 from hf_segvit.cli import main
+from hf_segvit.data.reading import describe, load_segmentation_dataset
+from hf_segvit.evaluation.identity import model_identity
 from hf_segvit.inference import quantization
+from hf_segvit.inference.loading import fingerprint
 from hf_segvit.inference.measuring import relative_difference
 from hf_segvit.inference.quantization import check_quantization, quantize_model
 from hf_segvit.inference.segmenter import Segmenter
@@ -132,19 +137,49 @@ def test_segmenter_quantises_and_the_checkpoint_stays(checkpoint, tmp_path):
 
 @needs_torchao
 @pytest.mark.slow
-def test_segment_and_evaluate_take_it(checkpoint, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        "hf_segvit.inference.segmenter.quantize_model", lambda model, method: asked.append((type(model), method))
-    )
-    data = ["--data", "generated:easy", "--task", "semantic", "--limit", "1"]
-    words = ["--model", str(checkpoint), "--device", "cpu", "--quantization"]
-    main(["evaluate", *words, "int8", *data])
-    from PIL import Image
+@pytest.mark.parametrize("method", ["int8", "int8-weight-only"])
+def test_segment_and_evaluate_take_it(method, checkpoint, tmp_path, monkeypatch):
+    quantised = []
 
-    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
-    assert main(["segment", str(tmp_path / "a.png"), *words, "int8-weight-only", "--output", str(tmp_path / "o")]) == 0
-    assert asked[-1] == (EoMTForUniversalSegmentation, "int8-weight-only")
+    def quantise(model, name):
+        quantised.append((name, quantize_model(model, name)))
+
+    monkeypatch.setattr("hf_segvit.inference.segmenter.quantize_model", quantise)
+    data = load_segmentation_dataset("generated:easy", task="semantic")
+    model = EoMTForUniversalSegmentation.from_pretrained(
+        checkpoint, id2label=describe(data).id2label, ignore_mismatched_sizes=True
+    )
+    model.save_pretrained(checkpoint)
+    words = ["--model", str(checkpoint), "--device", "cpu", "--task", "semantic", "--quantization", method]
+    scored = ["--data", "generated:easy", "--limit", "1", "--output", str(tmp_path / "scores")]
+    assert main(["evaluate", *words, *scored]) == 0
+    assert (tmp_path / "scores" / "results.json").exists()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    image.save(tmp_path / "a.png")
+    written = ["--outputs", "semantic", "--output", str(tmp_path / "o")]
+    assert main(["segment", str(tmp_path / "a.png"), *words, *written]) == 0
+    layers = len(BLOCK_LAYERS) * model.config.num_hidden_layers
+    assert quantised == [(method, layers)] * 2
+    segmenter = Segmenter.from_pretrained(str(checkpoint), device="cpu", quantization=method)
+    (semantic,) = (tmp_path / "o").rglob("*.semantic.png")
+    assert np.array_equal(np.array(Image.open(semantic)), segmenter(image).segment_map)
+
+
+@needs_torchao
+def test_models_of_other_weights_have_other_hashes():
+    """Jobs and evaluations that resume compare them."""
+
+    def hashes(method=None, change=0.0):
+        model = tiny_eomt()
+        model.eomt.layers[0].mlp.fc1.weight.data[0, 0] += change
+        if method is not None:
+            quantize_model(model, method)
+        return fingerprint(model, None), model_identity(model, SimpleNamespace())["weights"]
+
+    for method in INT8:
+        assert hashes(method) == hashes(method)
+        kinds = [hashes(), hashes(change=5.0), hashes(method), hashes(method, change=5.0)]
+        assert len({each[0] for each in kinds}) == len({each[1] for each in kinds}) == 4
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import __version__
 from ..data.archives import NESTED, read_location
 from ..data.reading import describe
+from ..inference.quantization import plain_tensors
 
 _DIGITS = 16  # of a hash that is stored and shown: 64 bits, as nobody is to be outwitted
 _ROWS = 256  # of the data set's table to read at a time
@@ -29,7 +30,8 @@ def model_identity(model: Any, processor: Any, name: str = "") -> dict[str, str]
     weights = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         weights.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        weights.update(_content(tensor))
+        for part in plain_tensors(tensor):
+            weights.update(_content(part))
     for module in model.modules():  # an exported model has a graph instead of weights
         weights.update(getattr(module, "graph_digest", "").encode())
     settings = [_settings(model.config), _settings(processor)]

@@ -49,6 +49,7 @@ from ..models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 from ..models.transformers_eomt import TRANSFORMERS_EOMT_TYPES
 from ..weight_checks import check_finite, refuse_misfits
 from .exported_models import load_exported_model
+from .quantization import plain_tensors
 from .runtimes import RuntimeSettings
 
 SEGMENTATION_TYPES = (EoMTConfig.model_type, *TRANSFORMERS_EOMT_TYPES)
@@ -482,8 +483,9 @@ def fingerprint(model: Any, processor: Any) -> str:
     digest = hashlib.sha256(json.dumps(described, default=repr, sort_keys=True).encode())
     for name, weights in sorted(model.state_dict().items()):
         # A few values of each tensor, as any training changes all tensors that it trains.
-        values = weights.flatten()[:64].detach().float().cpu()
-        digest.update(f"{name} {tuple(weights.shape)} {values.tolist()}".encode())
+        for tensor in plain_tensors(weights):
+            values = tensor.flatten()[:64].detach().float().cpu()
+            digest.update(f"{name} {tuple(weights.shape)} {values.tolist()}".encode())
     for module in model.modules():  # an exported model has a graph instead of weights
         digest.update(getattr(module, "graph_digest", "").encode())
     return digest.hexdigest()[:16]

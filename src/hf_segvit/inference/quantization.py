@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..lookup import suggestion
@@ -92,6 +92,13 @@ def quantize_model(model: Any, method: str) -> int:
     torchao.quantization.quantize_(model, config(), filter_fn=lambda module, name: id(module) in chosen)
     model.save_pretrained = _refuse_saving
     return len(chosen)
+
+
+def plain_tensors(weights: Tensor) -> list[Tensor]:
+    """The tensors that quantised weights consist of, whose bytes can be read; other weights are their own."""
+    if not hasattr(weights, "__tensor_flatten__"):
+        return [weights]
+    return [getattr(weights, name) for name in weights.__tensor_flatten__()[0]]
 
 
 def _can_be_quantised(module: nn.Module) -> bool:
