@@ -138,6 +138,16 @@ def test_semantic_segmentation_keeps_all_queries() -> None:
     assert outputs.masks_queries_logits.shape[1] == 7
 
 
+@torch.no_grad()
+def test_a_task_or_threshold_by_which_nothing_can_be_pruned_is_refused() -> None:
+    """A misspelt "semantic" would lose the masks of most queries."""
+    model = tiny_eomt(**ANNEALED)
+    with pytest.raises(ValueError, match="task='semantics'; it is one of 'panoptic', 'instance', 'semantic'"):
+        model(PIXELS, task="semantics", pruning_threshold=0.5)
+    with pytest.raises(ValueError, match="pruning_threshold=nan is not a number"):
+        model(PIXELS, task="instance", pruning_threshold=float("nan"))
+
+
 def test_a_model_that_masks_attention_is_refused_with_the_remedy() -> None:
     model = tiny_eomt(masked_attention=True)
     model.set_masked_attention_probabilities([0.2, 0.9])

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from .cpu_kernels import KERNELS
 from .plain_vit_layers import PlainViTAttention
+from .published_labels import TASKS
 
 logger = logging.get_logger(__name__)
 
@@ -120,7 +121,14 @@ def queries_to_decode(class_logits: Tensor, task: str, threshold: float) -> Tens
         class_logits: (B, Q, C + 1), no-object last.
         task: of the post-processing that follows, `"panoptic"` or `"instance"`; for `"semantic"` all queries count.
         threshold: its score threshold, or a lower one.
+
+    Raises:
+        ValueError: there is no such task, or the threshold is not a number, so nobody knows what may pass.
     """
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}; it is one of {', '.join(map(repr, TASKS))}")
+    if threshold != threshold:
+        raise ValueError(f"pruning_threshold={threshold} is not a number; give the threshold of the post-processing")
     if task == "semantic":
         return torch.arange(class_logits.shape[1], device=class_logits.device).expand(class_logits.shape[:2])
     # The rules of post-processing, which are applied again there: rounding may only let more pass here.
