@@ -80,7 +80,9 @@ def confidences_named(given: "str | Confidence | Sequence[str | Confidence]") ->
     Raises:
         ValueError: there is none of that name, or one is given twice.
     """
-    several = [given] if isinstance(given, str | Confidence) else list(given)
+    several = given if isinstance(given, list | tuple) else [given]
+    if strangers := [each for each in several if not isinstance(each, str | Confidence)]:
+        raise ValueError(f"{strangers[0]!r} is no confidence; name one or several of {', '.join(CONFIDENCES)}")
     wanted = [each if isinstance(each, Confidence) else Confidence.parse(each) for each in several]
     if not wanted:
         raise ValueError(f"no confidence is named; give one or several of {', '.join(CONFIDENCES)}")
