@@ -153,6 +153,8 @@ def test_bounds_are_those_of_no_class_and_of_one():
         ("msp@0", "msp@0: temperature=0.0 must be a positive number"),
         ("msp@nan", "msp@nan: temperature=nan must be a positive number"),
         ("msp@warm", "'warm' is no temperature"),
+        (3, "3 is no confidence; name one or several of maxscore, msp"),
+        (["msp", None], "None is no confidence; name one or several"),
     ],
 )
 def test_names_that_mean_nothing(given, message):

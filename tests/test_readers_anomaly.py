@@ -159,6 +159,8 @@ def test_values_of_ones_own(tmp_path):
     dataset = load_segmentation_dataset(f"{spec}?known=0,3&anomaly=7-8,255&void=9")
     assert np.asarray(dataset[0]["segment_map"])[:5, 0].tolist() == [0, 1, -1, 1, 0]
     assert "0, 3 known; 7-8, 255 anomaly; 9 void" in describe(dataset).remarks[0]
+    without_void = describe(load_segmentation_dataset(f"{spec}?anomaly=255")).remarks[0]
+    assert without_void.startswith("values in masks: 0 known; 255 anomaly; known=")
     for option, message in (
         ("anomaly=x", "'x' is no value of a mask"),
         ("anomaly=1-y", "no value of a mask"),

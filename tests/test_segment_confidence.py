@@ -135,6 +135,8 @@ def test_transformers_models(build):
     [
         ({"task": "panoptic", "confidence": "rba"}, "is that of semantic segmentation, not of panoptic"),
         ({"task": "semantic", "confidence": "rbb"}, "there is no confidence 'rbb'"),
+        ({"task": "semantic", "confidence": ["rba", "msp"]}, "an answer has one confidence; Segmenter.confidences"),
+        ({"task": "semantic", "confidence": 0.5}, "0.5 is no confidence; name one or several of"),
     ],
 )
 def test_confidences_that_cannot_be_had(model, settings, message):

@@ -61,7 +61,12 @@ def checked_confidence(task: str, confidence: str | Confidence | None, views: Vi
     """The confidence of a name; refused for tasks other than semantic, and where it is not defined."""
     if confidence is None:
         return None
-    (wanted,) = confidences_named(confidence)
+    wanted, *more = confidences_named(confidence)
+    if more:
+        raise ValueError(
+            f"confidence={[str(each) for each in (wanted, *more)]}: an answer has one confidence; "
+            "Segmenter.confidences gives several at once"
+        )
     if task != "semantic":
         raise ValueError(
             f"confidence={str(wanted)!r}: the confidence of pixels is that of semantic segmentation, not of {task}, "

@@ -18,6 +18,7 @@ confidence is higher where the model is surer, and the anomaly score is its nega
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,9 @@ def confidences_named(given: "str | Confidence | Sequence[str | Confidence]") ->
     Raises:
         ValueError: there is none of that name, or one is given twice.
     """
-    several = [given] if isinstance(given, str | Confidence) else list(given)
+    several: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
+    if strangers := [each for each in several if not isinstance(each, str | Confidence)]:
+        raise ValueError(f"{strangers[0]!r} is no confidence; name one or several of {', '.join(CONFIDENCES)}")
     wanted = [each if isinstance(each, Confidence) else Confidence.parse(each) for each in several]
     if not wanted:
         raise ValueError(f"no confidence is named; give one or several of {', '.join(CONFIDENCES)}")

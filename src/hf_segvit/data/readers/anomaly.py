@@ -115,6 +115,7 @@ def read(
         + "; ".join(
             f"{_ranges([value for value, own in labels.items() if own == label])} {name}"
             for label, name in (*enumerate(ANOMALY_CLASSES), (VOID, "void"))
+            if label in labels.values()
         )
         + "; known=, anomaly= and void= change that"
     ]
