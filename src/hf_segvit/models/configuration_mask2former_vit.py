@@ -125,14 +125,15 @@ class Mask2FormerViTConfig(PlainViTConfig):
 
     def check(self) -> None:
         """Refuse contradictory fields with a ValueError that names the field, its value and the remedy."""
-        super().check()
-        if self.removed not in REMOVABLE_PARTS:
-            raise ValueError(f"removed={self.removed!r} is not one of {REMOVABLE_PARTS}")
+        # First, or image sizes would be held against a patch size that they cannot have.
         if self.patch_size != PATCH_SIZE:
             raise ValueError(
                 f"patch_size={self.patch_size} must be {PATCH_SIZE}: the strides of the features are 4 to "
                 f"{COARSEST_STRIDE} pixels; from_backbone(..., patch_size={PATCH_SIZE}) resamples the patch kernel"
             )
+        super().check()
+        if self.removed not in REMOVABLE_PARTS:
+            raise ValueError(f"removed={self.removed!r} is not one of {REMOVABLE_PARTS}")
         check_label_ids(self.id2label)
         check_limits(self, _LIMITS)
         check_loss_fields(self)
