@@ -117,6 +117,7 @@ def test_coco(exported, images, tmp_path):
     same_segments(read_masks(f"coco_folder:{tmp_path}"), answers, 0)
     # As an evaluation script takes them.
     truth = COCO(str(output / "coco_annotations.json"))
+    assert truth.dataset["info"] == {}  # `loadRes` of pycocotools 2.0.10 fails without
     results = truth.loadRes(str(output / "coco_results.json"))
     assert sorted(truth.getImgIds()) == [7, 12, 345]
     for name, answer in answers.items():

@@ -195,7 +195,7 @@ def test_check_data_says_what_cannot_be_scored(tmp_path, capsys):
     (error,) = [problem.message for problem in check_dataset(f"anomaly:{tmp_path}").problems.errors]
     assert error.startswith("no pixel of any image is 'anomaly', so that AUROC, AUPRC and FPR are undefined")
     write_mask(tmp_path / "labels_masks" / "1.png", np.where(MASK == 1, 77, MASK))
-    assert main(["check-data", f"anomaly:{tmp_path}"]) == 1
+    assert main(["check-data", f"anomaly:{tmp_path}", "--output", str(tmp_path / "report")]) == 1
     assert "77" in capsys.readouterr().out
 
 
@@ -419,7 +419,7 @@ class TestFishyscapesStatic:
 
     def test_check_data_reads_them(self, tmp_path, capsys):
         spec = self.write(tmp_path)
-        assert main(["check-data", spec]) == 0
+        assert main(["check-data", spec, "--output", str(tmp_path / "report")]) == 0
         assert "overlays of Fishyscapes Static" in capsys.readouterr().out
         assert recognise(str(tmp_path / "static"))[0] == "fishyscapes"
 

@@ -29,7 +29,19 @@ from .hub_server import HubServer
 from .tiny_models import save_with_code, tiny_eomt
 
 ALLOWED_IMPORTS = {"torch", "torchvision", "transformers", "huggingface_hub", "numpy", "PIL"} | sys.stdlib_module_names
-ABSENT = ("hf_segvit", "scipy", "pycocotools", "timm", "datasets", "accelerate", "matplotlib", "peft")
+# Without SciPy, scikit-learn would be broken rather than absent, and Transformers imports it where it finds it.
+ABSENT = (
+    "hf_segvit",
+    "scipy",
+    "scikit_learn",
+    "sklearn",
+    "pycocotools",
+    "timm",
+    "datasets",
+    "accelerate",
+    "matplotlib",
+    "peft",
+)
 PIXELS = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
 
 

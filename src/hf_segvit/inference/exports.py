@@ -415,7 +415,8 @@ def _write_coco(
     path: Path, ids: Mapping[str, int], rows: Rows, annotations: Iterable[Mapping[str, Any]], classes: Classes
 ) -> None:
     def parts() -> Iterator[str]:
-        yield '{"images": '
+        # pycocotools before 2.0.11 loads results only beside a file with `info`.
+        yield '{"info": {}, "images": '
         yield from _json_list(
             {"id": ids[row["name"]], "file_name": _picture(row), "width": row["width"], "height": row["height"]}
             for row in rows()
