@@ -1,7 +1,11 @@
 """`evaluate --task anomaly`: scores against scikit-learn over pooled pixels, resuming, and what is refused."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,13 +202,105 @@ def test_components_are_those_at_the_best_threshold_of_all_pixels(data, tmp_path
     assert main(words) == 0
     assert sum(asked) == 3  # 5 of the first pass and 2 of the second were counted before
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert next(iter(report["results"].values()))["components"] == result.components
+    (stored,) = report["results"].values()
+    assert (stored["components"], stored["track"]) == (result.components, "obstacle")
     assert not list((tmp_path / "out").glob("partial*"))
     printed = capsys.readouterr().out
     assert f"{100 * result.components['msp']['mean_f1']:.2f}" in printed
     assert "mean_f1" in printed
+    assert "note: components are those of the track obstacle: true ones of at least 10, predicted ones of at" in printed
     with pytest.raises(ValueError, match="there is no track 'obstacles' of components; did you mean obstacle"):
         evaluate_anomalies(segmenter(), dataset, id2label, ["rba"], components="obstacles")
+
+
+def test_each_data_set_has_its_track_and_one_may_be_undefined(data, tmp_path, capsys):
+    nothing = tmp_path / "nothing"
+    write_image(nothing / "images" / "a.png")
+    write_mask(nothing / "labels_masks" / "a.png", np.zeros((20, 30), np.uint8))
+    words = ["evaluate", "--model", str(save(tmp_path / "model")), "--device", "cpu", "--task", "anomaly"]
+    words += ["--scores", "rba,msp", "--output", str(tmp_path / "out"), "--worst", "0"]
+    specs = [f"anomaly:{data}", f"anomaly:{nothing}", f"anomaly:{data}?anomaly=0&known=1"]
+    for spec in specs:
+        words += ["--data", spec]
+    assert main([*words, "--components", "obstacle,anomaly, obstacle"]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    first, undefined, last = report["results"].values()
+    assert [each["track"] for each in (first, undefined, last)] == ["obstacle", "anomaly", "obstacle"]
+    for each, spec in ((first, specs[0]), (last, specs[2])):
+        dataset = load_segmentation_dataset(spec, split="val", task="semantic")
+        alone = evaluate_anomalies(
+            segmenter(), dataset, describe(dataset).id2label, ["rba", "msp"], components="obstacle"
+        )
+        assert each["components"] == alone.components
+        assert each["components"]["rba"]["true_components"] > 5
+    for name in ("rba", "msp"):
+        values = undefined["components"][name]
+        assert values["undefined"].startswith("no anomalous pixel in 1 images")
+        assert [values[column] for column in ("threshold", "siou", "ppv", "mean_f1")] == [None] * 4
+    assert printed.count("no anomalous pixel in 1 images") == 1
+    rows = [line.split() for line in printed.splitlines()]
+    assert ["rba", *["-"] * 7] in rows
+    assert not list((tmp_path / "out").glob("partial*"))
+    assert main([*words, "--components", "obstacle,anomaly"]) == 2
+    assert "--components names 2 tracks for 3 data sets; give one for all, or one for each" in capsys.readouterr().err
+
+
+def test_counts_of_components_do_not_outlive_a_run_without_them(data, tmp_path):
+    words = ["evaluate", "--model", str(save(tmp_path / "model")), "--device", "cpu", "--task", "anomaly"]
+    words += ["--scores", "rba", "--data", f"anomaly:{data}", "--worst", "0", "--output", str(tmp_path / "out")]
+    left = tmp_path / "out" / "partial-1-components" / f"counts-{'0' * 64}.npz"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert main(words) == 0
+    assert not list((tmp_path / "out").glob("partial*"))
+
+
+SCRIPT = """
+import json, sys
+from accelerate import PartialState
+sys.path.insert(0, sys.argv[1])
+from hf_segvit.data.reading import describe, load_segmentation_dataset
+from hf_segvit.evaluation.anomaly import evaluate_anomalies
+from tests.test_evaluate_anomaly import segmenter
+state = PartialState(cpu=True)
+dataset = load_segmentation_dataset(sys.argv[2], split="val", task="semantic")
+ours = segmenter()
+result = evaluate_anomalies(ours, dataset, describe(dataset).id2label, ["rba", "msp"], components="obstacle")
+print(json.dumps([result.num_images, result.scores, result.components]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_both_passes(data, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(Path(__file__).parents[1]), f"anomaly:{data}"],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+    dataset = load_segmentation_dataset(f"anomaly:{data}", split="val", task="semantic")
+    alone = evaluate_anomalies(segmenter(), dataset, describe(dataset).id2label, ["rba", "msp"], components="obstacle")
+    assert found[0] == found[1]
+    assert found[0][:2] == [5, alone.scores]
+    for name, values in alone.components.items():
+        # Sums of sIoU in another order.
+        assert found[0][2][name] == {
+            **values,
+            "siou": pytest.approx(values["siou"]),
+            "ppv": pytest.approx(values["ppv"]),
+        }
 
 
 @pytest.mark.parametrize(
@@ -213,6 +309,8 @@ def test_components_are_those_at_the_best_threshold_of_all_pixels(data, tmp_path
         (["--scores", "rbb"], "there is no confidence 'rbb'"),
         (["--scores", "rejection", "--tta-flip"], "--confidence 'rejection' is about queries"),
         (["--task", "semantic", "--components", "anomaly", "--scores", ""], "is for task anomaly, not for semantic"),
+        (["--components", "obstacles"], "--components: there is no track 'obstacles'; did you mean obstacle"),
+        (["--components", ""], "--components: there is no track ''"),
         (["--oracle"], "--oracle is about answers"),
         (["--calibration"], "--calibration is about answers"),
         (["--threshold", "0.5"], "--threshold 0.5 has no meaning for task anomaly"),

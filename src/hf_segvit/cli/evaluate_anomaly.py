@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..lookup import suggestion
 from .evaluation_setup import ABOUT, class_ids, finish, identity, load_segmenter, prepare, write_report
 from .model_options import CONFIDENCES, errors_name_options, views_of
 
@@ -25,13 +26,29 @@ def add_anomaly_options(parser: Any) -> None:
     )
     group.add_argument(
         "--components",
-        choices=TRACKS,
+        metavar="TRACK,TRACK",
         help=(
-            "also score connected components, as SegmentMeIfYouCan does on its track of that name, whose smallest "
-            "components they are (500 pixels predicted and 100 true, or 50 and 10): sIoU, PPV and mean F1 at each "
-            "score's threshold of the best F1; the model is asked a second time"
+            f"also score connected components, as SegmentMeIfYouCan does on its track of that name, {TRACKS[0]} or "
+            f"{TRACKS[1]}, whose smallest components they are (500 pixels predicted and 100 true, or 50 and 10): sIoU, "
+            "PPV and mean F1 at each score's threshold of the best F1; one for all --data, or one for each, in their "
+            "order; the model is asked a second time"
         ),
     )
+
+
+def component_tracks(text: str | None, specs: list[str]) -> list[str | None]:
+    """The track of each data set, or `None` without component scores."""
+    if text is None:
+        return [None] * len(specs)
+    tracks = [name.strip() for name in text.split(",")]
+    for name in tracks:
+        if name not in TRACKS:
+            raise ValueError(f"--components: there is no track {name!r}; {suggestion(name, TRACKS)}")
+    if len(tracks) not in (1, len(specs)):
+        raise ValueError(
+            f"--components names {len(tracks)} tracks for {len(specs)} data sets; give one for all, or one for each"
+        )
+    return [*tracks] * (len(specs) // len(tracks))
 
 
 def run_anomaly(args: argparse.Namespace, specs: list[str]) -> int:
@@ -55,6 +72,7 @@ def run_anomaly(args: argparse.Namespace, specs: list[str]) -> int:
         wanted = confidences_named((args.scores or DEFAULT_SCORES).split(","))
         for each in wanted:
             checked_confidence("semantic", each, views_of(args))
+    tracks = component_tracks(args.components, specs)
     split, segmenter = args.split, None
     runs: list[tuple[str, Any, dict[int, str], Any, dict[str, Any]]] = []
     for number, spec in enumerate(specs, start=1):
@@ -73,10 +91,10 @@ def run_anomaly(args: argparse.Namespace, specs: list[str]) -> int:
             raise ValueError(f"--data {spec} is given twice; leave one of them out")
         runs.append((name, dataset, id2label, device, settings))
     results = {}
-    for name, dataset, id2label, device, settings in runs:
+    for (name, dataset, id2label, device, settings), track in zip(runs, tracks, strict=True):
         segmenter = segmenter or load_segmenter(args, device, task="semantic")
         settings["identity"] = identity(args, dataset, {"": segmenter})
-        results[name] = evaluate_anomalies(segmenter, dataset, id2label, wanted, components=args.components, **settings)
+        results[name] = evaluate_anomalies(segmenter, dataset, id2label, wanted, components=track, **settings)
     if not PartialState().is_main_process:
         return 0
     text, report = anomaly_text(results), {**runs[0][-1]["about"], "data": specs, **anomaly_content(results)}
@@ -91,6 +109,7 @@ def run_anomaly(args: argparse.Namespace, specs: list[str]) -> int:
                 draw_worst_anomalies(path, segmenter, dataset, id2label, results[name], args.worst, classes)
     for *_, settings in runs:
         finish(settings)
-        if args.components is not None and settings["partial_folder"] is not None:
-            finish({"partial_folder": component_counts(settings["partial_folder"])})
+        # There is no such folder without components or thresholds, but one may remain of an interrupted run.
+        if args.output is not None and (folder := component_counts(settings["partial_folder"])).is_dir():
+            finish({"partial_folder": folder})
     return 0

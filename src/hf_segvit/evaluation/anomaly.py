@@ -46,7 +46,9 @@ class AnomalyResult:
         curves: by confidence, `precision_recall` and `roc`, lists of (x, y) in [0, 1].
         images: average precision of every image by the first confidence, the worst first; NaN where an image has no
             anomaly, or nothing else.
-        components: by confidence, the values of `AnomalyComponents` and their `threshold`; empty if not asked for.
+        components: by confidence, the values of `AnomalyComponents` and their `threshold`, or `None` for each where
+            `undefined` gives the reason; empty if not asked for.
+        track: of SegmentMeIfYouCan, whose smallest components count, if they were asked for.
     """
 
     num_images: int
@@ -55,6 +57,7 @@ class AnomalyResult:
     images: list[ImageScore]
     notes: list[str] = field(default_factory=list)
     components: dict[str, dict[str, Any]] = field(default_factory=dict)
+    track: str | None = None
 
 
 class AnomalyTask(EvaluationTask):
@@ -183,8 +186,11 @@ def evaluate_anomalies(
     result = AnomalyResult(len(counts.images), values, curves, images, notes)
     if components is not None:
         found = _components(segmenter, dataset, id2label, wanted, result, components, task.anomalous, options)
-        notes += dict.fromkeys(filter(None, (each["undefined"] for each in found.values())))
-        result = replace(result, components=found)
+        sizes = "true ones of at least {1}, predicted ones of at least {0} pixels".format(*TRACKS[components])
+        notes.append(f"components are those of the track {components}: {sizes}")
+        reasons = dict.fromkeys(each["undefined"] for each in found.values())
+        notes += [reason for reason in reasons if reason is not None and reason not in notes]
+        result = replace(result, components=found, track=components)
     return result
 
 
@@ -202,7 +208,8 @@ def _components(
     thresholds = {name: values["best_f1_threshold"] for name, values in result.scores.items()}
     chosen = [each for each in wanted if thresholds[str(each)] is not None]
     if not chosen:
-        return {}
+        absent = dict.fromkeys(("threshold", *COMPONENT_COLUMNS))
+        return {name: {**absent, "undefined": values["undefined"]} for name, values in result.scores.items()}
     first, *others = [str(each) for each in chosen]
 
     def further() -> dict[str, AnomalyComponents]:
@@ -274,6 +281,7 @@ def anomaly_content(results: Mapping[str, AnomalyResult]) -> dict[str, Any]:
                 "num_images": result.num_images,
                 "notes": result.notes,
                 "scores": result.scores,
+                "track": result.track,
                 "components": result.components,
                 "curves": result.curves,
                 "pictures": [vars(image) for image in result.images],
