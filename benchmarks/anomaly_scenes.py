@@ -31,9 +31,9 @@ import torch
 from camvid import Budget
 from camvid_data import LABELS, Frame, read_split
 from camvid_models import learning_rate_factor, make_optimizer
-from camvid_report import write_json
 from measuring import machine
 from PIL import Image
+from tables import write_json
 from torch import Tensor
 from tqdm import tqdm
 from transformers import SegformerConfig, SegformerForSemanticSegmentation

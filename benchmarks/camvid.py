@@ -31,8 +31,9 @@ import numpy as np
 import torch
 from camvid_data import INPUT, LABELS, SPLITS, Frame, TrainingCrops, floors, mean_iou, read_split
 from camvid_models import RECIPES, Recipe, learning_rate_factor, make_optimizer, predict
-from camvid_report import FLOORS, draw_curves, markdown_table, read_results, result_file, write_json
+from camvid_report import FLOORS, draw_curves, markdown_table, read_results, result_file
 from measuring import machine, synchronize
+from tables import write_json
 from torchvision.transforms.v2 import functional
 
 from hf_segvit.atomic_files import prepare_output_folder

@@ -163,3 +163,9 @@ def scaled_entry(frame: Frame) -> dict[str, Any]:
             if label >= 0
         ],
     }
+
+
+def array_entry(frame: Frame) -> dict[str, Any]:
+    """The same, decoded."""
+    entry = scaled_entry(frame)
+    return entry | {"image": np.array(entry["image"].convert("RGB"))}

@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from camvid_data import INPUT, LABELS, SPLITS, read_split, scaled_entry
+from camvid_data import INPUT, LABELS, SPLITS, array_entry, read_split
 from measuring import machine
 from torch.optim import AdamW
 from tqdm import tqdm
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     frames = read_split(args.data, args.split)
-    entries, tests = ([_as_array(scaled_entry(frame)) for frame in part] for part in frames)
+    entries, tests = ([array_entry(frame) for frame in part] for part in frames)
     for cell in ("joint", "linear baseline", *(["EoMT"] if args.eomt else [])):
         path = folder / f"{cell.replace(' ', '-')}-seed{args.seed}.json"
         if path.exists():
@@ -120,10 +119,6 @@ def run(args: argparse.Namespace) -> None:
         facts = {"cell": cell, "split": args.split, "seed": args.seed, "steps": args.steps, "machine": machine()}
         write_json(path, facts | result)
         print(cell, {kind: round(100 * scores["top_1"], 1) for kind, scores in result["scores"].items()}, flush=True)
-
-
-def _as_array(entry: dict[str, Any]) -> dict[str, Any]:
-    return entry | {"image": np.array(entry["image"].convert("RGB"))}
 
 
 def table(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Report of the CamVid runs: result files, a Markdown table and curves.
 
-`result_file` names the result of a run, `write_json` writes it whole or not at all, `markdown_table` and `draw_curves`
-show all results of a folder beside the floors.
+`result_file` names the result of a run, `markdown_table` and `draw_curves` show all results of a
+folder beside the floors.
 """
 
 import json
@@ -20,11 +20,6 @@ FLOORS = "floors.json"
 
 def result_file(output: Path, split: str, model: str, seed: int) -> Path:
     return output / f"{split}-{model}-seed{seed}.json"
-
-
-def write_json(path: Path, values: Any) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def read_results(output: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:

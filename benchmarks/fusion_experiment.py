@@ -14,10 +14,8 @@ repeated. `table` prints means and spreads over seeds, and draws the curves over
 """
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,8 @@ import torch
 from camvid_data import LABELS, SPLITS, read_split
 from mask_annealing import DIFFICULTY, IMAGE_SIZE, NUM_TEST_SCENES
 from measuring import machine
+from tables import cell, read_results, write_json
 
-from hf_segvit.atomic_files import replacing
 from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
 from hf_segvit.drawing.segments import plot_curves
 from hf_segvit.evaluation.alpha_sweep import DEFAULT_ALPHAS, sweep_alphas, sweep_content, sweep_text
@@ -120,15 +118,12 @@ def run(args: argparse.Namespace) -> None:
             del values["pictures"]  # thousands of rows that nobody reads
         result["tasks"][task] = content
     result["seconds"] = round(time.process_time() - start)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(path, result)
 
 
 def table(output: Path) -> str:
     """Means and spreads over seeds as Markdown; draws the curves over alpha into the folder."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*-seed*.json"))]
-    if not results:
-        raise SystemExit(f"there are no results in {output}; run some first")
+    results = read_results(output)
     lines = [f"{results[0]['machine']}; mean (lowest - highest) over the seeds, percent", ""]
     heads = ["generator alone", *[f"alpha {alpha:g}" for alpha in SHOWN_ALPHAS[1:]], "perfect labels", "gap closed"]
     lines += [f"| | seeds | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
@@ -141,7 +136,7 @@ def table(output: Path) -> str:
             alphas = sweeps[0]["alphas"]
             columns = {alpha: [sweep["scores"][place] for sweep in sweeps] for place, alpha in enumerate(alphas)}
             oracles = [sweep["oracle"] for sweep in sweeps]
-            cells = [_cell(columns[alpha]) for alpha in SHOWN_ALPHAS] + [_cell(oracles)]
+            cells = [cell(columns[alpha]) for alpha in SHOWN_ALPHAS] + [cell(oracles)]
             # The alpha that is published, since the best one would have been chosen on the images it is scored on.
             gains = [new - old for new, old in zip(columns[0.4], columns[0.0], strict=True)]
             gaps = [oracle - old for oracle, old in zip(oracles, columns[0.0], strict=True)]
@@ -154,10 +149,6 @@ def table(output: Path) -> str:
             curves[f"{panel}/{name}, perfect labels"] = [(alphas[0], level), (alphas[-1], level)]
     plot_curves(curves, output / "alpha.png", title="Mean over the seeds", x_label="alpha, the weight of ViT-P")
     return "\n".join(lines)
-
-
-def _cell(values: Sequence[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} - {100 * max(values):.1f})"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,7 +13,6 @@ Everything is trained from scratch on one thread; what is finished in the output
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from camvid_data import INPUT, read_split, scaled_entry
+from camvid_data import INPUT, array_entry, read_split
 from camvid_data import LABELS as CAMVID_LABELS
 from fusion_experiment import load_fused
 from measuring import machine
+from tables import cell, read_results, write_json
 from torch import nn
 from torch.optim import AdamW
 from tqdm import tqdm
@@ -73,8 +73,8 @@ class Data:
             self.size, self.patch_size, self.task = (IMAGE_SIZE, IMAGE_SIZE), 8, "panoptic"
             self.id2label, self.stuff_classes = scene_labels(DIFFICULTY), scene_stuff_classes(DIFFICULTY)
         elif kind == "camvid" and folder:
-            parts = [[scaled_entry(frame) for frame in part] for part in read_split(folder, "official")]
-            self.train, self.test = ([_as_array(entry) for entry in part[:limit]] for part in parts)
+            parts = read_split(folder, "official")
+            self.train, self.test = ([array_entry(frame) for frame in part[:limit]] for part in parts)
             # Neighbouring frames of a drive are nearly one image.
             self.train = [self.train[index] for index in np.random.default_rng(seed).permutation(len(self.train))]
             self.size, self.patch_size, self.task = INPUT, 12, "semantic"
@@ -222,16 +222,13 @@ def run(args: argparse.Namespace) -> None:
         "seconds": round(time.process_time() - begin),
         "machine": machine(),
     }
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(path, result)
     print({task: [round(100 * score, 1) for score in content["scores"]] for task, content in tasks.items()})
 
 
 def table(output: Path) -> str:
     """Means and ranges over seeds as Markdown; draws scores over minutes of annotation into the folder."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*-seed*.json"))]
-    if not results:
-        raise SystemExit(f"there are no results in {output}; run some first")
+    results = read_results(output)
     heads = ["generator alone", *[f"alpha {alpha:g}" for alpha in ALPHAS[1:]], "perfect labels"]
     lines = [
         f"{results[0]['machine']}; mean (lowest - highest) over the seeds, percent",
@@ -249,7 +246,7 @@ def table(output: Path) -> str:
         for task in group[0]["tasks"]:
             scores = [r["tasks"][task] for r in group]
             columns = [[each["scores"][index] for each in scores] for index in range(len(ALPHAS))]
-            cells = [_cell(column) for column in columns] + [_cell([each["oracle"] for each in scores])]
+            cells = [cell(column) for column in columns] + [cell([each["oracle"] for each in scores])]
             score_name = "PQ" if task == "panoptic" else "mIoU"
             title = f"{setting}, {generator}, {score_name}"
             lines.append(f"| {title} | {masks} | {labels} | {hours:.1f} | {len(group)} | {' | '.join(cells)} |")
@@ -285,14 +282,6 @@ def draw(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
         axes.legend(frameon=False, fontsize=8)
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
-
-
-def _as_array(entry: dict[str, Any]) -> dict[str, Any]:
-    return entry | {"image": np.array(entry["image"].convert("RGB"))}
-
-
-def _cell(values: Sequence[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} - {100 * max(values):.1f})"
 
 
 def main(argv: list[str] | None = None) -> None:

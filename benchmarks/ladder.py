@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -29,8 +28,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mask_annealing import IMAGE_SIZE, TrainingScenes, draw_scenes, score_scenes
 from matplotlib.figure import Figure
 from measuring import PeakResidentMemory, machine, time_interleaved
+from tables import cell, read_results, write_json
 from torch import Tensor, nn
 from torch.optim import AdamW
 from tqdm import tqdm
@@ -38,23 +39,19 @@ from tqdm import tqdm
 from hf_segvit import (
     EoMTConfig,
     EoMTForUniversalSegmentation,
-    EoMTImageProcessor,
     Mask2FormerViTConfig,
     Mask2FormerViTForUniversalSegmentation,
     PlainViTConfig,
     PlainViTModel,
 )
-from hf_segvit.data.generated_scenes import GeneratedScenes, scene_labels, scene_stuff_classes
-from hf_segvit.demo import panoptic_quality
-from hf_segvit.evaluation import evaluate
-from hf_segvit.inference.segmenter import Segmenter
+from hf_segvit.atomic_files import replacing
+from hf_segvit.data.generated_scenes import scene_labels
 from hf_segvit.training.annealing import MaskAnnealing
 from hf_segvit.training.optimizers import BACKBONE, parameter_role
 
 DIFFICULTIES, PROTOCOLS, STARTS = ("medium", "hard"), ("steps", "time"), ("scratch", "classifier", "autoencoder")
-IMAGE_SIZE, SHIFT = 96, 8  # training scenes are larger by SHIFT pixels, to be cropped at random
 NUM_TRAINING_SCENES, NUM_TEST_SCENES = 1500, 200
-STEPS, SECONDS, BATCH_SIZE = 400, 90.0, 8
+STEPS, SECONDS = 400, 90.0
 PRETRAINING_STEPS, MASKED_SHARE = 1500, 0.6
 LEARNING_RATE, PRETRAINED_FACTOR, WARMUP_SHARE, POWER = 1e-3, 0.3, 0.05, 0.9
 WEIGHT_DECAY, MAX_GRAD_NORM = 0.05, 1.0
@@ -129,45 +126,13 @@ def build(row: Row, difficulty: str, backbone: dict[str, Tensor] | None = None) 
     return model
 
 
-class TrainingScenes:
-    """Batches of scenes, cropped at random and mirrored half of the time; batch `step` depends on nothing else."""
-
-    def __init__(self, difficulty: str, seed: int, num_scenes: int, folder: Path) -> None:
-        path = folder / f"scenes-{difficulty}-{seed}-{num_scenes}.pt"
-        if not path.exists():
-            size = (IMAGE_SIZE + SHIFT, IMAGE_SIZE + SHIFT)
-            scenes = GeneratedScenes(num_scenes, "train", seed=seed, size=size, difficulty=difficulty)
-            rows = [scenes[index] for index in tqdm(range(len(scenes)), desc="drawing scenes", disable=None)]
-            content = {
-                "pixels": torch.stack([torch.from_numpy(row["image"]).permute(2, 0, 1) for row in rows]),
-                "maps": torch.stack([torch.from_numpy(row["segment_map"]).to(torch.int8) for row in rows]),
-                "labels": [torch.tensor([segment["label_id"] for segment in row["segments"]]) for row in rows],
-            }
-            torch.save(content, path.with_suffix(".partial"))
-            path.with_suffix(".partial").replace(path)
-        content = torch.load(path, weights_only=True)
-        self.pixels, self.maps, self.labels, self.seed = content["pixels"], content["maps"], content["labels"], seed
-        processor = EoMTImageProcessor()
-        self.mean = 255 * torch.tensor(processor.image_mean)[:, None, None]
-        self.std = 255 * torch.tensor(processor.image_std)[:, None, None]
-
-    def batch(self, step: int) -> dict[str, Any]:
-        """`pixel_values`, `mask_labels` and `class_labels` of a step."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + step)
-        images, masks, classes = [], [], []
-        for index in torch.randint(len(self.pixels), (BATCH_SIZE,), generator=generator).tolist():
-            top, left = torch.randint(SHIFT + 1, (2,), generator=generator).tolist()
-            window = (..., slice(top, top + IMAGE_SIZE), slice(left, left + IMAGE_SIZE))
-            image, id_map = self.pixels[index][window], self.maps[index][window]
-            if torch.rand((), generator=generator) < 0.5:
-                image, id_map = image.flip(-1), id_map.flip(-1)
-            ids = torch.unique(id_map)
-            ids = ids[ids >= 0]
-            images.append(image)
-            masks.append(id_map[None] == ids[:, None, None])
-            classes.append(self.labels[index][ids.long()])
-        pixel_values = (torch.stack(images) - self.mean) / self.std
-        return {"pixel_values": pixel_values, "mask_labels": masks, "class_labels": classes}
+def cached_scenes(difficulty: str, seed: int, num_scenes: int, folder: Path) -> TrainingScenes:
+    """Training scenes, drawn once and kept in `folder`."""
+    path = folder / f"scenes-{difficulty}-{seed}-{num_scenes}.pt"
+    if not path.exists():
+        with replacing(path) as partial:
+            torch.save(draw_scenes(difficulty, seed, num_scenes), partial)
+    return TrainingScenes(torch.load(path, weights_only=True), seed)
 
 
 def optimizer_of(model: nn.Module, factor: float) -> AdamW:
@@ -211,7 +176,7 @@ def pretrain(kind: str, difficulty: str, steps: int, num_scenes: int, folder: Pa
         return torch.load(path, weights_only=True)
     torch.manual_seed(0)
     # Scenes that no run sees, and many more steps than a run has.
-    scenes = TrainingScenes(difficulty, 1000, num_scenes, folder)
+    scenes = cached_scenes(difficulty, 1000, num_scenes, folder)
     vit = PlainViTModel(PlainViTConfig(**VIT)).train()
     patch, num_labels = VIT["patch_size"], len(scene_labels(difficulty))
     width = 3 * patch * patch if kind == "autoencoder" else num_labels
@@ -236,8 +201,8 @@ def pretrain(kind: str, difficulty: str, steps: int, num_scenes: int, folder: Pa
         losses.append(loss.item())
     last = max(1, steps // 10)
     print(f"{kind} on {difficulty}: loss {statistics.mean(losses[:last]):.3f} to {statistics.mean(losses[-last:]):.3f}")
-    torch.save(vit.state_dict(), path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
+    with replacing(path) as partial:
+        torch.save(vit.state_dict(), partial)
     return vit.state_dict()
 
 
@@ -259,23 +224,6 @@ def train(model: Any, row: Row, scenes: TrainingScenes, limits: tuple[int | None
         model.set_masked_attention_probabilities(0.0)
     model.eval()
     return steps
-
-
-def score(model: Any, difficulty: str, num_scenes: int) -> dict[str, float]:
-    """Panoptic quality on unseen scenes."""
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    stuff_classes = scene_stuff_classes(difficulty)
-    processor = EoMTImageProcessor(
-        task="panoptic",
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        stuff_classes=stuff_classes,
-        num_labels=len(model.config.id2label),
-        threshold=0.5,
-    )
-    test_set = GeneratedScenes(num_scenes, "test", seed=0, size=size, difficulty=difficulty)
-    segmenter = Segmenter(model, processor, task="panoptic", device="cpu")
-    result = evaluate(segmenter, test_set, model.config.id2label, stuff_classes=stuff_classes, batch_size=25)
-    return panoptic_quality(result)
 
 
 @dataclass(frozen=True)
@@ -325,7 +273,7 @@ def run_one(one: Run, arguments: argparse.Namespace) -> None:
     if one.start != "scratch":
         settings = (arguments.pretraining_steps, arguments.training_scenes)
         backbone = pretrain(one.start, one.difficulty, *settings, output)
-    scenes = TrainingScenes(one.difficulty, one.seed, arguments.training_scenes, output)
+    scenes = cached_scenes(one.difficulty, one.seed, arguments.training_scenes, output)
     torch.manual_seed(one.seed)
     model = build(row, one.difficulty, backbone)
     limits = (arguments.steps, None) if one.protocol == "steps" else (None, arguments.seconds)
@@ -340,12 +288,11 @@ def run_one(one: Run, arguments: argparse.Namespace) -> None:
         "seconds": round(seconds, 2),
         "mebibytes": memory.mebibytes,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "scores": score(model, one.difficulty, arguments.scenes),
+        "scores": score_scenes(model, one.difficulty, arguments.scenes),
         "machine": machine(),
     }
     path = one.path(output)
-    path.with_suffix(".partial").write_text(json.dumps(result) + "\n", encoding="utf-8")
-    path.with_suffix(".partial").replace(path)
+    write_json(path, result, indent=None)
     print(path.stem, result["scores"]["pq"], f"{steps / seconds:.2f} steps/s", flush=True)
 
 
@@ -355,9 +302,7 @@ HEADER = """| seeds | PQ | things | stuff | steps | steps/s | memory (MiB) | par
 
 def table(output: Path) -> None:
     """Print both tables as Markdown, and draw PQ by row."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*.json"))]
-    if not results:
-        raise SystemExit(f"there are no results in {output}; run some first")
+    results = read_results(output, "*.json")
     print(f"{results[0]['machine']}; mean (lowest - highest) over the seeds")
     settings = sorted({(r["start"], r["difficulty"], r["protocol"]) for r in results}, key=str)
     for start, difficulty, protocol in settings:
@@ -379,7 +324,7 @@ def _print_row(row: Row, results: list[dict[str, Any]]) -> None:
     runs = [result for result in results if result["row"] == row.name]
     if not runs:
         return
-    scores = [_cell([100 * run["scores"][name] for run in runs]) for name in ("pq", "pq_things", "pq_stuff")]
+    scores = [cell([run["scores"][name] for run in runs]) for name in ("pq", "pq_things", "pq_stuff")]
     memory = [run["mebibytes"] for run in runs if run["mebibytes"] is not None]
     cells = [
         row.title,
@@ -392,10 +337,6 @@ def _print_row(row: Row, results: list[dict[str, Any]]) -> None:
         "" if row.paper is None else f"{row.paper:.1f}",
     ]
     print(f"| {' | '.join(cells)} |")
-
-
-def _cell(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ({min(values):.1f} - {max(values):.1f})"
 
 
 def draw(results: list[dict[str, Any]], settings: list[tuple[str, str, str]], path: Path) -> None:

@@ -10,7 +10,6 @@ A run uses one thread. An interrupted run resumes from its last checkpoint; a fi
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 from measuring import machine
+from tables import cell, read_results, write_json
 from torch.optim import AdamW
 from tqdm import tqdm
 
@@ -59,23 +59,31 @@ def model_config(mode: str) -> EoMTConfig:
     )
 
 
+def draw_scenes(difficulty: str, seed: int, num_scenes: int) -> dict[str, Any]:
+    """Training scenes: `pixels` (N, 3, H, W), `maps` (N, H, W) of segment ids, `labels` of the segments of each."""
+    size = (IMAGE_SIZE + SHIFT, IMAGE_SIZE + SHIFT)
+    scenes = GeneratedScenes(num_scenes, "train", seed=seed, size=size, difficulty=difficulty)
+    rows = [scenes[index] for index in tqdm(range(len(scenes)), desc="drawing scenes", disable=None)]
+    return {
+        "pixels": torch.stack([torch.from_numpy(row["image"]).permute(2, 0, 1) for row in rows]),
+        "maps": torch.stack([torch.from_numpy(row["segment_map"]).to(torch.int8) for row in rows]),
+        "labels": [torch.tensor([segment["label_id"] for segment in row["segments"]]) for row in rows],
+    }
+
+
 class TrainingScenes:
     """Batches of scenes, cropped at random and mirrored half of the time; batch `step` depends on nothing else.
 
     Args:
-        seed: of scenes, order, crops and mirroring.
+        content: of `draw_scenes`.
+        seed: of order, crops and mirroring.
     """
 
-    def __init__(self, seed: int, processor: EoMTImageProcessor) -> None:
-        size = (IMAGE_SIZE + SHIFT, IMAGE_SIZE + SHIFT)
-        scenes = GeneratedScenes(NUM_TRAINING_SCENES, "train", seed=seed, size=size, difficulty=DIFFICULTY)
-        rows = [scenes[index] for index in tqdm(range(len(scenes)), desc="drawing scenes", disable=None)]
-        self.pixels = torch.stack([torch.from_numpy(row["image"]).permute(2, 0, 1) for row in rows])
-        self.maps = torch.stack([torch.from_numpy(row["segment_map"]).to(torch.int8) for row in rows])
-        self.labels = [torch.tensor([segment["label_id"] for segment in row["segments"]]) for row in rows]
+    def __init__(self, content: dict[str, Any], seed: int) -> None:
+        self.pixels, self.maps, self.labels, self.seed = content["pixels"], content["maps"], content["labels"], seed
+        processor = EoMTImageProcessor()
         self.mean = 255 * torch.tensor(processor.image_mean)[:, None, None]
         self.std = 255 * torch.tensor(processor.image_std)[:, None, None]
-        self.seed = seed
 
     def batch(self, step: int) -> dict[str, Any]:
         """`pixel_values`, `mask_labels` and `class_labels` of a step."""
@@ -96,6 +104,27 @@ class TrainingScenes:
         return {"pixel_values": pixel_values, "mask_labels": masks, "class_labels": classes}
 
 
+def scene_processor(difficulty: str) -> EoMTImageProcessor:
+    """The image processor of models of these scenes."""
+    return EoMTImageProcessor(
+        task="panoptic",
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        stuff_classes=scene_stuff_classes(difficulty),
+        num_labels=len(scene_labels(difficulty)),
+        threshold=0.5,
+    )
+
+
+def score_scenes(model: Any, difficulty: str, num_scenes: int) -> dict[str, float]:
+    """Panoptic quality of a model, as it is, on unseen scenes."""
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    test_set = GeneratedScenes(num_scenes, "test", seed=0, size=size, difficulty=difficulty)
+    segmenter = Segmenter(model, scene_processor(difficulty), task="panoptic", device="cpu")
+    stuff_classes = scene_stuff_classes(difficulty)
+    result = evaluate(segmenter, test_set, model.config.id2label, stuff_classes=stuff_classes, batch_size=25)
+    return panoptic_quality(result)
+
+
 def run(mode: str, seed: int, output: Path, steps: int) -> None:
     """Train and score one model."""
     folder = output / f"{mode}-{seed}"
@@ -105,18 +134,11 @@ def run(mode: str, seed: int, output: Path, steps: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    config = model_config(mode)
-    model = EoMTForUniversalSegmentation(config)
-    processor = EoMTImageProcessor(
-        task="panoptic",
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        stuff_classes=scene_stuff_classes(DIFFICULTY),
-        num_labels=len(config.id2label),
-        threshold=0.5,
-    )
-    losses, seconds = train(model, TrainingScenes(seed, processor), mode, steps, folder / "checkpoint.pt")
+    model = EoMTForUniversalSegmentation(model_config(mode))
+    scenes = TrainingScenes(draw_scenes(DIFFICULTY, seed, NUM_TRAINING_SCENES), seed)
+    losses, seconds = train(model, scenes, mode, steps, folder / "checkpoint.pt")
     model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    scene_processor(DIFFICULTY).save_pretrained(folder / "model")
     results = {
         "mode": mode,
         "seed": seed,
@@ -124,11 +146,9 @@ def run(mode: str, seed: int, output: Path, steps: int) -> None:
         "losses": losses,
         "seconds": round(seconds),
         "machine": machine(),
-        "scores": score(model, processor),
+        "scores": score(model),
     }
-    partial = folder / "results.json.partial"
-    partial.write_text(json.dumps(results) + "\n", encoding="utf-8")
-    partial.replace(folder / "results.json")
+    write_json(folder / "results.json", results, indent=None)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     print({name: values["pq"] for name, values in results["scores"].items()})
 
@@ -181,10 +201,8 @@ def train(
     return losses, seconds + time.process_time() - start
 
 
-def score(model: EoMTForUniversalSegmentation, processor: EoMTImageProcessor) -> dict[str, Any]:
+def score(model: EoMTForUniversalSegmentation) -> dict[str, Any]:
     """Panoptic quality on the unseen scenes, "unmasked" and, where the model knows masks, "masked"."""
-    size = (IMAGE_SIZE, IMAGE_SIZE)
-    test_set = GeneratedScenes(NUM_TEST_SCENES, "test", seed=0, size=size, difficulty=DIFFICULTY)
     scores = {}
     trained_with = model.config.masked_attention_probabilities
     for name, probability in (("unmasked", 0.0), ("masked", 1.0)):
@@ -192,10 +210,7 @@ def score(model: EoMTForUniversalSegmentation, processor: EoMTImageProcessor) ->
             continue
         if model.config.masked_attention:
             model.set_masked_attention_probabilities(probability)
-        segmenter = Segmenter(model, processor, task="panoptic", device="cpu")
-        stuff_classes = processor.stuff_classes
-        result = evaluate(segmenter, test_set, model.config.id2label, stuff_classes=stuff_classes, batch_size=50)
-        scores[name] = panoptic_quality(result)
+        scores[name] = score_scenes(model, DIFFICULTY, NUM_TEST_SCENES)
     if model.config.masked_attention:
         model.set_masked_attention_probabilities(trained_with)
     return scores
@@ -211,9 +226,7 @@ ROWS = (
 
 def table(output: Path) -> None:
     """Print means and spreads over the seeds, and draw the losses of the first."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*/results.json"))]
-    if not results:
-        raise SystemExit(f"there are no results in {output}; run some first")
+    results = read_results(output, "*/results.json")
     print(f"{results[0]['steps']} steps; {results[0]['machine']}; mean (lowest - highest) over the seeds\n")
     print("| | seeds | PQ | PQ things | PQ stuff | SQ | RQ | CPU seconds |\n|---|---|---|---|---|---|---|---|")
     for mode, test, title in ROWS:
@@ -221,7 +234,7 @@ def table(output: Path) -> None:
         if not runs:
             continue
         cells = [
-            _cell([run["scores"][test][name] for run in runs]) for name in ("pq", "pq_things", "pq_stuff", "sq", "rq")
+            cell([run["scores"][test][name] for run in runs]) for name in ("pq", "pq_things", "pq_stuff", "sq", "rq")
         ]
         seconds = statistics.mean(run["seconds"] for run in runs)
         print(f"| {title} | {len(runs)} | {' | '.join(cells)} | {seconds:.0f} |")
@@ -235,10 +248,6 @@ def _averaged(losses: list[float], window: int = 50) -> list[tuple[int, float]]:
     """Means over windows of steps, at the last step of each."""
     starts = range(0, len(losses) - window + 1, window)
     return [(start + window, statistics.mean(losses[start : start + window])) for start in starts]
-
-
-def _cell(values: list[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} - {100 * max(values):.1f})"
 
 
 def main() -> None:

@@ -200,7 +200,7 @@ def test_table_and_curves(tmp_path):
         ("drive", "segformer", 0, 0.25),
     ):
         result = {"split": split, "model": model, "seed": seed, "mean_iou": score}
-        camvid_report.write_json(camvid_report.result_file(tmp_path, split, model, seed), common | result)
+        camvid.write_json(camvid_report.result_file(tmp_path, split, model, seed), common | result)
     results = camvid_report.read_results(tmp_path)
     lines = camvid_report.markdown_table(results, {"official": {"copy": 0.357}, "drive": {"copy": 0.193}}).splitlines()
     assert "| eomt | 45.0 [40.0, 50.0] |  | 2 | 2.5 M | 10 | 4 | 40 |" in lines

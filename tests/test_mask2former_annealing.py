@@ -15,7 +15,7 @@ from hf_segvit.models.configuration_mask2former_vit import REMOVABLE_PARTS
 from hf_segvit.models.mask2former_annealing import MaskAnnealedDecoder, enable_mask_annealing
 from hf_segvit.models.modeling_vit_p_fusion import ViTPFusionForUniversalSegmentation
 from hf_segvit.training.annealing import MaskAnnealing
-from hf_segvit.training.transformers_trainer import MaskAnnealingCallback
+from hf_segvit.training.transformers_trainer import EoMTTrainer, MaskAnnealingCallback
 
 from .tiny_generators import tiny_classifier, tiny_generator
 from .tiny_models import tiny_eomt, tiny_mask2former_vit
@@ -325,6 +325,12 @@ def test_the_callback_anneals_both_under_trainer(build, tmp_path):
         assert values == schedule.probabilities(step)
         assert torch.isfinite(torch.tensor(record["loss"]))
     assert len(records) == 6
+
+
+def test_the_trainer_of_this_package_names_the_one_for_stock_models(tmp_path):
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(ValueError, match=r"not Mask2FormerForUniversalSegmentation; take Transformers' Trainer, with"):
+        EoMTTrainer(enable_mask_annealing(stock()), arguments)
 
 
 def test_the_callback_refuses_models_without_masks(tmp_path):

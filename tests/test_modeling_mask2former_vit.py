@@ -233,6 +233,12 @@ def test_initial_weights_are_those_of_transformers_and_no_parameter_is_left_out(
         ({"num_hidden_layers": 3}, r"num_hidden_layers=3: the adapter interacts with 4 groups of blocks.*'adapter'"),
         ({"removed": "everything"}, r"removed='everything' is not one of \('nothing', 'adapter'"),
         ({"patch_size": 14, "image_size": 56}, r"patch_size=14 must be 16: .*from_backbone\(..., patch_size=16\)"),
+        # Of an image size that only the right patch size divides, too: its own message would send one astray.
+        ({"patch_size": 14}, r"patch_size=14 must be 16"),
+        (
+            {"removed": "pixel_decoder", "num_decoder_layers": 2},
+            r"num_decoder_layers=2: .* at least 3",
+        ),
         ({"decoder_hidden_size": 48}, r"decoder_hidden_size=48 must be a multiple of 32"),
         ({"num_decoder_attention_heads": 5}, r"and of num_decoder_attention_heads=5"),
         ({"num_adapter_attention_heads": 3}, r"num_adapter_attention_heads=3 does not divide hidden_size=32"),
@@ -244,6 +250,9 @@ def test_initial_weights_are_those_of_transformers_and_no_parameter_is_left_out(
 def test_impossible_configurations_are_refused(fields, message) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_mask2former_vit_config(**fields)
+    if "num_decoder_layers" in fields:
+        for other in ("nothing", "adapter", "multi_scale"):
+            assert tiny_mask2former_vit_config(other, num_decoder_layers=2).num_decoder_layers == 2
     if "num_hidden_layers" in fields:
         assert tiny_mask2former_vit_config(removed="adapter", **fields).num_hidden_layers == 3
 

@@ -17,6 +17,7 @@ REMOVABLE_PARTS = ("nothing", "adapter", "pixel_decoder", "multi_scale")
 NUM_INTERACTIONS = 4  # of the adapter with the ViT
 PATCH_SIZE = 16
 COARSEST_STRIDE = 32
+NUM_DECODER_SCALES = 3  # strides 8, 16 and 32
 # Groups of the pixel decoder's GroupNorms.
 _NUM_GROUPS = 32
 # Limits far beyond any published model, so that no file can ask for memory without end.
@@ -125,14 +126,15 @@ class Mask2FormerViTConfig(PlainViTConfig):
 
     def check(self) -> None:
         """Refuse contradictory fields with a ValueError that names the field, its value and the remedy."""
-        super().check()
-        if self.removed not in REMOVABLE_PARTS:
-            raise ValueError(f"removed={self.removed!r} is not one of {REMOVABLE_PARTS}")
+        # First, or image sizes would be held against a patch size that they cannot have.
         if self.patch_size != PATCH_SIZE:
             raise ValueError(
                 f"patch_size={self.patch_size} must be {PATCH_SIZE}: the strides of the features are 4 to "
                 f"{COARSEST_STRIDE} pixels; from_backbone(..., patch_size={PATCH_SIZE}) resamples the patch kernel"
             )
+        super().check()
+        if self.removed not in REMOVABLE_PARTS:
+            raise ValueError(f"removed={self.removed!r} is not one of {REMOVABLE_PARTS}")
         check_label_ids(self.id2label)
         check_limits(self, _LIMITS)
         check_loss_fields(self)
@@ -141,6 +143,12 @@ class Mask2FormerViTConfig(PlainViTConfig):
             raise ValueError(
                 f"decoder_hidden_size={self.decoder_hidden_size} must be a multiple of {_NUM_GROUPS} and of "
                 f"num_decoder_attention_heads={self.num_decoder_attention_heads}"
+            )
+        if not self.has("pixel_decoder") and self.has("multi_scale") and self.num_decoder_layers < NUM_DECODER_SCALES:
+            # Weights without a gradient stop distributed training; a pixel decoder mixes the maps.
+            raise ValueError(
+                f"num_decoder_layers={self.num_decoder_layers}: without a pixel decoder the layers read the maps of "
+                f"{NUM_DECODER_SCALES} scales in turn; take at least {NUM_DECODER_SCALES}, or removed='multi_scale'"
             )
         if self.has("adapter"):
             self._check_adapter()

@@ -41,7 +41,7 @@ TASKS = ("panoptic", "semantic")
 
 
 class EoMTTrainer(Trainer):
-    """`Trainer` for `EoMTForUniversalSegmentation`, on batches of `MaskCollator` or `EoMTImageProcessor`.
+    """`Trainer` for EoMT, and Mask2Former on a plain ViT, on batches of `MaskCollator` or `EoMTImageProcessor`.
 
     A `MaskAnnealingCallback` among `callbacks` replaces the default one, which follows the official rule.
     `compute_metrics`, such as `SegmentationScores`, gets class and mask logits as `predictions`, and the two tensors of
@@ -50,6 +50,12 @@ class EoMTTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        model = _unwrapped(self.model)
+        if not hasattr(getattr(model, "criterion", None), "count_normalizers"):
+            raise ValueError(
+                f"EoMTTrainer trains models of this package with a MaskCriterion, not {type(model).__name__}; take "
+                "Transformers' Trainer, with MaskAnnealingCallback after enable_mask_annealing"
+            )
         # Trainer would drop every column that is not named like an argument of the model's forward.
         self.args.remove_unused_columns = False
         handler = self.callback_handler
