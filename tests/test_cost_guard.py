@@ -156,29 +156,49 @@ def test_the_model_is_one_graph(pruned) -> None:
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
-@pytest.mark.skipif(not cpu_kernels.processor_features().onednn, reason="needs oneDNN's linear layers")
-def test_training_keeps_the_widest_activation_of_each_block_once(monkeypatch) -> None:
+def kept_in_training(model: torch.nn.Module, pixels: torch.Tensor) -> int:
+    """Bytes that the backward pass of the model up to its masks needs, besides its parameters."""
+    own, storages = {parameter.untyped_storage()._cdata for parameter in model.parameters()}, {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in own:
+            storages[storage._cdata] = storage  # held, or its place would be taken by another
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        model(pixels)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("kernels", [PLAIN, ONEDNN], ids=["plain", "oneDNN"])
+def test_training_keeps_the_widest_activation_of_each_block_once(kernels, monkeypatch) -> None:
+    if kernels is ONEDNN and not cpu_kernels.processor_features().onednn:
+        pytest.skip("needs oneDNN's linear layers")
+    monkeypatch.setattr(cpu_kernels, "KERNELS", kernels)
     settings = {"num_hidden_layers": 3, "num_query_layers": 1, "num_queries": 5, "intermediate_size": 160}
-
-    def kept(kernels: CPUKernels) -> tuple[int, Any]:
-        monkeypatch.setattr(cpu_kernels, "KERNELS", kernels)
-        torch.manual_seed(0)
-        model, storages = tiny_eomt(**settings).train(), {}
-        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-        def keep(value: torch.Tensor) -> torch.Tensor:
-            storage = value.untyped_storage()
-            if storage.data_ptr() not in own:
-                storages[storage.data_ptr()] = storage  # held, or its place would be taken by another
-            return value
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            model(
-                torch.ones(2, 3, 64, 64), mask_labels=[torch.ones(1, 64, 64)] * 2, class_labels=[torch.tensor([0])] * 2
-            )
-        return sum(storage.nbytes() for storage in storages.values()), model.config
-
-    (plain, config), (onednn, _) = kept(PLAIN), kept(ONEDNN)
+    model, pixels = tiny_eomt(**settings).train(), torch.ones(2, 3, 64, 64)
+    config, once = model.config, kept_in_training(model.eomt, pixels)
+    monkeypatch.setattr(cpu_kernels, "_is_trained", lambda *_: False)
     patches = (64 // config.patch_size) ** 2 + 1 + config.num_register_tokens
     tokens = config.num_hidden_layers * patches + config.num_query_layers * config.num_queries
-    assert plain - onednn == 2 * tokens * config.intermediate_size * 4
+    assert kept_in_training(model.eomt, pixels) - once == 2 * tokens * config.intermediate_size * 4
+
+
+def test_what_a_training_step_keeps_under_autocast(monkeypatch) -> None:
+    # Of a block, with T tokens of D channels: the residual stream before each norm in single precision; in half the
+    # output of each norm, query, key, value and what attention makes of them, both branches before their scale, and
+    # four times as much before the GELU. Whatever else is kept does not grow with the number of blocks.
+    torch.manual_seed(0)
+    bytes_of = []
+    for depth in (2, 3):
+        model = tiny_eomt(num_hidden_layers=depth, num_query_layers=1, num_queries=5, masked_attention=False).train()
+        monkeypatch.setattr(plain_vit_layers, "joins_projections", lambda _: True)  # as on an accelerator
+        with torch.autocast("cpu", BF16):
+            bytes_of.append(kept_in_training(model.eomt, torch.ones(2, 3, 64, 64)))
+    config = model.config
+    tokens = 2 * (16 + 1 + config.num_register_tokens)
+    weights = (4 * config.hidden_size + 2 * config.intermediate_size) * config.hidden_size + config.intermediate_size
+    statistics = 2 * 2 + config.num_attention_heads  # of the norms and the softmax
+    single, half = 2 * config.hidden_size + statistics, 8 * config.hidden_size + config.intermediate_size
+    assert bytes_of[1] - bytes_of[0] == tokens * (4 * single + 2 * half) + 2 * weights

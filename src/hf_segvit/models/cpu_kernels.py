@@ -1,8 +1,9 @@
 """Kernels for CPUs: which of them is fastest on this processor.
 
 In order: what the processor has, the rule that chooses, linear layers through oneDNN, attention as matrix products.
-Where a gradient is wanted, only linear layers in fp32 are used, and not in a compiled graph. Nothing here is used on
-other devices, under autocast, or in an exported graph.
+Where a gradient is wanted, only linear layers in fp32 are used, and not in a compiled graph. No kernel here is used on
+other devices, under autocast, or in an exported graph; the MLP that keeps less for its backward pass is, but for the
+last.
 
 The rule rests on PyTorch 2.14 and one thread; two threads give the same order. Milliseconds for 1605 tokens of a ViT-S
 (linear: 384 to 1536 channels with GELU; attention: 6 heads of 64 channels):
@@ -122,26 +123,46 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = Fal
 
 def linear_and_activation(layer: nn.Module, activation: nn.Module, inputs: Tensor) -> Tensor:
     """`activation(layer(inputs))`, in one kernel where both allow it."""
-    if not (_is_bare(layer) and _is_gelu(activation)):
+    if not (is_bare(layer) and _is_gelu(activation)):
         return activation(layer(inputs))
     return linear(inputs, layer.weight, layer.bias, gelu=True)  # type: ignore[arg-type]
 
 
 def two_layers(first: nn.Module, activation: nn.Module, second: nn.Module, inputs: Tensor) -> Tensor:
-    """`second(activation(first(inputs)))`; in training on a CPU a GELU's output is computed twice, instead of kept."""
-    if (
-        _is_bare(first)
-        and _is_bare(second)
-        and _is_gelu(activation)
-        and is_plain(second.weight)  # type: ignore[arg-type]
-        and second.weight.dtype == inputs.dtype
-        and trains_through_onednn(inputs, first.weight)  # type: ignore[arg-type]
-    ):
-        return _TrainedMLP.apply(inputs, first.weight, first.bias, second.weight, second.bias)
+    """`second(activation(first(inputs)))`; in training a GELU's output is computed twice, instead of kept."""
+    tensors: list[Any] = [inputs, first.weight, first.bias, second.weight, second.bias]
+    if is_bare(first) and is_bare(second) and _is_gelu(activation) and _is_trained(inputs, *tensors[1::2]):
+        return _TrainedMLP.apply(*(None if each is None else in_autocast_type(each) for each in tensors))
     return second(linear_and_activation(first, activation, inputs))
 
 
-def _is_bare(layer: nn.Module) -> bool:
+def _is_trained(inputs: Tensor, *weights: Tensor) -> bool:
+    # `torch.compile` chooses itself what to keep, and `torch.func` needs rules that a function written by hand lacks.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return False
+    tensors = (inputs, *weights)
+    return (
+        torch.is_grad_enabled()
+        and any(tensor.requires_grad for tensor in tensors)
+        and all(is_plain(weight) for weight in weights)
+        and len({in_autocast_type(tensor[:0]).dtype for tensor in tensors}) == 1
+    )
+
+
+# Asked once, since `torch.compile` cannot ask.
+_HAVE_AUTOCAST = {name for name in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(name)}
+
+
+def in_autocast_type(values: Tensor) -> Tensor:
+    """Values as autocast would convert them for products, once for all of them; without autocast as they are."""
+    device = values.device.type
+    if device not in _HAVE_AUTOCAST or not torch.is_autocast_enabled(device):
+        return values
+    return values if values.dtype == torch.float64 else values.to(torch.get_autocast_dtype(device))
+
+
+def is_bare(layer: nn.Module) -> bool:
+    """Whether a layer is a plain linear one that does what its weight and bias say."""
     # Adapters and offloading replace the layer, its forward or its weight, or hang hooks on it.
     return type(layer) is Linear and not (
         layer._forward_hooks
@@ -206,15 +227,18 @@ class _TrainedLinear(torch.autograd.Function):
 
 
 class _TrainedMLP(torch.autograd.Function):
-    """Two linear layers with a GELU between them, whose widest activation is kept once: before the GELU, not after."""
+    """Two linear layers with a GELU between them, whose widest activation is kept once: before the GELU, not after.
+
+    All tensors have one type, on any device.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, weight_2: Tensor, bias_2: Tensor | None
     ) -> Tensor:
-        hidden = _onednn_linear(inputs, weight, bias, False)
+        hidden = _trained_linear(inputs, weight, bias)
         ctx.save_for_backward(inputs, weight, bias, weight_2, hidden)
-        return _onednn_linear(F.gelu(hidden), weight_2, bias_2, False)
+        return _trained_linear(F.gelu(hidden), weight_2, bias_2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -241,7 +265,12 @@ class _TrainedMLP(torch.autograd.Function):
 
 def _product(inputs: Tensor, weight: Tensor) -> Tensor:
     # With `create_graph` the backward pass is differentiated too, which PyTorch's own products allow.
-    return F.linear(inputs, weight) if torch.is_grad_enabled() else _onednn_linear(inputs, weight, None, False)
+    return F.linear(inputs, weight) if torch.is_grad_enabled() else _trained_linear(inputs, weight, None)
+
+
+def _trained_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    on_cpu = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and torch.float32 in KERNELS.linear
+    return _onednn_linear(inputs, weight, bias, False) if on_cpu else F.linear(inputs, weight, bias)
 
 
 def is_plain(weight: Tensor) -> bool:

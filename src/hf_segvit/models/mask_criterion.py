@@ -441,19 +441,32 @@ def _costs(
 
     logits = _sample_queries(mask_logits, points)
     probabilities = logits.sigmoid()
-    sums = rows @ probabilities
+    sums = _over_points(rows, probabilities)
     dice = 1 - (2 * sums[:, :-1] + 1) / (sums[:, -1:] + rows[:, :-1].sum(-1, keepdim=True) + 1)
     # BCE with target t is softplus(x) - t x, and softplus(x) = max(x, 0) - log(max(p, 1 - p)) for p = sigmoid(x): half
     # the time of log1p(exp(x)) at the same accuracy. In place, because these are the largest tensors here.
-    agreement = rows[:, :-1] @ logits
+    agreement = _over_points(rows[:, :-1], logits)
     softplus = logits.relu_().sub_(probabilities.sub_(0.5).abs_().add_(0.5).log_())
-    cross_entropy = (rows[:, -1:] @ softplus - agreement) / num_counted
+    cross_entropy = (_over_points(rows[:, -1:], softplus) - agreement) / num_counted
 
     labels = targets.labels.new_zeros((num_images, max(counts)))
     labels[image, slot] = targets.labels[target_index]
     class_probabilities = class_logits.float().softmax(-1).transpose(1, 2)
     class_probability = class_probabilities.gather(1, labels[..., None].expand(-1, -1, class_logits.shape[1]))
     return (mask_weight * cross_entropy + dice_weight * dice - class_weight * class_probability).transpose(1, 2)
+
+
+def _over_points(rows: Tensor, values: Tensor) -> Tensor:
+    """Products (b, n, Q) of rows (b, n, P) and values (b, P, Q)."""
+    parts = _parts(rows)
+    if parts == 1:
+        return rows @ values
+    return (rows.unflatten(2, (parts, -1)).transpose(1, 2) @ values.unflatten(1, (parts, -1))).sum(1)
+
+
+def _parts(rows: Tensor) -> int:
+    # Few long rows leave most of a GPU idle; parts of them in a batch do not.
+    return 32 if rows.device.type != "cpu" and rows.shape[-1] % 32 == 0 else 1
 
 
 def _sample_queries(mask_logits: Tensor, points: Tensor) -> Tensor:

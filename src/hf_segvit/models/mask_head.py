@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .cpu_kernels import Linear, linear, linear_and_activation, takes_onednn, trains_through_onednn
+from .cpu_kernels import (
+    Linear,
+    in_autocast_type,
+    linear,
+    linear_and_activation,
+    takes_onednn,
+    trains_through_onednn,
+)
 
 
 def initialize_by_default(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
@@ -74,7 +81,15 @@ class EoMTScaleLayer(nn.Module):
         """Upscale (B, h, w, D) to (B, 2h, 2w, D)."""
         features = self.activation(self.conv1(features))
         features = self.conv2(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.layernorm2d(features)
+        norm = self.layernorm2d
+        if features.dtype == norm.weight.dtype or type(norm) is not nn.LayerNorm:
+            # Only products follow, each of which would make and keep a copy under autocast.
+            return in_autocast_type(norm(features))
+        # Autocast would keep these, the largest features of the model, in single precision before and after the norm,
+        # which computes in it anyway.
+        weight, bias = norm.weight.to(features.dtype), norm.bias.to(features.dtype)
+        with torch.autocast(features.device.type, enabled=False):
+            return F.layer_norm(features, norm.normalized_shape, weight, bias, norm.eps)
 
 
 class EoMTScaleBlock(nn.Module):

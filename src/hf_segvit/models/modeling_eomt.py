@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput, can_return_tuple, merge_with
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_eomt import EoMTConfig, set_probabilities
+from .cpu_kernels import in_autocast_type
 from .inference_optimization import compile_module, queries_to_decode, refuse_masked_attention, take_queries
 from .mask_criterion import MaskCriterion, MaskPrediction, validate_targets
 from .mask_head import EoMTMaskHead, EoMTScaleBlock, attention_mask_from, initialize_by_default, mask_logits
@@ -366,9 +367,28 @@ class _MatchedMaskLogits:
 
     def __call__(self, image_index: Tensor, query_index: Tensor) -> Tensor:
         """Logits (M, height, width) of the pairs (M,), (M,), which are ordered by image."""
+        if joins_images(self.mask_features):
+            return self._in_one_product(image_index, query_index)
         matched = self.mask_queries[image_index, query_index].split(self.counts)
         images = zip(matched, self.mask_features, strict=True)
         return torch.cat([mask_logits(queries[None], features[None])[0] for queries, features in images])
+
+    def _in_one_product(self, image_index: Tensor, query_index: Tensor) -> Tensor:
+        # Image by image, the gradients of the features, the largest of the model, would be put together by a copy.
+        # Rows of images with fewer pairs are filled up with the first query, and left out of the result.
+        batch_size, num_queries = self.mask_queries.shape[:2]
+        most = max(self.counts)
+        slots = [image * most + slot for image, count in enumerate(self.counts) for slot in range(count)]
+        slot = torch.tensor(slots, dtype=torch.int64).to(image_index.device, non_blocking=True)
+        rows = torch.zeros(batch_size * most, dtype=torch.int64, device=image_index.device)
+        rows[slot] = image_index * num_queries + query_index
+        queries = self.mask_queries.flatten(0, 1).index_select(0, rows).unflatten(0, (batch_size, most))
+        return mask_logits(queries, self.mask_features).flatten(0, 1).index_select(0, slot)
+
+
+def joins_images(mask_features: Tensor) -> bool:
+    """Whether masks of all images are computed in one product: not on a CPU, where filling up costs more."""
+    return mask_features.device.type != "cpu"
 
 
 class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
@@ -481,7 +501,7 @@ class EoMTModel(EoMTPreTrainedModel, PlainViTModel):
         queries = normed_states[:, :num_queries]
         patches = normed_states[:, num_queries + self.config.num_prefix_tokens :]
         mask_queries = self.mask_head(queries)
-        patches = patches.unflatten(1, grid_size)
+        patches = in_autocast_type(patches.unflatten(1, grid_size))
         if final:
             mask_features = self.upscale_block(patches)
             logits = mask_logits(mask_queries, mask_features) if decode else None

@@ -39,6 +39,9 @@ class LayerScale(nn.Module):
 
     def forward(self, hidden_states: Tensor, branch: Tensor) -> Tensor:
         """Add the scaled branch (..., D) to the residual stream."""
+        if branch.dtype != hidden_states.dtype:
+            # Under autocast one pass would first convert the branch, and keep the copy for the backward pass.
+            return hidden_states + branch * self.lambda1
         # One pass over memory; a product and a sum would take two.
         return torch.addcmul(hidden_states, branch, self.lambda1)
 

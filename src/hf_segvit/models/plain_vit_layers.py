@@ -17,7 +17,16 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_plain_vit import PlainViTConfig
-from .cpu_kernels import Linear, attention_products, is_plain, linear, products_are_faster, two_layers
+from .cpu_kernels import (
+    Linear,
+    attention_products,
+    in_autocast_type,
+    is_bare,
+    is_plain,
+    linear,
+    products_are_faster,
+    two_layers,
+)
 
 
 class PlainViTAttention(nn.Module):
@@ -47,9 +56,7 @@ class PlainViTAttention(nn.Module):
         if not fused or not all(type(layer) is Linear and is_plain(layer.weight) for layer in layers):
             return
         with torch.no_grad():
-            weight = torch.cat([layer.weight for layer in layers])
-            zeros = self.q_proj.weight.new_zeros(len(weight) // 3)
-            bias = torch.cat([zeros if layer.bias is None else layer.bias for layer in layers])
+            weight, bias = self._joined()
             for layer, rows, values in zip(layers, weight.chunk(3), bias.chunk(3), strict=True):
                 layer.weight.data = rows
                 if layer.bias is not None:
@@ -101,16 +108,31 @@ class PlainViTAttention(nn.Module):
                 weights = torch.cat((leading_weights, rest_weights), dim=2)
         return self.out_proj(self.norm(context.flatten(2))), weights
 
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the three projections."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        zeros = (
+            None
+            if all(layer.bias is not None for layer in layers)
+            else self.q_proj.weight.new_zeros(layers[0].out_features)
+        )
+        biases = [zeros if layer.bias is None else layer.bias for layer in layers]
+        return torch.cat([layer.weight for layer in layers]), torch.cat(biases)  # type: ignore[arg-type]
+
     def _project(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, heads, T, E); queries and keys rotated if there are rotary embeddings."""
         heads = (*hidden_states.shape[:-1], self.num_heads, self.head_size)
+        hidden_states = in_autocast_type(hidden_states)  # or each of the three products would have a copy of its own
+        layers = (self.q_proj, self.k_proj, self.v_proj)
         if self._uses_fused:
             assert self.fused is not None
             parts = linear(hidden_states, *self.fused).chunk(3, dim=-1)
+        elif joins_projections(hidden_states) and all(is_bare(layer) and is_plain(layer.weight) for layer in layers):
+            parts = F.linear(hidden_states, *self._joined()).chunk(3, dim=-1)
         else:
-            parts = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+            parts = tuple(layer(hidden_states) for layer in layers)
         query, key, value = (part.view(heads).transpose(1, 2) for part in parts)
         if position_embeddings is not None:
             query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
@@ -132,6 +154,14 @@ class PlainViTAttention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             is_causal=False,
         )
+
+
+def joins_projections(hidden_states: Tensor) -> bool:
+    """Whether queries, keys and values are computed in one product in training.
+
+    On accelerators: their steps wait for the host, which has a third of the kernels to start then.
+    """
+    return hidden_states.device.type != "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def eager_attention_forward(
