@@ -229,6 +229,29 @@ def test_the_step_of_an_accelerator_equals_that_of_a_cpu(counts, autocast, monke
     assert float((other - whole).norm() / whole.norm()) < tolerance
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("counts", [[2, 5], [0, 4]])
+def test_cuda_step_equals_cpu(counts) -> None:
+    model = tiny_eomt(num_hidden_layers=3, num_query_layers=2).train()
+    found = []
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad()
+        generator = torch.Generator().manual_seed(0)
+        model.criterion.point_sampler = lambda *sizes: torch.rand(*sizes[:2], 2, generator=generator).to(sizes[2])  # noqa: B023
+        given = {name: [each.to(device) for each in values] for name, values in targets(counts).items()}
+        pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).to(device)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            loss = model(pixels, **given).loss
+            loss.backward()
+        gradient = torch.cat([parameter.grad.flatten().cpu() for parameter in model.parameters()])
+        found.append((loss.detach().cpu(), gradient))
+    (loss, gradient), (other_loss, other) = found
+    torch.testing.assert_close(other_loss, loss, rtol=1e-4, atol=0)
+    # A rounding can choose another of two points that are almost equally uncertain.
+    assert float((other - gradient).norm() / gradient.norm()) < 1e-2
+
+
 def test_loss_terms_are_reported_by_layer() -> None:
     model = tiny_eomt().train()
     outputs = model(torch.randn(1, 3, 64, 64), **targets([2]))
