@@ -262,7 +262,7 @@ def run(arguments: argparse.Namespace) -> None:
         subprocess.run([sys.executable, __file__, "run", *same, *own], check=True)
 
 
-SHARED_OPTIONS = ("output", "steps", "seconds", "pretraining-steps", "scenes", "training-scenes")
+SHARED_OPTIONS = ("output", "steps", "seconds", "pretraining-steps", "pretrained-factor", "scenes", "training-scenes")
 
 
 def run_one(one: Run, arguments: argparse.Namespace) -> None:
@@ -279,7 +279,7 @@ def run_one(one: Run, arguments: argparse.Namespace) -> None:
     limits = (arguments.steps, None) if one.protocol == "steps" else (None, arguments.seconds)
     start = time.process_time()
     with PeakResidentMemory() as memory:
-        steps = train(model, row, scenes, limits, 1.0 if backbone is None else PRETRAINED_FACTOR)
+        steps = train(model, row, scenes, limits, 1.0 if backbone is None else arguments.pretrained_factor)
     seconds = time.process_time() - start
     result = {
         **vars(one),
@@ -443,6 +443,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     one.add_argument(
         "--pretraining-steps", type=int, default=PRETRAINING_STEPS, help=f"of --start (default {PRETRAINING_STEPS})"
+    )
+    one.add_argument(
+        "--pretrained-factor",
+        type=float,
+        default=PRETRAINED_FACTOR,
+        help=f"learning rate of pretrained blocks relative to the rest (default {PRETRAINED_FACTOR})",
     )
     one.add_argument(
         "--training-scenes", type=int, default=NUM_TRAINING_SCENES, help=f"to draw (default {NUM_TRAINING_SCENES})"

@@ -383,7 +383,10 @@ class _MatchedMaskLogits:
         rows = torch.zeros(batch_size * most, dtype=torch.int64, device=image_index.device)
         rows[slot] = image_index * num_queries + query_index
         queries = self.mask_queries.flatten(0, 1).index_select(0, rows).unflatten(0, (batch_size, most))
-        return mask_logits(queries, self.mask_features).flatten(0, 1).index_select(0, slot)
+        # Features times queries: the other way round the gradient of the features would come transposed.
+        cells = self.mask_features.flatten(1, 2) @ queries.transpose(1, 2)
+        logits = cells.transpose(1, 2).flatten(0, 1).index_select(0, slot)
+        return logits.unflatten(1, self.mask_features.shape[1:3])
 
 
 def joins_images(mask_features: Tensor) -> bool:
