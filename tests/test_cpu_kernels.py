@@ -310,7 +310,9 @@ def test_the_choice_of_a_kernel_breaks_no_graph(kernels, dtype, monkeypatch) -> 
     torch._dynamo.reset()
     model, pixels = tiny_vit().to(dtype), torch.randn(1, 3, 32, 32).to(dtype)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(pixels).last_hidden_state, model(pixels).last_hidden_state)
+    # In half precision PyTorch 2.11 rounds some values elsewhere; those of a normed state are around 1.
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == FP32 else {"rtol": 0.0, "atol": 0.05}
+    torch.testing.assert_close(compiled(pixels).last_hidden_state, model(pixels).last_hidden_state, **tolerance)
 
 
 @needs_onednn

@@ -155,10 +155,15 @@ _HAVE_AUTOCAST = {name for name in ("cpu", "cuda", "mps", "xpu", "hpu") if torch
 
 def in_autocast_type(values: Tensor) -> Tensor:
     """Values as autocast would convert them for products, once for all of them; without autocast as they are."""
-    device = values.device.type
-    if device not in _HAVE_AUTOCAST or not torch.is_autocast_enabled(device):
-        return values
-    return values if values.dtype == torch.float64 else values.to(torch.get_autocast_dtype(device))
+    dtype = autocast_type(values.device)
+    return values if dtype is None or values.dtype == torch.float64 else values.to(dtype)
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """The type that autocast converts to on a device; `None` without autocast."""
+    if device.type not in _HAVE_AUTOCAST or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
 
 
 def is_bare(layer: nn.Module) -> bool:

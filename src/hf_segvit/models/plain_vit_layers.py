@@ -20,6 +20,7 @@ from .configuration_plain_vit import PlainViTConfig
 from .cpu_kernels import (
     Linear,
     attention_products,
+    autocast_type,
     in_autocast_type,
     is_bare,
     is_plain,
@@ -159,9 +160,12 @@ class PlainViTAttention(nn.Module):
 def joins_projections(hidden_states: Tensor) -> bool:
     """Whether queries, keys and values are computed in one product in training.
 
-    On accelerators: their steps wait for the host, which has a third of the kernels to start then.
+    On accelerators: their steps wait for the host, which has a third of the kernels to start then. Under autocast only,
+    which copies the weights anyway; elsewhere the joined ones would be kept for the backward pass besides.
     """
-    return hidden_states.device.type != "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if hidden_states.device.type == "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return autocast_type(hidden_states.device) is not None
 
 
 def eager_attention_forward(
