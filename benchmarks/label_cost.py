@@ -4,10 +4,11 @@
     python benchmarks/label_cost.py run --data camvid:FOLDER --masks 50 --labels coarse --seed 0 --output ...
     python benchmarks/label_cost.py table --output runs/label_cost
 
-A generator (EoMT) learns from the masks of few images. ViT-P starts from its blocks and learns from the same masks and,
-one by one in `LABELS`, from cheaper labels of all other images. Both are fused over alpha and scored on unseen images,
-beside the bound with perfect labels. `--generator FOLDER` takes another trained model instead, such as a ladder row;
-ViT-P then starts from `--start FOLDER`, an EoMT trained on the same masks.
+A generator learns from the masks of few images: EoMT, or with `--generator row0` ViT-Adapter + Mask2Former. ViT-P
+starts from the blocks of the EoMT and learns from the same masks and, one by one in `LABELS`, from cheaper labels of
+all other images. Both are fused over alpha and scored on unseen images, beside the bound with perfect labels.
+`--generator FOLDER --name NAME` takes another trained model instead; ViT-P then starts from `--start FOLDER`, an EoMT
+trained on the same masks.
 
 Everything is trained from scratch on one thread; what is finished in the output folder is not repeated.
 """
@@ -24,6 +25,7 @@ import torch
 from camvid_data import INPUT, array_entry, read_split
 from camvid_data import LABELS as CAMVID_LABELS
 from fusion_experiment import load_fused
+from ladder import MASK2FORMER
 from measuring import machine
 from tables import cell, read_results, write_json
 from torch import nn
@@ -32,7 +34,13 @@ from tqdm import tqdm
 from vit_p_scenes import Scenes
 from vit_p_scenes_start import from_eomt
 
-from hf_segvit import EoMTConfig, EoMTForUniversalSegmentation, EoMTImageProcessor
+from hf_segvit import (
+    EoMTConfig,
+    EoMTForUniversalSegmentation,
+    EoMTImageProcessor,
+    Mask2FormerViTConfig,
+    Mask2FormerViTForUniversalSegmentation,
+)
 from hf_segvit.atomic_files import replacing
 from hf_segvit.data.augmentation import AugmentedDataset, augmentation
 from hf_segvit.data.collation import MaskCollator, PointCollator
@@ -53,6 +61,7 @@ NUM_POINTS, CHEAP_SHARE = 64, 3.0  # prompts of an image; samples with cheap lab
 # Seconds of annotation of a segment. Mask and box: the ViT-P paper's "1 to 2 minutes" and "10 seconds". Coarse: as much
 # less than a mask as Cityscapes' coarse annotation took, 7 minutes an image instead of 90.
 SECONDS = {"mask": 90.0, "coarse": 90.0 * 7 / 90, "box": 10.0}
+TRAINED = ("eomt", "row0")
 LABELS: dict[str, str | None] = {"masks": None, "coarse": "coarse", "boxes": "box"}  # source of the cheap prompts
 
 
@@ -88,33 +97,35 @@ class Data:
         return sum(len(image["segments"]) for image in images) * SECONDS[kind] / 60
 
 
-def train_generator(data: Data, num_masks: int, steps: int, seed: int, folder: Path) -> None:
-    """Train an EoMT without masked attention on the first images; saved with its processor."""
+def train_generator(data: Data, kind: str, num_masks: int, steps: int, seed: int, folder: Path) -> None:
+    """Train an EoMT without masked attention, or row 0 with it, on the first images; saved with its processor."""
     if (folder / "config.json").exists():
         return
     torch.manual_seed(seed)
-    config = EoMTConfig(
-        hidden_size=144,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        intermediate_size=432,
-        image_size=list(data.size),
-        patch_size=data.patch_size,
-        num_register_tokens=0,
-        layer_scale_init_value=None,
-        initializer_range=0.08,
-        num_queries=24,
-        num_query_layers=3,
-        train_num_points=256,
-        masked_attention=False,
-        id2label=data.id2label,
-        label2id={name: label for label, name in data.id2label.items()},
-    )
-    model = EoMTForUniversalSegmentation(config)
+    shared: dict[str, Any] = {
+        "hidden_size": 144,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "intermediate_size": 432,
+        "image_size": list(data.size),
+        "num_register_tokens": 0,
+        "layer_scale_init_value": None,
+        "initializer_range": 0.08,
+        "num_queries": 24,
+        "train_num_points": 256,
+        "id2label": data.id2label,
+        "label2id": {name: label for label, name in data.id2label.items()},
+    }
+    model: Any
+    if kind == "eomt":
+        config = EoMTConfig(**shared, patch_size=data.patch_size, num_query_layers=3, masked_attention=False)
+        model = EoMTForUniversalSegmentation(config)
+    else:
+        model = Mask2FormerViTForUniversalSegmentation(Mask2FormerViTConfig(**shared, **MASK2FORMER, patch_size=16))
     recipe = "eomt_coco_panoptic" if data.task == "panoptic" else "eomt_semantic"
     augment = augmentation(recipe, data.size, scale_range=(0.7, 1.4))
     samples = AugmentedDataset(data.train[:num_masks], augment, seed=seed)
-    optimize(model, samples, MaskCollator(with_loss_mask=True), steps, seed, f"EoMT, {num_masks} masks")
+    optimize(model, samples, MaskCollator(with_loss_mask=True), steps, seed, f"{kind}, {num_masks} masks")
     processor = EoMTImageProcessor(
         task=data.task,
         size={"height": data.size[0], "width": data.size[1]},
@@ -180,7 +191,9 @@ def optimize(model: Any, samples: Any, collate: Any, steps: int, seed: int, titl
 
 def run(args: argparse.Namespace) -> None:
     """Train what is missing of one cell, and score it."""
-    data_name = args.data.partition(":")[0]
+    data_name, args.name = args.data.partition(":")[0], args.name or args.generator
+    if args.generator not in TRAINED and (args.start is None or args.name == args.generator):
+        raise SystemExit(f"--generator {args.generator} needs --name, and --start, an EoMT trained on the same masks")
     name = f"{data_name}-{args.name}-{args.masks}-{args.labels}-seed{args.seed}"
     path = args.output / f"{name}.json"
     if path.exists():
@@ -192,14 +205,15 @@ def run(args: argparse.Namespace) -> None:
     if args.masks >= len(data.train):
         raise SystemExit(f"--masks {args.masks}: there are {len(data.train)} images; leave some for cheap labels")
     begin = time.process_time()
-    own = args.output / f"{data_name}-eomt-{args.masks}-seed{args.seed}"
-    if args.generator is None or args.start is None:
-        train_generator(data, args.masks, args.steps, args.seed, own)
+    folders = {kind: args.output / f"{data_name}-{kind}-{args.masks}-seed{args.seed}" for kind in TRAINED}
+    for kind in TRAINED:
+        if kind == args.generator or (kind == "eomt" and args.start is None):
+            train_generator(data, kind, args.masks, args.steps, args.seed, folders[kind])
     classifier = args.output / name
     losses = train_classifier(
-        data, args.masks, args.labels, args.classifier_steps, args.seed, args.start or own, classifier
+        data, args.masks, args.labels, args.classifier_steps, args.seed, args.start or folders["eomt"], classifier
     )
-    model, processor = load_fused(str(args.generator or own), str(classifier))
+    model, processor = load_fused(str(folders.get(args.generator, args.generator)), str(classifier))
     tasks = {}
     for task in ("panoptic", "semantic") if data.task == "panoptic" else ("semantic",):
         segmenter = Segmenter(model, processor, task=task, device="cpu", stuff_classes=data.stuff_classes)
@@ -294,8 +308,10 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--steps", type=int, default=1200, help="of the generator")
     one.add_argument("--classifier-steps", type=int, default=1500)
-    one.add_argument("--name", default="eomt", help="of the generator, in the table")
-    one.add_argument("--generator", type=Path, metavar="FOLDER", help="another model, trained on the same masks")
+    one.add_argument(
+        "--generator", default="eomt", metavar="eomt|row0|FOLDER", help="trained here, or another model (default: eomt)"
+    )
+    one.add_argument("--name", help="of another generator, in the table")
     one.add_argument("--start", type=Path, metavar="FOLDER", help="EoMT whose blocks ViT-P starts from")
     one.add_argument("--limit", type=int, help="images to train on and to score, for a trial")
     one.add_argument("--output", type=Path, required=True)
