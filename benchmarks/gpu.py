@@ -6,7 +6,8 @@ Needs this repository, torch >= 2.11 and transformers >= 5.17, nothing installed
 compiled first, a process for each step, since compilation takes one core most of the time; the tests marked gpu run
 meanwhile, and nothing is timed. The steps are in order of value. After each of them gpu.json and gpu.md are written, an
 error of a step is recorded there and the next one runs, and a second call with the same folder continues where the
-first was cut off. A step is not begun if less time is left than the longest of its kind took. Weights are random; ours
+first was cut off. A step is not begun if less time is left than the longest of its kind took, or than it had without
+coming to an end when all was compiled. Weights are random; ours
 and Transformers' are the same, and outputs are compared before anything is timed. `--profile` writes the kernels of a
 forward pass and of a training step beside the figures. `--dry-run` runs every step with tiny models on the CPU, whose
 figures say nothing.
@@ -469,10 +470,12 @@ def previous(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     return {name: row for name, row in before["steps"].items() if "error" not in row} if same else {}
 
 
-def compile_ahead(args: argparse.Namespace, names: Sequence[str], record: dict[str, Any], seconds: float) -> None:
+def compile_ahead(
+    args: argparse.Namespace, names: Sequence[str], record: dict[str, Any], seconds: float
+) -> dict[str, float]:
     """Run the steps that compile, each in a process of its own, which fills PyTorch's cache on disk for the timing.
 
-    The tests are among them: they take no times, so their result counts.
+    The tests are among them: they take no times, so their result counts. Returns the seconds that unfinished steps had.
     """
     deadline, cores = time.monotonic() + seconds, os.cpu_count() or 1
     waiting = [name for name in names if kind_of(name) in ("forward", "switch", "tests") or "compiled" in name]
@@ -499,6 +502,7 @@ def compile_ahead(args: argparse.Namespace, names: Sequence[str], record: dict[s
         for process in running.values():
             process.kill()
             process.wait()
+    return dict.fromkeys([*running, *waiting], seconds)
 
 
 def kind_of(name: str) -> str:
@@ -534,14 +538,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     record["steps"] = previous(args.output, record)
     names = list(dict.fromkeys([*record["steps"], *chosen]))
     write(args.output, record, names)
+    needed: dict[str, float] = {}  # at least, by steps that compile longer than there was time for
     if device.type == "cuda" and not machine.rehearsal:
-        compile_ahead(args, list(chosen), record, 0.36 * args.seconds)
+        needed = compile_ahead(args, list(chosen), record, 0.36 * args.seconds)
         write(args.output, record, names)
     longest: dict[str, float] = {}  # seconds of a step of each kind: mostly compilation, which cannot be cut short
     for name, step in chosen.items():
         if name in record["steps"]:
             continue
-        if left() <= longest.get(kind_of(name), 0.0):
+        if left() <= max(longest.get(kind_of(name), 0.0), needed.get(name, 0.0)):
             print(f"{name}: not reached in {args.seconds:g} s", flush=True)
             continue
         start = time.monotonic()

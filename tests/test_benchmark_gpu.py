@@ -112,3 +112,27 @@ def test_multiply_adds_are_the_paper_s(gpu):
     config = gpu.EoMTConfig.from_dict(gpu.translate_config(gpu.EomtConfig(**gpu.SIZES["L"], num_labels=133).to_dict()))
     config.masked_attention_probabilities = [0.0] * 4
     assert gpu.multiply_adds(config, 640) / 1e9 == pytest.approx(669, rel=0.01)
+
+
+def test_what_did_not_compile_in_time_is_not_begun_with_less(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "compile_ahead", lambda *arguments: {"switch: a": 80.0, "image c": 10.0})
+    facts = gpu.machine_facts()
+    monkeypatch.setattr(gpu, "machine_facts", lambda: facts)
+    monkeypatch.setattr(gpu, "fresh", lambda: None)
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    readings = iter([0, 36, 37, 38, 39, 40, 41, 42, 43])  # at the start, then as above
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(readings))
+    gpu.main(["--output", str(tmp_path), "--seconds", "100"])
+    assert gpu.begun == ["switch: b", "image c"]  # 64 seconds are left
+
+
+def test_steps_that_compile_are_tried_in_processes_of_their_own(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 2)
+    record, names = {"steps": {}}, ["switch: fused q/k/v", "image in, segments out", "switch: there is none"]
+    unfinished = gpu.compile_ahead(gpu.argparse.Namespace(dry_run=True), names, record, 120.0)
+    assert unfinished == {}
+    printed = capsys.readouterr().out
+    assert "ahead: switch: fused q/k/v: ready" in printed
+    assert "ahead: switch: there is none: the process ended early" in printed
+    assert "image in" not in printed  # nothing of it is compiled
+    assert gpu.compile_ahead(gpu.argparse.Namespace(dry_run=True), names, record, 0.0) == {names[0]: 0.0, names[2]: 0.0}
