@@ -264,12 +264,12 @@ def table(output: Path) -> str:
             score_name = "PQ" if task == "panoptic" else "mIoU"
             title = f"{setting}, {generator}, {score_name}"
             lines.append(f"| {title} | {masks} | {labels} | {hours:.1f} | {len(group)} | {' | '.join(cells)} |")
-            panel = f"{score_name}, {setting}, {generator}"
-            alone.setdefault(f"{panel}/generator alone", {}).setdefault(masks, {}).update(
+            panel = f"{score_name}, {setting}"
+            alone.setdefault(f"{panel}/{generator} alone", {}).setdefault(masks, {}).update(
                 {each["seed"]: (each["minutes"] / 60, 100 * each["tasks"][task]["scores"][0]) for each in group}
             )
             fused = 100 * statistics.mean(columns[ALPHAS.index(0.4)])
-            curves.setdefault(f"{panel}/ViT-P of {labels}, alpha 0.4", []).append((hours, fused))
+            curves.setdefault(f"{panel}/{generator} and ViT-P of {labels}, alpha 0.4", []).append((hours, fused))
     for name, by_masks in alone.items():
         curves[name] = [tuple(map(statistics.mean, zip(*seeds.values(), strict=True))) for seeds in by_masks.values()]
     curves = {name: sorted(points) for name, points in curves.items()}
@@ -291,7 +291,7 @@ def draw(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
                 axes.plot(hours, scores, marker="o", markersize=4, label=name.split("/", 1)[1])
         axes.set_title(panel, fontsize=10)
         axes.set_xlabel("hours of annotation")
-        axes.set_xscale("log")
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8)
     with replacing(path) as partial:
